@@ -1,0 +1,251 @@
+"""The command line: thin. Every error a user can cause becomes one line and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sirius_rec.errors import SiriusError
+
+if TYPE_CHECKING:
+    from sirius_rec.config import Config
+    from sirius_rec.recipes.run_folder import RunFolder
+
+app = typer.Typer(
+    name="sirius",
+    help="Preference alignment of language-model recommenders, with reward-hacking evidence and honest evaluation.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+ConfigArg = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file; the packaged ones go by name: demo.")]
+OverridesArg = Annotated[
+    list[str] | None, typer.Argument(metavar="[key=value]...", help="Overrides, for example align.epochs=3.")
+]
+OutOption = Annotated[Path | None, typer.Option("--out", help="Run folder. Default: runs/<name>.")]
+JsonOption = Annotated[Path | None, typer.Option("--json", help="Also write the outcome to this JSON file.")]
+RunArg = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _load(config: Path, overrides: list[str] | None) -> Config:
+    from sirius_rec.config import load_config
+
+    packaged = Path(__file__).parent / "configs" / f"{config}.yaml"
+    return load_config(packaged if not config.exists() and packaged.is_file() else config, overrides)
+
+
+def _open(config: Path, overrides: list[str] | None, out: Path | None) -> tuple[RunFolder, Config]:
+    from sirius_rec.recipes.run_folder import open_run
+
+    loaded = _load(config, overrides)
+    return open_run(out or Path("runs") / loaded.name, loaded), loaded
+
+
+def _show_results(results: dict[str, Any]) -> None:
+    """The result table in the terminal: one row per method, slates side by side, intervals in brackets."""
+    from rich.console import Console
+    from rich.table import Table
+
+    for slates, checkpoint in sorted({(row["slates"], row["checkpoint"]) for row in results["summary"]}):
+        table = Table(title=f"{slates}, {checkpoint} epoch: mean over seeds [95 % interval]")
+        for column in ("method", "seeds", "HR@1", "NDCG@10", "MRR", "ValidRatio"):
+            table.add_column(column, justify="left" if column == "method" else "right")
+        for row in results["summary"]:
+            if (row["slates"], row["checkpoint"]) == (slates, checkpoint):
+                cells = [_cell(row, metric) for metric in ("hr@1", "ndcg@10", "mrr", "valid_ratio")]
+                table.add_row(row["label"], str(len(row["seeds"])), *cells)
+        Console().print(table)
+
+
+def _cell(row: dict[str, Any], metric: str) -> str:
+    if row.get(metric) is None:
+        return ""
+    low, high = row.get(f"{metric}_low"), row.get(f"{metric}_high")
+    return f"{row[metric]:.4f}" + (f" [{low:.3f}, {high:.3f}]" if low is not None else "")
+
+
+def _write_json(path: Path | None, content: Any) -> None:
+    if path is not None:
+        path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+
+def _stages(config: Path, overrides: list[str] | None, out: Path | None, stages: tuple[str, ...]) -> RunFolder:
+    from sirius_rec.recipes.story import run_stages
+
+    run, loaded = _open(config, overrides, out)
+    run_stages(run, loaded, stages, say)
+    return run
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Run folder.")] = Path("runs/demo"),
+    json_file: JsonOption = None,
+) -> None:
+    """The whole story on a simulated catalogue: data, SFT, DPO and softmax DPO with and without SIRIUS, report.
+
+    Example: sirius demo --out runs/demo
+    """
+    say("sirius demo: a simulated catalogue whose true preferences are known; a tiny language model learns it (SFT),")
+    say("is aligned by DPO and softmax DPO, each with and without the SIRIUS anchor, on 3 seeds, and is compared with")
+    say("SFT continued for as long. At most 5 minutes on 2 cores. It can be stopped and started again at any time.")
+    _run(Path("demo"), None, out, json_file)
+
+
+@app.command()
+def run(config: ConfigArg, overrides: OverridesArg = None, out: OutOption = None, json_file: JsonOption = None) -> None:
+    """Run everything a configuration asks for; started again, it goes on where it stopped.
+
+    Example: sirius run configs/lastfm.yaml align.epochs=3 --out runs/lastfm
+    """
+    _run(config, overrides, out, json_file)
+
+
+def _run(config: Path, overrides: list[str] | None, out: Path | None, json_file: Path | None) -> None:
+    from sirius_rec.recipes.story import STAGES, finish
+
+    folder = _stages(config, overrides, out, STAGES)
+    finish(folder, folder.config())
+    results = json.loads(folder.results.read_text())
+    _show_results(results)
+    _write_json(json_file, results)
+    say(f"results: {folder.results}")
+    say(f"report:  {folder.path / 'report.html'}")
+
+
+@app.command()
+def prepare(
+    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help="YAML file with a data section.")] = None,
+    overrides: OverridesArg = None,
+    source: Annotated[str | None, typer.Option(help="Source name, instead of a CONFIG.")] = None,
+    input: Annotated[Path | None, typer.Option(help="File or folder of the source.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Data folder to write.")] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Prepare a data set: events or windows in, frozen slates out.
+
+    Examples: sirius prepare configs/lastfm.yaml --out data/lastfm
+              sirius prepare --source table --input logs/ --out data/mine data.slates='[{size: 100}]'
+    """
+    from sirius_rec.config import parse_config
+    from sirius_rec.data.statistics import summary_lines
+    from sirius_rec.errors import ConfigError
+    from sirius_rec.recipes.story import prepare_data
+
+    extra = list(overrides or [])
+    if config is not None and "=" in str(config) and not config.exists():
+        extra, config = [str(config), *extra], None
+    if (config is None) == (source is None):
+        raise ConfigError("prepare: give either a CONFIG or --source (with --input)")
+    if out is None:
+        raise ConfigError("prepare: say where to write with --out DATA")
+    if source is not None:
+        extra = [f"data.source={source}", *([f"data.input={input}"] if input else []), *extra]
+    if config is not None:
+        loaded = _load(config, extra)
+    else:
+        from sirius_rec.config import apply_overrides
+
+        loaded = parse_config(apply_overrides({}, extra), "command line")
+    dataset = prepare_data(loaded, None, say, out)
+    for line in summary_lines(dataset):
+        say(line)
+    _write_json(json_file, dataset.info)
+
+
+@app.command()
+def sft(config: ConfigArg, overrides: OverridesArg = None, out: OutOption = None) -> None:
+    """Supervised fine-tuning only (with pretraining for the tiny backbone).
+
+    Example: sirius sft configs/lastfm.yaml --out runs/lastfm
+    """
+    say(f"done: {_stages(config, overrides, out, ('sft',)).path / 'sft'}")
+
+
+@app.command()
+def align(config: ConfigArg, overrides: OverridesArg = None, out: OutOption = None) -> None:
+    """Every arm's preference alignment, with what it needs before.
+
+    Example: sirius align configs/lastfm.yaml --out runs/lastfm
+    """
+    say(f"done: {_stages(config, overrides, out, ('sft', 'align')).path / 'align'}")
+
+
+@app.command()
+def evaluate(run: RunArg, json_file: JsonOption = None) -> None:
+    """Score the trained models and floors on the test slates; results.json and the table.
+
+    Example: sirius evaluate runs/lastfm
+    """
+    from sirius_rec.data.store import open_dataset
+    from sirius_rec.recipes.evaluation import collect
+    from sirius_rec.recipes.run_folder import RunFolder
+    from sirius_rec.recipes.story import run_stages
+
+    folder = RunFolder(run)
+    config = folder.config()
+    run_stages(folder, config, ("sft", "align", "evaluate"), say)
+    results = collect(folder, config, open_dataset(folder.data))
+    _show_results(results)
+    _write_json(json_file, results)
+
+
+@app.command()
+def diagnose(run: RunArg, json_file: JsonOption = None) -> None:
+    """Reward-hacking evidence from a run's curves: margins against held-out ranking, insensitive shares.
+
+    Example: sirius diagnose runs/lastfm
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from sirius_rec.diagnostics.curves import HEADER, lines
+    from sirius_rec.recipes.evaluation import diagnose_run
+    from sirius_rec.recipes.run_folder import RunFolder
+
+    diagnostics = diagnose_run(RunFolder(run))
+    table = Table(*HEADER)
+    for line in lines(diagnostics):
+        table.add_row(*line)
+    Console().print(table)
+    _write_json(json_file, diagnostics)
+
+
+@app.command()
+def report(run: RunArg) -> None:
+    """Write report.html and figures/ from a run's results.json.
+
+    Example: sirius report runs/lastfm
+    """
+    from sirius_rec.recipes.evaluation import report_run
+    from sirius_rec.recipes.run_folder import RunFolder
+
+    say(f"report: {report_run(RunFolder(run))}")
+
+
+def main() -> None:
+    """Entry point: SiriusError → one line on stderr and exit code 2."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app()
+    except SiriusError as error:
+        print(f"sirius: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("sirius: stopped; start the same command again to go on", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,220 @@
+"""From what a source hands over to numbered items and examples, in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from sirius_rec.data.filtering import FilterStep, filter_events
+from sirius_rec.data.slates import TouchedItems, touched_items
+from sirius_rec.data.splitting import by_time, by_user, leave_last_out
+from sirius_rec.data.titles import distinct_titles
+from sirius_rec.data.windows import sliding_windows
+from sirius_rec.errors import ConfigError, DataError
+from sirius_rec.schema import (
+    CANDIDATES,
+    HISTORY,
+    ITEM,
+    ITEM_ID,
+    ROW_ID,
+    SPLIT,
+    SPLITS,
+    TARGET,
+    TIMESTAMP,
+    TITLE,
+    USER_ID,
+    Examples,
+    Interactions,
+)
+
+EXAMPLE_SCHEMA: Final[dict[str, pl.DataType | type[pl.DataType]]] = {
+    ROW_ID: pl.Int64,
+    USER_ID: pl.String,
+    HISTORY: pl.List(pl.Int32),
+    TARGET: pl.Int32,
+    TIMESTAMP: pl.Int64,
+    SPLIT: pl.String,
+}
+
+
+@dataclass(frozen=True)
+class Material:
+    """Everything that slates are made of.
+
+    items: item, item_id, title (distinct).
+    examples: as in examples.parquet, plus `candidates` (list[int32]) where the source brings slates.
+    touched: aligned with examples.
+    statistics, filters, titles: for dataset.json.
+    """
+
+    items: pl.DataFrame
+    examples: pl.DataFrame
+    touched: TouchedItems
+    statistics: dict[str, Any]
+    filters: dict[str, Any]
+    titles: dict[str, Any]
+
+    def select(self, rows: npt.NDArray[np.bool_]) -> Material:
+        """The same with a selection of examples."""
+        chosen = self.examples.filter(pl.Series(rows))
+        touched = self.touched.select(rows)
+        return Material(self.items, chosen, touched, self.statistics, self.filters, self.titles)
+
+
+def from_interactions(
+    source: Interactions,
+    *,
+    min_item: int,
+    min_user: int,
+    min_sequence: int,
+    split: str,
+    ratios: Sequence[int],
+    split_seed: int,
+    max_history: int,
+    min_history: int,
+) -> Material:
+    """Filter, split and window a source of events.
+
+    The catalogue keeps every item of the source when no filter is on, and the surviving items otherwise; items keep the
+    source's order, and users the order of their first row.
+
+    Raises:
+        DataError: the filters leave nothing, or no user has enough events for a window.
+    """
+    events, steps = filter_events(source.events, min_item=min_item, min_user=min_user, sequence=min_sequence)
+    catalogue = source.items
+    if max(min_item, min_user, min_sequence) > 1:
+        catalogue = catalogue.filter(pl.col(ITEM_ID).is_in(events[ITEM_ID].unique().to_list()))
+    items, titles = number_items(catalogue)
+    item_E = _numbered(events[ITEM_ID], items)
+    users = events[USER_ID].unique(maintain_order=True)
+    user_E = (
+        events[USER_ID].replace_strict(users, pl.int_range(len(users), eager=True), return_dtype=pl.Int64).to_numpy()
+    )
+    assert (np.diff(user_E) >= 0).all(), "a source must hand over each user's events together"
+    time_E = events[TIMESTAMP].to_numpy()
+
+    splitters: dict[str, Callable[[], npt.NDArray[np.int8]]] = {
+        "user": lambda: by_user(user_E, ratios=ratios, seed=split_seed),
+        "time": lambda: by_time(time_E, ratios=ratios),
+        "leave_last_out": lambda: leave_last_out(user_E),
+    }
+    label_E = splitters[split]()
+    windows = sliding_windows(user_E, item_E, max_history=max_history, min_history=min_history)
+    target_R = windows.position_R
+    if not target_R.size:
+        longest = int(np.bincount(user_E).max(initial=0))
+        raise DataError(
+            f"no windows: the longest of {len(users)} sequences has {longest} events, a history of {min_history} and "
+            f"its target need {min_history + 1}; lower min_history"
+        )
+    examples = pl.DataFrame(
+        {
+            ROW_ID: np.arange(target_R.size),
+            USER_ID: events[USER_ID].gather(target_R),
+            HISTORY: windows.history,
+            TARGET: item_E[target_R],
+            TIMESTAMP: time_E[target_R],
+            SPLIT: pl.Series(SPLITS).gather(label_E[target_R]),
+        },
+        schema_overrides=EXAMPLE_SCHEMA,
+    )
+    count_U = np.bincount(user_E, minlength=len(users))
+    touched = TouchedItems(np.r_[0, count_U.cumsum()], item_E, user_E[target_R])
+    statistics = _statistics(len(users), items.height, item_E, len(np.unique(user_E[target_R])))
+    return Material(items, examples, touched, statistics, _filter_report(source, events, steps), titles)
+
+
+def _statistics(n_users: int, n_items: int, item_E: npt.NDArray[np.int64], n_sequences: int) -> dict[str, Any]:
+    return {
+        "n_users": n_users,
+        "n_items": n_items,
+        "n_items_seen": len(np.unique(item_E)),
+        "n_interactions": item_E.size,
+        "n_sequences": n_sequences,
+        "density": item_E.size / (n_users * n_items),
+    }
+
+
+def from_examples(source: Examples, *, max_history: int, min_history: int) -> Material:
+    """Number a source of ready-made windows; histories are cut to the last `max_history` items.
+
+    Rows with fewer than `min_history` history items are dropped and counted; row_id is the row's number in the source.
+
+    Raises:
+        DataError: no row is left.
+    """
+    items, titles = number_items(source.items)
+    rows = source.rows.with_row_index(ROW_ID)
+    long_enough = rows.filter(pl.col(HISTORY).list.len() >= min_history)
+    if not long_enough.height:
+        longest = rows[HISTORY].list.len().max()
+        raise DataError(
+            f"no windows: the longest of {rows.height} histories has {longest!r} items, min_history is {min_history}; "
+            "lower it"
+        )
+    number = pl.element().replace_strict(items[ITEM_ID], items[ITEM], return_dtype=pl.Int32)
+    columns = {
+        ROW_ID: pl.col(ROW_ID),
+        USER_ID: pl.col(USER_ID) if USER_ID in rows.columns else pl.lit(None),
+        HISTORY: pl.col(HISTORY).list.tail(max_history).list.eval(number),
+        TARGET: pl.col(TARGET).replace_strict(items[ITEM_ID], items[ITEM], return_dtype=pl.Int32),
+        TIMESTAMP: pl.col(TIMESTAMP) if TIMESTAMP in rows.columns else pl.lit(None),
+        SPLIT: pl.col(SPLIT),
+    }
+    casts = [expression.cast(EXAMPLE_SCHEMA[name]).alias(name) for name, expression in columns.items()]
+    if CANDIDATES in rows.columns:
+        casts.append(pl.col(CANDIDATES).list.eval(number).cast(pl.List(pl.Int32)))
+    examples = long_enough.select(casts)
+    seen = pl.concat([examples[HISTORY].explode().drop_nulls(), examples[TARGET]])
+    statistics = {
+        "n_users": examples[USER_ID].drop_nulls().n_unique() or None,
+        "n_items": items.height,
+        "n_items_seen": seen.n_unique(),
+        "n_interactions": None,
+        "n_sequences": examples.height,
+        "density": None,
+    }
+    filters = {
+        "steps": [],
+        "rows_read": rows.height,
+        "rows_with_short_history_dropped": rows.height - examples.height,
+        "targets_in_own_history": int(examples.select(pl.col(HISTORY).list.contains(pl.col(TARGET)).sum()).item()),
+    }
+    return Material(items, examples, touched_items(examples), statistics, filters, titles)
+
+
+def number_items(catalogue: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """item, item_id, title with titles made distinct, and what was renamed."""
+    titles, renamed = distinct_titles(catalogue[TITLE].to_list())
+    items = pl.DataFrame(
+        {ITEM: np.arange(catalogue.height), ITEM_ID: catalogue[ITEM_ID], TITLE: titles},
+        schema_overrides={ITEM: pl.Int32},
+    )
+    changes = [{ITEM_ID: items[ITEM_ID][k], TITLE: titles[k]} for k in renamed]
+    return items, {"renamed_to_be_distinct": len(renamed), "renamed": changes}
+
+
+def check_no_filters(**least: int) -> None:
+    """Raise a `ConfigError` if a filter on events is asked of a source that brings windows."""
+    for name, value in least.items():
+        if value > 1:
+            raise ConfigError(
+                f"{name}={value}: this source brings ready-made windows, which cannot be filtered; set it to 1"
+            )
+
+
+def _numbered(ids: pl.Series, items: pl.DataFrame) -> npt.NDArray[np.int64]:
+    return ids.replace_strict(items[ITEM_ID], items[ITEM], return_dtype=pl.Int64).to_numpy()
+
+
+def _filter_report(source: Interactions, kept: pl.DataFrame, steps: list[FilterStep]) -> dict[str, Any]:
+    def counts(events: pl.DataFrame) -> dict[str, int]:
+        return {"users": events[USER_ID].n_unique(), "items": events[ITEM_ID].n_unique(), "events": events.height}
+
+    return {"before": counts(source.events), "steps": [asdict(step) for step in steps], "after": counts(kept)}

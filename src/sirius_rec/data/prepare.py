@@ -1,0 +1,325 @@
+"""From a source to a dataset folder: load, filter, split, window, freeze slates, write."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from sirius_rec.data.fingerprint import combined_fingerprint, table_fingerprint
+from sirius_rec.data.material import EXAMPLE_SCHEMA, Material, check_no_filters, from_examples, from_interactions
+from sirius_rec.data.slates import slates_from_examples, uniform_slates
+from sirius_rec.data.sources import SOURCES
+from sirius_rec.data.sources.simulated import SimulatedWorld
+from sirius_rec.data.splitting import KINDS, check_ratios
+from sirius_rec.data.statistics import row_statistics
+from sirius_rec.data.store import FORMAT, INFO_FILE, Dataset, check_slates, open_dataset, write_dataset
+from sirius_rec.data.windows import as_lists
+from sirius_rec.errors import ConfigError, RunError
+from sirius_rec.schema import (
+    CANDIDATES,
+    HISTORY,
+    ITEM_ID,
+    ROW_ID,
+    SPLIT,
+    SPLITS,
+    USER_ID,
+    UTILITY,
+    Examples,
+    Interactions,
+    SlateName,
+)
+
+PROTOCOLS = ("uniform", "given")
+
+
+def _check_whole(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{name}={value!r} is not a whole number of at least {least}")
+
+
+@dataclass(frozen=True)
+class SplitOptions:
+    """kind: `user`, `time` or `leave_last_out` (see `splitting`); ratios of train, val, test for the first two.
+
+    Sources that bring ready-made windows bring their splits too; for them this is not used.
+    """
+
+    kind: str = "user"
+    seed: int = 0
+    ratios: tuple[int, int, int] = (8, 1, 1)
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ConfigError(f"split kind {self.kind!r} is unknown; use one of {', '.join(KINDS)}")
+        _check_whole("split seed", self.seed, 0)
+        check_ratios(self.ratios)
+
+
+@dataclass(frozen=True)
+class FilterOptions:
+    """Least events per item and per user (iterated to a fixed point), then least events per sequence; 1 is off."""
+
+    min_item: int = 1
+    min_user: int = 1
+    min_sequence: int = 1
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            _check_whole(f"filter {name}", value, 1)
+
+
+@dataclass(frozen=True)
+class WindowOptions:
+    """The history is the last max_history items; an event with fewer than min_history before it is no target."""
+
+    max_history: int = 10
+    min_history: int = 10
+
+    def __post_init__(self) -> None:
+        _check_whole("window max_history", self.max_history, 1)
+        _check_whole("window min_history", self.min_history, 0)
+        if self.min_history > self.max_history:
+            raise ConfigError(
+                f"window min_history={self.min_history} is above max_history={self.max_history}; lower it"
+            )
+
+
+@dataclass(frozen=True)
+class SlateOptions:
+    """One frozen set of slates per split: `uniform` negatives, or the candidates `given` by the source.
+
+    size counts the target. Splits without rows are passed over.
+    """
+
+    protocol: str = "uniform"
+    size: int = 20
+    seed: int = 0
+    splits: tuple[str, ...] = SPLITS
+
+    def __post_init__(self) -> None:
+        if self.protocol not in PROTOCOLS:
+            raise ConfigError(f"slate protocol {self.protocol!r} is unknown; use one of {', '.join(PROTOCOLS)}")
+        _check_whole("slate size", self.size, 2)
+        _check_whole("slate seed", self.seed, 0)
+        for split in self.splits:
+            if split not in SPLITS:
+                raise ConfigError(f"slate split {split!r} is unknown; use some of {', '.join(SPLITS)}")
+
+
+def prepare(
+    source: str,
+    input: Path | None,
+    out: Path,
+    *,
+    options: Mapping[str, Any] | None = None,
+    filter: FilterOptions = FilterOptions(),
+    split: SplitOptions = SplitOptions(),
+    window: WindowOptions = WindowOptions(),
+    slates: Sequence[SlateOptions] = (SlateOptions(),),
+    seed: int = 0,
+    limits: Mapping[str, int] | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Dataset:
+    """Write a dataset folder, or open the one that this very recipe has written before.
+
+    Args:
+        source: a name in `SOURCES`; input and options go to its `load`.
+        out: the folder to write; it appears only when it is complete.
+        seed: of the source (ties, simulated world) and of the rows that limits choose.
+        limits: at most so many rows per split, drawn at random; the rows kept are the same rows, with the same slates,
+            as without a limit.
+        progress: called with one line per stage.
+
+    Raises:
+        ConfigError: an option is unknown or out of range.
+        DataError: the input is not what it should be.
+        RunError: out holds something else, or the input has changed since it was prepared.
+    """
+    say = progress or (lambda line: None)
+    out, input = Path(out), None if input is None else Path(input)
+    options, limits = dict(options or {}), dict(limits or {})
+    _check_request(source, input, options, slates, limits, seed)
+    recipe = _recipe(source, input, options, filter, split, window, slates, seed, limits)
+    if (known := _reusable(out, recipe)) is not None:
+        say(f"{out} is already prepared")
+        return known
+
+    say(f"reading source {source}")
+    loaded = SOURCES[source](input, seed=seed, **options)
+    say("filtering, splitting and windowing")
+    material = _material(loaded, filter, split, window)
+    base = combined_fingerprint(
+        {"items": table_fingerprint(material.items), "examples": table_fingerprint(material.examples)}
+    )
+    material = _limited(material, limits, seed)
+    examples = material.examples.select(list(EXAMPLE_SCHEMA))
+    world = SimulatedWorld.from_notes(loaded.notes) if "world" in loaded.notes else None
+    frozen, described = _frozen_slates(material, _slate_names(slates, material), base, world, say)
+    info = {
+        "recipe": recipe,
+        "source": {"name": source, "notes": loaded.notes},
+        "statistics": {**material.statistics, **row_statistics(examples)},
+        "filters": material.filters,
+        "titles": material.titles,
+        "slates": described,
+    }
+    say(f"writing {out}")
+    return write_dataset(out, {"items": material.items, "examples": examples, **frozen}, info)
+
+
+def _frozen_slates(
+    material: Material,
+    names: Sequence[SlateName],
+    fingerprint: str,
+    world: SimulatedWorld | None,
+    say: Callable[[str], None],
+) -> tuple[dict[str, pl.DataFrame], dict[str, Any]]:
+    """Tables `slates/NAME` (and `truth/NAME` in a simulated world), and a description of each set of slates."""
+    tables: dict[str, pl.DataFrame] = {}
+    described: dict[str, Any] = {}
+    for name in names:
+        say(f"slates {name}")
+        part = material.select((material.examples[SPLIT] == name.split).to_numpy())
+        frozen = _freeze(part, name, fingerprint)
+        check_slates(f"slates {name}", frozen, part.examples, material.items.height)
+        tables[f"slates/{name}"] = frozen
+        described[str(name)] = {"rows": frozen.height, "size": name.size, "fingerprint": table_fingerprint(frozen)}
+        if world is not None:
+            tables[f"truth/{name}"] = true_utilities(world, material.items, part.examples, frozen)
+    return tables, described
+
+
+def true_utilities(
+    world: SimulatedWorld, items: pl.DataFrame, examples: pl.DataFrame, slates: pl.DataFrame
+) -> pl.DataFrame:
+    """row_id, utility (list[float64], aligned with the candidates) of each row's slate in a simulated world."""
+    world_item = world.item_index(items[ITEM_ID].to_list())
+    recent = examples.select(
+        pl.col(HISTORY).list.get(-back, null_on_oob=True).fill_null(-1).alias(str(back))
+        for back in range(world.memory, 0, -1)
+    ).to_numpy()
+    histories = np.where(recent >= 0, world_item[recent], -1)
+    candidates = world_item[slates[CANDIDATES].explode().to_numpy().reshape(slates.height, -1)]
+    table = world.utility_table(world.user_index(examples[USER_ID].to_list()), histories, candidates)
+    return pl.DataFrame({ROW_ID: slates[ROW_ID], UTILITY: as_lists(UTILITY, table)})
+
+
+def _material(
+    loaded: Interactions | Examples, filter: FilterOptions, split: SplitOptions, window: WindowOptions
+) -> Material:
+    if isinstance(loaded, Examples):
+        check_no_filters(**asdict(filter))
+        return from_examples(loaded, **asdict(window))
+    return from_interactions(
+        loaded, **asdict(filter), split=split.kind, ratios=split.ratios, split_seed=split.seed, **asdict(window)
+    )
+
+
+def _limited(material: Material, limits: Mapping[str, int], seed: int) -> Material:
+    """At most `limits[split]` rows of a split, chosen at random, in row order."""
+    split_R = material.examples[SPLIT].to_numpy()
+    keep = np.ones(len(split_R), dtype=bool)
+    for number, name in enumerate(SPLITS):
+        rows = np.flatnonzero(split_R == name)
+        if name in limits and len(rows) > limits[name]:
+            keep[np.random.default_rng([seed, number]).permutation(rows)[limits[name] :]] = False
+    return material.select(keep)
+
+
+def _slate_names(slates: Sequence[SlateOptions], material: Material) -> list[SlateName]:
+    present = set(material.examples[SPLIT].unique())
+    return [SlateName(s, o.protocol, o.size, o.seed) for o in slates for s in o.splits if s in present]
+
+
+def _freeze(part: Material, name: SlateName, fingerprint: str) -> pl.DataFrame:
+    if name.protocol == "given":
+        return slates_from_examples(part.examples, name=name)
+    return uniform_slates(part.examples, part.touched, n_items=part.items.height, name=name, fingerprint=fingerprint)
+
+
+def _check_request(
+    source: str,
+    input: Path | None,
+    options: Mapping[str, Any],
+    slates: Sequence[SlateOptions],
+    limits: Mapping[str, int],
+    seed: int,
+) -> None:
+    if source not in SOURCES:
+        raise ConfigError(f"source {source!r} is unknown; use one of {', '.join(SOURCES)}")
+    parameters = inspect.signature(SOURCES[source]).parameters
+    if input is None and parameters["path"].default is inspect.Parameter.empty:
+        raise ConfigError(f"source {source!r} needs an input; name its file or folder")
+    known = [name for name in parameters if name not in ("path", "seed")]
+    for name in options:
+        if name not in known:
+            raise ConfigError(f"source {source!r} has no option {name!r}; it has {', '.join(known) or 'none'}")
+    _check_whole("seed", seed, 0)
+    for name, limit in limits.items():
+        if name not in SPLITS:
+            raise ConfigError(f"limit for split {name!r}: use some of {', '.join(SPLITS)}")
+        _check_whole(f"limit for {name}", limit, 1)
+    names = [str(SlateName(s, o.protocol, o.size, o.seed)) for o in slates for s in o.splits]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"slates {name} are asked for twice; give one of them another size or seed")
+
+
+def _recipe(
+    source: str,
+    input: Path | None,
+    options: Mapping[str, Any],
+    filter: FilterOptions,
+    split: SplitOptions,
+    window: WindowOptions,
+    slates: Sequence[SlateOptions],
+    seed: int,
+    limits: Mapping[str, int],
+) -> dict[str, Any]:
+    recipe = {
+        "format": FORMAT,
+        "source": source,
+        "input": None if input is None else str(input),
+        "options": options,
+        "filter": asdict(filter),
+        "split": asdict(split),
+        "window": asdict(window),
+        "slates": [asdict(option) for option in slates],
+        "seed": seed,
+        "limits": limits,
+    }
+    # through JSON, so that it equals what is read back (tuples are lists there, paths are text)
+    return dict(json.loads(json.dumps(recipe, default=str)))
+
+
+def _reusable(out: Path, recipe: dict[str, Any]) -> Dataset | None:
+    """The dataset in `out` if this recipe wrote it from the same input, None if nothing is there."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return None
+    if not (out / INFO_FILE).is_file():
+        raise RunError(f"{out}: exists and is not a dataset; choose another folder or remove it")
+    dataset = open_dataset(out)
+    there = dataset.info.get("recipe", {})
+    if there != recipe:
+        parts = ", ".join(sorted(k for k in recipe.keys() | there.keys() if recipe.get(k) != there.get(k)))
+        raise RunError(
+            f"{out}: was prepared with another recipe (differs in: {parts}); choose another folder or remove it"
+        )
+    for file in dataset.info["source"]["notes"].get("files", []):
+        path = Path(file["path"])
+        if path.is_file() and _sha256(path) != file["sha256"]:
+            raise RunError(f"{out}: {path} has changed since it was prepared; choose another folder or remove it")
+    return dataset
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

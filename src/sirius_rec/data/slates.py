@@ -1,0 +1,197 @@
+"""Frozen candidate slates.
+
+A row's slate is drawn from (data set fingerprint, split, row_id, seed) and from nothing else: not from the target, not
+from the rows beside it. The negatives of a target therefore differ from row to row, and the target's place says
+nothing about it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from sirius_rec.data.windows import as_lists
+from sirius_rec.errors import DataError
+from sirius_rec.schema import CANDIDATES, HISTORY, ROW_ID, TARGET, USER_ID, SlateName
+
+Int = npt.NDArray[np.int64]
+Bits = npt.NDArray[np.uint64]
+
+# splitmix64 (Steele, Lea & Flood 2014; the constants of java.util.SplittableRandom). NumPy's generators cannot be
+# started at a million (row, draw) counters in one vectorised call, which is what independence between rows needs.
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_CELLS = 1 << 24  # bound on the entries of one working table: 128 MB of uint64
+
+
+@dataclass(frozen=True)
+class TouchedItems:
+    """The items that may not be negatives, per group of rows (a user, or a single row where there are no users).
+
+    offset_G: int64[G+1]; group g touched item[offset_G[g]:offset_G[g+1]], each once, the rows' targets among them.
+    item: int64[…].
+    group_R: int64[R], the group of each row.
+    """
+
+    offset_G: Int
+    item: Int
+    group_R: Int
+
+    def select(self, rows: npt.NDArray[np.generic]) -> TouchedItems:
+        """The same for a selection of rows (mask or positions)."""
+        return TouchedItems(self.offset_G, self.item, self.group_R[rows])
+
+
+def touched_items(examples: pl.DataFrame) -> TouchedItems:
+    """Items in any history or target of a row's user, over all the rows given; rows without user_id stand alone."""
+    rows = examples.select(
+        pl.int_range(pl.len()).alias("row"),
+        pl.col(USER_ID),
+        pl.concat_list(HISTORY, TARGET).alias("item"),
+    )
+    alone = -1 - pl.col("row")  # one negative number per row without a user
+    named = rows.select(USER_ID).drop_nulls().unique(maintain_order=True).with_row_index("number")
+    rows = rows.join(named, on=USER_ID, how="left", maintain_order="left")
+    rows = rows.with_columns(pl.col("number").cast(pl.Int64).fill_null(alone))
+    group_R = np.unique(rows["number"].to_numpy(), return_inverse=True)[1]
+    pairs = rows.select(pl.Series("group", group_R), "item").explode("item").unique().sort("group", "item")
+    counts = np.bincount(pairs["group"].to_numpy(), minlength=int(group_R.max(initial=-1)) + 1)
+    return TouchedItems(np.r_[0, counts.cumsum()], pairs["item"].to_numpy().astype(np.int64), group_R.astype(np.int64))
+
+
+def mix64(state: Bits) -> Bits:
+    """The finaliser of splitmix64: a bijection of 64 bits in which every input bit reaches every output bit."""
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))
+
+
+def row_states(key: str, row_id_R: Int) -> Bits:
+    """uint64[R]: the start of each row's own stream, from a text key and the row_id alone."""
+    digest = np.frombuffer(hashlib.sha256(key.encode()).digest()[:16], dtype="<u8").astype(np.uint64)
+    return mix64(mix64(row_id_R.astype(np.uint64) * _GAMMA + digest[0]) ^ digest[1])
+
+
+def draws(state_R: Bits, first: int, count: int) -> Bits:
+    """uint64[R, count]: draws number `first` … of each row's splitmix64 stream."""
+    steps = np.arange(first + 1, first + count + 1, dtype=np.uint64) * _GAMMA
+    return mix64(state_R[:, None] + steps[None, :])
+
+
+def below(bits: Bits, bound: int) -> Int:
+    """Integers in [0, bound) from uniform bits; the deviation from uniform is under bound / 2^32."""
+    return (((bits >> np.uint64(32)) * np.uint64(bound)) >> np.uint64(32)).astype(np.int64)
+
+
+def uniform_slates(
+    examples: pl.DataFrame, touched: TouchedItems, *, n_items: int, name: SlateName, fingerprint: str
+) -> pl.DataFrame:
+    """Slates of `name.size`: the target and size - 1 items that the row's user never touched, in random order.
+
+    The negatives are drawn uniformly without replacement; the target's place is uniform.
+
+    Args:
+        examples: row_id, target of R rows of one split.
+        touched: for the same R rows.
+        fingerprint: of the data set's items and examples.
+
+    Returns:
+        row_id, candidates (list[int32]).
+
+    Raises:
+        DataError: a row has fewer untouched items than negatives asked for.
+    """
+    row_id_R, target_R = examples[ROW_ID].to_numpy(), examples[TARGET].to_numpy().astype(np.int64)
+    n_negatives = name.size - 1
+    available_R = n_items - np.diff(touched.offset_G)[touched.group_R]
+    if (short := available_R < n_negatives).any():
+        row = int(np.flatnonzero(short)[0])
+        raise DataError(
+            f"slates {name}: row {row_id_R[row]} needs {n_negatives} negatives, but only {available_R[row]} of "
+            f"{n_items} items were never touched by its user ({int(short.sum())} such rows); use a smaller size"
+        )
+    key = f"{fingerprint}|{name.split}|{name.seed}"
+    state_R = row_states(f"{key}|negatives", row_id_R)
+    # Rejection needs few draws while most items are free; where they are not, every item gets a random key.
+    crowded = (available_R < 2 * n_negatives) | (available_R < n_items / 2)
+    negatives = np.empty((len(row_id_R), n_negatives), dtype=np.int64)
+    width = max(n_items, 2 * n_negatives + 32)
+    for method, rows in ((_by_rejection, np.flatnonzero(~crowded)), (_by_random_keys, np.flatnonzero(crowded))):
+        for start in range(0, len(rows), max(1, _CELLS // width)):
+            part = rows[start : start + max(1, _CELLS // width)]
+            groups, local = np.unique(touched.group_R[part], return_inverse=True)
+            negatives[part] = method(state_R[part], _bitmap(touched, groups, n_items), local, n_negatives)
+    place_R = below(row_states(f"{key}|place", row_id_R), name.size)
+    table = np.empty((len(row_id_R), name.size), dtype=np.int32)
+    is_negative = np.arange(name.size)[None, :] != place_R[:, None]
+    table[is_negative] = negatives.ravel()
+    table[np.arange(len(row_id_R)), place_R] = target_R
+    return pl.DataFrame({ROW_ID: row_id_R, CANDIDATES: as_lists(CANDIDATES, table)})
+
+
+def _bitmap(touched: TouchedItems, groups: Int, n_items: int) -> npt.NDArray[np.bool_]:
+    """bool[len(groups), n_items]: which items each group touched."""
+    start, stop = touched.offset_G[groups], touched.offset_G[groups + 1]
+    length = stop - start
+    row = np.repeat(np.arange(len(groups)), length)
+    within = np.arange(length.sum()) - np.repeat(length.cumsum() - length, length)
+    bitmap = np.zeros((len(groups), n_items), dtype=bool)
+    bitmap[row, touched.item[np.repeat(start, length) + within]] = True
+    return bitmap
+
+
+def _by_rejection(state_R: Bits, bitmap: npt.NDArray[np.bool_], local_R: Int, n: int) -> Int:
+    """The first `n` distinct untouched items in each row's stream of draws; int64[R, n]."""
+    result = np.empty((len(state_R), n), dtype=np.int64)
+    open_rows = np.arange(len(state_R))
+    count = n + n // 4 + 12
+    while open_rows.size:
+        items = below(draws(state_R[open_rows], 0, count), bitmap.shape[1])
+        rejected = bitmap[local_R[open_rows, None], items]
+        # sorting (item, draw number) puts the repeats of an item behind its first draw
+        bits = count.bit_length()
+        ordered = np.sort((items << bits) | np.arange(count), axis=1)
+        repeat = np.zeros_like(rejected)
+        repeat[:, 1:] = (ordered[:, 1:] >> bits) == (ordered[:, :-1] >> bits)
+        again = np.zeros_like(rejected)
+        np.put_along_axis(again, ordered & ((1 << bits) - 1), repeat, axis=1)
+        good = ~rejected & ~again
+        rank = good.cumsum(axis=1)
+        done = rank[:, -1] >= n
+        result[open_rows[done]] = items[done][(good & (rank <= n))[done]].reshape(-1, n)
+        # the same stream, further on: the result does not depend on where it was cut
+        open_rows, count = open_rows[~done], 2 * count
+    return result
+
+
+def _by_random_keys(state_R: Bits, bitmap: npt.NDArray[np.bool_], local_R: Int, n: int) -> Int:
+    """The `n` untouched items with the smallest random keys, in order of key; int64[R, n]."""
+    keys = draws(state_R, 0, bitmap.shape[1])
+    keys[bitmap[local_R]] = np.iinfo(np.uint64).max
+    return np.argsort(keys, axis=1, kind="stable")[:, :n]
+
+
+def slates_from_examples(examples: pl.DataFrame, *, name: SlateName) -> pl.DataFrame:
+    """The slates that a source brought itself (protocol `given`), in the order it gave.
+
+    Args:
+        examples: row_id, candidates (list[int32]) of one split.
+
+    Raises:
+        DataError: a row has no slate, or one of another size than `name.size`.
+    """
+    if CANDIDATES not in examples.columns:
+        raise DataError(f"slates {name}: the source brings no candidates; use protocol uniform")
+    length = examples[CANDIDATES].list.len()
+    if length.null_count():
+        row = examples.filter(length.is_null())[ROW_ID][0]
+        raise DataError(f"slates {name}: row {row} has no candidates; add them, or use protocol uniform")
+    if (other := examples.filter(length != name.size)).height:
+        row, got = other[ROW_ID][0], other[CANDIDATES].list.len()[0]
+        raise DataError(
+            f"slates {name}: row {row} has {got} candidates, not {name.size}; set size to what the file has"
+        )
+    return examples.select(ROW_ID, CANDIDATES)

@@ -1,0 +1,176 @@
+"""Reading input files so that a fault can be named by file, line and value."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Literal, get_args
+
+import polars as pl
+
+from sirius_rec.data.titles import collapse_whitespace
+from sirius_rec.errors import ConfigError, DataError
+from sirius_rec.schema import ITEM_ID, TITLE
+
+ROW: str = "__row__"  # 0-based record number in the file; kept through every filter so that a fault can be located
+TABLE_SUFFIXES: tuple[str, ...] = (".parquet", ".csv", ".csv.gz")
+OnFault = Literal["error", "drop"]
+Quoting = Literal[0, 3]  # csv.QUOTE_MINIMAL, csv.QUOTE_NONE
+
+
+def file_note(path: Path) -> dict[str, Any]:
+    """Provenance of one input file: path as given, sha256 and size in bytes."""
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return {"path": str(path), "sha256": digest, "bytes": path.stat().st_size}
+
+
+def require_file(path: Path, what: str) -> Path:
+    """`path` if it is a file, else a `DataError` saying `what` was looked for."""
+    if not path.is_file():
+        raise DataError(f"{path}: {what} not found; give the path of an existing file")
+    return path
+
+
+def find_table(folder: Path, stem: str) -> Path:
+    """The one file `stem`.parquet, .csv or .csv.gz in a folder.
+
+    Raises:
+        DataError: none or more than one is there.
+    """
+    found = [folder / f"{stem}{suffix}" for suffix in TABLE_SUFFIXES if (folder / f"{stem}{suffix}").is_file()]
+    if len(found) == 1:
+        return found[0]
+    names = ", ".join(f"{stem}{suffix}" for suffix in TABLE_SUFFIXES)
+    if not found:
+        raise DataError(f"{folder}: none of {names} found; put one there or name the file")
+    raise DataError(f"{folder}: {' and '.join(p.name for p in found)} are both there; name the one to use")
+
+
+@contextmanager
+def open_text(path: Path) -> Iterator[IO[str]]:
+    """UTF-8 text of a plain or gzip file; a broken archive or encoding becomes a `DataError`."""
+    opener: Any = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rt", encoding="utf-8-sig", newline="") as stream:
+            yield stream
+    except (gzip.BadGzipFile, EOFError) as error:
+        raise DataError(f"{path}: not a complete gzip file ({error}); fetch it again") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text ({error.reason}); convert it to UTF-8") from error
+
+
+def place(path: Path, row: int, separator: str = ",", quoting: Quoting = 0) -> str:
+    """Where record `row` (0-based, header not counted) stands: 'FILE, line N', or 'FILE, row N' for Parquet.
+
+    The file is read again, because a quoted field may hold line breaks; that happens only on the way to an error.
+    """
+    if path.suffix == ".parquet":
+        return f"{path}, row {row + 1}"
+    with open_text(path) as stream:
+        reader = csv.reader(stream, delimiter=separator, quoting=quoting)
+        line, seen = 1, -2
+        for record in reader:
+            seen += bool(record)
+            if seen == row:
+                return f"{path}, line {line}"
+            line = reader.line_num + 1
+    return f"{path}, record {row + 1}"
+
+
+def read_table(path: Path, separator: str = ",", quote: str | None = '"') -> pl.DataFrame:
+    """CSV (all columns as text) or Parquet (own types), with the record number in column `ROW`.
+
+    Raises:
+        DataError: the file is empty, broken, not UTF-8, or a record has another number of fields than the header.
+    """
+    try:
+        if path.suffix == ".parquet":
+            return pl.read_parquet(path).with_row_index(ROW)
+        frame = pl.read_csv(path, separator=separator, quote_char=quote, infer_schema=False)
+    except pl.exceptions.NoDataError as error:
+        raise DataError(f"{path}: the file is empty; a header line and rows are expected") from error
+    except (pl.exceptions.PolarsError, OSError) as error:
+        _explain_unreadable(path, separator, 0 if quote else 3)
+        raise DataError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
+    # an empty line is no record (polars reads one as a row of nulls)
+    blank = pl.all_horizontal(pl.all().is_null())
+    return frame.filter(~blank).with_row_index(ROW)
+
+
+def _explain_unreadable(path: Path, separator: str, quoting: Quoting) -> None:
+    """Raise a `DataError` naming the first record whose number of fields differs from the header's, if there is one."""
+    if path.suffix == ".parquet":
+        return
+    with open_text(path) as stream:
+        reader = csv.reader(stream, delimiter=separator, quoting=quoting)
+        width, line = 0, 1
+        try:
+            for record in reader:
+                width = width or len(record)
+                if record and len(record) != width:
+                    raise DataError(
+                        f"{path}, line {line}: {len(record)} fields, the header has {width}; quote fields that hold "
+                        f"{separator!r}"
+                    )
+                line = reader.line_num + 1
+        except csv.Error as error:
+            raise DataError(f"{path}, line {line}: {error}") from error
+
+
+def require_columns(frame: pl.DataFrame, path: Path, columns: dict[str, str], option: str) -> None:
+    """Raise a `DataError` unless every value of `columns` (our name → the file's) is a column of `frame`."""
+    missing = [theirs for theirs in columns.values() if theirs not in frame.columns]
+    if missing:
+        have = ", ".join(name for name in frame.columns if name != ROW)
+        raise DataError(f"{path}: no column {missing[0]!r} (has: {have}); rename it or map it with option {option}")
+
+
+def first_bad(frame: pl.DataFrame, path: Path, column: str, reason: str, fix: str) -> DataError:
+    """A `DataError` naming the first row of `frame`, which holds the offending rows only, and how many there are."""
+    row, value = frame.select(ROW, column).row(0)
+    more = f"; {frame.height} such rows" if frame.height > 1 else ""
+    return DataError(f"{place(path, row)}: {reason} {value!r}{more}; {fix}" if value is not None else
+                     f"{place(path, row)}: {reason}{more}; {fix}")  # fmt: skip
+
+
+def check_choice(option: str, value: str, choices: Any) -> None:
+    """Raise a `ConfigError` unless `value` is one of the literal type's values."""
+    if value not in get_args(choices):
+        raise ConfigError(f"{option}={value!r} is not one of {', '.join(get_args(choices))}")
+
+
+def load_items(
+    path: Path, columns: dict[str, str], missing_titles: OnFault
+) -> tuple[pl.DataFrame, list[str], dict[str, int]]:
+    """The catalogue: item_id (text, unique) and title (not empty, white space collapsed), in file order.
+
+    Returns:
+        items, the ids dropped for want of a title, and counts for the notes.
+
+    Raises:
+        DataError: missing column, empty or repeated item_id, empty title unless `missing_titles` is 'drop'.
+    """
+    names = {ITEM_ID: ITEM_ID, TITLE: TITLE, **columns}
+    raw = read_table(require_file(path, "items file"))
+    require_columns(raw, path, names, "item_columns")
+    frame = raw.select(ROW, *(pl.col(theirs).cast(pl.String).alias(ours) for ours, theirs in names.items()))
+    frame = frame.with_columns(pl.col(ITEM_ID).str.strip_chars())
+    if (empty := frame.filter(pl.col(ITEM_ID).fill_null("") == "")).height:
+        raise first_bad(empty, path, TITLE, "empty item_id for title", "give every item an id")
+    if (twice := frame.filter(~pl.col(ITEM_ID).is_first_distinct())).height:
+        raise first_bad(twice, path, ITEM_ID, "item_id occurs a second time:", "keep one row per item")
+    tidy, collapsed = collapse_whitespace(frame[TITLE].fill_null(""))
+    frame = frame.with_columns(tidy.alias(TITLE))
+    untitled = frame.filter(pl.col(TITLE) == "")
+    if untitled.height and missing_titles == "error":
+        raise first_bad(untitled, path, ITEM_ID, "empty title of item", "add it, or set missing_titles: drop")
+    items = frame.filter(pl.col(TITLE) != "").select(ITEM_ID, TITLE)
+    if not items.height:
+        raise DataError(f"{path}: no items; a catalogue of at least one titled item is needed")
+    notes = {"items_read": frame.height, "items_without_title_dropped": untitled.height, "titles_collapsed": collapsed}
+    return items, untitled[ITEM_ID].to_list(), notes

@@ -1,0 +1,116 @@
+"""The raw HetRec 2011 Last.fm dump: who tagged which artist, and when."""
+
+from __future__ import annotations
+
+import csv
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from sirius_rec.data.sources.files import ROW, file_note, place, read_table, require_columns, require_file
+from sirius_rec.data.titles import collapse_whitespace
+from sirius_rec.errors import DataError
+from sirius_rec.schema import ITEM_ID, TIMESTAMP, TITLE, USER_ID, Interactions
+
+TAGGINGS = "user_taggedartists-timestamps.dat"
+ARTISTS = "artists.dat"
+
+
+def load(path: Path, *, seed: int = 0, artists: Path | str | None = None, min_year: int = 2005) -> Interactions:
+    """One interaction per user and artist, at its first tag, in real time order.
+
+    Most timestamps of the dump are whole days, so a user's artists of one day have no order of their own. The dump
+    lists them by artist id; keeping that order would let a ranker guess the next item from the ids, so ties (same user,
+    same timestamp) are put in a seeded random order. The notes say how many rows that concerns.
+
+    Args:
+        path: folder with `user_taggedartists-timestamps.dat[.gz]` (userID, artistID, tagID, timestamp in ms).
+        seed: of the order inside ties; the result does not depend on the order of the file's rows.
+        artists: `artists.dat` (id, name, …); default in the same folder, else in `../raw`.
+        min_year: taggings before that year (UTC) are bad dates of the original; dropped and counted.
+
+    Raises:
+        DataError: a file, column or value is missing or does not parse.
+    """
+    folder = Path(path)
+    taggings_path = _first_file([folder / TAGGINGS, folder / f"{TAGGINGS}.gz"], TAGGINGS)
+    beside = [folder / ARTISTS, folder.parent / "raw" / ARTISTS]
+    artists_path = _first_file([Path(artists)] if artists is not None else beside, ARTISTS)
+    items, item_notes = _read_artists(artists_path)
+    taggings = _read_taggings(taggings_path)
+
+    start = datetime(min_year, 1, 1, tzinfo=UTC).timestamp() * 1000
+    dated = taggings.filter(pl.col("ms") >= start)
+    first = dated.group_by("user", "artist").agg(pl.col("ms").min())
+    known = first.filter(pl.col("artist").cast(pl.String).is_in(items[ITEM_ID].to_list()))
+    if not known.height:
+        raise DataError(f"{taggings_path}: no tagging since {min_year} of an artist listed in {artists_path}")
+    # sorted first, so that the shuffle depends on the events and the seed only
+    known = known.sort("user", "artist")
+    shuffle = pl.Series("tie", np.random.default_rng(seed).permutation(known.height))
+    events = known.with_columns(shuffle).sort("user", "ms", "tie")
+    tied = events.filter(pl.struct("user", "ms").is_duplicated())
+    notes: dict[str, Any] = {
+        "files": [file_note(taggings_path), file_note(artists_path)],
+        "taggings_read": taggings.height,
+        "taggings_before_min_year_dropped": taggings.height - dated.height,
+        "repeated_taggings_merged": dated.height - first.height,
+        "events_of_unlisted_artists_dropped": first.height - known.height,
+        "unlisted_artists": first["artist"].n_unique() - known["artist"].n_unique(),
+        **item_notes,
+        "ties": {
+            "broken_by": f"seeded shuffle, seed {seed}",
+            "groups": tied.select("user", "ms").n_unique() if tied.height else 0,
+            "rows": tied.height,
+        },
+    }
+    columns = events.select(
+        pl.col("user").cast(pl.String).alias(USER_ID),
+        pl.col("artist").cast(pl.String).alias(ITEM_ID),
+        (pl.col("ms") // 1000).alias(TIMESTAMP),
+    )
+    return Interactions(columns, items, notes)
+
+
+def _first_file(choices: list[Path], what: str) -> Path:
+    for choice in choices:
+        if choice.is_file():
+            return choice
+    raise DataError(f"{what} not found (looked for {', '.join(map(str, choices))}); name its folder or file")
+
+
+def _read_artists(path: Path) -> tuple[pl.DataFrame, dict[str, int]]:
+    # names hold quotation marks, so fields are never quoted
+    raw = read_table(require_file(path, "artists file"), separator="\t", quote=None)
+    require_columns(raw, path, {ITEM_ID: "id", TITLE: "name"}, "artists")
+    names, collapsed = collapse_whitespace(raw["name"].fill_null(""))
+    items = raw.select(pl.col("id").str.strip_chars().alias(ITEM_ID), names.alias(TITLE))
+    for mask, reason in (
+        (items[TITLE] == "", "empty name of artist"),
+        (~items[ITEM_ID].is_first_distinct(), "artist occurs a second time:"),
+    ):
+        if mask.any():
+            row = int(mask.arg_true()[0])
+            raise DataError(
+                f"{place(path, row, chr(9), csv.QUOTE_NONE)}: {reason} {items[ITEM_ID][row]!r}; mend the row"
+            )
+    return items, {"items_read": items.height, "titles_collapsed": collapsed}
+
+
+def _read_taggings(path: Path) -> pl.DataFrame:
+    raw = read_table(path, separator="\t", quote=None)
+    names = {"user": "userID", "artist": "artistID", "ms": "timestamp"}
+    require_columns(raw, path, names, "path")
+    text = raw.select(ROW, *(pl.col(theirs).str.strip_chars().alias(ours) for ours, theirs in names.items()))
+    frame = text.with_columns(pl.col(*names).cast(pl.Int64, strict=False))
+    for ours, theirs in names.items():
+        if frame[ours].null_count():
+            row = int(frame[ours].is_null().arg_true()[0])
+            raise DataError(
+                f"{place(path, row, chr(9), csv.QUOTE_NONE)}: {theirs} is not an integer: {text[ours][row]!r}; "
+                "mend the row"
+            )
+    return frame

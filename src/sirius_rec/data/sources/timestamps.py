@@ -1,0 +1,90 @@
+"""Timestamps of event tables: integers in seconds or milliseconds, or ISO-8601 text."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import polars as pl
+
+from sirius_rec.data.sources.files import ROW, first_bad, place
+from sirius_rec.errors import DataError
+from sirius_rec.schema import TIMESTAMP
+
+Unit = Literal["auto", "s", "ms", "iso"]
+
+# 1e11 s is the year 5138, 1e11 ms is 1973-03-03: no event of a real data set is on the wrong side of it.
+MILLISECONDS_FROM = 1e11
+_NUMBER = r"^\s*-?\d+(\.\d*)?\s*$"
+_FIX = "give integer seconds, milliseconds or ISO-8601 text"
+
+
+def to_seconds(frame: pl.DataFrame, path: Path, unit: Unit) -> tuple[pl.Series, str]:
+    """Exact times of `frame`'s timestamp column as float64 seconds since 1970 UTC, and the unit that was found.
+
+    `unit='auto'`: a column whose first value is a number is in milliseconds if every absolute value is at least 1e11,
+    in seconds if every one is below; otherwise it is ISO-8601 text (text without an offset is taken as UTC).
+
+    Raises:
+        DataError: a value does not parse, or numbers lie on both sides of 1e11 and `unit` does not settle it.
+    """
+    column = frame[TIMESTAMP]
+    if column.dtype.is_temporal():
+        if column.null_count():
+            raise first_bad(frame.filter(column.is_null()), path, TIMESTAMP, "empty timestamp", _FIX)
+        return (column.cast(pl.Datetime("us")).dt.timestamp("us") / 1e6).alias(
+            TIMESTAMP
+        ), column.dtype.base_type().__name__
+    text = column.cast(pl.String)
+    numeric = text.str.contains(_NUMBER).fill_null(False)
+    if column.dtype.is_float():
+        numeric = column.is_finite().fill_null(False)
+    if unit == "auto":
+        unit = _detect(frame, path, column, numeric)
+    if unit == "iso":
+        return _parse_iso(frame, path, text), unit
+    if not numeric.all():
+        raise first_bad(frame.filter(~numeric), path, TIMESTAMP, "timestamp does not parse:", _FIX)
+    values = _numbers(column)
+    return (values / 1000 if unit == "ms" else values).alias(TIMESTAMP), unit
+
+
+def _numbers(column: pl.Series) -> pl.Series:
+    if column.dtype == pl.String:
+        column = column.str.strip_chars()
+    return column.cast(pl.Float64)
+
+
+def _detect(frame: pl.DataFrame, path: Path, column: pl.Series, numeric: pl.Series) -> Unit:
+    if not column.len() or not numeric[0]:
+        return "iso"
+    large = _numbers(column.filter(numeric)).abs() >= MILLISECONDS_FROM
+    if large.all():
+        return "ms"
+    if not large.any():
+        return "s"
+    rows = frame.filter(numeric)
+    first_small, first_large = rows.filter(~large), rows.filter(large)
+    row_s, value_s = first_small.select(ROW, TIMESTAMP).row(0)
+    row_l, value_l = first_large.select(ROW, TIMESTAMP).row(0)
+    raise DataError(
+        f"{place(path, max(row_s, row_l))}: timestamps {value_s} and {value_l} cannot be in one unit; set "
+        "timestamp_unit to s or ms"
+    )
+
+
+def _parse_iso(frame: pl.DataFrame, path: Path, text: pl.Series) -> pl.Series:
+    seconds: dict[str, float | None] = {}
+    for value in text.drop_nulls().unique():
+        try:
+            moment = datetime.fromisoformat(value.strip())
+        except ValueError:
+            seconds[value] = None
+            continue
+        seconds[value] = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    values = [None if value is None else seconds[value] for value in text]
+    parsed = pl.Series(TIMESTAMP, values, dtype=pl.Float64)
+    if parsed.null_count():
+        raise first_bad(frame.filter(parsed.is_null()), path, TIMESTAMP, "timestamp does not parse:", _FIX)
+    return parsed

@@ -1,0 +1,141 @@
+"""Ready-made windows: one JSON object per line, with history, target, split and perhaps a slate."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from sirius_rec.data.sources.files import (
+    OnFault,
+    check_choice,
+    file_note,
+    find_table,
+    load_items,
+    open_text,
+    require_file,
+)
+from sirius_rec.errors import DataError
+from sirius_rec.schema import CANDIDATES, HISTORY, SPLIT, SPLITS, TARGET, TIMESTAMP, USER_ID, Examples
+
+FILE_NAMES = ("windows.jsonl", "windows.jsonl.gz")
+_KNOWN = {HISTORY, TARGET, SPLIT, CANDIDATES, USER_ID, TIMESTAMP}
+
+
+def load(
+    path: Path,
+    *,
+    seed: int = 0,
+    items: Path | str | None = None,
+    item_columns: dict[str, str] | None = None,
+    missing_titles: OnFault = "error",
+) -> Examples:
+    """Read JSON lines {"history": [ids, oldest first], "target": id, "split": "train"|"val"|"test"
+    [, "candidates": [ids]][, "user_id": id][, "timestamp": seconds]}; ids are text or integers.
+
+    Args:
+        path: the JSONL file (plain or gzip), or a folder that holds `windows.jsonl[.gz]`.
+        seed: not used.
+        items: the items file (item_id, title); default `items.*` beside the windows.
+        item_columns, missing_titles: as for the `table` source.
+
+    Raises:
+        DataError: naming file, line and reason of the first line that is not so, has an item that the catalogue lacks,
+            or a slate without its target or with an item twice.
+    """
+    check_choice("missing_titles", missing_titles, OnFault)
+    path = Path(path)
+    if path.is_dir():
+        found = [path / name for name in FILE_NAMES if (path / name).is_file()]
+        if len(found) != 1:
+            raise DataError(f"{path}: expected one of {' and '.join(FILE_NAMES)}, found {len(found)}; name the file")
+        path = found[0]
+    require_file(path, "windows file")
+    items_path = Path(items) if items is not None else find_table(path.parent, "items")
+    catalogue, _, item_notes = load_items(items_path, dict(item_columns or {}), missing_titles)
+    known = set(catalogue["item_id"].to_list())
+
+    rows: list[dict[str, Any]] = []
+    with open_text(path) as stream:
+        for number, line in enumerate(stream, start=1):
+            if not line.strip():
+                continue
+            try:
+                rows.append(_parse(line, known))
+            except ValueError as error:
+                raise DataError(f"{path}, line {number}: {error}") from error
+    if not rows:
+        raise DataError(f"{path}: no rows; one JSON object per line is expected")
+    schema: dict[str, pl.DataType | type[pl.DataType]] = {
+        HISTORY: pl.List(pl.String),
+        TARGET: pl.String,
+        SPLIT: pl.String,
+        CANDIDATES: pl.List(pl.String),
+        USER_ID: pl.String,
+        TIMESTAMP: pl.Int64,
+    }
+    frame = pl.DataFrame(rows, schema=schema)
+    optional = [c for c in (CANDIDATES, USER_ID, TIMESTAMP) if frame[c].null_count() == frame.height]
+    notes = {"files": [file_note(path), file_note(items_path)], "rows_read": len(rows), **item_notes}
+    return Examples(catalogue, frame.drop(optional), notes)
+
+
+def _parse(line: str, known: set[str]) -> dict[str, Any]:
+    """One row, or a `ValueError` that says what is wrong with it."""
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON ({error.msg} at column {error.colno}); write one object per line") from error
+    if not isinstance(record, dict):
+        raise ValueError('not a JSON object; write {"history": [...], "target": ..., "split": ...}')
+    for name in (HISTORY, TARGET, SPLIT):
+        if record.get(name) is None:
+            raise ValueError(f"no {name!r}; every row needs history, target and split")
+    if unknown := set(record) - _KNOWN:
+        raise ValueError(f"unknown field {min(unknown)!r}; known are {', '.join(sorted(_KNOWN))}")
+    split = record[SPLIT]
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}; use one of {', '.join(SPLITS)}")
+    history = _item_list(record[HISTORY], HISTORY, known)
+    target = _known_item(record[TARGET], TARGET, known)
+    candidates = record.get(CANDIDATES)
+    if candidates is not None:
+        candidates = _item_list(candidates, CANDIDATES, known)
+        if len(set(candidates)) < len(candidates):
+            twice = next(c for i, c in enumerate(candidates) if c in candidates[:i])
+            raise ValueError(f"item {twice!r} stands twice in candidates; a slate holds distinct items")
+        if target not in candidates:
+            raise ValueError(f"target {target!r} is not among the candidates; add it to the slate")
+    timestamp = record.get(TIMESTAMP)
+    if timestamp is not None and (isinstance(timestamp, bool) or not isinstance(timestamp, int)):
+        raise ValueError(f"timestamp {timestamp!r} is not an integer; give seconds since 1970")
+    user = record.get(USER_ID)
+    return {
+        HISTORY: history,
+        TARGET: target,
+        SPLIT: split,
+        CANDIDATES: candidates,
+        USER_ID: None if user is None else _text_id(user, USER_ID),
+        TIMESTAMP: timestamp,
+    }
+
+
+def _text_id(value: object, name: str) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
+        raise ValueError(f"{name} holds {value!r}; ids are text or integers")
+    return str(value)
+
+
+def _known_item(value: object, name: str, known: set[str]) -> str:
+    text = _text_id(value, name)
+    if text not in known:
+        raise ValueError(f"{name} item {text!r} is not in the items file; add it there")
+    return text
+
+
+def _item_list(value: object, name: str, known: set[str]) -> list[str]:
+    if not isinstance(value, list):
+        raise ValueError(f"{name} is {value!r}; a list of item ids is expected")
+    return [_known_item(item, name, known) for item in value]

@@ -1,0 +1,220 @@
+"""The dataset folder: written whole or not at all, checked when read. `schema` says what is in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from sirius_rec.data.fingerprint import combined_fingerprint, table_fingerprint
+from sirius_rec.errors import DataError, RunError
+from sirius_rec.schema import CANDIDATES, HISTORY, ITEM, ROW_ID, SPLIT, SPLITS, TARGET, TITLE, USER_ID, SlateName
+
+FORMAT = 1
+INFO_FILE = "dataset.json"
+ITEMS_FILE = "items.parquet"
+EXAMPLES_FILE = "examples.parquet"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """An opened dataset folder; tables are read when first asked for.
+
+    path: the folder. info: what dataset.json holds.
+    """
+
+    path: Path
+    info: dict[str, Any]
+
+    @cached_property
+    def items(self) -> pl.DataFrame:
+        """item (int32, = row number), item_id, title."""
+        items = _read(self.path / ITEMS_FILE)
+        if not (items[ITEM] == pl.int_range(items.height, eager=True)).all() or items[TITLE].n_unique() < items.height:
+            raise DataError(
+                f"{self.path / ITEMS_FILE}: items are not numbered 0, 1, … with distinct titles; prepare it again"
+            )
+        return items
+
+    @property
+    def n_items(self) -> int:
+        """Size of the catalogue."""
+        return self.items.height
+
+    @cached_property
+    def titles(self) -> list[str]:
+        """Titles by item number."""
+        return self.items[TITLE].to_list()
+
+    @cached_property
+    def _examples(self) -> pl.DataFrame:
+        path = self.path / EXAMPLES_FILE
+        examples = _read(path)
+        for column in (HISTORY, TARGET):
+            flat = examples[column].explode().drop_nulls() if column == HISTORY else examples[column]
+            if flat.len() and not 0 <= int(flat.min()) <= int(flat.max()) < self.n_items:  # type: ignore[arg-type]
+                raise DataError(f"{path}: {column} holds items outside 0 to {self.n_items - 1}; prepare it again")
+        return examples
+
+    def examples(self, split: str) -> pl.DataFrame:
+        """row_id, user_id, history, target, timestamp, split of one split, in row order.
+
+        Raises:
+            DataError: no such split.
+        """
+        if split not in SPLITS:
+            raise DataError(f"{self.path}: no split {split!r}; there are {', '.join(SPLITS)}")
+        return self._examples.filter(pl.col(SPLIT) == split)
+
+    @property
+    def slate_names(self) -> list[str]:
+        """Names of the frozen sets of slates."""
+        return list(self.info["slates"])
+
+    def slates(self, name: str | SlateName) -> pl.DataFrame:
+        """row_id, candidates (list[int32]) of a frozen set, in the order of `examples(split)`.
+
+        Raises:
+            DataError: no such set, or a row without its target, with an item twice, or with an unknown item.
+        """
+        name = str(name)
+        if name not in self.info["slates"]:
+            raise DataError(f"{self.path}: no slates {name!r}; there are {', '.join(self.slate_names) or 'none'}")
+        slates = _read(self.path / "slates" / f"{name}.parquet")
+        examples = self.examples(SlateName.parse(name).split)
+        check_slates(f"{self.path}/slates/{name}.parquet", slates, examples, self.n_items)
+        return examples.select(ROW_ID).join(slates, on=ROW_ID, how="left", maintain_order="left")
+
+    def truth(self, name: str | SlateName) -> pl.DataFrame | None:
+        """row_id, utility (list[float64], aligned with the candidates) for a simulated world, else None."""
+        path = self.path / "truth" / f"{name}.parquet"
+        return _read(path) if path.is_file() else None
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 over the content of items, examples, slates and truth."""
+        return str(self.info["fingerprint"])
+
+    def verify(self) -> None:
+        """Raise a `DataError` unless every table has the fingerprint that dataset.json records."""
+        for name, recorded in self.info["fingerprints"].items():
+            if table_fingerprint(_read(self.path / f"{name}.parquet")) != recorded:
+                raise DataError(
+                    f"{self.path / name}.parquet: the content has changed since it was written; prepare it again"
+                )
+
+    def train_sequences(self) -> list[npt.NDArray[np.int32]]:
+        """The distinct items of each train user's windows, oldest first; of each train row where there are no users."""
+        train = self.examples("train").select(
+            pl.coalesce("u" + pl.col(USER_ID), "r" + pl.col(ROW_ID).cast(pl.String)).alias("who"),
+            pl.concat_list(HISTORY, TARGET).alias(ITEM),
+        )
+        pairs = train.explode(ITEM).unique(keep="first", maintain_order=True)
+        grouped = pairs.group_by("who", maintain_order=True).agg(ITEM)[ITEM]
+        return [sequence.to_numpy() for sequence in grouped]
+
+
+def open_dataset(path: Path | str) -> Dataset:
+    """Open a dataset folder.
+
+    Raises:
+        DataError: it is no dataset folder, or its files are not what dataset.json says.
+    """
+    path = Path(path)
+    info_path = path / INFO_FILE
+    if not info_path.is_file():
+        raise DataError(f"{path}: not a dataset folder (no {INFO_FILE}); make one with `sirius prepare`")
+    try:
+        info = json.loads(info_path.read_text(encoding="utf-8"))
+        known, tables = info["format"], list(info["fingerprints"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{info_path}: not the description of a dataset ({error}); prepare it again") from error
+    if known != FORMAT:
+        raise DataError(f"{info_path}: format {known}, this version reads {FORMAT}; prepare the dataset again")
+    for name in tables:
+        if not (path / f"{name}.parquet").is_file():
+            raise DataError(f"{path / name}.parquet: missing; prepare the dataset again")
+    return Dataset(path, info)
+
+
+def check_slates(where: str, slates: pl.DataFrame, examples: pl.DataFrame, n_items: int) -> None:
+    """Raise a `DataError` naming the first row without a proper slate: unknown or repeated items, or no target."""
+    if slates[ROW_ID].n_unique() < slates.height:
+        row = slates.filter(pl.col(ROW_ID).is_duplicated())[ROW_ID][0]
+        raise DataError(f"{where}: row {row} has two slates; prepare the dataset again")
+    rows = examples.select(ROW_ID, TARGET).join(slates, on=ROW_ID, how="full", coalesce=True)
+    for column, fault in ((CANDIDATES, "has no slate"), (TARGET, "has a slate but is not among the examples")):
+        if (lone := rows.filter(pl.col(column).is_null())).height:
+            raise DataError(
+                f"{where}: row {lone[ROW_ID][0]} {fault} ({lone.height} such rows); prepare the dataset again"
+            )
+    lists = pl.col(CANDIDATES).list
+    faults = {
+        f"holds an item outside 0 to {n_items - 1}": (lists.min() < 0) | (lists.max() >= n_items),
+        "holds an item twice": lists.n_unique() < lists.len(),
+        "does not hold its target": ~lists.contains(pl.col(TARGET)),
+        "has another size than the rest": lists.len() != lists.len().first(),
+    }
+    for fault, condition in faults.items():
+        if (bad := rows.filter(condition)).height:
+            row, target, slate = bad.select(ROW_ID, TARGET, CANDIDATES).row(0)
+            raise DataError(f"{where}: the slate of row {row} {fault} (target {target}, slate {slate}); mend the file")
+
+
+def write_dataset(path: Path, tables: Mapping[str, pl.DataFrame], info: Mapping[str, Any]) -> Dataset:
+    """Write tables (name without .parquet → frame) and dataset.json, then give the folder its name in one step.
+
+    `fingerprints` (per table) and `fingerprint` (of all) are added to `info`.
+
+    Raises:
+        RunError: the folder exists and is not empty, or cannot be written.
+    """
+    fingerprints = {name: table_fingerprint(frame) for name, frame in tables.items()}
+    full = {
+        "format": FORMAT,
+        **info,
+        "fingerprints": fingerprints,
+        "fingerprint": combined_fingerprint(fingerprints),
+    }
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
+    try:
+        for name, frame in tables.items():
+            file = temporary / f"{name}.parquet"
+            file.parent.mkdir(exist_ok=True)
+            frame.write_parquet(file)
+        text = json.dumps(full, indent=2, ensure_ascii=False)
+        (temporary / INFO_FILE).write_text(text + "\n", encoding="utf-8")
+        temporary.chmod(0o777 & ~_umask())  # mkdtemp makes folders private
+        os.rename(temporary, path)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return Dataset(path, json.loads(text))
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _read(path: Path) -> pl.DataFrame:
+    try:
+        return pl.read_parquet(path)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise DataError(f"{path}: cannot be read ({str(error).splitlines()[0]}); prepare the dataset again") from error

@@ -1,0 +1,43 @@
+"""Titles as they are shown to a model: one line, and distinct, so that a completion names exactly one item."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import polars as pl
+
+
+def collapse_whitespace(titles: pl.Series) -> tuple[pl.Series, int]:
+    """Strip titles and turn every run of white space (line breaks too) into one space; also how many changed.
+
+    >>> tidy, changed = collapse_whitespace(pl.Series(["Red", " House\\n Painters "]))
+    >>> tidy.to_list(), changed
+    (['Red', 'House Painters'], 1)
+    """
+    tidy = titles.str.replace_all(r"\s+", " ").str.strip_chars()
+    return tidy, int((tidy != titles).sum())
+
+
+def distinct_titles(titles: Sequence[str]) -> tuple[list[str], list[int]]:
+    """Append " (2)", " (3)" … to later holders of a title, in item order, passing over titles already in use.
+
+    Returns:
+        the titles, and the positions of those renamed.
+
+    >>> distinct_titles(["Chasing Amy", "Chasing Amy", "Chasing Amy (2)"])
+    (['Chasing Amy', 'Chasing Amy (3)', 'Chasing Amy (2)'], [1])
+    """
+    taken = set(titles)
+    seen: set[str] = set()
+    result, renamed = [], []
+    for position, title in enumerate(titles):
+        name, number = title, 2
+        if title in seen:
+            while name in taken:
+                name = f"{title} ({number})"
+                number += 1
+            renamed.append(position)
+            taken.add(name)
+        seen.add(name)
+        result.append(name)
+    return result, renamed

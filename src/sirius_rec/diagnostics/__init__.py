@@ -1,0 +1,1 @@
+"""Reward-hacking evidence from training curves. No torch."""

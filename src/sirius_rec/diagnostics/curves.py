@@ -1,0 +1,205 @@
+"""Reward hacking in training curves: the margin rises while the held-out ranking falls. Descriptive; see `NOTE`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+from scipy import stats
+
+from sirius_rec.errors import DataError
+
+MARGIN: Final = "reward_margin"
+HIT: Final = "hr@1"
+SHARES: Final = ("insensitive@0.1", "insensitive@0.5", "misordered")
+
+NOTE: Final = (
+    "Descriptive, not a test. A seed is flagged when its reward margin rose from the epoch of its highest HR@1 to the "
+    "last epoch while HR@1 fell. Over seeds, the fall is measured from the highest epoch of the seed-mean curve (one "
+    "epoch for all seeds, so a single seed's fall may be negative), with a 95 % t interval over seeds. That epoch is "
+    "chosen from the same data, so the fall leans upwards."
+)
+
+Point = Mapping[str, Any]
+
+
+def labels_of(results: Mapping[str, Any]) -> dict[str, str]:
+    """{method: label} of every method that was scored."""
+    return {row["method"]: row["label"] for row in results.get("summary", [])}
+
+
+def series(points: Sequence[Point], key: str, where: str) -> list[float] | None:
+    """One value per epoch, or None where the key was not logged. Raises DataError on a gap or NaN."""
+    values = [point.get(key) for point in points]
+    if all(value is None for value in values):
+        return None
+    for point, value in zip(points, values, strict=True):
+        if value is None or not math.isfinite(value):
+            raise DataError(
+                f"{where}: {key} is not a number at epoch {point['epoch']}; the run diverged or its log is cut"
+            )
+    return [float(value) for value in values]  # type: ignore[arg-type]
+
+
+def ordered(points: Sequence[Point], where: str) -> list[Point]:
+    """Points by epoch. Raises DataError when an epoch is missing its number or stands there twice."""
+    epochs = [point.get("epoch") for point in points]
+    for epoch in epochs:
+        if not isinstance(epoch, (int, float)) or not math.isfinite(epoch):
+            raise DataError(f"{where}: epoch is {epoch}; every point of a curve needs its epoch")
+    if len(set(epochs)) != len(epochs):
+        raise DataError(f"{where}: an epoch stands there twice; the log holds two runs, start it afresh")
+    return sorted(points, key=lambda point: float(point["epoch"]))
+
+
+def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float | None, float | None]:
+    """Mean and t interval over seeds; no interval with one seed."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return mean, None, None
+    half = float(stats.t.ppf((1 + level) / 2, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+    return mean, mean - half, mean + half
+
+
+def _ends(values: list[float] | None) -> dict[str, float] | None:
+    return None if values is None else {"first": values[0], "last": values[-1], "change": values[-1] - values[0]}
+
+
+def _one_seed(points: Sequence[Point], where: str) -> dict[str, Any]:
+    hits = series(points, HIT, where)
+    if hits is None:
+        raise DataError(f"{where}: the curve has no {HIT}; evaluate every epoch on held-out rows")
+    margin = series(points, MARGIN, where)
+    epochs = [point["epoch"] for point in points]
+    peak = int(np.argmax(hits))  # the earliest, where several epochs tie
+    found: dict[str, Any] = {
+        "epochs": [epochs[0], epochs[-1]],
+        HIT: {"first": hits[0], "peak": hits[peak], "last": hits[-1], "best_epoch": epochs[peak]},
+        MARGIN: _ends(margin),
+        **{share: _ends(series(points, share, where)) for share in SHARES},
+        "hacking": None,
+    }
+    if margin is not None:
+        rise, fall = margin[-1] - margin[peak], hits[peak] - hits[-1]
+        found["hacking"] = {"flagged": rise > 0 and fall > 0, "margin_rise": rise, "hr@1_fall": fall}
+    return found
+
+
+def _over_seeds(by_seed: Mapping[str, Sequence[Point]], method: str) -> dict[str, Any] | None:
+    """Fall of HR@1 and rise of the margin from the peak epoch of the seed-mean curve."""
+    common = sorted(set.intersection(*({float(p["epoch"]) for p in points} for points in by_seed.values())))
+    if len(common) < 2:
+        raise DataError(f"curves of {method}: the seeds share fewer than two epochs; log every seed at the same epochs")
+    kept = {seed: [p for p in points if float(p["epoch"]) in common] for seed, points in by_seed.items()}
+    hits = np.array([series(points, HIT, f"curve of {method}, seed {seed}") for seed, points in kept.items()])
+    margins = [series(points, MARGIN, f"curve of {method}, seed {seed}") for seed, points in kept.items()]
+    if any(margin is None for margin in margins):
+        return None
+    margin_matrix = np.array(margins)
+    peak = int(np.argmax(hits.mean(axis=0)))
+    fall, low, high = mean_interval((hits[:, peak] - hits[:, -1]).tolist())
+    rise, rise_low, rise_high = mean_interval((margin_matrix[:, -1] - margin_matrix[:, peak]).tolist())
+    return {
+        "peak_epoch": common[peak], "last_epoch": common[-1], "seeds": len(kept),
+        "hr@1_fall": fall, "hr@1_fall_low": low, "hr@1_fall_high": high,
+        "margin_rise": rise, "margin_rise_low": rise_low, "margin_rise_high": rise_high,
+        "flagged": rise > 0 and fall > 0,
+    }  # fmt: skip
+
+
+def _mean_ends(seeds: Sequence[Mapping[str, Any]], key: str) -> dict[str, float] | None:
+    parts = [seed[key] for seed in seeds]
+    if any(part is None for part in parts):
+        return None
+    return {name: float(np.mean([part[name] for part in parts])) for name in parts[0]}
+
+
+def diagnose(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Evidence per method from `results["curves"]`.
+
+    Returns {"methods": {method: {"label", "seeds": {seed: evidence}, "mean": evidence averaged over seeds, "hacking"}},
+    "notes": [...]}. Evidence holds `reward_margin`, `insensitive@0.1`, `insensitive@0.5`, `misordered` as {first, last,
+    change} and `hr@1` as {first, peak, last, best_epoch}; a key that was not logged is None. `hacking` is None for
+    methods without a reward margin (continued SFT); else rise, fall and their t intervals over seeds (None with one
+    seed), `flagged`, and `seeds_flagged`.
+
+    Raises DataError, in one line, when there are no curves, a curve of rewards has one epoch only, or a value is NaN.
+    """
+    curves = results.get("curves") or {}
+    if not any(MARGIN in point for seeds in curves.values() for points in seeds.values() for point in points):
+        raise DataError("diagnose: no curves with reward margins; align at least one method and evaluate every epoch")
+    labels = labels_of(results)
+    methods: dict[str, Any] = {}
+    for method in sorted(curves):
+        by_seed = {
+            str(seed): ordered(points, f"curve of {method}, seed {seed}")
+            for seed, points in sorted(curves[method].items(), key=lambda entry: int(entry[0]))
+        }
+        by_seed = {seed: points for seed, points in by_seed.items() if points}
+        if not by_seed:
+            continue
+        rewarded = any(MARGIN in point for points in by_seed.values() for point in points)
+        short = [seed for seed, points in by_seed.items() if len(points) < 2]
+        if short and rewarded:
+            raise DataError(
+                f"diagnose: the curve of {method}, seed {short[0]} has one epoch only; "
+                "log the start and at least one epoch more"
+            )
+        seeds = {seed: _one_seed(points, f"curve of {method}, seed {seed}") for seed, points in by_seed.items()}
+        keys = (HIT, MARGIN, *SHARES)
+        hacking = _over_seeds(by_seed, method) if rewarded else None
+        if hacking is not None:
+            hacking["seeds_flagged"] = sum(bool(s["hacking"] and s["hacking"]["flagged"]) for s in seeds.values())
+        methods[method] = {
+            "label": labels.get(method, method), "seeds": seeds,
+            "mean": {key: _mean_ends(list(seeds.values()), key) for key in keys}, "hacking": hacking,
+        }  # fmt: skip
+    return {"methods": methods, "notes": [NOTE]}
+
+
+HEADER: Final = (
+    "method",
+    "margin first → last",
+    "HR@1 first / peak / last",
+    "best epoch",
+    "Ω_0.1",
+    "Ω_0.5",
+    "misordered",
+    "verdict",
+)
+
+
+def _arrow(ends: Mapping[str, float] | None, digits: int) -> str:
+    return "–" if ends is None else f"{ends['first']:.{digits}f} → {ends['last']:.{digits}f}"
+
+
+def verdict(entry: Mapping[str, Any]) -> str:
+    """One method's evidence in words."""
+    hacking = entry["hacking"]
+    if hacking is None:
+        return "no reward margin logged"
+    if not hacking["flagged"]:
+        ended_best = hacking["hr@1_fall"] <= 0
+        return "no sign: mean HR@1 ends at its peak" if ended_best else "HR@1 fell, the margin did not rise"
+    text = f"margin rose while HR@1 fell by {hacking['hr@1_fall']:.3f}"
+    if hacking["hr@1_fall_low"] is None:
+        return f"{text} (one seed: no interval)"
+    within = "" if hacking["hr@1_fall_low"] > 0 else ", within seed noise"
+    seeds = f"; flagged in {hacking['seeds_flagged']} of {hacking['seeds']} seeds"
+    return f"{text} [{hacking['hr@1_fall_low']:.3f}, {hacking['hr@1_fall_high']:.3f}]{within}{seeds}"
+
+
+def lines(diagnostics: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Rows for a terminal table under `HEADER`, one per method, means over seeds."""
+    rows: list[tuple[str, ...]] = []
+    for entry in diagnostics["methods"].values():
+        mean, hits = entry["mean"], entry["mean"][HIT]
+        best = [f"{seed[HIT]['best_epoch']:g}" for seed in entry["seeds"].values()]
+        rows.append((
+            entry["label"], _arrow(mean[MARGIN], 2),
+            f"{hits['first']:.3f} / {hits['peak']:.3f} / {hits['last']:.3f}", ", ".join(best),
+            _arrow(mean[SHARES[0]], 3), _arrow(mean[SHARES[1]], 3), _arrow(mean[SHARES[2]], 3), verdict(entry),
+        ))  # fmt: skip
+    return rows

@@ -1,0 +1,41 @@
+"""The exception tree.
+
+    SiriusError                  anything a user can cause and mend; the command line prints it as one line
+    ├── ConfigError              an option is unknown, of the wrong type, out of range, or contradicts another
+    ├── DataError                an input file or table is not what it should be
+    ├── PromptError              a prompt cannot be built or does not fit the model's context
+    ├── ScoringError             candidates cannot be scored the way that was asked for
+    ├── TrainingError            training cannot start or go on (NaN loss, failed self-check)
+    └── RunError                 a run folder cannot be used (another config, truncated checkpoint)
+
+Library code raises these with a message that says what, where, and what to do. Only `cli.py` turns them into one
+line and exit code 2. Broken invariants of our own are `assert`s, not `SiriusError`s.
+"""
+
+
+class SiriusError(Exception):
+    """Base of every error that a user can cause and mend."""
+
+
+class ConfigError(SiriusError, ValueError):
+    """An option is unknown, of the wrong type, out of range, or contradicts another."""
+
+
+class DataError(SiriusError, ValueError):
+    """An input file or table is not what it should be."""
+
+
+class PromptError(SiriusError, ValueError):
+    """A prompt cannot be built, or does not fit the model's context."""
+
+
+class ScoringError(SiriusError, RuntimeError):
+    """Candidates cannot be scored the way that was asked for."""
+
+
+class TrainingError(SiriusError, RuntimeError):
+    """Training cannot start or cannot go on."""
+
+
+class RunError(SiriusError, RuntimeError):
+    """A run folder cannot be used."""

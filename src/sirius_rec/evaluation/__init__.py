@@ -1,0 +1,1 @@
+"""Score tables -> metrics, intervals, paired tests. No torch."""

@@ -1,0 +1,222 @@
+"""Bootstrap intervals and paired permutation tests over users.
+
+Rows of one user are sliding windows of one history and are not independent, so whatever is random here is random by
+*group* (user), never by row. All draws come from one seeded PCG64 stream of integers, so the same seed gives the same
+resamples on every machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sirius_rec.errors import DataError
+
+Floats = npt.NDArray[np.float64]
+
+RESAMPLES = 2_000
+FLIPS = 10_000
+EXACT_GROUPS = 12
+LEVEL = 0.95
+_BLOCK = 4_000_000  # entries of a resampling block held at once
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its percentile interval; `low` and `high` are NaN where fewer than two groups leave none."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """Mean difference a − b, its bootstrap interval, and the two-sided sign-flip p-value."""
+
+    difference: float
+    low: float
+    high: float
+    p: float
+
+
+def _codes(groups: Any, rows: int) -> tuple[npt.NDArray[np.int64], int]:
+    """Dense group numbers [rows] and how many groups there are; every row its own group where groups is None."""
+    if groups is None:
+        return np.arange(rows), rows
+    labels = np.asarray(groups)
+    if labels.shape != (rows,):
+        raise DataError(f"groups: {labels.size} group ids for {rows} rows; give one per row")
+    unique, codes = np.unique(labels, return_inverse=True)
+    return codes.reshape(-1).astype(np.int64), len(unique)
+
+
+def _matrix(values: Any, what: str) -> Floats:
+    """[rows] or [series, rows] -> finite [series, rows]."""
+    matrix = np.atleast_2d(np.asarray(values, dtype=np.float64))
+    if matrix.ndim != 2 or matrix.shape[1] == 0:
+        raise DataError(f"{what}: no rows; an interval needs at least one value")
+    bad = np.argwhere(~np.isfinite(matrix))
+    if bad.size:
+        raise DataError(f"{what}: row {bad[0][1]} is {matrix[tuple(bad[0])]}; every value must be a finite number")
+    return matrix
+
+
+class GroupBootstrap:
+    """Resamples groups with replacement; one object serves every metric and method on the same rows.
+
+    Using the same resamples for all of them is valid (each interval is a plain percentile bootstrap on its own) and
+    costs one set of draws.
+    """
+
+    def __init__(self, rows: int, groups: Any = None, *, resamples: int = RESAMPLES, seed: int = 0) -> None:
+        """groups: [rows] ids of any sortable type, or None where rows are independent."""
+        if resamples < 1:
+            raise DataError(f"resamples: {resamples}; give at least 1")
+        self.codes, self.n_groups = _codes(groups, rows)
+        self.sizes = np.bincount(self.codes, minlength=self.n_groups).astype(np.float64)
+        self.resamples, self.seed = resamples, seed
+        self._kept: list[npt.NDArray[np.uint16]] | None = None
+
+    def _draw(self) -> Iterator[npt.NDArray[np.uint16]]:
+        """Blocks [b, groups] of how often each group is drawn."""
+        rng, n = np.random.default_rng(self.seed), self.n_groups
+        block = max(1, _BLOCK // n)
+        for start in range(0, self.resamples, block):
+            b = min(block, self.resamples - start)
+            picks = rng.integers(0, n, size=(b, n)) + (np.arange(b) * n)[:, None]
+            yield np.bincount(picks.reshape(-1), minlength=b * n).reshape(b, n).astype(np.uint16)
+
+    def _blocks(self) -> Iterator[npt.NDArray[np.uint16]]:
+        if self._kept is None and self.resamples * self.n_groups <= 8 * _BLOCK:
+            self._kept = list(self._draw())
+        return iter(self._kept) if self._kept is not None else self._draw()
+
+    def sums(self, values_SR: Floats) -> Floats:
+        """Group sums [series, groups] of row values [series, rows]."""
+        return np.stack([np.bincount(self.codes, weights=row, minlength=self.n_groups) for row in values_SR])
+
+    def means(self, values_SR: Floats) -> Floats:
+        """Resampled row means [resamples, series]: sum over drawn groups / rows of drawn groups."""
+        stacked = np.vstack([self.sums(values_SR), self.sizes]).T
+        drawn = np.vstack([block.astype(np.float64) @ stacked for block in self._blocks()])
+        return np.asarray(drawn[:, :-1] / drawn[:, -1:])
+
+    def intervals(self, values_SR: Any, level: float = LEVEL) -> list[Interval]:
+        """One interval per series of [series, rows]."""
+        values = _matrix(values_SR, "values")
+        means = values.mean(axis=1)
+        if self.n_groups < 2:
+            return [Interval(float(mean), np.nan, np.nan) for mean in means]
+        return [_percentile(mean, drawn, level) for mean, drawn in zip(means, self.means(values).T, strict=True)]
+
+    def over_seeds(self, values_SR: Any, level: float = LEVEL) -> Interval:
+        """Interval of the mean over seeds and rows of [seeds, rows]: users are resampled, and seeds too.
+
+        Seeds and users are crossed (every seed scores the same rows), so each resample draws both and averages the
+        drawn seeds over the drawn users. With one seed this is the interval over users alone. A bootstrap over few
+        seeds is too narrow by about sqrt((S − 1) / S) in its seed part.
+        """
+        values = _matrix(values_SR, "values")
+        mean = float(values.mean())
+        if self.n_groups < 2:
+            return Interval(mean, np.nan, np.nan)
+        seeds = len(values)
+        # another stream than the users': the two draws must be independent
+        picks = np.random.default_rng([self.seed, 1]).integers(0, seeds, size=(self.resamples, seeds))
+        drawn = np.take_along_axis(self.means(values), picks, axis=1).mean(axis=1)
+        return _percentile(mean, drawn, level)
+
+
+def _percentile(mean: float, drawn: Floats, level: float) -> Interval:
+    if not 0 < level < 1:
+        raise DataError(f"level: {level}; give a share between 0 and 1, such as 0.95")
+    tail = (1 - level) / 2
+    low, high = np.quantile(drawn, [tail, 1 - tail])
+    return Interval(float(mean), float(low), float(high))
+
+
+def bootstrap_mean(
+    values: Any, groups: Any = None, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
+) -> Interval:
+    """Percentile bootstrap interval of a mean over rows.
+
+    values: [rows], or [seeds, rows] for several seeds of one method (then seeds are resampled too, see
+    `GroupBootstrap.over_seeds`). groups: [rows] user ids; None takes rows as independent.
+    """
+    matrix = _matrix(values, "values")
+    return GroupBootstrap(matrix.shape[1], groups, resamples=resamples, seed=seed).over_seeds(matrix, level)
+
+
+def sign_flip_p(sums: Floats, *, flips: int = FLIPS, seed: int = 0) -> float:
+    """Two-sided p-value of "the group sums are symmetric around 0", sums [groups].
+
+    With at most 12 groups that differ, all 2^groups sign patterns are counted (p = count / 2^groups); with more, seeded
+    random patterns give (1 + count) / (1 + flips). Groups whose sum is 0 change no pattern's total and are left out.
+    """
+    moving = sums[sums != 0]
+    n = len(moving)
+    if n == 0:
+        return 1.0
+    # totals that equal the observed one up to rounding count as reaching it
+    reach = abs(moving.sum()) - 1e-12 * np.abs(moving).sum()
+    if n <= EXACT_GROUPS:
+        bits = (np.arange(2**n)[:, None] >> np.arange(n)) & 1
+        return float((np.abs((1 - 2 * bits) @ moving) >= reach).mean())
+    rng, count, block = np.random.default_rng([seed, 2]), 0, max(1, _BLOCK // n)
+    for start in range(0, flips, block):
+        b = min(block, flips - start)
+        packed = rng.integers(0, 256, size=(b, (n + 7) // 8), dtype=np.uint8)
+        drawn = np.unpackbits(packed, axis=1, count=n).astype(np.float64)
+        count += int((np.abs(moving.sum() - 2 * (drawn @ moving)) >= reach).sum())
+    return (1 + count) / (1 + flips)
+
+
+def paired_test(
+    a: Any,
+    b: Any,
+    groups: Any = None,
+    *,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    flips: int = FLIPS,
+    seed: int = 0,
+    bootstrap: GroupBootstrap | None = None,
+) -> PairedTest:
+    """Compare two methods on the same rows.
+
+    a, b: [rows], or [seeds, rows] with seed s of a paired with seed s of b. The interval resamples users (and seeds);
+    the p-value flips the sign of whole users' differences of seed means, so it speaks of these seeds only.
+    bootstrap: reuse one on the same rows and groups instead of drawing anew.
+    """
+    left, right = _matrix(a, "a"), _matrix(b, "b")
+    if left.shape != right.shape:
+        raise DataError(f"paired test: {left.shape} against {right.shape}; both methods need the same rows and seeds")
+    rows = left.shape[1]
+    plan = bootstrap or GroupBootstrap(rows, groups, resamples=resamples, seed=seed)
+    difference = left - right
+    interval = plan.over_seeds(difference, level)
+    p = sign_flip_p(plan.sums(difference.mean(axis=0, keepdims=True))[0], flips=flips, seed=seed)
+    return PairedTest(interval.mean, interval.low, interval.high, p)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjustment: sorted p_(i) times (m − i + 1), made monotone, at most 1; in the order given.
+
+    >>> holm([0.04, 0.01, 0.03])
+    [0.06, 0.03, 0.06]
+    """
+    p = np.asarray(p_values, dtype=np.float64)
+    if not p.size:
+        return []
+    if not ((p >= 0) & (p <= 1)).all():
+        raise DataError(f"p-values: {p_values}; each must lie in 0 … 1")
+    order = np.argsort(p, kind="stable")
+    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(stepped, 1.0)
+    return [float(value) for value in adjusted]

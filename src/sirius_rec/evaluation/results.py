@@ -1,0 +1,366 @@
+"""results.json: every metric with its interval, paired tests, training curves. No clock, no timings.
+
+Two runs that computed the same numbers write the same bytes: keys are sorted, rows stand in a fixed order, floats are
+rounded to 10 significant digits.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from sirius_rec.errors import DataError, RunError
+from sirius_rec.evaluation.intervals import EXACT_GROUPS, FLIPS, RESAMPLES, GroupBootstrap, Interval, holm, paired_test
+from sirius_rec.evaluation.metrics import METRICS, Floats, per_example, target_positions, true_reward
+from sirius_rec.evaluation.tables import SCORES, ScoreTable
+from sirius_rec.schema import CANDIDATES, ROW_ID, TARGET, USER_ID, UTILITY
+
+FORMAT: Final = 1
+FLOORS: Final = ("random", "popularity", "item_knn")
+TRUE_REWARD: Final = "true_reward"
+VALID: Final = "valid_ratio"
+GENERATED: Final = "hr@1_generated"
+ALL_METRICS: Final = (*METRICS, TRUE_REWARD, VALID, GENERATED)
+PAIRED_METRIC: Final = "hr@1"
+
+Key = tuple[str, int, str, str]
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """Per-example values of one table, in the order of row_id."""
+
+    table: ScoreTable
+    chance: float
+    values: dict[str, Floats]
+
+
+@dataclass
+class _Block:
+    """Everything on one set of slates: the rows are shared, and so are the resamples."""
+
+    row_ids: npt.NDArray[np.int64]
+    positions: npt.NDArray[np.int64]
+    candidates: pl.Series
+    first: str
+    bootstrap: GroupBootstrap
+    utility: pl.Series | None = None
+    scored: list[_Scored] = field(default_factory=list)
+
+
+def clean(value: Any, where: str = "results") -> Any:
+    """Plain JSON of any nesting: text keys, floats to 10 significant digits, a number that is not finite as null."""
+    if value is None or isinstance(value, (str, bool)):
+        return value
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    if isinstance(value, (int, np.integer)):
+        return int(value)
+    if isinstance(value, (float, np.floating)):
+        # + 0.0 turns -0.0 into 0.0
+        return float(f"{value:.10g}") + 0.0 if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): clean(value[key], f"{where}.{key}") for key in sorted(value, key=str)}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [clean(entry, f"{where}[{index}]") for index, entry in enumerate(value)]
+    if isinstance(value, Path):
+        return str(value)
+    raise DataError(f"{where}: a {type(value).__name__} cannot stand in results.json; give numbers, text, lists, dicts")
+
+
+def _groups(users: pl.Series, row_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Dense user numbers; a row without a user is a group of its own."""
+    codes = users.cast(pl.String).rank("dense").fill_null(0).to_numpy().astype(np.int64)
+    alone = np.flatnonzero(codes == 0)
+    codes[alone] = codes.max(initial=0) + 1 + np.arange(len(alone))
+    return codes
+
+
+def _open_block(table: ScoreTable, examples: pl.DataFrame, truth: pl.DataFrame | None, seed: int) -> _Block:
+    frame = table.frame.sort(ROW_ID)
+    known = examples.select(pl.col(ROW_ID).cast(pl.Int64), USER_ID, TARGET).unique(ROW_ID, keep="any")
+    if len(known) != len(examples):
+        raise DataError("examples: a row_id stands there twice; row ids must be unique")
+    joined = frame.select(pl.col(ROW_ID).cast(pl.Int64)).join(known, on=ROW_ID, how="left", maintain_order="left")
+    unknown = joined.filter(pl.col(TARGET).is_null())
+    if not unknown.is_empty():
+        raise DataError(
+            f"{table.name}: row_id {unknown[ROW_ID][0]} is not among the examples; score this data's slates"
+        )
+    row_ids = joined[ROW_ID].to_numpy()
+    positions = target_positions(frame[CANDIDATES], joined[TARGET].to_numpy(), row_ids.tolist())
+    bootstrap = GroupBootstrap(len(row_ids), _groups(joined[USER_ID], row_ids), seed=seed)
+    block = _Block(row_ids, positions, frame[CANDIDATES].cast(pl.List(pl.Int64)), table.name, bootstrap)
+    if truth is not None:
+        utilities = truth.select(pl.col(ROW_ID).cast(pl.Int64), UTILITY)
+        beside = joined.select(ROW_ID).join(utilities, on=ROW_ID, how="left", maintain_order="left")
+        lost = beside.filter(pl.col(UTILITY).is_null())
+        if len(beside) != len(joined) or not lost.is_empty():
+            where = f"row_id {lost[ROW_ID][0]} is missing" if not lost.is_empty() else "a row_id stands there twice"
+            raise DataError(f"truth of {table.slates}: {where}; prepare the data again")
+        block.utility = beside[UTILITY]
+    return block
+
+
+def _score(block: _Block, table: ScoreTable) -> _Scored:
+    frame = table.frame.sort(ROW_ID)
+    if not np.array_equal(frame[ROW_ID].to_numpy(), block.row_ids):
+        raise DataError(
+            f"{table.name}: {len(frame)} rows that are not the {len(block.row_ids)} rows of {block.first}; "
+            "every method must score the same rows"
+        )
+    slates = frame[CANDIDATES].cast(pl.List(pl.Int64))
+    other = (slates != block.candidates).arg_true()
+    if len(other):
+        raise DataError(
+            f"{table.name}: row_id {block.row_ids[other[0]]} has other candidates than in {block.first}; "
+            "every method must score the same slates"
+        )
+    try:
+        metrics = per_example(frame[SCORES], block.positions, block.row_ids.tolist())
+        values = {metric: metrics[metric].to_numpy() for metric in METRICS}
+        if block.utility is not None:
+            values[TRUE_REWARD] = true_reward(frame[SCORES], block.utility, block.row_ids.tolist())
+    except DataError as error:
+        raise DataError(f"{table.name}: {error}") from error
+    return _Scored(table, float(metrics["chance"].to_numpy().mean()), values)
+
+
+@dataclass(frozen=True)
+class _Generated:
+    """Greedy generations of one method, valid and hit per row, in the order of row_id."""
+
+    row_ids: npt.NDArray[np.int64]
+    values: dict[str, Floats]
+    bootstrap: GroupBootstrap
+
+
+def _generations(entries: Sequence[Mapping[str, Any]], examples: pl.DataFrame, seed: int) -> dict[Key, _Generated]:
+    users = examples.select(pl.col(ROW_ID).cast(pl.Int64), USER_ID)
+    found: dict[Key, _Generated] = {}
+    plans: dict[bytes, GroupBootstrap] = {}
+    for entry in entries:
+        key = (str(entry["method"]), int(entry["seed"]), str(entry["slates"]), str(entry["checkpoint"]))
+        name = f"generation of {key[0]}, seed {key[1]}, {key[2]}, {key[3]}"
+        if key in found:
+            raise DataError(f"{name}: given twice")
+        ids = np.asarray(entry["row_id"], dtype=np.int64)
+        valid, hit = (np.asarray(entry[part], dtype=np.float64) for part in ("valid", "hit"))
+        if not ids.size or valid.shape != ids.shape or hit.shape != ids.shape or len(np.unique(ids)) != len(ids):
+            raise DataError(f"{name}: row_id, valid and hit must be equally long, not empty, and name each row once")
+        wrong = np.flatnonzero(~np.isin(valid, (0, 1)) | ~np.isin(hit, (0, 1)) | (hit > valid))
+        if wrong.size:
+            raise DataError(f"{name}: row_id {ids[wrong[0]]} is neither 0 nor 1, or a hit without being valid")
+        order = np.argsort(ids)
+        ids = ids[order]
+        joined = pl.DataFrame({ROW_ID: ids}).join(users, on=ROW_ID, how="inner", maintain_order="left")
+        if len(joined) != len(ids):
+            raise DataError(f"{name}: a row_id is not among the examples; generate for this data's rows")
+        if ids.tobytes() not in plans:
+            plans[ids.tobytes()] = GroupBootstrap(len(ids), _groups(joined[USER_ID], ids), seed=seed)
+        found[key] = _Generated(ids, {VALID: valid[order], GENERATED: hit[order]}, plans[ids.tobytes()])
+    return found
+
+
+def _put(row: dict[str, Any], metric: str, interval: Interval | None) -> None:
+    row[metric] = interval.mean if interval else None
+    row[f"{metric}_low"] = interval.low if interval else None
+    row[f"{metric}_high"] = interval.high if interval else None
+
+
+def _row(block: _Block, scored: _Scored, generated: _Generated | None) -> dict[str, Any]:
+    table = scored.table
+    row: dict[str, Any] = {
+        "method": table.method, "label": table.label, "seed": table.seed, "slates": table.slates,
+        "checkpoint": table.checkpoint, "n": len(block.row_ids), "chance": scored.chance,
+    }  # fmt: skip
+    intervals = dict(zip(scored.values, block.bootstrap.intervals(np.stack(list(scored.values.values()))), strict=True))
+    if generated is not None:
+        made = generated.bootstrap.intervals(np.stack(list(generated.values.values())))
+        intervals |= dict(zip(generated.values, made, strict=True))
+    for metric in ALL_METRICS:
+        _put(row, metric, intervals.get(metric))
+    row["n_generated"] = len(generated.row_ids) if generated is not None else None
+    return row
+
+
+def _summary(block: _Block, members: list[_Scored], generated: list[_Generated]) -> dict[str, Any]:
+    table = members[0].table
+    row: dict[str, Any] = {
+        "method": table.method, "label": table.label, "slates": table.slates, "checkpoint": table.checkpoint,
+        "seeds": [member.table.seed for member in members], "n": len(block.row_ids), "chance": members[0].chance,
+    }  # fmt: skip
+    # generations are averaged over seeds only when every seed generated for the same rows
+    whole = len(generated) == len(members) and all(
+        np.array_equal(entry.row_ids, generated[0].row_ids) for entry in generated
+    )
+    for metric in ALL_METRICS:
+        if metric in members[0].values:
+            matrix, plan = np.stack([member.values[metric] for member in members]), block.bootstrap
+        elif metric in (VALID, GENERATED) and whole:
+            matrix, plan = np.stack([entry.values[metric] for entry in generated]), generated[0].bootstrap
+        else:
+            _put(row, metric, None)
+            row[f"{metric}_seed_sd"] = None
+            continue
+        _put(row, metric, plan.over_seeds(matrix))
+        row[f"{metric}_seed_sd"] = float(matrix.mean(axis=1).std(ddof=1)) if len(members) > 1 else None
+    row["n_generated"] = len(generated[0].row_ids) if whole else None
+    return row
+
+
+def _pairs(methods: Iterable[str], baseline: str) -> list[tuple[str, str]]:
+    """(method, against): every trained method against the baseline, every <x>_sirius against <x>."""
+    trained = [method for method in methods if method not in FLOORS]
+    pairs = [(method, baseline) for method in trained if method != baseline and baseline in trained]
+    bases = [(method, method.removesuffix("_sirius")) for method in trained if method.endswith("_sirius")]
+    return pairs + [pair for pair in bases if pair[1] in trained and pair not in pairs]
+
+
+def _paired(block: _Block, by_method: dict[str, list[_Scored]], baseline: str, seed: int) -> list[dict[str, Any]]:
+    tests: list[dict[str, Any]] = []
+    for method, against in _pairs(by_method, baseline):
+        left, right = ({m.table.seed: m.values[PAIRED_METRIC] for m in by_method[name]} for name in (method, against))
+        shared = sorted(left.keys() & right.keys())
+        # without a common seed there is nothing to pair but the seed means
+        a, b = (
+            np.stack([side[s] for s in shared]) if shared else np.mean(list(side.values()), axis=0)
+            for side in (left, right)
+        )
+        result = paired_test(a, b, seed=seed, bootstrap=block.bootstrap)
+        table = by_method[method][0].table
+        tests.append(
+            {"method": method, "against": against, "slates": table.slates, "checkpoint": table.checkpoint,
+             "metric": PAIRED_METRIC, "seeds": shared, "n": len(block.row_ids), "difference": result.difference,
+             "low": result.low, "high": result.high, "p": result.p}
+        )  # fmt: skip
+    for test, adjusted in zip(tests, holm([test["p"] for test in tests]), strict=True):
+        test["p_holm"] = adjusted
+    return tests
+
+
+def _notes(examples: pl.DataFrame, baseline: str, missing: list[str]) -> list[str]:
+    notes = [
+        f"Intervals: 95 % percentile bootstrap, {RESAMPLES:,} seeded resamples of users (all rows of a user together).",
+        "Summary rows resample users and seeds; with few seeds the seed part is somewhat too narrow.",
+        "Ties count in expectation over their orders: constant scores give HR@1 = 1/N exactly.",
+        f"Paired tests: HR@1, the same rows, seed with seed; two-sided sign flips of whole users' seed-mean "
+        f"differences, exact up to {EXACT_GROUPS} users, else {FLIPS:,} seeded flips; p speaks of these seeds only.",
+        "p_holm: Holm's adjustment over all tests on the same slates and checkpoint.",
+        "Generated HR@1 counts all prompts; an answer that is not exactly one candidate's title is a miss.",
+    ]
+    if examples[USER_ID].null_count():
+        notes.append(
+            f"{examples[USER_ID].null_count():,} examples carry no user id and were resampled one by one; "
+            "their intervals are too narrow if rows of one user overlap."
+        )
+    return notes + [f"No tests against {baseline} on {where}: it was not scored there." for where in missing]
+
+
+def _check_examples(examples: pl.DataFrame) -> None:
+    missing = [column for column in (ROW_ID, USER_ID, TARGET) if column not in examples.columns]
+    if missing:
+        raise DataError(f"examples: column {missing[0]!r} is missing; found {', '.join(examples.columns)}")
+
+
+def build_results(
+    tables: Sequence[ScoreTable],
+    *,
+    examples: pl.DataFrame,
+    truths: Mapping[str, pl.DataFrame] | None = None,
+    generation: Sequence[Mapping[str, Any]] | None = None,
+    curves: Mapping[str, Any] | None = None,
+    config: Mapping[str, Any] | None = None,
+    environment: Mapping[str, Any] | None = None,
+    data: Mapping[str, Any] | None = None,
+    baseline: str,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Everything results.json holds, ready for `write_results`.
+
+    tables: in any order; tables on the same slates must hold the same rows and candidates. examples: row_id, user_id,
+    target (further columns and rows are ignored). truths: per slates name, row_id and utility (aligned with the slate).
+    generation: per method, seed, slates and checkpoint one dict with these four keys and "row_id", "valid", "hit"
+    (equally long; 0 or 1; a hit is valid). curves: {method: {seed: [{"epoch", "step", …}]}}. baseline: the method that
+    every trained method is tested against. seed: of resampling.
+
+    Raises DataError, naming the table and row, when a table does not fit the examples or the other tables.
+    """
+    if not tables:
+        raise DataError("results: no score tables; evaluate at least one method")
+    _check_examples(examples)
+    made = _generations(generation or [], examples, seed)
+    blocks: dict[str, _Block] = {}
+    groups: dict[tuple[str, str], dict[str, list[_Scored]]] = {}
+    seen: set[Key] = set()
+    for table in sorted(tables, key=lambda t: (t.slates, t.checkpoint, t.method, t.seed)):
+        if table.key in seen:
+            raise DataError(f"{table.name}: given twice")
+        seen.add(table.key)
+        if table.slates not in blocks:
+            blocks[table.slates] = _open_block(table, examples, (truths or {}).get(table.slates), seed)
+        scored = _score(blocks[table.slates], table)
+        groups.setdefault((table.slates, table.checkpoint), {}).setdefault(table.method, []).append(scored)
+    stray = sorted(made.keys() - seen)
+    if stray:
+        raise DataError(f"generation: {table_label(stray[0])} has no score table; score the method on these slates too")
+    rows, summary, paired, missing = [], [], [], []
+    for (slates, checkpoint), by_method in groups.items():
+        block = blocks[slates]
+        for members in by_method.values():
+            generations = [made.get(member.table.key) for member in members]
+            rows += [_row(block, member, entry) for member, entry in zip(members, generations, strict=True)]
+            summary.append(_summary(block, members, [entry for entry in generations if entry is not None]))
+        paired += _paired(block, by_method, baseline, seed)
+        if baseline not in by_method and any(method not in FLOORS for method in by_method):
+            missing.append(f"{slates}, checkpoint {checkpoint}")
+    results = {
+        "format": FORMAT, "config": config or {}, "environment": environment or {}, "data": data or {},
+        "baseline": baseline, "rows": rows, "summary": summary, "paired": paired, "curves": curves or {},
+        "notes": _notes(examples, baseline, missing),
+    }  # fmt: skip
+    cleaned: dict[str, Any] = clean(results)
+    return cleaned
+
+
+def table_label(key: Key) -> str:
+    """One table in words, for messages."""
+    return f"{key[0]}, seed {key[1]}, {key[2]}, {key[3]}"
+
+
+def write_results(results: Mapping[str, Any], path: Path | str) -> Path:
+    """Write results.json, whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    text = json.dumps(clean(results), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    try:
+        partial.write_text(text + "\n", encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def read_results(path: Path | str) -> dict[str, Any]:
+    """Read results.json. Raises RunError when it is missing, broken, or of another format."""
+    path = Path(path)
+    if not path.is_file():
+        raise RunError(f"{path}: no such file; run `sirius evaluate` first")
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"{path}: not readable as JSON ({error}); evaluate again") from error
+    found = results.get("format") if isinstance(results, dict) else None
+    if found != FORMAT:
+        raise RunError(f"{path}: results format {found}, this version reads {FORMAT}; evaluate again")
+    return dict(results)

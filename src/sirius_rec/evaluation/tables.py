@@ -1,0 +1,162 @@
+"""Score tables: what one method at one seed and checkpoint gave every candidate of every slate.
+
+One Parquet file per table, `scores/<method>-s<seed>-<slates>-<checkpoint>.parquet`, with columns row_id (int64),
+candidates (list[int32], order as shown) and scores (list[float32 or float64], aligned, larger ranks higher). Method,
+label, seed, slates and checkpoint also stand inside the file, so a renamed file is noticed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import polars as pl
+
+from sirius_rec.errors import DataError, RunError
+from sirius_rec.schema import CANDIDATES, ROW_ID
+
+SCORES: Final = "scores"
+_KEY: Final = "sirius_rec"
+_WORD: Final = re.compile(r"[A-Za-z0-9_.]+")
+_SLATES: Final = re.compile(r"[A-Za-z0-9_.-]+")
+# method and checkpoint hold no dash, so the first and last dashes of the name are unambiguous
+_NAME: Final = re.compile(r"([A-Za-z0-9_.]+)-s(\d+)-([A-Za-z0-9_.-]+)-([A-Za-z0-9_.]+)\.parquet")
+
+
+def table_name(method: str, seed: int, slates: str, checkpoint: str) -> str:
+    """File name of a table. Raises DataError when a part would make the name ambiguous.
+
+    >>> table_name("dpo_sirius", 1, "test-uniform-20-s0", "last")
+    'dpo_sirius-s1-test-uniform-20-s0-last.parquet'
+    """
+    for what, text, pattern in (
+        ("method", method, _WORD),
+        ("checkpoint", checkpoint, _WORD),
+        ("slates", slates, _SLATES),
+    ):
+        if not pattern.fullmatch(text):
+            allowed = "letters, digits, _ and ." + (" and -" if pattern is _SLATES else "")
+            raise DataError(f"score table: {what} {text!r}; use {allowed} only")
+    if seed < 0:
+        raise DataError(f"score table: seed {seed}; give a seed >= 0")
+    return f"{method}-s{seed}-{slates}-{checkpoint}.parquet"
+
+
+def parse_name(name: str) -> tuple[str, int, str, str]:
+    """Inverse of `table_name`: (method, seed, slates, checkpoint).
+
+    >>> parse_name("dpo_sirius-s1-test-uniform-20-s0-last.parquet")
+    ('dpo_sirius', 1, 'test-uniform-20-s0', 'last')
+    """
+    found = _NAME.fullmatch(name)
+    if not found:
+        raise DataError(f"score table: file name {name!r}; expected <method>-s<seed>-<slates>-<checkpoint>.parquet")
+    method, seed, slates, checkpoint = found.groups()
+    return method, int(seed), slates, checkpoint
+
+
+def _is_list_of(dtype: pl.DataType, integer: bool) -> bool:
+    if not isinstance(dtype, pl.List):
+        return False
+    inner = dtype.inner
+    return inner in (pl.Float32, pl.Float64) if not integer else bool(inner.is_integer())
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """Scores of one method. Raises DataError on construction when the frame is not a score table."""
+
+    method: str
+    label: str
+    seed: int
+    slates: str
+    checkpoint: str
+    frame: pl.DataFrame
+
+    def __post_init__(self) -> None:
+        name, schema = self.name, self.frame.schema
+        for column, good, wanted in (
+            (ROW_ID, lambda dtype: dtype.is_integer(), "an integer"),
+            (CANDIDATES, lambda dtype: _is_list_of(dtype, True), "a list of integers"),
+            (SCORES, lambda dtype: _is_list_of(dtype, False), "a list of floats"),
+        ):
+            if column not in schema:
+                raise DataError(f"{name}: column {column!r} is missing; found {', '.join(schema) or 'no columns'}")
+            if not good(schema[column]):
+                raise DataError(f"{name}: column {column!r} is {schema[column]}; it must be {wanted} per row")
+            if self.frame[column].null_count():
+                row = self.frame[column].is_null().arg_true()[0]
+                raise DataError(f"{name}: column {column!r} is null in row {row}; score every row")
+        if self.frame.is_empty():
+            raise DataError(f"{name}: no rows; score at least one slate")
+        uneven = self.frame.filter(pl.col(CANDIDATES).list.len() != pl.col(SCORES).list.len())
+        if not uneven.is_empty():
+            row = uneven.row(0, named=True)
+            raise DataError(
+                f"{name}: row_id {row[ROW_ID]} has {len(row[CANDIDATES])} candidates and {len(row[SCORES])} scores"
+            )
+        twice = self.frame[ROW_ID].is_duplicated()
+        if twice.any():
+            raise DataError(f"{name}: row_id {self.frame[ROW_ID].filter(twice)[0]} stands there twice")
+
+    @property
+    def name(self) -> str:
+        """File name, `<method>-s<seed>-<slates>-<checkpoint>.parquet`."""
+        return table_name(self.method, self.seed, self.slates, self.checkpoint)
+
+    @property
+    def key(self) -> tuple[str, int, str, str]:
+        """(method, seed, slates, checkpoint); unique within a run."""
+        return self.method, self.seed, self.slates, self.checkpoint
+
+
+def write_table(table: ScoreTable, folder: Path | str) -> Path:
+    """Write the table into `folder` (made when absent), whole or not at all; returns the file's path."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / table.name
+    partial = folder / f".{table.name}.{os.getpid()}.partial"
+    about = {"method": table.method, "label": table.label, "seed": table.seed, "slates": table.slates}
+    about["checkpoint"] = table.checkpoint
+    try:
+        table.frame.write_parquet(partial, metadata={_KEY: json.dumps(about, sort_keys=True)})
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def read_table(path: Path | str) -> ScoreTable:
+    """Read one table. Raises RunError when the file is missing, unreadable, or not the table its name says."""
+    path = Path(path)
+    if not path.is_file():
+        raise RunError(f"{path}: no such score table; run `sirius evaluate` first")
+    parsed = parse_name(path.name)
+    try:
+        about = json.loads(pl.read_parquet_metadata(path).get(_KEY, "null"))
+        frame = pl.read_parquet(path)
+    except (pl.exceptions.PolarsError, OSError, ValueError) as error:
+        raise RunError(
+            f"{path}: not a readable Parquet file ({str(error).splitlines()[0]}); delete it and evaluate again"
+        ) from error
+    if about is None:
+        raise RunError(
+            f"{path}: not a score table of sirius-rec (its metadata is missing); delete it and evaluate again"
+        )
+    inside = (about["method"], about["seed"], about["slates"], about["checkpoint"])
+    if inside != parsed:
+        raise RunError(f"{path}: the file holds {table_name(*inside)}; give it back its name")
+    method, seed, slates, checkpoint = parsed
+    return ScoreTable(method, about["label"], seed, slates, checkpoint, frame)
+
+
+def read_tables(folder: Path | str) -> list[ScoreTable]:
+    """Every table of a folder, in the order of their names. Raises RunError when there is none."""
+    paths = sorted(Path(folder).glob("*.parquet"))
+    if not paths:
+        raise RunError(f"{folder}: no score tables; run `sirius evaluate` first")
+    return [read_table(path) for path in paths]

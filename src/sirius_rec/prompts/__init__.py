@@ -1,0 +1,1 @@
+"""Slates → text → token ids. No torch here."""

@@ -1,0 +1,88 @@
+"""Boundary-safe tokenisation: prompt and completion are tokenised apart and joined as ids.
+
+No merge can cross the border, so every candidate sees byte-identical prompt ids, and log π(y|x) is the probability
+of y after exactly that prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sirius_rec.errors import PromptError
+
+
+class Encoder:
+    """Token ids of prompts and completions for one tokenizer; completions are cached by text.
+
+    chat: wrap the prompt in the tokenizer's chat template as one user turn.
+    Raises PromptError if the tokenizer has no end-of-sequence token, or no chat template where one is asked for.
+    """
+
+    def __init__(self, tokenizer: Any, *, chat: bool = False) -> None:
+        if tokenizer.eos_token_id is None:
+            raise PromptError("the tokenizer has no end-of-sequence token: set tokenizer.eos_token")
+        if chat and not tokenizer.chat_template:
+            raise PromptError("prompts.chat is on, but the tokenizer has no chat template: turn it off")
+        self.tokenizer = tokenizer
+        self.chat = chat
+        self.eos_id: int = tokenizer.eos_token_id
+        self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos_id
+        # What the tokenizer itself puts before any text (BOS for Llama, nothing for GPT-2).
+        self._prefix: list[int] = [i for i in tokenizer("")["input_ids"] if i != self.eos_id or i == tokenizer.bos_token_id]
+        if tokenizer.bos_token_id == self.eos_id and len(self._prefix) > 1:
+            self._prefix = self._prefix[:1]
+        self._completions: dict[str, list[int]] = {}
+
+    def prompt(self, text: str) -> list[int]:
+        """Ids of the prompt, with the tokenizer's own beginning-of-sequence token, without an end of sequence."""
+        return self.prompts([text])[0]
+
+    def prompts(self, texts: Sequence[str]) -> list[list[int]]:
+        """`prompt` of many texts at once. An empty prompt is a PromptError naming its number."""
+        if not texts:
+            return []
+        if self.chat:
+            texts = [
+                self.tokenizer.apply_chat_template(
+                    [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+                )
+                for text in texts
+            ]
+        ids = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        # A chat template writes its own beginning of sequence.
+        rows = list(ids) if self.chat else [self._prefix + row for row in ids]
+        for number, row in enumerate(rows):
+            if not row:
+                raise PromptError(f"prompt {number} is empty: a completion needs at least one token before it")
+        return rows
+
+    def completion(self, text: str) -> list[int]:
+        """Ids of a completion and the end of sequence. PromptError for a text without tokens."""
+        ids = self._completions.get(text)
+        if ids is None:
+            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            if not ids:
+                raise PromptError(f"the completion {text!r} has no tokens")
+            ids = [*ids, self.eos_id]
+            self._completions[text] = ids
+        return ids
+
+    def check_distinct(self, titles: Iterable[str]) -> None:
+        """PromptError if two different titles have the same token ids: no model could tell them apart."""
+        seen: dict[tuple[int, ...], str] = {}
+        for title in titles:
+            other = seen.setdefault(tuple(self.completion(title)), title)
+            if other != title:
+                raise PromptError(
+                    f"titles {other!r} and {title!r} have the same token ids: the tokenizer lacks their characters"
+                )
+
+
+def normalise_title(text: str) -> str:
+    """How generated text and titles are compared: surrounding and repeated whitespace and case do not count.
+
+    >>> normalise_title("  Red  House Painters\\n")
+    'red house painters'
+    """
+    return " ".join(text.split()).casefold()

@@ -1,0 +1,60 @@
+"""Prompt templates, one per domain: the task, the user's history and the slate, as titles, one per line.
+
+Titles stand on lines of their own because they contain commas, quotes and colons; the prompt ends with a line break,
+so that the answer is the bare title.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sirius_rec.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Template:
+    """Text around the two lists of titles. `name` enters the key of cached reference log-probs."""
+
+    name: str
+    history: str
+    candidates: str
+    answer: str
+
+    def render(self, history: Sequence[str], candidates: Sequence[str]) -> str:
+        """The prompt for a history (oldest first) and a slate (in the order shown).
+
+        >>> print(TEMPLATES["music"].render(["Air"], ["Björk", "Can"]), end="")
+        This user has listened to these artists, oldest first:
+        Air
+        Candidates for the next artist:
+        Björk
+        Can
+        Next artist:
+        """
+        return "\n".join([self.history, *history, self.candidates, *candidates, self.answer, ""])
+
+
+def _template(name: str, past: str, noun: str) -> Template:
+    return Template(
+        name=name,
+        history=f"This user has {past} these {noun}s, oldest first:",
+        candidates=f"Candidates for the next {noun}:",
+        answer=f"Next {noun}:",
+    )
+
+
+TEMPLATES: dict[str, Template] = {
+    "music": _template("music", "listened to", "artist"),
+    "books": _template("books", "read", "book"),
+    "games": _template("games", "played", "game"),
+    "movies": _template("movies", "watched", "movie"),
+    "generic": _template("generic", "chosen", "item"),
+}
+
+
+def get_template(name: str) -> Template:
+    """The template of a domain; ConfigError names the known ones."""
+    if name not in TEMPLATES:
+        raise ConfigError(f"unknown prompt template '{name}': choose one of {', '.join(TEMPLATES)}")
+    return TEMPLATES[name]

@@ -1,0 +1,1 @@
+"""Everything that ranks a slate, behind one protocol."""

@@ -1,0 +1,66 @@
+"""A language model as a ranker: candidates are scored by log π(title | prompt)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sirius_rec.prompts.encoding import Encoder
+from sirius_rec.prompts.templates import Template
+from sirius_rec.rankers.protocol import Items
+from sirius_rec.scoring.rows import PromptCompletions
+from sirius_rec.scoring.scorer import score_rows
+
+
+class LLMRanker:
+    """Ranks slates with a causal LM.
+
+    model, encoder: the LM and its tokenizer. template, titles: how items are shown; titles by dense item number.
+    scoring: "auto", "packed" or "naive". batch_tokens: padded tokens per batch. progress: gets the rows just done.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        encoder: Encoder,
+        template: Template,
+        titles: Sequence[str],
+        *,
+        scoring: str = "auto",
+        batch_tokens: int = 8192,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        self.model = model
+        self.encoder = encoder
+        self.template = template
+        self.titles = titles
+        self.scoring = scoring
+        self.batch_tokens = batch_tokens
+        self.progress = progress
+
+    def prompts(self, histories: Sequence[Items], candidates: Sequence[Items]) -> list[str]:
+        """The prompt texts of rows, the slate in the order given."""
+        titles = self.titles
+        return [
+            self.template.render([titles[i] for i in history], [titles[i] for i in slate])
+            for history, slate in zip(histories, candidates, strict=True)
+        ]
+
+    def score(self, histories: Sequence[Items], candidates: Sequence[Items]) -> list[npt.NDArray[np.float32]]:
+        """log π(y|x) in nats, summed over tokens with the end of sequence; one array per row."""
+        prompts = self.encoder.prompts(self.prompts(histories, candidates))
+        rows = [
+            PromptCompletions(prompt, [self.encoder.completion(self.titles[i]) for i in slate])
+            for prompt, slate in zip(prompts, candidates, strict=True)
+        ]
+        return score_rows(
+            self.model,
+            rows,
+            self.encoder.pad_id,
+            mode=self.scoring,
+            max_tokens=self.batch_tokens,
+            progress=self.progress,
+        )

@@ -1,0 +1,68 @@
+"""Stage configuration → `SiriusConfig`."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from sirius_rec.config import Config, StageSection
+from sirius_rec.errors import ConfigError
+from sirius_rec.training.config import SiriusConfig
+
+
+def accumulation(batch_size: int, micro: int, processes: int) -> int:
+    """Micro-batches per optimiser step, so that the effective batch does not depend on the number of processes."""
+    if batch_size % (micro * processes):
+        raise ConfigError(
+            f"batch_size {batch_size} is not a multiple of micro_batch_size {micro} × {processes} processes: change one"
+        )
+    return batch_size // (micro * processes)
+
+
+def training_arguments(
+    config: Config,
+    stage: StageSection,
+    folder: Path,
+    loss: dict[str, Any],
+    seed: int,
+    *,
+    n_records: int,
+    validates: bool,
+) -> SiriusConfig:
+    """Trainer arguments of one stage; warm-up is a share of its steps."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    micro = stage.micro_batch_size or stage.batch_size // processes
+    steps_per_epoch = math.ceil(min(stage.examples_per_epoch or n_records, n_records) / stage.batch_size)
+    cpu = config.compute.device == "cpu"
+    full = config.backbone.lora is None
+    return SiriusConfig(
+        output_dir=str(folder),
+        **loss,
+        num_train_epochs=stage.epochs,
+        examples_per_epoch=stage.examples_per_epoch,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=accumulation(stage.batch_size, micro, processes),
+        learning_rate=stage.learning_rate,
+        lr_scheduler_type=stage.schedule if stage.schedule != "constant" else "constant_with_warmup",
+        warmup_steps=math.ceil(stage.warmup * steps_per_epoch * stage.epochs),
+        weight_decay=stage.weight_decay,
+        max_grad_norm=stage.max_grad_norm,
+        bf16=config.backbone.dtype == "bfloat16" and full,
+        seed=seed,
+        data_seed=seed,
+        logging_steps=stage.logging_steps,
+        eval_strategy="epoch" if validates else "no",
+        save_strategy="epoch" if stage.save_steps is None else "steps",
+        save_steps=stage.save_steps or 500,
+        save_total_limit=1,
+        metric_for_best_model="hr@1" if validates else None,
+        greater_is_better=True if validates else None,
+        scoring=config.compute.scoring,
+        eval_batch_tokens=config.evaluation.batch_tokens,
+        chat=config.prompts.chat,
+        use_cpu=cpu,
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )

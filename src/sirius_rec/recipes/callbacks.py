@@ -1,0 +1,36 @@
+"""What a training job tells people, and when it saves."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from transformers import TrainerCallback
+
+
+class EpochLines(TrainerCallback):
+    """One line per evaluation and, in between, one about every 15 seconds; a checkpoint at the end of each epoch."""
+
+    def __init__(self, name: str, say: Callable[[str], None]) -> None:
+        self.name, self.say, self.said = name, say, time.monotonic()
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        control.should_save = True
+        return control
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        if not state.is_world_process_zero or not logs:
+            return
+        if "eval_hr@1" in logs:
+            line = f"HR@1 {logs['eval_hr@1']:.4f}"
+            if "eval_reward_margin" in logs:
+                line += f"  margin {logs['eval_reward_margin']:+.2f}"
+            if "eval_true_reward" in logs:
+                line += f"  true reward {logs['eval_true_reward']:.3f}"
+        elif "loss" in logs and time.monotonic() - self.said > 15:
+            line = f"loss {logs['loss']:.4f}  {logs.get('tokens_per_second', 0):.0f} tokens/s"
+        else:
+            return
+        self.said = time.monotonic()
+        self.say(f"{self.name}  epoch {state.epoch or 0:.2f}/{args.num_train_epochs:g}  {line}")

@@ -1,0 +1,249 @@
+"""Scoring finished models and floors on the frozen test slates, and everything that follows from the scores."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from sirius_rec.config import Config
+from sirius_rec.errors import ConfigError, RunError
+from sirius_rec.evaluation.results import build_results, read_results, write_results
+from sirius_rec.evaluation.tables import ScoreTable, read_tables, table_name, write_table
+from sirius_rec.recipes.run_folder import RunFolder, versions, write_json
+from sirius_rec.recipes.training import Ticker, _open, load_run_tokenizer, load_stage_model, place
+from sirius_rec.schema import CANDIDATES, HISTORY, ROW_ID, TARGET, USER_ID, SlateName
+
+if TYPE_CHECKING:
+    from sirius_rec.data.store import Dataset
+
+FLOOR_LABELS = {"random": "Random", "popularity": "Popularity", "item_knn": "Item-kNN (cosine)"}
+
+
+def test_slates(config: Config, dataset: Dataset) -> list[str]:
+    """Names of the slates that results are measured on; ConfigError naming the known ones."""
+    known = [name for name in dataset.slate_names if SlateName.parse(name).split == "test"]
+    if config.evaluation.slates is None:
+        if not known:
+            raise ConfigError("data.slates: no slates cover the test split, so nothing can be evaluated")
+        return known
+    for name in config.evaluation.slates:
+        if name not in dataset.slate_names:
+            raise ConfigError(f"evaluation.slates: no slates '{name}'; there are {', '.join(dataset.slate_names)}")
+    return list(config.evaluation.slates)
+
+
+def method_labels(config: Config) -> dict[str, str]:
+    """Method key → how tables call it."""
+    from sirius_rec.objectives.losses import LOSSES
+
+    arms = {arm.key: LOSSES[arm.loss].label if arm.name is None else arm.name for arm in config.arms}
+    return {**FLOOR_LABELS, "sft": LOSSES["sft"].label, **arms}
+
+
+def floors(path: str) -> None:
+    """Job: score the floors that need no language model."""
+    from sirius_rec.rankers.floors import ItemKNN, Popularity, RandomRanker
+
+    run, config, dataset = _open(path)
+    sequences = dataset.train_sequences()
+    rankers: dict[str, Any] = {"random": RandomRanker(seed=0), "popularity": Popularity(), "item_knn": ItemKNN()}
+    for slates in test_slates(config, dataset):
+        histories, candidates = _slate_arrays(dataset, slates)
+        for method, ranker in rankers.items():
+            if _all_there(run, config, method, 0, slates):
+                continue
+            scores = ranker.fit(sequences, dataset.n_items).score(histories, candidates)
+            for checkpoint in config.evaluation.checkpoints:
+                _write(run, config, dataset, method, 0, slates, checkpoint, scores)
+
+
+def evaluate_model(path: str, method: str, seed: int) -> None:
+    """Job: score one trained model's checkpoints on every test slate, and let it answer by generation."""
+    from sirius_rec.prompts.encoding import Encoder
+    from sirius_rec.prompts.templates import get_template
+    from sirius_rec.rankers.llm import LLMRanker
+
+    run, config, dataset = _open(path)
+    folder = run.stage(method, seed)
+    encoder = Encoder(load_run_tokenizer(run, config), chat=config.prompts.chat)
+    done = json.loads((folder / "done.json").read_text())
+    scored: dict[int, str] = {}
+    for checkpoint in config.evaluation.checkpoints:
+        step = done["best_step"] if checkpoint == "best" else done["steps"]
+        ranker: LLMRanker | None = None
+        for number, slates in enumerate(test_slates(config, dataset)):
+            generates = number == 0 and config.evaluation.generation_rows > 0
+            answers = _answers_file(run, method, seed, slates, checkpoint)
+            there = (run.scores / table_name(method, seed, slates, checkpoint)).is_file()
+            if there and (not generates or answers.is_file()):
+                continue
+            if step in scored:  # best and last are the same step: same weights, same scores
+                _copy(run, config, dataset, method, seed, slates, scored[step], checkpoint, generates)
+                continue
+            histories, candidates = _slate_arrays(dataset, slates)
+            if ranker is None:
+                ranker = LLMRanker(
+                    place(load_stage_model(config, folder / checkpoint), config),
+                    encoder,
+                    get_template(config.prompts.template),
+                    dataset.titles,
+                    scoring=config.compute.scoring,
+                    batch_tokens=config.evaluation.batch_tokens,
+                )
+            if generates:
+                write_json(answers, _generate(ranker, config, dataset, slates, method, seed, checkpoint))
+            if not there:
+                ranker.progress = Ticker(f"{method} s{seed} on {slates}", len(histories))
+                scores = ranker.score(histories, candidates)
+                _write(run, config, dataset, method, seed, slates, checkpoint, scores)
+        scored.setdefault(step, checkpoint)
+
+
+def _slate_arrays(dataset: Dataset, slates: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    examples = dataset.examples(SlateName.parse(slates).split)
+    return (
+        [row.to_numpy() for row in examples[HISTORY]],
+        [row.to_numpy() for row in dataset.slates(slates)[CANDIDATES]],
+    )
+
+
+def _all_there(run: RunFolder, config: Config, method: str, seed: int, slates: str) -> bool:
+    return all(
+        (run.scores / table_name(method, seed, slates, checkpoint)).is_file()
+        for checkpoint in config.evaluation.checkpoints
+    )
+
+
+def _write(
+    run: RunFolder, config: Config, dataset: Dataset, method: str, seed: int, slates: str, checkpoint: str, scores: Any
+) -> None:
+    frame = dataset.slates(slates).select(ROW_ID, CANDIDATES)
+    frame = frame.with_columns(pl.Series("scores", [np.asarray(row).tolist() for row in scores], dtype=pl.List(pl.Float32)))
+    write_table(ScoreTable(method, method_labels(config)[method], seed, slates, checkpoint, frame), run.scores)
+
+
+def _answers_file(run: RunFolder, method: str, seed: int, slates: str, checkpoint: str) -> Path:
+    return run.generation / table_name(method, seed, slates, checkpoint).replace(".parquet", ".json")
+
+
+def _copy(
+    run: RunFolder,
+    config: Config,
+    dataset: Dataset,
+    method: str,
+    seed: int,
+    slates: str,
+    source: str,
+    checkpoint: str,
+    generates: bool,
+) -> None:
+    from sirius_rec.evaluation.tables import read_table
+
+    table = read_table(run.scores / table_name(method, seed, slates, source))
+    _write(run, config, dataset, method, seed, slates, checkpoint, table.frame["scores"].to_list())
+    if generates:
+        entry = json.loads(_answers_file(run, method, seed, slates, source).read_text())
+        write_json(_answers_file(run, method, seed, slates, checkpoint), {**entry, "checkpoint": checkpoint})
+
+
+def _generate(
+    ranker: Any, config: Config, dataset: Dataset, slates: str, method: str, seed: int, checkpoint: str
+) -> dict[str, Any]:
+    """Greedy answers on a seeded sample of the slates' rows, the same for every method."""
+    from sirius_rec.rankers.generation import generate_answers
+
+    histories, candidates = _slate_arrays(dataset, slates)
+    examples = dataset.examples(SlateName.parse(slates).split)
+    n = min(config.evaluation.generation_rows, len(histories))
+    rows = np.sort(np.random.default_rng(0).permutation(len(histories))[:n]).tolist()
+    titles = dataset.titles
+    targets = examples[TARGET].to_list()
+    answers = generate_answers(
+        ranker.model,
+        ranker.encoder,
+        ranker.prompts([histories[r] for r in rows], [candidates[r] for r in rows]),
+        [[titles[i] for i in candidates[r]] for r in rows],
+        [titles[targets[r]] for r in rows],
+        progress=Ticker(f"{method} s{seed} answers", n),
+    )
+    row_ids = examples[ROW_ID].to_list()
+    return {
+        "method": method,
+        "seed": seed,
+        "slates": slates,
+        "checkpoint": checkpoint,
+        "row_id": [row_ids[r] for r in rows],
+        "valid": [int(a.valid) for a in answers],
+        "hit": [int(a.hit) for a in answers],
+        "text": [a.text for a in answers],
+    }
+
+
+def read_curves(run: RunFolder, config: Config) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Per-epoch validation metrics of every trained method and seed; epoch 0 is where its training began."""
+    from sirius_rec.training.metrics_log import read_metrics
+
+    curves: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for method in ("sft", *(arm.key for arm in config.arms)):
+        for seed in config.seeds:
+            path = run.stage(method, seed) / "metrics.jsonl"
+            if not path.is_file():
+                continue
+            lines = [line for line in read_metrics(path) if line.pop("kind") == "eval"]
+            if lines:
+                curves.setdefault(method, {})[str(seed)] = lines
+    return curves
+
+
+def collect(run: RunFolder, config: Config, dataset: Dataset) -> dict[str, Any]:
+    """Score tables, answers and curves → results.json."""
+    tables = read_tables(run.scores) if run.scores.is_dir() else []
+    if not tables:
+        raise RunError(f"{run.scores}: no score tables: run `sirius evaluate` first")
+    names = sorted({table.slates for table in tables})
+    truths = {name: dataset.truth(name) for name in names}
+    splits = sorted({SlateName.parse(name).split for name in names})
+    examples = pl.concat([dataset.examples(split).select(ROW_ID, USER_ID, TARGET) for split in splits])
+    info = dataset.info
+    results = build_results(
+        tables,
+        examples=examples,
+        truths={name: truth for name, truth in truths.items() if truth is not None},
+        generation=[
+            {k: v for k, v in json.loads(file.read_text()).items() if k != "text"}
+            for file in sorted(run.generation.glob("*.json"))
+        ],
+        curves=read_curves(run, config),
+        config=config.model_dump(mode="json", exclude={"compute": {"jobs"}}),
+        environment={"versions": versions(), "seeds": list(config.seeds)},
+        data={
+            "fingerprint": dataset.fingerprint,
+            "source": info["source"]["name"],
+            "statistics": info["statistics"],
+            "slates": info["slates"],
+        },
+        baseline=config.evaluation.baseline,
+    )
+    write_results(results, run.results)
+    return results
+
+
+def diagnose_run(run: RunFolder) -> dict[str, Any]:
+    """Reward-hacking evidence from results.json → diagnostics.json."""
+    from sirius_rec.diagnostics.curves import diagnose
+
+    diagnostics = diagnose(read_results(run.results))
+    write_json(run.diagnostics, diagnostics)
+    return diagnostics
+
+
+def report_run(run: RunFolder) -> Path:
+    """results.json (and diagnostics.json) → report.html and figures/."""
+    from sirius_rec.report.page import write_report
+
+    diagnostics = json.loads(run.diagnostics.read_text()) if run.diagnostics.is_file() else None
+    return write_report(read_results(run.results), run.path, diagnostics)

@@ -1,0 +1,163 @@
+"""RUN/: where everything of a run lies, and whether it belongs to the configuration at hand.
+
+    RUN/
+      config.yaml  environment.json       what was run, on what
+      data/                               the prepared data set (schema.py)
+      backbone/                           tokenizer of the tiny backbone
+      pretrain/s<seed>/  sft/s<seed>/  align/<arm>/s<seed>/
+          metrics.jsonl  checkpoints/  best/  last/  done.json
+      reference/s<seed>.npz               cached log π_ref
+      scores/  generation/                score tables and greedy answers
+      results.json  diagnostics.json  report.html  figures/
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sirius_rec.config import Config, parse_config
+from sirius_rec.errors import RunError
+
+# Sections that change how a run is computed but not what comes out.
+_FREE = {"compute": {"jobs"}}
+_VERSIONS = ("sirius-rec", "torch", "transformers", "peft", "accelerate", "tokenizers", "polars", "numpy")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically: a reader sees the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+    temporary.replace(path)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that results depend on."""
+    out = {"python": platform.python_version()}
+    for name in _VERSIONS:
+        try:
+            out[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return out
+
+
+def environment(config: Config) -> dict[str, Any]:
+    """Versions, hardware, git revision and seeds, for environment.json."""
+    revision = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    return {
+        "versions": versions(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cpu_count": os.cpu_count(),
+        "git_revision": revision or None,
+        "seeds": list(config.seeds),
+        "argv": sys.argv,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of a run."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def data(self) -> Path:
+        return self.path / "data"
+
+    @property
+    def backbone(self) -> Path:
+        return self.path / "backbone"
+
+    @property
+    def results(self) -> Path:
+        return self.path / "results.json"
+
+    @property
+    def diagnostics(self) -> Path:
+        return self.path / "diagnostics.json"
+
+    def stage(self, name: str, seed: int) -> Path:
+        """Folder of `pretrain`, `sft` or an arm's training."""
+        parts = (name,) if name in ("pretrain", "sft") else ("align", name)
+        return self.path.joinpath(*parts, f"s{seed}")
+
+    def reference(self, seed: int) -> Path:
+        return self.path / "reference" / f"s{seed}.npz"
+
+    @property
+    def scores(self) -> Path:
+        return self.path / "scores"
+
+    @property
+    def generation(self) -> Path:
+        return self.path / "generation"
+
+    def config(self) -> Config:
+        """The configuration that this folder was made with."""
+        if not self.config_file.is_file():
+            raise RunError(f"{self.path}: not a run folder (no config.yaml): make one with `sirius run CONFIG`")
+        return parse_config(yaml.safe_load(self.config_file.read_text()), str(self.config_file))
+
+
+def open_run(path: Path, config: Config) -> RunFolder:
+    """Make the run folder, or go on in one of the same configuration.
+
+    RunError if it was made with another configuration (naming the first difference) or holds something else.
+    """
+    folder = RunFolder(path)
+    if folder.config_file.is_file():
+        difference = _difference(folder.config().model_dump(mode="json"), config.model_dump(mode="json"))
+        if difference:
+            raise RunError(
+                f"{path}: this run folder was made with another configuration ({difference}): choose another --out"
+            )
+        return folder
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise RunError(f"{path}: exists and is not a run folder: choose another --out")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        write_json(path / "environment.json", environment(config))
+        temporary = path / ".config.yaml.tmp"
+        temporary.write_text(config.to_yaml())
+        temporary.replace(folder.config_file)
+    except OSError as error:
+        raise RunError(f"{path}: cannot write the run folder ({error.strerror}): choose another --out") from error
+    return folder
+
+
+def _difference(old: Any, new: Any, place: str = "") -> str | None:
+    """The first place where two configurations differ, in words."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        free = _FREE.get(place, set())
+        for key in sorted({*old, *new} - free):
+            found = _difference(old.get(key), new.get(key), f"{place}.{key}" if place else key)
+            if found:
+                return found
+        return None
+    return None if old == new else f"{place}: {old!r} there, {new!r} here"

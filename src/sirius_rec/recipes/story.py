@@ -1,0 +1,94 @@
+"""A whole run, stage by stage; every stage can also be asked for alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from sirius_rec.config import Config
+from sirius_rec.recipes.run_folder import RunFolder
+from sirius_rec.recipes.schedule import Job, run_jobs
+
+if TYPE_CHECKING:
+    from sirius_rec.data.store import Dataset
+
+Say = Callable[[str], None]
+
+
+def prepare_data(config: Config, out: RunFolder | None, say: Say, path: object = None) -> Dataset:
+    """Prepare the configured data set into the run folder (or `path`); reuses one of the same recipe."""
+    from pathlib import Path
+
+    from sirius_rec.data.prepare import FilterOptions, SlateOptions, SplitOptions, WindowOptions, prepare
+
+    data = config.data
+    target = Path(str(path)) if path is not None else None
+    if target is None:
+        assert out is not None
+        target = out.data
+    return prepare(
+        data.source,
+        data.input,
+        target,
+        options=data.options,
+        filter=FilterOptions(**data.filter.model_dump()),
+        split=SplitOptions(**data.split.model_dump()),
+        window=WindowOptions(**data.window.model_dump()),
+        slates=[SlateOptions(**slate.model_dump()) for slate in data.slates],
+        seed=data.seed,
+        limits=dict(data.limits),
+        progress=say,
+    )
+
+
+def stage_jobs(run: RunFolder, config: Config, stages: Iterable[str]) -> list[Job]:
+    """Jobs of the training and scoring stages, each after what it needs."""
+    from sirius_rec.recipes import evaluation, training
+
+    wanted = set(stages)
+    path = str(run.path)
+    jobs: list[Job] = []
+    tiny = config.backbone.name == "tiny" and config.backbone.pretrain is not None
+    references = any(config.objective(arm).needs_reference for arm in config.arms)
+    for seed in config.seeds:
+        if "sft" in wanted:
+            if tiny:
+                jobs.append(Job(f"pretrain s{seed}", training.pretrain, (path, seed)))
+            jobs.append(Job(f"sft s{seed}", training.sft, (path, seed), frozenset({f"pretrain s{seed}"})))
+        if "align" in wanted and references:
+            jobs.append(Job(f"reference s{seed}", training.reference, (path, seed), frozenset({f"sft s{seed}"})))
+    if "align" in wanted:
+        for arm in config.arms:
+            for seed in config.seeds:
+                needs = {f"sft s{seed}", f"reference s{seed}"}
+                jobs.append(Job(f"{arm.key} s{seed}", training.align, (path, arm.key, seed), frozenset(needs)))
+    if "evaluate" in wanted:
+        jobs.append(Job("floors", evaluation.floors, (path,)))
+        for method in ("sft", *(arm.key for arm in config.arms)):
+            for seed in config.seeds:
+                needs = {f"{method} s{seed}"}
+                name = f"evaluate {method} s{seed}"
+                jobs.append(Job(name, evaluation.evaluate_model, (path, method, seed), frozenset(needs)))
+    return jobs
+
+
+STAGES = ("sft", "align", "evaluate")
+
+
+def run_stages(run: RunFolder, config: Config, stages: Iterable[str], say: Say) -> None:
+    """Prepare what is missing and run `stages` (of `STAGES`) in order, resuming what a killed run left."""
+    from sirius_rec.recipes import training
+
+    dataset = prepare_data(config, run, say)
+    training.prepare_backbone(run, config, dataset)
+    run_jobs(stage_jobs(run, config, stages), workers=config.compute.jobs, threads=config.compute.threads, say=say)
+
+
+def finish(run: RunFolder, config: Config) -> None:
+    """Results, diagnostics and report from the finished stages."""
+    from sirius_rec.data.store import open_dataset
+    from sirius_rec.recipes import evaluation
+
+    evaluation.collect(run, config, open_dataset(run.data))
+    evaluation.diagnose_run(run)
+    evaluation.report_run(run)

@@ -1,0 +1,93 @@
+"""Column names and the few record types that every stage shares.
+
+Items have two names. `item_id` is the publisher's id, kept as text and shown to people. `item` is a dense integer
+0 … n_items - 1, the row number in `items.parquet`; histories, targets and slates are lists of it.
+
+    DATA/
+      items.parquet       item (int32, = row number), item_id (str), title (str, unique, not empty)
+      examples.parquet    row_id (int64), user_id (str), history (list[int32], oldest first), target (int32),
+                          timestamp (int64 seconds of the target, null where the source has none), split (str)
+      slates/<split>-<protocol>-<size>-s<seed>.parquet
+                          row_id (int64), candidates (list[int32], the target among them, order as shown)
+      truth/<same name>.parquet   only for simulated worlds: row_id, utility (list[float64], aligned with candidates)
+      dataset.json        statistics, filters, provenance, fingerprints
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    import polars as pl
+
+# events, as a source hands them over
+USER_ID: Final = "user_id"
+ITEM_ID: Final = "item_id"
+TIMESTAMP: Final = "timestamp"
+RATING: Final = "rating"
+TITLE: Final = "title"
+
+# prepared data
+ITEM: Final = "item"
+ROW_ID: Final = "row_id"
+HISTORY: Final = "history"
+TARGET: Final = "target"
+SPLIT: Final = "split"
+CANDIDATES: Final = "candidates"
+UTILITY: Final = "utility"
+
+SPLITS: Final = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """What a source of events hands over.
+
+    events: user_id (str), item_id (str), timestamp (int64 seconds); one row per interaction, and within one user in
+        time order. Rows of equal time stand in the order they are to be used in (the source says how ties were broken).
+    items: item_id (str), title (str); unique item_id. May hold items without events.
+    notes: provenance for dataset.json: files with sha256, rows read and dropped with the reason, tie-breaking.
+    """
+
+    events: pl.DataFrame
+    items: pl.DataFrame
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What a source of ready-made windows hands over (no events to split).
+
+    items: item_id (str), title (str); unique item_id.
+    rows: history (list[str] of item_id, oldest first), target (str), split (str), optionally user_id (str),
+        timestamp (int64), candidates (list[str]).
+    """
+
+    items: pl.DataFrame
+    rows: pl.DataFrame
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SlateName:
+    """Name of one frozen set of slates, e.g. `test-uniform-20-s0`."""
+
+    split: str
+    protocol: str
+    size: int
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.split}-{self.protocol}-{self.size}-s{self.seed}"
+
+    @classmethod
+    def parse(cls, text: str) -> SlateName:
+        """Inverse of `str`.
+
+        >>> SlateName.parse("test-uniform-20-s0")
+        SlateName(split='test', protocol='uniform', size=20, seed=0)
+        """
+        split, rest = text.split("-", 1)
+        protocol, size, seed = rest.rsplit("-", 2)
+        return cls(split, protocol, int(size), int(seed.removeprefix("s")))

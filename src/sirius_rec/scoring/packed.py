@@ -1,0 +1,80 @@
+"""Packed scoring: the prompt is computed once for all its candidates.
+
+Everything runs through the model's public forward, so that LoRA adapters, DDP and FSDP hooks act as usual.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sirius_rec.scoring.masks import attention_masks
+from sirius_rec.scoring.rows import PackedBatch
+
+
+def unwrapped(model: Any) -> Any:
+    """The transformers model inside PEFT, DDP and compile wrappers: the one with `config` and a `forward` to ask."""
+    while hasattr(model, "module") and isinstance(model.module, nn.Module):
+        model = model.module
+    if hasattr(model, "get_base_model"):
+        model = model.get_base_model()
+    return getattr(model, "_orig_mod", model)
+
+
+def _keeps_by_mask() -> bool:
+    """transformers ≥ 5.2x slices logits by a 2-D boolean mask; earlier versions by column only."""
+    import transformers.modeling_utils as modeling
+
+    return hasattr(modeling, "slice_logits_to_keep")
+
+
+def kept_logits(model: nn.Module, batch: PackedBatch) -> Tensor:
+    """Logits at `batch.keep_BT`, [N, V], float32, N counted row by row."""
+    base = unwrapped(model)
+    inputs: dict[str, Any] = {
+        "input_ids": batch.input_ids_BT,
+        "position_ids": batch.position_ids_BT,
+        "attention_mask": attention_masks(base.config, batch.segment_BT, batch.position_ids_BT, base.dtype),
+        "use_cache": False,
+    }
+    if "logits_to_keep" not in inspect.signature(base.forward).parameters:
+        return model(**inputs).logits[batch.keep_BT].float()
+    if _keeps_by_mask():
+        return model(**inputs, logits_to_keep=batch.keep_BT).logits.float()
+    columns = batch.keep_BT.any(0).nonzero()[:, 0]
+    logits_BUV = model(**inputs, logits_to_keep=columns).logits
+    return logits_BUV[batch.keep_BT[:, columns]].float()
+
+
+class _TokenLogp(torch.autograd.Function):
+    """log softmax of chosen entries of [N, V] logits, in two passes over them instead of autograd's five."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_NV: Tensor, row_M: Tensor, token_M: Tensor) -> Tensor:
+        log_total_N = torch.logsumexp(logits_NV, 1)
+        ctx.save_for_backward(logits_NV, log_total_N, row_M, token_M)
+        return logits_NV[row_M, token_M] - log_total_N[row_M]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        logits_NV, log_total_N, row_M, token_M = ctx.saved_tensors
+        (grad_M,) = grads
+        grad_N = torch.zeros_like(log_total_N).index_add_(0, row_M, grad_M)
+        grad_NV = (logits_NV - log_total_N[:, None]).exp_().mul_(-grad_N[:, None])
+        grad_NV.view(-1).index_add_(0, row_M * logits_NV.shape[1] + token_M, grad_M)
+        return grad_NV, None, None
+
+
+def packed_logps(model: nn.Module, batch: PackedBatch) -> Tensor:
+    """log π(y|x) of every candidate, [B, C] in nats, summed over tokens with the end of sequence.
+
+    Absent candidates get 0. One forward pass over [prompt, y_1, …, y_C] rows. Raises ScoringError where the
+    architecture is not known to be scored rightly.
+    """
+    logits_NV = kept_logits(model, batch)
+    real = batch.token_BCL
+    token_logp_M = _TokenLogp.apply(logits_NV, batch.source_BCL[real], batch.target_BCL[real])
+    return logits_NV.new_zeros(real.shape).masked_scatter(real, token_logp_M).sum(2)

@@ -1,0 +1,1 @@
+"""The framework's edge: backbones, records, the trainer, checkpoints."""

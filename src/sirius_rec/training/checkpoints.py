@@ -1,0 +1,66 @@
+"""Checkpoints that are either whole or not there: a marker with every file's size is written last."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from sirius_rec.errors import RunError
+
+MARKER = "complete.json"
+PREFIX = "checkpoint-"
+
+
+def mark_complete(checkpoint: Path) -> None:
+    """Write the marker of a finished checkpoint: sizes in bytes by relative path. Atomic."""
+    sizes = {str(p.relative_to(checkpoint)): p.stat().st_size for p in sorted(checkpoint.rglob("*")) if p.is_file()}
+    sizes.pop(MARKER, None)
+    temporary = checkpoint / f".{MARKER}"
+    temporary.write_text(json.dumps(sizes, indent=1))
+    temporary.replace(checkpoint / MARKER)
+
+
+def check_complete(checkpoint: Path) -> None:
+    """RunError naming the file if a marked checkpoint was truncated or lost files."""
+    for name, size in json.loads((checkpoint / MARKER).read_text()).items():
+        path = checkpoint / name
+        if not path.is_file():
+            raise RunError(f"{checkpoint}: checkpoint is damaged, {name} is missing: delete this folder to go on")
+        if path.stat().st_size != size:
+            raise RunError(
+                f"{checkpoint}: checkpoint is damaged, {name} has {path.stat().st_size} bytes instead of {size}: "
+                "delete this folder to resume from the one before"
+            )
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix(PREFIX))
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Marked checkpoints in `folder`, oldest first."""
+    found = [p for p in folder.glob(f"{PREFIX}*") if (p / MARKER).is_file()]
+    return sorted(found, key=step_of)
+
+
+def resume_point(folder: Path) -> Path | None:
+    """The newest whole checkpoint, or None. Unmarked ones are what a kill left behind: they are removed.
+
+    Raises RunError if the newest marked one is damaged.
+    """
+    for leftover in folder.glob(f"{PREFIX}*"):
+        if not (leftover / MARKER).is_file():
+            shutil.rmtree(leftover)
+    marked = list_checkpoints(folder)
+    if not marked:
+        return None
+    check_complete(marked[-1])
+    return marked[-1]
+
+
+def prune(folder: Path, keep: set[int]) -> None:
+    """Remove marked checkpoints except the newest and those of the steps in `keep`."""
+    for checkpoint in list_checkpoints(folder)[:-1]:
+        if step_of(checkpoint) not in keep:
+            shutil.rmtree(checkpoint)

@@ -1,0 +1,67 @@
+"""`SiriusConfig`: transformers' TrainingArguments plus the objective and how candidates are scored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import TrainingArguments
+
+from sirius_rec.objectives.losses import Objective, build_objective
+
+
+@dataclass
+class SiriusConfig(TrainingArguments):
+    """Options of `SiriusTrainer`; everything of TrainingArguments applies.
+
+    loss: a name in `objectives.LOSSES`. The next options override its parts; None keeps the preset's value.
+    beta (> 0), gamma (≥ 0; 0 for the DPO family), num_negatives (a number or "all"), anchor, anchor_constant,
+    anchor_margin (≥ 0), nll_weight (λ ≥ 0), nll_per_token, filter_negatives: see `objectives.Objective`.
+    scoring: "packed" (prompt computed once), "naive", or "auto" (packed where it is known to be right).
+    score_unsampled: how many candidates beyond the sampled negatives are scored in each step for the logs, or "all".
+    epsilons: the ε of the logged insensitive shares.
+    max_length: context in tokens; None takes the model's.
+    examples_per_epoch: an epoch is that many records, walking through all of them; None: all in each epoch.
+    eval_batch_tokens: padded tokens per batch in evaluation and reference scoring.
+    chat: wrap text prompts in the tokenizer's chat template.
+    """
+
+    loss: str = "dpo"
+    beta: float | None = None
+    gamma: float | None = None
+    num_negatives: int | str | None = None
+    anchor: str | None = None
+    anchor_constant: float | None = None
+    anchor_margin: float | None = None
+    nll_weight: float | None = None
+    nll_per_token: bool | None = None
+    filter_negatives: bool | None = None
+    scoring: str = "auto"
+    score_unsampled: int | str = "all"
+    epsilons: list[float] = field(default_factory=lambda: [0.1, 0.5])
+    max_length: int | None = None
+    examples_per_epoch: int | None = None
+    eval_batch_tokens: int = 8192
+    chat: bool = False
+
+    learning_rate: float = 1e-5
+    logging_steps: float = 10
+    report_to: Any = "none"
+    remove_unused_columns: bool | None = False
+    # A NaN must stop the run, not be averaged away.
+    logging_nan_inf_filter: bool = False
+
+    def objective(self) -> Objective:
+        """The composed objective; ConfigError where the parts do not fit together."""
+        return build_objective(
+            self.loss,
+            beta=self.beta,
+            gamma=self.gamma,
+            negatives=self.num_negatives,
+            anchor=self.anchor,
+            anchor_constant=self.anchor_constant,
+            anchor_margin=self.anchor_margin,
+            nll_weight=self.nll_weight,
+            nll_per_token=self.nll_per_token,
+            filter=self.filter_negatives,
+        )

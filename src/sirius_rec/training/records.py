@@ -1,0 +1,175 @@
+"""Preference records → tokenised rows → packed batches.
+
+A record is TRL's: `prompt` (text, or a list of chat messages), `chosen` (text) and `rejected` (text, or a list of
+texts). With more rejected texts than the objective asks for, that many are drawn anew in every epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from sirius_rec.errors import ConfigError, DataError, PromptError
+from sirius_rec.prompts.encoding import Encoder
+from sirius_rec.scoring.rows import PromptCompletions, pack
+
+
+def _text(value: Any, column: str, number: int) -> str:
+    """A completion as text; TRL's chat form is a list with one assistant message."""
+    if isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 1 and isinstance(value[0], Mapping):
+        value = value[0].get("content")
+    if not isinstance(value, str) or not value:
+        raise DataError(f"record {number}: '{column}' must be a text that is not empty, got {value!r}")
+    return value
+
+
+def _rejected(value: Any, number: int) -> list[str]:
+    if value is None:
+        return []
+    chat = isinstance(value, Sequence) and value and isinstance(value[0], Mapping)
+    if isinstance(value, str) or chat:
+        return [_text(value, "rejected", number)]
+    return [_text(item, "rejected", number) for item in value]
+
+
+def encode_records(records: Iterable[Mapping[str, Any]], encoder: Encoder) -> list[PromptCompletions]:
+    """Tokenise records; completion 0 is the chosen one, the others the rejected in their order.
+
+    Raises DataError naming record and column: missing columns, empty texts, a chosen text among the rejected ones.
+    """
+    prompts: list[Any] = []
+    completions: list[list[list[int]]] = []
+    for number, record in enumerate(records):
+        missing = [column for column in ("prompt", "chosen") if column not in record]
+        if missing:
+            raise DataError(f"record {number}: column '{missing[0]}' is missing (has: {', '.join(record)})")
+        chosen = _text(record["chosen"], "chosen", number)
+        rejected = _rejected(record.get("rejected"), number)
+        if chosen in rejected:
+            raise DataError(f"record {number}: the chosen text {chosen!r} is also among the rejected ones")
+        prompts.append(record["prompt"])
+        completions.append([encoder.completion(text) for text in (chosen, *rejected)])
+    if not prompts:
+        raise DataError("the data set has no records")
+    if isinstance(prompts[0], str):
+        prompt_ids = encoder.prompts(prompts)
+    else:
+        prompt_ids = [
+            encoder.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+            for messages in prompts
+        ]
+    return [PromptCompletions(ids, ys) for ids, ys in zip(prompt_ids, completions, strict=True)]
+
+
+def check_context(rows: Sequence[PromptCompletions], context: int | None) -> None:
+    """PromptError, with the count and the longest, if any row does not fit into the model's context (in tokens)."""
+    if context is None:
+        return
+    lengths = np.array([row.longest_path for row in rows])
+    too_long = int((lengths > context).sum())
+    if too_long:
+        raise PromptError(
+            f"{too_long} of {len(rows)} prompts with their longest completion exceed the model's context of "
+            f"{context} tokens (longest: {lengths.max()}): use shorter histories or smaller slates"
+        )
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One example as the collator gets it: candidate columns in scoring order, the first 1 + n_sampled in the loss."""
+
+    row: int
+    columns: np.ndarray
+    n_sampled: int
+
+
+class PreferenceDataset(Dataset[Draw]):
+    """Rows with their sampled negatives, drawn anew each epoch by (seed, epoch, row) alone.
+
+    negatives: how many rejected completions are sampled; "all" for every one; 0 for none.
+    score_unsampled: how many of the others are scored as well, for the logs ("all" or a number).
+    examples_per_epoch: an epoch is that many rows; epochs walk through one seeded order of all rows, so that none is
+        seen twice before each was seen once. None: all rows.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[PromptCompletions],
+        *,
+        negatives: int | str,
+        score_unsampled: int | str = "all",
+        seed: int = 0,
+        examples_per_epoch: int | None = None,
+    ) -> None:
+        if isinstance(negatives, int):
+            fewest = min(len(row.completions) - 1 for row in rows)
+            if negatives > fewest:
+                raise ConfigError(
+                    f"{negatives} negatives were asked for, but a record has only {fewest} rejected completions"
+                )
+        self.rows = rows
+        self.negatives = negatives
+        self.score_unsampled = score_unsampled
+        self.seed = seed
+        self.epoch = 0
+        self._length = min(examples_per_epoch or len(rows), len(rows))
+        self._order = np.random.Generator(np.random.Philox(key=[seed, 0xE90C])).permutation(len(rows))
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = int(epoch)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Draw:
+        if self._length < len(self.rows):
+            row = int(self._order[(self.epoch * self._length + index) % len(self.rows)])
+        else:
+            row = index
+        return self.draw(row)
+
+    def draw(self, row: int) -> Draw:
+        """The columns of `row` in this epoch: the positive, the sampled negatives, the other scored candidates."""
+        n_rejected = len(self.rows[row].completions) - 1
+        n_sampled = n_rejected if self.negatives == "all" else int(self.negatives)
+        n_others = n_rejected if self.score_unsampled == "all" else int(self.score_unsampled)
+        key = (self.seed << 32) ^ self.epoch
+        order = np.random.Generator(np.random.Philox(key=[key & (2**64 - 1), row])).permutation(n_rejected) + 1
+        return Draw(row, np.concatenate([[0], order[: n_sampled + n_others]]), n_sampled)
+
+
+class PackingCollator:
+    """Draws → packed tensors. `ref_logps`, set before training, holds log π_ref per row and completion (nats)."""
+
+    def __init__(self, rows: Sequence[PromptCompletions], pad_id: int, *, with_rows: bool = False) -> None:
+        self.rows = rows
+        self.pad_id = pad_id
+        self.with_rows = with_rows
+        self.ref_logps: Sequence[np.ndarray] | None = None
+
+    def __call__(self, draws: Sequence[Draw]) -> dict[str, Any]:
+        """`packed` fields by name, sampled_BC, row_B, and ref_logp_BC where there is a reference."""
+        chosen = [
+            PromptCompletions(self.rows[d.row].prompt, [self.rows[d.row].completions[c] for c in d.columns])
+            for d in draws
+        ]
+        batch: dict[str, Any] = dict(vars(pack(chosen, self.pad_id)))
+        shape = tuple(batch["valid_BC"].shape)
+        columns_C = torch.arange(shape[1])
+        n_sampled_B = torch.tensor([d.n_sampled for d in draws])
+        batch["sampled_BC"] = (columns_C > 0) & (columns_C <= n_sampled_B[:, None]) & batch["valid_BC"]
+        batch["row_B"] = torch.tensor([d.row for d in draws])
+        if self.ref_logps is not None:
+            ref_logp_BC: Tensor = torch.zeros(shape)
+            for b, d in enumerate(draws):
+                ref_logp_BC[b, : len(d.columns)] = torch.from_numpy(self.ref_logps[d.row][d.columns])
+            batch["ref_logp_BC"] = ref_logp_BC
+        if self.with_rows:
+            batch["rows"] = chosen
+        return batch

@@ -1,0 +1,307 @@
+"""`SiriusTrainer`: preference alignment of any causal language model on slates, on transformers' Trainer.
+
+One forward pass scores the positive and all its candidates (`scoring.packed`); the objective is composed in
+`objectives`; every step logs what reward hacking looks like from inside (`objectives.evidence`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PrinterCallback, Trainer, TrainerCallback
+
+from sirius_rec.errors import TrainingError
+from sirius_rec.evaluation.metrics import METRICS, per_example
+from sirius_rec.objectives.evidence import evidence
+from sirius_rec.objectives.losses import LossOutput, compute_loss
+from sirius_rec.prompts.encoding import Encoder
+from sirius_rec.scoring.packed import packed_logps, unwrapped
+from sirius_rec.scoring.naive import naive_logps
+from sirius_rec.scoring.rows import PackedBatch
+from sirius_rec.scoring.scorer import resolve_mode, score_rows, self_check
+from sirius_rec.training.checkpoints import PREFIX, list_checkpoints, mark_complete, prune, resume_point
+from sirius_rec.training.config import SiriusConfig
+from sirius_rec.training.metrics_log import MetricsLog
+from sirius_rec.training.records import PackingCollator, PreferenceDataset, check_context, encode_records
+
+EvalHook = Callable[[list[np.ndarray]], dict[str, float]]
+_PACKED_FIELDS = tuple(PackedBatch.__dataclass_fields__)
+_SELF_CHECK_ROWS = 2
+
+
+class Averages:
+    """Sums and counts on the device; read only when something is logged, so that steps need no synchronisation."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, list[Tensor]] = {}
+
+    def add(self, parts: dict[str, tuple[Tensor, Tensor]]) -> None:
+        for name, (total, count) in parts.items():
+            if name in self._sums:
+                self._sums[name][0] += total
+                self._sums[name][1] += count
+            else:
+                self._sums[name] = [total.clone(), count.clone()]
+
+    def means(self) -> dict[str, float]:
+        """Means of what has a count, and forget them."""
+        out = {name: float(total / count) for name, (total, count) in self._sums.items() if float(count) > 0}
+        self._sums.clear()
+        return out
+
+
+class SiriusTrainer(Trainer):
+    """Trains a causal LM on preference records (`prompt`, `chosen`, `rejected`: a text or a list of texts).
+
+    model: any `AutoModelForCausalLM`, or a PEFT model. args: `SiriusConfig`. processing_class: its tokenizer.
+    train_dataset, eval_dataset: sequences of records (lists, Hugging Face data sets).
+    peft_config: wrap the model in a new adapter first.
+    ref_logps, eval_ref_logps: log π_ref per record and completion (nats), where they are cached already; otherwise
+        the model as it is before the first step is the reference, and its log-probs are computed once.
+    eval_hook: gets the log-probs of every evaluation record (completion 0 the chosen one) and returns more metrics.
+
+    Evaluation ranks the chosen text among the rejected ones by log π(y|x): HR@K, NDCG@K, MRR and the evidence of
+    `objectives.evidence`. Everything logged also goes to `metrics_file` (default: metrics.jsonl in the output folder).
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        args: SiriusConfig,
+        train_dataset: Any,
+        processing_class: Any,
+        eval_dataset: Any = None,
+        *,
+        peft_config: Any = None,
+        ref_logps: Sequence[np.ndarray] | None = None,
+        eval_ref_logps: Sequence[np.ndarray] | None = None,
+        eval_hook: EvalHook | None = None,
+        metrics_file: Path | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.objective = args.objective()
+        if peft_config is not None:
+            from peft import get_peft_model
+
+            model = get_peft_model(model, peft_config)
+        self.encoder = Encoder(processing_class, chat=args.chat)
+        self.scoring = resolve_mode(model, args.scoring)
+        context = args.max_length or getattr(unwrapped(model).config, "max_position_embeddings", None)
+        train_rows = encode_records(train_dataset, self.encoder)
+        check_context(train_rows, context)
+        self.eval_rows = encode_records(eval_dataset, self.encoder) if eval_dataset is not None else []
+        check_context(self.eval_rows, context)
+        negatives = self.objective.negatives if self.objective.uses_negatives else 0
+        others = "all" if self.objective.needs_slate else args.score_unsampled
+        dataset = PreferenceDataset(
+            train_rows,
+            negatives=negatives,
+            score_unsampled=others,
+            seed=args.data_seed if args.data_seed is not None else args.seed,
+            examples_per_epoch=args.examples_per_epoch,
+        )
+        self.collator = PackingCollator(train_rows, self.encoder.pad_id, with_rows=self.scoring == "naive")
+        self.collator.ref_logps = ref_logps
+        self.eval_ref_logps = eval_ref_logps
+        self.eval_hook = eval_hook
+        self.metrics_log = MetricsLog(metrics_file or Path(args.output_dir) / "metrics.jsonl")
+        self._averages = Averages()
+        self._tokens = torch.zeros((), dtype=torch.long)
+        self._since = time.perf_counter()
+        # The Trainer's own rotation removes the old checkpoint before the new one is marked complete.
+        self._keep_checkpoints, args.save_total_limit = args.save_total_limit, None
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=dataset,
+            eval_dataset=self.eval_rows or None,
+            processing_class=processing_class,
+            data_collator=self.collator,
+            callbacks=callbacks,
+            **kwargs,
+        )
+        self.pop_callback(PrinterCallback)
+        # Our loss is a mean over examples already; the Trainer must not divide by tokens.
+        self.model_accepts_loss_kwargs = False
+
+    # before the first step
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """Train; `resume_from_checkpoint=True` goes on from the newest whole checkpoint, or starts afresh."""
+        if self.scoring == "packed":
+            checked = self.train_dataset.rows[:_SELF_CHECK_ROWS]
+            self_check(self.model.to(self.args.device), checked, self.encoder.pad_id)
+        if self.objective.needs_reference:
+            self._ensure_reference()
+        if resume_from_checkpoint is True:
+            found = resume_point(Path(self.args.output_dir))
+            resume_from_checkpoint = str(found) if found else None
+        at = int(Path(resume_from_checkpoint).name.removeprefix(PREFIX)) if resume_from_checkpoint else -1
+        self.metrics_log.rewind(at)
+        self._since = time.perf_counter()
+        if at < 0 and self.eval_rows and self.args.eval_strategy != "no":
+            self.evaluate()
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _ensure_reference(self) -> None:
+        """Score every record with the model as it stands, unless cached log-probs were given."""
+        if self.collator.ref_logps is None:
+            self.collator.ref_logps = self.score(self.train_dataset.rows)
+        if self.eval_ref_logps is None and self.eval_rows:
+            self.eval_ref_logps = self.score(self.eval_rows)
+
+    def score(self, rows: Sequence[Any], progress: Callable[[int], None] | None = None) -> list[np.ndarray]:
+        """log π(y|x) of every completion of every row with the current model, in nats."""
+        model = self.model.to(self.args.device)
+        tokens = self.args.eval_batch_tokens
+        with self.compute_loss_context_manager():
+            return score_rows(
+                model, rows, self.encoder.pad_id, mode=self.scoring, max_tokens=tokens, progress=progress
+            )
+
+    # a step
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Mean over the batch of the objective's loss; the evidence is added up for the next log line."""
+        batch = PackedBatch(**{name: inputs[name] for name in _PACKED_FIELDS})
+        if self.scoring == "naive":
+            logp_BC = naive_logps(model, inputs["rows"], self.encoder.pad_id, batch.input_ids_BT.device)
+        else:
+            logp_BC = packed_logps(model, batch)
+        out = compute_loss(
+            self.objective,
+            logp_BC,
+            batch.length_BC,
+            inputs["sampled_BC"],
+            batch.valid_BC,
+            inputs.get("ref_logp_BC"),
+        )
+        loss = out.loss_B.mean()
+        self._record(out, logp_BC, inputs, batch)
+        if loss.device.type == "cpu" and not torch.isfinite(loss):
+            self._stop_on_nan()
+        return (loss, {"logp_BC": logp_BC}) if return_outputs else loss
+
+    def _record(self, out: LossOutput, logp_BC: Tensor, inputs: dict[str, Any], batch: PackedBatch) -> None:
+        sampled_BC, valid_BC = inputs["sampled_BC"], batch.valid_BC
+        parts = evidence(out.reward_BC, logp_BC, sampled_BC, valid_BC, self.args.epsilons)
+        one = torch.ones((), device=logp_BC.device)
+        if self.objective.filter:
+            dropped = (sampled_BC & ~out.kept_BC).sum().float()
+            parts["dropped"] = (dropped, sampled_BC.sum().float())
+        for name, tensor in (
+            ("reference", inputs.get("ref_logp_BC")),
+            ("log-probs", logp_BC),
+            ("loss", out.loss_B),
+        ):
+            if tensor is not None:
+                parts[f"nonfinite {name}"] = ((~torch.isfinite(tensor.detach())).sum().float(), one)
+        self._averages.add(parts)
+        self._tokens = self._tokens.to(logp_BC.device) + (batch.segment_BT >= 0).sum()
+
+    def _stop_on_nan(self) -> None:
+        """Raise with the step and the first quantity that was not finite."""
+        means = self._averages.means()
+        bad = [name.removeprefix("nonfinite ") for name, v in means.items() if name.startswith("nonfinite ") and v > 0]
+        cause = {
+            "reference": "the reference log-probs are not finite: check the reference model",
+            "log-probs": "the model's log-probs are not finite: the weights have diverged, lower the learning rate",
+            "loss": "the loss overflowed: lower beta or the learning rate",
+        }[bad[0] if bad else "loss"]
+        raise TrainingError(
+            f"NaN or infinite loss after step {self.state.global_step} (epoch {self.state.epoch or 0:.2f}): {cause}; "
+            "nothing was saved after it, earlier checkpoints are kept"
+        )
+
+    # logs and evaluation
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the evidence to training lines and copy every line to metrics.jsonl."""
+        if "loss" in logs:
+            if not np.isfinite(logs["loss"]):
+                self._stop_on_nan()
+            logs |= {k: v for k, v in self._averages.means().items() if not k.startswith("nonfinite ")}
+            now = time.perf_counter()
+            logs["tokens_per_second"] = float(self._tokens) / max(now - self._since, 1e-9)
+            self._tokens = torch.zeros_like(self._tokens)
+            self._since = now
+            self._write("train", logs)
+        super().log(logs, start_time)
+
+    def _write(self, kind: str, values: dict[str, float]) -> None:
+        if self.is_world_process_zero():
+            line = {"kind": kind, "step": self.state.global_step, "epoch": round(self.state.epoch or 0.0, 6)}
+            self.metrics_log.write({**line, **values})
+
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
+        """Rank every evaluation record's chosen text among its candidates; metrics by name with the prefix."""
+        started = time.perf_counter()
+        rows = self.eval_rows if eval_dataset is None else encode_records(eval_dataset, self.encoder)
+        ref_logps = self.eval_ref_logps
+        if eval_dataset is not None and self.objective.needs_reference:
+            raise TrainingError("evaluating other records needs their reference log-probs: pass them as eval_dataset")
+        logps = self.score(rows)
+        ranks = per_example(logps, np.zeros(len(logps), dtype=np.int64)).select(METRICS).mean().to_dicts()[0]
+        metrics: dict[str, float] = dict(ranks)
+        metrics |= self._evaluation_evidence(rows, logps, ref_logps)
+        if self.eval_hook is not None:
+            metrics |= self.eval_hook(logps)
+        self._write("eval", metrics)
+        # Evaluation is not training time.
+        self._since += time.perf_counter() - started
+        prefixed = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        self.log(dict(prefixed))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, prefixed)
+        return prefixed
+
+    @torch.no_grad()
+    def _evaluation_evidence(self, rows: Sequence[Any], logps: list[np.ndarray], ref: Any) -> dict[str, float]:
+        """Loss and evidence over the evaluation rows, with the sampled negatives of a fixed draw."""
+        negatives = self.objective.negatives if self.objective.uses_negatives else min(1, len(logps[0]) - 1)
+        draws = PreferenceDataset(rows, negatives=negatives, seed=self.args.seed)
+        averages = Averages()
+        width = max(len(logp_C) for logp_C in logps)
+        for start in range(0, len(rows), 512):
+            part = [draws.draw(r) for r in range(start, min(start + 512, len(rows)))]
+            logp_BC, ref_BC = torch.zeros(len(part), width), torch.zeros(len(part), width)
+            length_BC = torch.ones(len(part), width)
+            valid_BC = torch.zeros(len(part), width, dtype=torch.bool)
+            sampled_BC = torch.zeros(len(part), width, dtype=torch.bool)
+            for b, d in enumerate(part):
+                n = len(d.columns)
+                logp_BC[b, :n] = torch.from_numpy(logps[d.row][d.columns])
+                length_BC[b, :n] = torch.tensor([len(rows[d.row].completions[c]) for c in d.columns])
+                valid_BC[b, :n] = True
+                sampled_BC[b, 1 : 1 + d.n_sampled] = True
+                if ref is not None:
+                    ref_BC[b, :n] = torch.from_numpy(ref[d.row][d.columns])
+            out = compute_loss(
+                self.objective, logp_BC, length_BC, sampled_BC, valid_BC, ref_BC if ref is not None else None
+            )
+            averages.add(evidence(out.reward_BC, logp_BC, sampled_BC, valid_BC, self.args.epsilons))
+            averages.add({"loss": (out.loss_B.sum(), torch.tensor(float(len(part))))})
+        return averages.means()
+
+    # checkpoints
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Save, mark complete, and only then remove what is no longer needed (the best is kept)."""
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            folder = Path(self.args.output_dir)
+            mark_complete(folder / f"{PREFIX}{self.state.global_step}")
+            if self._keep_checkpoints is not None:
+                steps = [int(p.name.removeprefix(PREFIX)) for p in list_checkpoints(folder)]
+                keep = set(steps[-self._keep_checkpoints :])
+                if self.state.best_global_step:
+                    keep.add(self.state.best_global_step)
+                prune(folder, keep)

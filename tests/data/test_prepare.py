@@ -1,0 +1,310 @@
+"""From a source to a dataset folder, and back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from scipy import stats
+
+from sirius_rec.data.fingerprint import table_fingerprint
+from sirius_rec.data.prepare import FilterOptions, SlateOptions, SplitOptions, WindowOptions, prepare
+from sirius_rec.data.sources.simulated import SimulatedWorld
+from sirius_rec.data.statistics import summary_lines
+from sirius_rec.data.store import Dataset, check_slates, open_dataset
+from sirius_rec.errors import ConfigError, DataError, RunError
+
+SMALL: dict[str, Any] = {"options": {"n_items": 120, "n_users": 40, "events_per_user": 16}}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    slates = (SlateOptions(), SlateOptions(size=50, seed=3, splits=("test",)))
+    return prepare("simulated", None, tmp_path_factory.mktemp("data") / "world", slates=slates, **SMALL)
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """Five users; user k has the items k … k+6 of ten, in order; two items share a title."""
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    rows = "".join(f"u{k},i{k + step},{100 * k + step}\n" for k in range(5) for step in range(7))
+    (folder / "interactions.csv").write_text(f"user_id,item_id,timestamp\n{rows}", encoding="utf-8")
+    items = "".join(f"i{k},{'Same' if k in (2, 4) else f'Title {k}'}\n" for k in range(14))
+    (folder / "items.csv").write_text(f"item_id,title\n{items}", encoding="utf-8")
+    return folder
+
+
+def small(table: Path, out: Path, **kwargs: Any) -> Dataset:
+    defaults: dict[str, Any] = {"window": WindowOptions(3, 2), "slates": (SlateOptions(size=4),)}
+    return prepare("table", table, out, **{**defaults, **kwargs})
+
+
+def test_rows_by_hand(table: Path, tmp_path: Path) -> None:
+    dataset = small(table, tmp_path / "out", split=SplitOptions(kind="leave_last_out"))
+    # every user has 7 events, hence targets at positions 2 … 6: three train, one val, one test
+    assert dataset.info["statistics"]["rows"] == {"train": 15, "val": 5, "test": 5}
+    train = dataset.examples("train").filter(pl.col("user_id") == "u1")
+    assert train["history"].to_list() == [[1, 2], [1, 2, 3], [2, 3, 4]]
+    assert train["target"].to_list() == [3, 4, 5]
+    assert train["timestamp"].to_list() == [102, 103, 104]
+    assert dataset.examples("test")["target"].to_list() == [6, 7, 8, 9, 10]
+    assert [s.tolist() for s in dataset.train_sequences()] == [list(range(k, k + 5)) for k in range(5)]
+    assert dataset.titles[2] == "Same" and dataset.titles[4] == "Same (2)"
+    assert dataset.info["titles"]["renamed_to_be_distinct"] == 1
+    assert dataset.info["statistics"]["density"] == pytest.approx(35 / (5 * 14))
+    assert "rows: train 15, val 5, test 5" in "\n".join(summary_lines(dataset))
+
+
+def test_filters_shrink_the_catalogue_and_are_reported(table: Path, tmp_path: Path) -> None:
+    dataset = small(table, tmp_path / "out", filter=FilterOptions(min_item=2), slates=(SlateOptions(size=3),))
+    # i0 and i10 have one event each, i11 to i13 none
+    assert dataset.items["item_id"].to_list() == [f"i{k}" for k in range(1, 10)]
+    assert dataset.info["filters"]["steps"] == [{"name": "min_item=2", "users": 0, "items": 2, "events": 2}]
+    assert dataset.info["filters"]["before"] == {"users": 5, "items": 11, "events": 35}
+
+
+def test_user_splits_are_disjoint_and_slates_hold(world: Dataset) -> None:
+    users = [set(world.examples(split)["user_id"]) for split in ("train", "val", "test")]
+    assert [len(u) for u in users] == [32, 4, 4]
+    assert not users[0] & users[1] and not users[0] & users[2] and not users[1] & users[2]
+    assert world.slate_names == [
+        "train-uniform-20-s0",
+        "val-uniform-20-s0",
+        "test-uniform-20-s0",
+        "test-uniform-50-s3",
+    ]
+    everything = pl.concat([world.examples(split) for split in ("train", "val", "test")])
+    touched = everything.select("user_id", pl.concat_list("history", "target").alias("item")).explode("item").unique()
+    for name in world.slate_names:
+        rows = world.examples(name.split("-")[0]).join(world.slates(name), on="row_id")
+        assert not rows.select(pl.col("history").list.contains(pl.col("target")).any()).item()
+        pairs = rows.select("user_id", "target", pl.col("candidates").alias("item")).explode("item")
+        seen = pairs.join(touched, on=["user_id", "item"], how="semi")
+        assert (seen["item"] == seen["target"]).all() and seen.height == rows.height
+
+
+def test_truth_is_the_worlds_utility(world: Dataset) -> None:
+    true = SimulatedWorld.from_notes(world.info["source"]["notes"])
+    truth = world.truth("test-uniform-50-s3")
+    assert truth is not None
+    rows = world.examples("test").join(world.slates("test-uniform-50-s3"), on="row_id").join(truth, on="row_id")
+    number = true.item_index(world.items["item_id"].to_list())
+    for row in rows.sample(10, seed=0).iter_rows(named=True):
+        expected = true.utility(row["user_id"], number[row["history"]], number[row["candidates"]])
+        assert row["utility"] == expected.tolist()
+
+
+def test_truth_follows_the_catalogue_when_filters_shrink_it(tmp_path: Path) -> None:
+    dataset = prepare("simulated", None, tmp_path / "out", filter=FilterOptions(min_item=5), **SMALL)
+    assert dataset.n_items < 120
+    true = SimulatedWorld.from_notes(dataset.info["source"]["notes"])
+    row = dataset.examples("val").row(0, named=True)
+    slate = dataset.slates("val-uniform-20-s0").row(0, named=True)["candidates"]
+    ids = dataset.items["item_id"]
+    expected = true.utility(row["user_id"], [int(ids[i][1:]) for i in row["history"]], [int(ids[i][1:]) for i in slate])
+    assert dataset.truth("val-uniform-20-s0").row(0, named=True)["utility"] == expected.tolist()  # type: ignore[union-attr]
+
+
+def test_same_seed_same_fingerprints_another_seed_others(world: Dataset, tmp_path: Path) -> None:
+    slates = (SlateOptions(), SlateOptions(size=50, seed=3, splits=("test",)))
+    again = prepare("simulated", None, tmp_path / "again", slates=slates, **SMALL)
+    other = prepare("simulated", None, tmp_path / "other", slates=slates, seed=1, **SMALL)
+    reseeded = prepare("simulated", None, tmp_path / "reseeded", slates=(SlateOptions(seed=1),), **SMALL)
+    assert again.info == world.info
+    assert other.fingerprint != world.fingerprint
+    assert reseeded.info["fingerprints"]["examples"] == world.info["fingerprints"]["examples"]
+    assert not reseeded.slates("test-uniform-20-s1").equals(world.slates("test-uniform-20-s0"))
+
+
+def test_limits_keep_the_same_rows_with_the_same_slates(world: Dataset, tmp_path: Path) -> None:
+    few = prepare("simulated", None, tmp_path / "few", limits={"train": 25}, **SMALL)
+    assert few.info["statistics"]["rows"] == {**world.info["statistics"]["rows"], "train": 25}
+    name = "train-uniform-20-s0"
+    assert few.slates(name).join(world.slates(name), on=["row_id", "candidates"]).height == 25
+
+
+def test_fingerprint_is_of_content(world: Dataset) -> None:
+    frame = world.examples("test")
+    same = pl.concat([frame.head(3), frame.tail(-3)], rechunk=False).with_columns(pl.col("row_id").cast(pl.Int32))
+    assert table_fingerprint(same) == table_fingerprint(frame)
+    assert table_fingerprint(frame.reverse()) != table_fingerprint(frame)
+    texts = [pl.DataFrame({"a": value}) for value in (["ab", "c"], ["a", "bc"], ["abc", None], ["abc", ""])]
+    lists = [pl.DataFrame({"a": value}) for value in ([[1, 2], [3]], [[1], [2, 3]], [[1, 2, 3], []])]
+    assert len({table_fingerprint(f) for f in texts + lists}) == 7
+
+
+def test_reuse_and_refusal(table: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = small(table, out)
+    stamp = (out / "dataset.json").stat().st_mtime_ns
+    assert small(table, out).fingerprint == first.fingerprint
+    assert (out / "dataset.json").stat().st_mtime_ns == stamp
+    with pytest.raises(RunError, match=r"another recipe \(differs in: slates, window\)"):
+        small(table, out, window=WindowOptions(4, 2), slates=(SlateOptions(size=5),))
+    with (table / "interactions.csv").open("a", encoding="utf-8") as stream:
+        stream.write("u9,i1,5\n")
+    with pytest.raises(RunError, match=r"interactions.csv has changed"):
+        small(table, out)
+    with pytest.raises(RunError, match="exists and is not a dataset"):
+        small(table, table)
+
+
+def test_nothing_is_left_of_a_failed_run(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(DataError, match="use a smaller size"):
+        small(table, tmp_path / "out", slates=(SlateOptions(size=10),))
+    monkeypatch.setattr(
+        "sirius_rec.data.store.os.rename", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left"))
+    )
+    with pytest.raises(RunError, match="No space left"):
+        small(table, tmp_path / "out")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "message"),
+    [
+        ({"options": {"min_ratng": 3}}, ConfigError, "source 'table' has no option 'min_ratng'; it has items, "),
+        ({"limits": {"dev": 3}}, ConfigError, "limit for split 'dev'"),
+        (
+            {"slates": (SlateOptions(size=4), SlateOptions(size=4))},
+            ConfigError,
+            "train-uniform-4-s0 are asked for twice",
+        ),
+        ({"window": WindowOptions(10, 10)}, DataError, "the longest of 5 sequences has 7 events.*need 11"),
+        ({"filter": FilterOptions(min_user=8)}, DataError, "leave none of 35 events"),
+        ({"slates": (SlateOptions("given", size=4),)}, DataError, "brings no candidates"),
+    ],
+)
+def test_bad_requests(table: Path, tmp_path: Path, kwargs: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        small(table, tmp_path / "out", **kwargs)
+
+
+def test_bad_options() -> None:
+    for make, message in (
+        (lambda: SplitOptions(kind="users"), "split kind 'users' is unknown; use one of user, time, leave_last_out"),
+        (lambda: SplitOptions(ratios=(8, 2)), "are not three whole numbers"),  # type: ignore[arg-type]
+        (lambda: FilterOptions(min_item=0), "filter min_item=0 is not a whole number of at least 1"),
+        (lambda: WindowOptions(5, 6), "min_history=6 is above max_history=5"),
+        (lambda: SlateOptions("random"), "slate protocol 'random' is unknown"),
+        (lambda: SlateOptions(size=1), "slate size=1 is not a whole number of at least 2"),
+        (lambda: SlateOptions(splits=("dev",)), "slate split 'dev' is unknown"),
+        (lambda: prepare("csv", None, Path("x")), "source 'csv' is unknown; use one of table"),
+        (lambda: prepare("table", None, Path("x")), "source 'table' needs an input"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            make()
+
+
+def test_ready_made_windows(tmp_path: Path) -> None:
+    rows = [
+        {"history": ["a", "b", "c"], "target": "d", "split": "train", "candidates": ["d", "e"]},
+        {"history": ["a"], "target": "d", "split": "test", "candidates": ["f", "d"]},
+        {"history": ["b", "e"], "target": "b", "split": "test", "candidates": ["b", "f"]},
+    ]
+    (tmp_path / "windows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    (tmp_path / "items.csv").write_text("item_id,title\n" + "".join(f"{c},T{c}\n" for c in "abcdef"), encoding="utf-8")
+    slates = (SlateOptions("given", size=2), SlateOptions("uniform", size=3))
+    dataset = prepare("windows", tmp_path, tmp_path / "out", window=WindowOptions(2, 2), slates=slates)
+    assert dataset.examples("train")["history"].to_list() == [[1, 2]]
+    assert dataset.examples("test")["row_id"].to_list() == [2]
+    assert dataset.slates("test-given-2-s0")["candidates"].to_list() == [[1, 5]]
+    assert dataset.info["filters"]["rows_with_short_history_dropped"] == 1
+    assert dataset.info["filters"]["targets_in_own_history"] == 1
+    assert [s.tolist() for s in dataset.train_sequences()] == [[1, 2, 3]]
+    assert "train-uniform-3-s0" in dataset.slate_names and "val-uniform-3-s0" not in dataset.slate_names
+    dataset.verify()
+    with pytest.raises(ConfigError, match="min_item=2: this source brings ready-made windows"):
+        prepare("windows", tmp_path, tmp_path / "o2", filter=FilterOptions(min_item=2), window=WindowOptions(2, 2))
+
+
+def test_opening_what_is_no_dataset(world: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="not a dataset folder"):
+        open_dataset(tmp_path)
+    (tmp_path / "dataset.json").write_text("{", encoding="utf-8")
+    with pytest.raises(DataError, match="not the description of a dataset"):
+        open_dataset(tmp_path)
+    (tmp_path / "dataset.json").write_text(json.dumps({**world.info, "format": 99}), encoding="utf-8")
+    with pytest.raises(DataError, match="format 99, this version reads 1"):
+        open_dataset(tmp_path)
+    (tmp_path / "dataset.json").write_text(json.dumps(world.info), encoding="utf-8")
+    with pytest.raises(DataError, match=r"items.parquet: missing"):
+        open_dataset(tmp_path)
+    opened = open_dataset(world.path)
+    opened.verify()
+    with pytest.raises(DataError, match="no slates 'test-uniform-9-s0'; there are train-uniform-20-s0"):
+        opened.slates("test-uniform-9-s0")
+    with pytest.raises(DataError, match="no split 'dev'"):
+        opened.examples("dev")
+
+
+def test_changed_content_is_noticed(table: Path, tmp_path: Path) -> None:
+    dataset = small(table, tmp_path / "out")
+    file = dataset.path / "slates" / "train-uniform-4-s0.parquet"
+    slates = pl.read_parquet(file)
+    slates.with_columns(pl.col("candidates").list.reverse()).write_parquet(file)
+    with pytest.raises(DataError, match="the content has changed"):
+        dataset.verify()
+    file.write_bytes(b"PAR1")
+    with pytest.raises(DataError, match="cannot be read"):
+        dataset.slates("train-uniform-4-s0")
+
+
+def test_each_slate_fault_names_its_row() -> None:
+    rows = pl.DataFrame({"row_id": [4, 7], "target": [1, 2]})
+
+    def check(*slates: list[int], row_ids: tuple[int, ...] = (4, 7)) -> None:
+        frame = pl.DataFrame(
+            {"row_id": row_ids, "candidates": slates}, schema_overrides={"candidates": pl.List(pl.Int32)}
+        )
+        check_slates("FILE", frame, rows, 5)
+
+    check([0, 1], [2, 3])
+    for slates, message in (
+        (([0, 1], [0, 3]), "slate of row 7 does not hold its target"),
+        (([1, 0, 0], [2, 3, 4]), "slate of row 4 holds an item twice"),
+        (([1, 0], [2, 5]), "slate of row 7 holds an item outside 0 to 4"),
+        (([1, 0], [2, -1]), "slate of row 7 holds an item outside 0 to 4"),
+        (([1, 0], [2, 3, 4]), "slate of row 7 has another size"),
+    ):
+        with pytest.raises(DataError, match=message):
+            check(*slates)
+    with pytest.raises(DataError, match="row 7 has no slate"):
+        check([0, 1], row_ids=(4,))
+    with pytest.raises(DataError, match="row 9 has a slate but is not among the examples"):
+        check([0, 1], [2, 3], [2, 3], row_ids=(4, 7, 9))
+    with pytest.raises(DataError, match="row 7 has two slates"):
+        check([0, 1], [2, 3], [2, 4], row_ids=(4, 7, 7))
+
+
+def test_splits_by_time_may_reach_back(tmp_path: Path) -> None:
+    dataset = prepare("simulated", None, tmp_path / "out", split=SplitOptions(kind="time"), **SMALL)
+    ends = [dataset.examples(split)["timestamp"] for split in ("train", "val", "test")]
+    assert int(ends[0].max()) < int(ends[1].min()) <= int(ends[1].max()) < int(ends[2].min())  # type: ignore[arg-type]
+
+
+def test_lastfm_real(shared_data: Path, tmp_path: Path) -> None:
+    """The place of the target is uniform, and tells nothing about it: the published slates fail both."""
+    dataset = prepare("lastfm", shared_data / "hetrec_lastfm" / "reconstructed", tmp_path / "out")
+    numbers = dataset.info["statistics"]
+    assert numbers["n_users"] == 1891
+    assert sum(numbers["rows"].values()) == 57_730
+    rows = dataset.examples("train").join(dataset.slates("train-uniform-20-s0"), on="row_id")
+    slates, target = np.array(rows["candidates"].to_list()), rows["target"].to_numpy()
+    place = (slates == target[:, None]).argmax(axis=1)
+    assert stats.chisquare(np.bincount(place, minlength=20)).pvalue > 1e-4
+    order = np.argsort(target, kind="stable")
+    same_target = target[order][1:] == target[order][:-1]
+    same_place = (place[order][1:] == place[order][:-1])[same_target]
+    assert abs(same_place.mean() - 1 / 20) < 4 * np.sqrt(0.05 * 0.95 / same_place.size)
+
+
+def test_simulated_slates_are_pinned(world: Dataset) -> None:
+    """The same bytes on any machine: a change here changes every simulated result."""
+    assert world.fingerprint == "9f7b4dc7a1bb8c0b9cf38b47d815b3bae6eb94b5e44a6a2db18f6c09bfb5672b"

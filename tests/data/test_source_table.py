@@ -1,0 +1,153 @@
+"""The `table` source: what it reads, and what it says about bad input."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from sirius_rec.data.sources.table import load
+from sirius_rec.errors import ConfigError, DataError
+
+ITEMS = "item_id,title\na,Red\nb,Blue\nc,Green\n"
+EVENTS = "user_id,item_id,timestamp\nu,b,20\nu,a,10\nv,c,5\n"
+
+
+def write(folder: Path, events: str = EVENTS, items: str = ITEMS) -> Path:
+    (folder / "interactions.csv").write_text(events, encoding="utf-8")
+    (folder / "items.csv").write_text(items, encoding="utf-8")
+    return folder
+
+
+def test_users_in_order_of_appearance_and_events_in_time_order(tmp_path: Path) -> None:
+    loaded = load(write(tmp_path))
+    assert loaded.events.rows() == [("u", "a", 10), ("u", "b", 20), ("v", "c", 5)]
+    assert loaded.items.rows() == [("a", "Red"), ("b", "Blue"), ("c", "Green")]
+    assert [Path(f["path"]).name for f in loaded.notes["files"]] == ["interactions.csv", "items.csv"]
+
+
+def test_gzip_parquet_and_mapped_columns_read_the_same(tmp_path: Path) -> None:
+    expected = load(write(tmp_path)).events
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "log.csv.gz").write_bytes(gzip.compress(EVENTS.replace("user_id", "who").encode()))
+    got = load(other / "log.csv.gz", items=tmp_path / "items.csv", columns={"user_id": "who"})
+    assert got.events.equals(expected)
+    pl.DataFrame({"user_id": ["u", "u", "v"], "item_id": ["b", "a", "c"], "timestamp": [20, 10, 5]}).write_parquet(
+        other / "interactions.parquet"
+    )
+    assert load(other, items=tmp_path / "items.csv").events.equals(expected)
+
+
+def test_repeated_pairs_keep_the_first_in_time_and_ties_keep_file_order(tmp_path: Path) -> None:
+    events = "user_id,item_id,timestamp\nu,a,30\nu,c,20\nu,b,20\nu,a,10\n"
+    loaded = load(write(tmp_path, events))
+    assert loaded.events.rows() == [("u", "a", 10), ("u", "c", 20), ("u", "b", 20)]
+    assert loaded.notes["repeated_pairs_dropped"] == 1
+    assert loaded.notes["ties"] == {"broken_by": "order in the file", "groups": 1, "rows": 2}
+
+
+@pytest.mark.parametrize(
+    ("times", "seconds", "unit"),
+    [
+        (("1395273600", "1395273601", "0"), [1395273600, 1395273601, 0], "s"),
+        (("1395273600999", "1395273601000", "1395273602000"), [1395273600, 1395273601, 1395273602], "ms"),
+        (("1970-01-02", "1970-01-01T00:00:07Z", "1970-01-01 01:00:00+01:00"), [86400, 7, 0], "iso"),
+    ],
+)
+def test_timestamp_units_are_told_apart(tmp_path: Path, times: tuple[str, ...], seconds: list[int], unit: str) -> None:
+    rows = "".join(f"u{k},a,{time}\n" for k, time in enumerate(times))
+    loaded = load(write(tmp_path, f"user_id,item_id,timestamp\n{rows}"))
+    assert loaded.events["timestamp"].to_list() == seconds
+    assert loaded.notes["timestamp_unit"] == unit
+
+
+def test_milliseconds_order_events_of_one_second(tmp_path: Path) -> None:
+    events = "user_id,item_id,timestamp\nu,b,1395273600900\nu,a,1395273600100\n"
+    assert load(write(tmp_path, events)).events["item_id"].to_list() == ["a", "b"]
+
+
+def test_min_rating(tmp_path: Path) -> None:
+    events = "user_id,item_id,timestamp,rating\nu,a,1,5\nu,b,2,2.5\n"
+    loaded = load(write(tmp_path, events), min_rating=3)
+    assert loaded.events["item_id"].to_list() == ["a"]
+    assert loaded.notes["events_below_min_rating_dropped"] == 1
+
+
+def test_drop_options_count_what_they_drop(tmp_path: Path) -> None:
+    events = EVENTS + "v,d,6\nv,e,7\n"
+    items = ITEMS + 'd,"  "\n'
+    loaded = load(write(tmp_path, events, items), missing_titles="drop", unknown_items="drop")
+    assert loaded.events["item_id"].to_list() == ["a", "b", "c"]
+    assert loaded.items["item_id"].to_list() == ["a", "b", "c"]
+    assert loaded.notes["items_without_title_dropped"] == 1
+    assert loaded.notes["events_of_untitled_items_dropped"] == 1
+    assert loaded.notes["events_of_unknown_items_dropped"] == 1
+
+
+def test_titles_are_stripped_and_made_one_line(tmp_path: Path) -> None:
+    loaded = load(write(tmp_path, items='item_id,title\na," Red\n  Fish "\nb,Blue\nc,Green\n'))
+    assert loaded.items["title"].to_list() == ["Red Fish", "Blue", "Green"]
+    assert loaded.notes["titles_collapsed"] == 1
+
+
+HEAD = "user_id,item_id,timestamp\n"
+
+
+@pytest.mark.parametrize(
+    ("events", "items", "message"),
+    [
+        ("user_id,item_id\nu,a\n", ITEMS, r"interactions.csv: no column 'timestamp' \(has: user_id, item_id\)"),
+        (HEAD + "u,a,1\nu,b,1,x\n", ITEMS, "interactions.csv, line 3: 4 fields, the header has 3"),
+        (HEAD + "u,a,1\nu,b\n", ITEMS, "interactions.csv, line 3: empty timestamp"),
+        (HEAD + "u,a,1\n,b,2\n", ITEMS, "interactions.csv, line 3: empty user_id"),
+        (HEAD + "u,a,1\n\nu,b,soon\nu,c,x\n", ITEMS, "line 4: timestamp does not parse: 'soon'; 2 such rows"),
+        (HEAD + "u,a,2010-01-01\nu,b,2010-13-01\n", ITEMS, "line 3: timestamp does not parse: '2010-13-01'"),
+        (HEAD + "u,a,1395273600\nu,b,1395273600000\n", ITEMS, "line 3: timestamps .* set timestamp_unit"),
+        (HEAD + "u,a,1\nu,z,2\n", ITEMS, "interactions.csv, line 3: item is not in .*: 'z'; .*unknown_items"),
+        (EVENTS, 'item_id,title\na,"Red\nFish"\nb," "\n', "items.csv, line 4: empty title of item 'b'.*missing_titles"),
+        (EVENTS, "item_id,title\na,Red\na,Blue\n", "items.csv, line 3: item_id occurs a second time: 'a'"),
+        (EVENTS, "item_id,name\na,Red\n", "items.csv: no column 'title'"),
+        ("", ITEMS, "interactions.csv: the file is empty"),
+        (HEAD, ITEMS, "interactions.csv: no events left"),
+    ],
+)
+def test_bad_input_is_named(tmp_path: Path, events: str, items: str, message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        load(write(tmp_path, events, items))
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_files_and_options_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none of interactions.parquet, interactions.csv"):
+        load(tmp_path)
+    write(tmp_path)
+    with pytest.raises(ConfigError, match="unknown_items='ignore' is not one of error, drop"):
+        load(tmp_path, unknown_items="ignore")  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="no column 'rating'"):
+        load(tmp_path, min_rating=3)
+    (tmp_path / "broken.csv.gz").write_bytes(gzip.compress(EVENTS.encode())[:-9])
+    with pytest.raises(DataError, match=r"broken.csv.gz: "):
+        load(tmp_path / "broken.csv.gz")
+    (tmp_path / "latin.csv").write_bytes(HEAD.encode() + b"\xe9,a,1\n")
+    with pytest.raises(DataError, match=r"latin.csv: not UTF-8 text"):
+        load(tmp_path / "latin.csv")
+
+
+def test_movielens(shared_data: Path) -> None:
+    loaded = load(shared_data / "movielens_100k")
+    assert loaded.events.height == 100_000
+    assert loaded.events["user_id"].n_unique() == 943
+    assert loaded.items.height == 1682
+    good = load(shared_data / "movielens_100k", min_rating=4)
+    assert good.events.height == 55_375  # published count of ratings 4 and 5
+
+
+def test_steam_needs_the_option_for_its_untitled_items(shared_data: Path) -> None:
+    with pytest.raises(DataError, match=r"164 such rows; .*missing_titles: drop"):
+        load(shared_data / "steam_reviews_au")
+    loaded = load(shared_data / "steam_reviews_au", missing_titles="drop")
+    assert loaded.items.height == 3682 - 164
+    assert loaded.events.height + loaded.notes["events_of_untitled_items_dropped"] == 48_011

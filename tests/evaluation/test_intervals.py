@@ -1,0 +1,143 @@
+"""Intervals and tests against SciPy, closed forms, and a small coverage simulation."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from sirius_rec.errors import DataError
+from sirius_rec.evaluation.intervals import GroupBootstrap, bootstrap_mean, holm, paired_test, sign_flip_p
+
+
+def test_rows_match_the_normal_interval_and_scipy():
+    values = np.random.default_rng(1).normal(3, 2, size=3_000)
+    got = bootstrap_mean(values, resamples=4_000)
+    half = 1.959964 * values.std(ddof=1) / np.sqrt(len(values))
+    assert got.mean == pytest.approx(values.mean())
+    assert (got.low, got.high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.05 * half)
+    theirs = stats.bootstrap((values,), np.mean, n_resamples=4_000, method="percentile", rng=3, batch=200)
+    interval = theirs.confidence_interval
+    assert (got.low, got.high) == pytest.approx((interval.low, interval.high), abs=0.06 * half)
+
+
+def test_groups_widen_the_interval_as_the_cluster_formula_says():
+    # 400 users of 5 equal rows: the variance of the mean is that of 400 independent values, sqrt(5) times the naive sd
+    per_user = np.random.default_rng(2).normal(size=400)
+    values, users = np.repeat(per_user, 5), np.repeat(np.arange(400), 5)
+    grouped, rows = bootstrap_mean(values, users), bootstrap_mean(values)
+    assert (grouped.high - grouped.low) / (rows.high - rows.low) == pytest.approx(np.sqrt(5), rel=0.08)
+
+
+def test_uneven_groups_match_a_naive_bootstrap():
+    rng = np.random.default_rng(3)
+    users = rng.integers(0, 30, size=200)
+    values = rng.normal(size=200) + users / 10
+    parts = [values[users == user] for user in np.unique(users)]
+    draws = [np.concatenate([parts[i] for i in rng.integers(0, len(parts), len(parts))]).mean() for _ in range(4_000)]
+    got = bootstrap_mean(values, [f"u{user}" for user in users], resamples=4_000)
+    width = np.subtract(*np.quantile(draws, [0.975, 0.025]))
+    assert (got.low, got.high) == pytest.approx(tuple(np.quantile(draws, [0.025, 0.975])), abs=0.06 * width)
+
+
+def test_coverage_of_the_grouped_interval():
+    rng, hits = np.random.default_rng(4), 0
+    users = np.repeat(np.arange(60), 4)
+    for trial in range(200):
+        values = np.repeat(rng.normal(size=60), 4) + rng.normal(size=240)
+        got = bootstrap_mean(values, users, resamples=400, seed=trial)
+        hits += got.low <= 0 <= got.high
+    assert 0.89 <= hits / 200 <= 0.985
+
+
+def test_seeds_are_resampled_too():
+    # users carry no noise, two seeds differ by 1: resampled seed means are 0, 1/2, 1 with weights 1/4, 1/2, 1/4
+    values = np.array([np.zeros(50), np.ones(50)])
+    got = bootstrap_mean(values)
+    assert (got.mean, got.low, got.high) == (0.5, 0.0, 1.0)
+    assert bootstrap_mean(values, level=0.4).low == 0.5  # the lower 30 % point of 0 (1/4), 1/2 (1/2), 1 (1/4)
+
+
+def test_blocks_and_series_do_not_change_the_draws(monkeypatch):
+    values = np.random.default_rng(5).normal(size=(3, 40))
+    whole = GroupBootstrap(40, resamples=300).intervals(values)
+    monkeypatch.setattr("sirius_rec.evaluation.intervals._BLOCK", 100)
+    parts = [GroupBootstrap(40, resamples=300).intervals(row)[0] for row in values]
+    for one, other in zip(whole, parts, strict=True):
+        assert (one.low, one.high) == pytest.approx((other.low, other.high), rel=1e-12)
+
+
+def test_same_seed_same_numbers():
+    values = np.random.default_rng(6).normal(size=500)
+    assert bootstrap_mean(values, seed=9) == bootstrap_mean(values, seed=9)
+    assert bootstrap_mean(values, seed=9) != bootstrap_mean(values, seed=10)
+
+
+def test_one_group_has_no_interval():
+    got = bootstrap_mean([1.0, 2.0], ["u", "u"])
+    assert got.mean == 1.5 and np.isnan(got.low) and np.isnan(got.high)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: bootstrap_mean([1.0, np.nan]), "row 1 is nan"),
+        (lambda: bootstrap_mean([]), "no rows"),
+        (lambda: bootstrap_mean([1.0, 2.0], [1]), "1 group ids for 2 rows"),
+        (lambda: bootstrap_mean([1.0, 2.0], level=95), "level: 95"),
+        (lambda: paired_test([1.0], [1.0, 2.0]), "same rows"),
+        (lambda: holm([0.5, 1.2]), "must lie in 0"),
+    ],
+)
+def test_bad_input(call, message):
+    with pytest.raises(DataError, match=message):
+        call()
+
+
+@given(st.lists(st.integers(-5, 5), min_size=1, max_size=7))
+def test_exact_p_is_the_enumeration(sums):
+    totals = [abs(np.dot(signs, sums)) for signs in itertools.product((-1, 1), repeat=len(sums))]
+    assert sign_flip_p(np.array(sums, float)) == np.mean(np.array(totals) >= abs(sum(sums)))
+
+
+def test_paired_p_matches_scipy_exact_and_sampled():
+    rng = np.random.default_rng(7)
+    a, b = rng.normal(0.5, 1, size=10), rng.normal(size=10)
+    exact = stats.permutation_test(
+        (a, b), lambda x, y, axis: np.mean(x - y, axis=axis), permutation_type="samples", vectorized=True
+    )
+    assert paired_test(a, b).p == pytest.approx(exact.pvalue)
+    a, b = rng.normal(0.2, 1, size=80), rng.normal(size=80)
+    t = stats.ttest_rel(a, b)
+    got = paired_test(a, b)
+    assert got.difference == pytest.approx((a - b).mean())
+    assert got.p == pytest.approx(t.pvalue, abs=0.02)
+
+
+def test_flips_are_of_whole_users():
+    # one user with 50 equal wins is one coin: p = 1 with the user flipped whole, tiny with rows flipped
+    a, b = np.ones(50), np.zeros(50)
+    assert paired_test(a, b, ["u"] * 50).p == 1.0
+    assert paired_test(a, b).p == pytest.approx(1 / 10_001)
+
+
+def test_p_is_uniform_without_an_effect():
+    rng = np.random.default_rng(8)
+    p = [sign_flip_p(rng.normal(size=30), flips=500, seed=i) for i in range(300)]
+    assert stats.kstest(p, "uniform").pvalue > 0.01
+
+
+def test_equal_methods():
+    got = paired_test([0.0, 1.0, 1.0], [0.0, 1.0, 1.0])
+    assert (got.difference, got.low, got.high, got.p) == (0, 0, 0, 1)
+
+
+def test_holm_by_hand():
+    # sorted 0.005, 0.011, 0.02, 0.04 times 4, 3, 2, 1 = 0.02, 0.033, 0.04, 0.04
+    assert holm([0.04, 0.005, 0.02, 0.011]) == pytest.approx([0.04, 0.02, 0.04, 0.033])
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+    assert holm([]) == []

@@ -1,0 +1,184 @@
+"""results.json: hand-made tables, byte-for-byte repeatability, and refusals."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+
+import numpy as np
+import polars as pl
+import pytest
+
+from sirius_rec.errors import DataError, RunError
+from sirius_rec.evaluation.intervals import paired_test
+from sirius_rec.evaluation.results import build_results, clean, read_results, write_results
+from sirius_rec.evaluation.tables import ScoreTable
+
+SLATES = "test-uniform-4-s0"
+ROWS = 30
+
+
+def examples():
+    return pl.DataFrame(
+        {"row_id": np.arange(ROWS), "user_id": [f"u{row // 2}" for row in range(ROWS)], "target": np.arange(ROWS) % 4}
+    )
+
+
+def table(method, seed=0, *, wins, checkpoint="last", rows=ROWS, slates=SLATES):
+    """The target of row r comes first where wins(r), else last."""
+    scores = [[(10.0 if wins(row) else -10.0) if item == row % 4 else item for item in range(4)] for row in range(rows)]
+    frame = pl.DataFrame(
+        {"row_id": np.arange(rows), "candidates": [[0, 1, 2, 3]] * rows, "scores": scores},
+        schema_overrides={"candidates": pl.List(pl.Int32), "scores": pl.List(pl.Float64)},
+    ).sample(fraction=1.0, shuffle=True, seed=seed)
+    return ScoreTable(method, method.upper(), seed, slates, checkpoint, frame)
+
+
+def some_tables():
+    return [
+        table("sft_continued", 0, wins=lambda r: r % 3 == 0),
+        table("sft_continued", 1, wins=lambda r: r % 3 == 1),
+        table("dpo", 0, wins=lambda r: r % 2 == 0),
+        table("dpo", 1, wins=lambda r: r % 5 != 0),
+        table("dpo_sirius", 0, wins=lambda r: r % 5 != 0),
+        table("popularity", 0, wins=lambda r: r == 0),
+    ]
+
+
+def build(tables=None, **changes):
+    given = {"examples": examples(), "baseline": "sft_continued"} | changes
+    return build_results(some_tables() if tables is None else tables, **given)
+
+
+def test_rows_and_summary_by_hand():
+    results = build()
+    rows = {(row["method"], row["seed"]): row for row in results["rows"]}
+    assert len(rows) == 6
+    assert rows["dpo", 0]["hr@1"] == 0.5 and rows["dpo", 1]["hr@1"] == 0.8
+    assert rows["dpo", 0]["mrr"] == 0.625  # half rank 1, half rank 4
+    assert rows["dpo", 0]["ndcg@5"] == pytest.approx((1 + 1 / math.log2(5)) / 2, rel=1e-9)
+    assert (rows["dpo", 0]["chance"], rows["dpo", 0]["n"], rows["dpo", 0]["label"]) == (0.25, ROWS, "DPO")
+    # every user holds one even and one odd row, so HR@1 of dpo seed 0 is 0.5 in every resample
+    assert rows["dpo", 0]["hr@1_low"] == rows["dpo", 0]["hr@1_high"] == 0.5
+    assert rows["dpo", 0]["true_reward"] is None and rows["dpo", 0]["n_generated"] is None
+    summary = {row["method"]: row for row in results["summary"]}
+    assert summary["dpo"]["seeds"] == [0, 1]
+    assert summary["dpo"]["hr@1"] == 0.65
+    assert summary["dpo"]["hr@1_seed_sd"] == pytest.approx(0.3 / math.sqrt(2), rel=1e-9)
+    assert summary["dpo_sirius"]["hr@1_seed_sd"] is None
+    assert summary["dpo"]["hr@1_low"] < 0.55 and summary["dpo"]["hr@1_high"] > 0.75
+
+
+def test_paired_tests():
+    results = build()
+    pairs = {(test["method"], test["against"]): test for test in results["paired"]}
+    assert set(pairs) == {("dpo", "sft_continued"), ("dpo_sirius", "sft_continued"), ("dpo_sirius", "dpo")}
+    test = pairs["dpo_sirius", "dpo"]
+    assert test["seeds"] == [0]
+    assert test["difference"] == pytest.approx(0.3)
+    a, b = ([float(wins(r)) for r in range(ROWS)] for wins in (lambda r: r % 5 != 0, lambda r: r % 2 == 0))
+    alone = paired_test(a, b, examples()["user_id"].to_numpy())
+    assert (test["low"], test["high"], test["p"]) == pytest.approx((alone.low, alone.high, alone.p))
+    assert all(test["p_holm"] >= test["p"] for test in results["paired"])
+    assert results["curves"] == {} and results["notes"]
+
+
+def test_missing_baseline_is_noted_and_floors_are_not_tested():
+    results = build([table("dpo", wins=lambda r: True), table("popularity", wins=lambda r: False)])
+    assert results["paired"] == []
+    assert any("sft_continued on test-uniform-4-s0, checkpoint last" in note for note in results["notes"])
+
+
+def test_true_reward_is_aligned_by_row():
+    truth = pl.DataFrame({"row_id": np.arange(ROWS), "utility": [[0.0, 0, 0, 4.0]] * ROWS}).reverse()
+    results = build([table("dpo", wins=lambda r: r % 4 == 3)], truths={SLATES: truth})
+    # r % 4 == 3: item 3 is the target and wins: 1. Otherwise item 3 has the top score of the others: 1 as well.
+    assert results["rows"][0]["true_reward"] == 1.0
+    lost = build([table("dpo", wins=lambda r: True)], truths={SLATES: truth})["rows"][0]
+    # top choice is item r % 4: seven rows of thirty are worth 4, (4 - 1) / (4 - 1) = 1; the others (0 - 1) / 3
+    assert lost["true_reward"] == pytest.approx((7 - 23 / 3) / 30, rel=1e-8)
+    with pytest.raises(DataError, match="row_id 29 is missing"):
+        build([table("dpo", wins=lambda r: True)], truths={SLATES: truth.tail(29)})
+
+
+def generation(**changes):
+    entry = {"method": "dpo", "seed": 0, "slates": SLATES, "checkpoint": "last"}
+    return entry | {"row_id": [4, 2, 0, 7], "valid": [1, 1, 0, True], "hit": [True, 0, 0, 0]} | changes
+
+
+def test_generation_counts_all_prompts():
+    row = next(r for r in build(generation=[generation()])["rows"] if (r["method"], r["seed"]) == ("dpo", 0))
+    assert (row["valid_ratio"], row["hr@1_generated"], row["n_generated"]) == (0.75, 0.25, 4)
+    summary = {r["method"]: r for r in build(generation=[generation()])["summary"]}
+    assert summary["dpo"]["valid_ratio"] is None  # seed 1 generated nothing
+    with pytest.raises(DataError, match="row_id 0 is neither 0 nor 1, or a hit without being valid"):
+        build(generation=[generation(hit=[1, 0, 1, 0])])
+    with pytest.raises(DataError, match="has no score table"):
+        build(generation=[generation(method="simpo")])
+
+
+def test_two_runs_write_the_same_bytes(tmp_path):
+    extra = {"config": {"lr": np.float32(0.1), "b": {"z": 1, "a": (1, 2)}}, "curves": {"dpo": {0: [{"epoch": 0}]}}}
+    shuffled = some_tables()
+    random.Random(1).shuffle(shuffled)
+    one = write_results(build(**extra), tmp_path / "a" / "results.json").read_bytes()
+    two = write_results(build(shuffled, **extra), tmp_path / "results.json").read_bytes()
+    assert one == two
+    assert read_results(tmp_path / "results.json") == build(**extra)
+    assert json.loads(one)["curves"] == {"dpo": {"0": [{"epoch": 0}]}}
+
+
+def test_clean():
+    assert clean({"b": 1 / 3, "a": [float("nan"), -0.0, np.int64(3), np.True_]}) == {
+        "a": [None, 0.0, 3, True],
+        "b": 0.3333333333,
+    }
+    with pytest.raises(DataError, match=r"results\.x\[0\]: a set"):
+        clean({"x": [set()]})
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ([], "no score tables"),
+        ([table("dpo", wins=bool), table("dpo", wins=bool)], "given twice"),
+        ([table("dpo", wins=bool), table("simpo", wins=bool, rows=20)], "every method must score the same rows"),
+        ([table("dpo", wins=bool, rows=ROWS + 1)], "row_id 30 is not among the examples"),
+    ],
+)
+def test_tables_that_do_not_fit(tables, message):
+    with pytest.raises(DataError, match=message):
+        build(tables)
+
+
+def test_other_candidates_and_nan_are_named():
+    good = table("dpo", wins=bool)
+    swapped = good.frame.with_columns(pl.col("candidates").list.reverse())
+    with pytest.raises(DataError, match="row_id 0 has other candidates"):
+        build([good, ScoreTable("simpo", "S", 0, SLATES, "last", swapped)])
+    broken = good.frame.with_columns(
+        pl.when(pl.col("row_id") == 7).then(pl.col("scores").list.eval(pl.element() * float("nan"))).otherwise("scores")
+        .alias("scores")
+    )  # fmt: skip
+    with pytest.raises(DataError, match=r"dpo-s0-.*row_id 7, candidate 0 is NaN"):
+        build([ScoreTable("dpo", "D", 0, SLATES, "last", broken)])
+
+
+def test_users_without_a_name_are_their_own_group():
+    unnamed = examples().with_columns(user_id=pl.lit(None, dtype=pl.String))
+    row = next(r for r in build(examples=unnamed)["rows"] if (r["method"], r["seed"]) == ("dpo", 0))
+    assert row["hr@1_low"] < 0.5 < row["hr@1_high"]
+    assert any("no user id" in note for note in build(examples=unnamed)["notes"])
+
+
+def test_unreadable_results(tmp_path):
+    path = tmp_path / "results.json"
+    with pytest.raises(RunError, match="no such file"):
+        read_results(path)
+    path.write_text("{")
+    with pytest.raises(RunError, match="not readable as JSON"):
+        read_results(path)
+    path.write_text('{"format": 99}')
+    with pytest.raises(RunError, match="results format 99"):
+        read_results(path)
