@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Tiny models gain nothing from threads, and one thread keeps sums in one order. Set before anybody imports torch.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def _shared_folder() -> Path | None:
@@ -34,3 +38,61 @@ def shared_models() -> Path:
     if folder is None or not (folder / "models").is_dir():
         pytest.skip("real tokenizers not found: put them in ../shared/models or set SIRIUS_SHARED")
     return folder / "models"
+
+
+TITLES = ("Red", "Red House Painters", "Blur", "Air", "Can", "Low", "Suede", "Pulp", "Massive Attack", "Portishead")
+
+
+@pytest.fixture(scope="session")
+def catalogue() -> tuple[str, ...]:
+    """Ten titles; one is the beginning of another."""
+    return TITLES
+
+
+@pytest.fixture
+def tokenizer() -> Any:
+    """A byte-level BPE trained on the catalogue: merges inside titles, eos and pad, no bos; a fresh copy each time."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = ["<pad>", "<s>", "</s>"]
+    bpe.train_from_iterator(
+        TITLES * 4,
+        trainers.BpeTrainer(vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="</s>", pad_token="<pad>")
+
+
+@pytest.fixture
+def tiny_llama() -> Callable[..., Any]:
+    """build(tokenizer, seed=0) → a seeded random Llama of two layers, float32, weights large enough to matter."""
+
+    def build(tokenizer: Any, seed: int = 0, **options: Any) -> Any:
+        import torch
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        torch.manual_seed(seed)
+        config = LlamaConfig(
+            **{
+                "vocab_size": len(tokenizer),
+                "hidden_size": 32,
+                "intermediate_size": 48,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "max_position_embeddings": 256,
+                "initializer_range": 0.15,
+                "pad_token_id": tokenizer.pad_token_id,
+                "eos_token_id": tokenizer.eos_token_id,
+                "bos_token_id": tokenizer.eos_token_id,
+                "attn_implementation": "sdpa",
+                **options,
+            }
+        )
+        return LlamaForCausalLM(config)
+
+    return build

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from sirius_rec.errors import SiriusError
+from sirius_rec.errors import ConfigError, SiriusError
 
 if TYPE_CHECKING:
     from sirius_rec.config import Config
@@ -52,27 +53,10 @@ def _open(config: Path, overrides: list[str] | None, out: Path | None) -> tuple[
     return open_run(out or Path("runs") / loaded.name, loaded), loaded
 
 
-def _show_results(results: dict[str, Any]) -> None:
-    """The result table in the terminal: one row per method, slates side by side, intervals in brackets."""
-    from rich.console import Console
-    from rich.table import Table
-
-    for slates, checkpoint in sorted({(row["slates"], row["checkpoint"]) for row in results["summary"]}):
-        table = Table(title=f"{slates}, {checkpoint} epoch: mean over seeds [95 % interval]")
-        for column in ("method", "seeds", "HR@1", "NDCG@10", "MRR", "ValidRatio"):
-            table.add_column(column, justify="left" if column == "method" else "right")
-        for row in results["summary"]:
-            if (row["slates"], row["checkpoint"]) == (slates, checkpoint):
-                cells = [_cell(row, metric) for metric in ("hr@1", "ndcg@10", "mrr", "valid_ratio")]
-                table.add_row(row["label"], str(len(row["seeds"])), *cells)
-        Console().print(table)
-
-
-def _cell(row: dict[str, Any], metric: str) -> str:
-    if row.get(metric) is None:
-        return ""
-    low, high = row.get(f"{metric}_low"), row.get(f"{metric}_high")
-    return f"{row[metric]:.4f}" + (f" [{low:.3f}, {high:.3f}]" if low is not None else "")
+def _check_json(path: Path | None) -> None:
+    """Say before the work, not after it, that its outcome cannot be written."""
+    if path is not None and not path.absolute().parent.is_dir():
+        raise ConfigError(f"--json {path}: the folder {path.absolute().parent} does not exist: make it first")
 
 
 def _write_json(path: Path | None, content: Any) -> None:
@@ -114,11 +98,13 @@ def run(config: ConfigArg, overrides: OverridesArg = None, out: OutOption = None
 
 def _run(config: Path, overrides: list[str] | None, out: Path | None, json_file: Path | None) -> None:
     from sirius_rec.recipes.story import STAGES, finish
+    from sirius_rec.terminal import print_results
 
+    _check_json(json_file)
     folder = _stages(config, overrides, out, STAGES)
-    finish(folder, folder.config())
+    finish(folder, folder.config(), say)
     results = json.loads(folder.results.read_text())
-    _show_results(results)
+    print_results(results)
     _write_json(json_file, results)
     say(f"results: {folder.results}")
     say(f"report:  {folder.path / 'report.html'}")
@@ -135,12 +121,12 @@ def prepare(
 ) -> None:
     """Prepare a data set: events or windows in, frozen slates out.
 
-    Examples: sirius prepare configs/lastfm.yaml --out data/lastfm
-              sirius prepare --source table --input logs/ --out data/mine data.slates='[{size: 100}]'
+    Example: sirius prepare configs/lastfm.yaml --out data/lastfm
+
+    Example: sirius prepare --source table --input logs/ --out data/mine data.slates='[{size: 100}]'
     """
-    from sirius_rec.config import parse_config
+    from sirius_rec.config import apply_overrides, parse_config
     from sirius_rec.data.statistics import summary_lines
-    from sirius_rec.errors import ConfigError
     from sirius_rec.recipes.story import prepare_data
 
     extra = list(overrides or [])
@@ -148,16 +134,16 @@ def prepare(
         extra, config = [str(config), *extra], None
     if (config is None) == (source is None):
         raise ConfigError("prepare: give either a CONFIG or --source (with --input)")
+    if config is not None and input is not None:
+        raise ConfigError("prepare: --input goes with --source; beside a CONFIG write data.input=PATH")
     if out is None:
         raise ConfigError("prepare: say where to write with --out DATA")
-    if source is not None:
-        extra = [f"data.source={source}", *([f"data.input={input}"] if input else []), *extra]
+    _check_json(json_file)
     if config is not None:
         loaded = _load(config, extra)
     else:
-        from sirius_rec.config import apply_overrides
-
-        loaded = parse_config(apply_overrides({}, extra), "command line")
+        data = {"source": source, "input": None if input is None else str(input)}
+        loaded = parse_config(apply_overrides({"data": data}, extra), "command line")
     dataset = prepare_data(loaded, None, say, out)
     for line in summary_lines(dataset):
         say(line)
@@ -192,12 +178,14 @@ def evaluate(run: RunArg, json_file: JsonOption = None) -> None:
     from sirius_rec.recipes.evaluation import collect
     from sirius_rec.recipes.run_folder import RunFolder
     from sirius_rec.recipes.story import run_stages
+    from sirius_rec.terminal import print_results
 
+    _check_json(json_file)
     folder = RunFolder(run)
     config = folder.config()
     run_stages(folder, config, ("sft", "align", "evaluate"), say)
     results = collect(folder, config, open_dataset(folder.data))
-    _show_results(results)
+    print_results(results)
     _write_json(json_file, results)
 
 
@@ -207,18 +195,15 @@ def diagnose(run: RunArg, json_file: JsonOption = None) -> None:
 
     Example: sirius diagnose runs/lastfm
     """
-    from rich.console import Console
-    from rich.table import Table
-
-    from sirius_rec.diagnostics.curves import HEADER, lines
     from sirius_rec.recipes.evaluation import diagnose_run
     from sirius_rec.recipes.run_folder import RunFolder
+    from sirius_rec.terminal import print_diagnostics
 
-    diagnostics = diagnose_run(RunFolder(run))
-    table = Table(*HEADER)
-    for line in lines(diagnostics):
-        table.add_row(*line)
-    Console().print(table)
+    _check_json(json_file)
+    folder = RunFolder(run)
+    folder.config()
+    diagnostics = diagnose_run(folder)
+    print_diagnostics(diagnostics)
     _write_json(json_file, diagnostics)
 
 
@@ -231,20 +216,44 @@ def report(run: RunArg) -> None:
     from sirius_rec.recipes.evaluation import report_run
     from sirius_rec.recipes.run_folder import RunFolder
 
-    say(f"report: {report_run(RunFolder(run))}")
+    folder = RunFolder(run)
+    folder.config()
+    say(f"report: {report_run(folder)}")
+
+
+# Faults of the place, not of the program: disk full, no permission, read-only, quota.
+_PLACE = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT)
+# click's own error for a wrong command line; typer brings its own copy of click, so it is reached through typer.
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"sirius: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
 
 
 def main() -> None:
-    """Entry point: SiriusError → one line on stderr and exit code 2."""
+    """Entry point: what a user can mend becomes one line on stderr and exit code 2; a bug of ours a traceback."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        app()
+        code = app(standalone_mode=False)
     except SiriusError as error:
-        print(f"sirius: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
+        _fail(str(error))
+    except _UsageError as error:
+        if len(sys.argv) == 1:  # `sirius` alone shows the help, which is no error
+            print(error.format_message())  # type: ignore[attr-defined]
+            sys.exit(0)
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "sirius"
+        _fail(f"{error.format_message()} See `{command} --help`.")  # type: ignore[attr-defined]
+    except OSError as error:
+        if error.errno not in _PLACE:
+            raise
+        _fail(f"{error.filename or 'the disk'}: {error.strerror}: nothing more can be written or read there")
+    except (KeyboardInterrupt, typer.Abort):
         print("sirius: stopped; start the same command again to go on", file=sys.stderr)
         sys.exit(130)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 if __name__ == "__main__":

@@ -3,20 +3,44 @@
 from __future__ import annotations
 
 import json
-import types
-import typing
-from difflib import get_close_matches
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
+from sirius_rec.config_problems import describe, nearest
 from sirius_rec.errors import ConfigError
 
-Positive = Annotated[int, Field(ge=1)]
-Seed = Annotated[int, Field(ge=0)]
-Rate = Annotated[float, Field(gt=0)]
+
+def _number(value: Any) -> Any:
+    """Text stays allowed, because YAML reads 1e-3 (without a dot) as text; true and false are no numbers."""
+    if isinstance(value, bool):
+        raise ValueError(f"must be a number, got {value}")
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_number)]
+Positive = Annotated[StrictInt, Field(ge=1)]
+Count = Annotated[StrictInt, Field(ge=0)]
+Seed = Count
+Rate = Annotated[Number, Field(gt=0)]
+Share = Annotated[Number, Field(ge=0, lt=1)]
+NotNegative = Annotated[Number, Field(ge=0)]
+# What score tables allow in the name of a method.
+_ARM_NAME = re.compile(r"[A-Za-z0-9_.]+")
+_RESERVED = ("sft", "pretrain", "random", "popularity", "item_knn", "item_knn_directed")
 
 
 class _Section(BaseModel):
@@ -26,7 +50,7 @@ class _Section(BaseModel):
 class SplitSection(_Section):
     kind: Literal["user", "time", "leave_last_out"] = "user"
     seed: Seed = 0
-    ratios: tuple[int, int, int] = (8, 1, 1)
+    ratios: tuple[Count, Count, Count] = (8, 1, 1)
 
 
 class FilterSection(_Section):
@@ -37,12 +61,12 @@ class FilterSection(_Section):
 
 class WindowSection(_Section):
     max_history: Positive = 10
-    min_history: Annotated[int, Field(ge=0)] = 10
+    min_history: Count = 10
 
 
 class SlateSection(_Section):
     protocol: Literal["uniform", "given"] = "uniform"
-    size: Annotated[int, Field(ge=2)] = 20
+    size: Annotated[StrictInt, Field(ge=2)] = 20
     seed: Seed = 0
     splits: tuple[Literal["train", "val", "test"], ...] = ("train", "val", "test")
 
@@ -63,7 +87,7 @@ class DataSection(_Section):
 
 class PromptSection(_Section):
     template: str = "generic"
-    chat: bool = False
+    chat: StrictBool = False
 
 
 class TinySection(_Section):
@@ -71,8 +95,8 @@ class TinySection(_Section):
     layers: Positive = 3
     heads: Positive = 4
     intermediate_size: Positive = 256
-    vocab_size: Annotated[int, Field(ge=300)] = 512
-    title_tokens: Annotated[int, Field(ge=0)] = 32768
+    vocab_size: Annotated[StrictInt, Field(ge=300)] = 512
+    title_tokens: Count = 32768
     context: Positive = 2048
 
 
@@ -81,7 +105,7 @@ class LoraSection(_Section):
 
     rank: Positive = 32
     alpha: Rate = 8.0
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Share = 0.0
 
 
 class StageSection(_Section):
@@ -97,23 +121,22 @@ class StageSection(_Section):
     micro_batch_size: Positive | None = None
     learning_rate: Rate = 1e-4
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    warmup: Share = 0.05
+    weight_decay: NotNegative = 0.01
     max_grad_norm: Rate = 1.0
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: StrictBool = False
     save_steps: Positive | None = None
     logging_steps: Positive = 1
 
 
 class PretrainSection(StageSection):
-    """Language modelling of the training users' histories as text: what the tiny backbone knows before SFT.
+    """What the tiny backbone reads before SFT: the training users' histories as plain text.
 
-    Histories are cut into pieces of at most `piece` titles, at another random place in each of `cuts` variants; one
-    epoch sees every history about once.
+    In each epoch every history stands in another random order, cut into pieces of at most `piece` titles. The epoch
+    whose next-title HR@1 on validation slates is best goes on to SFT.
     """
 
-    piece: Annotated[int, Field(ge=2)] = 24
-    cuts: Positive = 8
+    piece: Annotated[StrictInt, Field(ge=2)] = 24
 
 
 class BackboneSection(_Section):
@@ -134,26 +157,29 @@ class BackboneSection(_Section):
 class AlignSection(StageSection):
     """Alignment; score_unsampled: candidates scored in each step beyond the sampled negatives, for the logs."""
 
-    score_unsampled: int | Literal["all"] = "all"
+    score_unsampled: Count | Literal["all"] = "all"
     epsilons: tuple[Rate, ...] = (0.1, 0.5)
-    beta: float | None = None
-    gamma: float | None = None
+    beta: Rate | None = None
+    gamma: NotNegative | None = None
 
 
 class ArmSection(_Section):
-    """One arm: a preset of `objectives.LOSSES` and what differs from it. `name` is how tables call it."""
+    """One arm: a preset of `objectives.LOSSES` and what differs from it.
+
+    `name` is how tables and folders call it: letters, digits, _ and . only.
+    """
 
     loss: str
     name: str | None = None
-    beta: float | None = None
-    gamma: float | None = None
+    beta: Number | None = None
+    gamma: Number | None = None
     negatives: Positive | Literal["all"] | None = None
     anchor: str | None = None
-    anchor_constant: float | None = None
-    anchor_margin: float | None = None
-    nll_weight: float | None = None
-    nll_per_token: bool | None = None
-    filter: bool | None = None
+    anchor_constant: Number | None = None
+    anchor_margin: Number | None = None
+    nll_weight: Number | None = None
+    nll_per_token: StrictBool | None = None
+    filter: StrictBool | None = None
     learning_rate: Rate | None = None
 
     @property
@@ -170,7 +196,7 @@ class EvaluationSection(_Section):
 
     checkpoints: tuple[Literal["best", "last"], ...] = ("best",)
     slates: tuple[str, ...] | None = None
-    generation_rows: Annotated[int, Field(ge=0)] = 500
+    generation_rows: Count = 500
     validation_rows: Positive | None = None
     batch_tokens: Positive = 8192
     baseline: str = "sft_continued"
@@ -211,18 +237,57 @@ class Config(_Section):
     def _check(self) -> Config:
         problems = []
         keys = [arm.key for arm in self.arms]
-        problems += [f"arm '{key}' stands twice: give one a name" for key in sorted({k for k in keys if keys.count(k) > 1})]
+        twice = sorted({key for key in keys if keys.count(key) > 1})
+        problems += [f"arms: '{key}' stands twice: give one of them another name" for key in twice]
         if len(set(self.seeds)) < len(self.seeds):
             problems.append("seeds: a seed stands twice")
         if not self.seeds:
             problems.append("seeds: at least one is needed")
         train = [s for s in self.data.slates if "train" in s.splits]
         if len(train) != 1:
-            problems.append(f"data.slates: exactly one entry must cover the train split, found {len(train)}")
+            found = "none does" if not train else f"{len(train)} do"
+            problems.append(f"data.slates: exactly one entry must have 'train' among its splits, {found}")
+        if not self.evaluation.checkpoints:
+            problems.append("evaluation.checkpoints: at least one of best, last is needed")
+        window = self.data.window
+        if window.min_history > window.max_history:
+            problems.append(
+                f"data.window: min_history {window.min_history} is above max_history {window.max_history}: lower it"
+            )
+        problems += self._backbone_problems() + self._name_problems()
         problems += self._arm_problems(train[0].size if train else None)
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def _backbone_problems(self) -> list[str]:
+        problems = []
+        tiny = self.backbone.tiny
+        if self.backbone.name == "tiny" and tiny.hidden_size % tiny.heads:
+            problems.append(f"backbone.tiny: hidden_size {tiny.hidden_size} is not a multiple of heads {tiny.heads}")
+        stages = {"sft": self.sft, "align": self.align, "backbone.pretrain": self.backbone.pretrain}
+        for name, stage in stages.items():
+            if stage is not None and stage.micro_batch_size and stage.batch_size % stage.micro_batch_size:
+                micro = stage.micro_batch_size
+                problems.append(f"{name}: batch_size {stage.batch_size} is not a multiple of micro_batch_size {micro}")
+        return problems
+
+    def _name_problems(self) -> list[str]:
+        problems = []
+        for number, arm in enumerate(self.arms):
+            if not _ARM_NAME.fullmatch(arm.key):
+                problems.append(f"arms.{number}.name: '{arm.key}' may hold letters, digits, _ and . only")
+            elif arm.key in _RESERVED:
+                problems.append(f"arms.{number}.name: '{arm.key}' is taken: give the arm another name")
+        try:
+            from sirius_rec.objectives.losses import LOSSES
+        except ImportError:  # data-only installation
+            return problems
+        known = list(dict.fromkeys(["sft", *(arm.key for arm in self.arms), *LOSSES]))
+        if self.evaluation.baseline not in known:
+            baseline = self.evaluation.baseline
+            problems.append(f"evaluation.baseline: no arm is called '{baseline}'{nearest(baseline, known)}")
+        return problems
 
     def _arm_problems(self, slate_size: int | None) -> list[str]:
         from sirius_rec.prompts.templates import get_template
@@ -232,19 +297,18 @@ class Config(_Section):
             get_template(self.prompts.template)
         except ConfigError as error:
             problems.append(f"prompts.template: {error}")
-        for arm in self.arms:
+        for number, arm in enumerate(self.arms):
             try:
                 objective = self.objective(arm)
             except ConfigError as error:
-                problems.append(f"arm '{arm.key}': {error}")
+                problems.append(f"arms.{number} ({arm.key}): {error}")
                 continue
             except ImportError:  # data-only installation: arms are checked where they are trained
                 continue
             sampled = objective.negatives if isinstance(objective.negatives, int) else 0
             if slate_size and objective.uses_negatives and sampled > slate_size - 1:
-                problems.append(
-                    f"arm '{arm.key}': {sampled} negatives, but train slates of {slate_size} have {slate_size - 1}"
-                )
+                has = f"a train slate of {slate_size} has {slate_size - 1}"
+                problems.append(f"arms.{number} ({arm.key}): {sampled} negatives, but {has}")
         return problems
 
     def objective(self, arm: ArmSection) -> Any:
@@ -267,7 +331,7 @@ class Config(_Section):
 
     def to_yaml(self) -> str:
         """The resolved configuration, as it is written into the run folder."""
-        return yaml.safe_dump(json.loads(self.model_dump_json()), sort_keys=False, allow_unicode=True)
+        return str(yaml.safe_dump(json.loads(self.model_dump_json()), sort_keys=False, allow_unicode=True))
 
 
 def load_config(path: Path | str, overrides: list[str] | None = None) -> Config:
@@ -277,9 +341,11 @@ def load_config(path: Path | str, overrides: list[str] | None = None) -> Config:
     """
     path = Path(path)
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the configuration ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text: save it as UTF-8") from error
     try:
         raw = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -305,8 +371,7 @@ def parse_config(raw: dict[str, Any], where: str) -> Config:
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
-        problems = [_problem(e) for e in error.errors()]
-        raise ConfigError(f"{where}: {'; '.join(problems)}") from None
+        raise ConfigError(f"{where}: {'; '.join(describe(error, Config))}") from None
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:
@@ -316,42 +381,14 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     at: Any = raw
     *parents, last = key.split(".")
     for part in parents:
-        at = at.setdefault(part, {})
+        if at.get(part) is None:
+            at[part] = {}
+        at = at[part]
+        if isinstance(at, list):
+            raise ConfigError(f"override '{override}': '{part}' is a list: give the whole of it, {part}=[…]")
         if not isinstance(at, dict):
-            raise ConfigError(f"override '{override}': '{part}' has no parts")
+            raise ConfigError(f"override '{override}': '{part}' is a value, not a section")
     try:
         at[last] = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"override '{override}': the value is not valid YAML") from error
-
-
-def _problem(error: Any) -> str:
-    place = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        known = _keys_at(error["loc"][:-1])
-        near = get_close_matches(str(error["loc"][-1]), known, n=1)
-        hint = f", did you mean '{near[0]}'?" if near else f" (known: {', '.join(known)})"
-        return f"unknown key '{place}'{hint}"
-    message = error["msg"].removeprefix("Value error, ")
-    if not place:
-        return str(message)
-    return f"{place}: {message[0].lower()}{message[1:]}, got {error.get('input')!r}"
-
-
-def _keys_at(loc: tuple[Any, ...]) -> list[str]:
-    """The valid keys of the section at `loc`."""
-    model: Any = Config
-    for part in loc:
-        if isinstance(part, str) and part in model.model_fields:
-            model = _section_of(model.model_fields[part].annotation) or model
-    return list(model.model_fields)
-
-
-def _section_of(annotation: Any) -> Any:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType, tuple):
-        for argument in typing.get_args(annotation):
-            if found := _section_of(argument):
-                return found
-    return None

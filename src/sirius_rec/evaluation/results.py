@@ -25,7 +25,7 @@ from sirius_rec.evaluation.tables import SCORES, ScoreTable
 from sirius_rec.schema import CANDIDATES, ROW_ID, TARGET, USER_ID, UTILITY
 
 FORMAT: Final = 1
-FLOORS: Final = ("random", "popularity", "item_knn")
+FLOORS: Final = ("random", "popularity", "item_knn", "item_knn_directed")
 TRUE_REWARD: Final = "true_reward"
 VALID: Final = "valid_ratio"
 GENERATED: Final = "hr@1_generated"
@@ -246,6 +246,18 @@ def _paired(block: _Block, by_method: dict[str, list[_Scored]], baseline: str, s
     for test, adjusted in zip(tests, holm([test["p"] for test in tests]), strict=True):
         test["p_holm"] = adjusted
     return tests
+
+
+def decision(test: Mapping[str, Any]) -> str:
+    """A paired test in words: `better`, `worse`, `no clear difference`, or `on these seeds only`.
+
+    A verdict needs both: p (Holm) below 5 %, which speaks of these seeds, and an interval over seeds off zero.
+    """
+    if test["p_holm"] >= 0.05:
+        return "no clear difference"
+    if test["low"] is None or test["low"] <= 0 <= test["high"]:
+        return "on these seeds only"
+    return "better" if test["difference"] > 0 else "worse"
 
 
 def _notes(examples: pl.DataFrame, baseline: str, missing: list[str]) -> list[str]:

@@ -126,7 +126,7 @@ def build_objective(name: str, **overrides: Any) -> Objective:
     """
     if name not in LOSSES:
         near = get_close_matches(name, LOSSES, n=1)
-        hint = f", did you mean '{near[0]}'?" if near else ""
+        hint = f", did you mean '{near[0]}'?" if near else "."
         raise ConfigError(f"unknown loss '{name}'{hint} Known: {', '.join(LOSSES)}")
     known = {f.name for f in fields(Objective)}
     unknown = [key for key in overrides if key not in known]

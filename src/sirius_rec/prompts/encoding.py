@@ -29,7 +29,8 @@ class Encoder:
         self.eos_id: int = tokenizer.eos_token_id
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos_id
         # What the tokenizer itself puts before any text (BOS for Llama, nothing for GPT-2).
-        self._prefix: list[int] = [i for i in tokenizer("")["input_ids"] if i != self.eos_id or i == tokenizer.bos_token_id]
+        own = tokenizer("")["input_ids"]
+        self._prefix: list[int] = [i for i in own if i != self.eos_id or i == tokenizer.bos_token_id]
         if tokenizer.bos_token_id == self.eos_id and len(self._prefix) > 1:
             self._prefix = self._prefix[:1]
         self._completions: dict[str, list[int]] = {}

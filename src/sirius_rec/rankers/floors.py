@@ -1,6 +1,7 @@
 """Rankers without a language model: the floors every result table carries.
 
-All share one shape: `fit(sequences, n_items)` on the users' train sequences (arrays of dense item numbers), then
+All share one shape: `fit(sequences, n_items)` on the users' train sequences (arrays of dense item numbers), or for
+`DirectedItemKNN` `fit(histories, targets, n_items)` on the train windows, then
 `score(histories, candidates) -> list of float64 arrays aligned with the candidates`; a larger score ranks higher.
 An item never seen in train scores 0. Scores of a row do not depend on the other rows of the call, except for
 `RandomRanker`, whose stream runs through the rows in order.
@@ -144,4 +145,57 @@ class ItemKNN:
             owner = np.repeat(entry - begin, run)
             scores[begin:end] = np.bincount(owner, weights=self._similarity(left, right), minlength=end - begin)
             begin = int(end)
+        return _split(scores, slate_lengths)
+
+
+class DirectedItemKNN:
+    """Item-based nearest neighbours from history item to next item, on the train windows.
+
+    c(h, t) = number of windows with h in the history and t as target, n_h and n_t its margins (windows with h in the
+    history, windows with target t): sim(h → t) = c(h, t) / sqrt(n_h n_t), the cosine of the two window sets;
+    score(candidate) = Σ sim(h → candidate) over the history's items (an item listed twice counts twice). Unlike
+    `ItemKNN` it knows what comes after what, and what is ever a target at all.
+    """
+
+    def __init__(self) -> None:
+        self._similarity: sparse.csr_array | None = None
+
+    def fit(self, histories: Sequence[Items], targets: Sequence[int] | Items, n_items: int) -> DirectedItemKNN:
+        """histories: one array per window; targets [windows]. A repeated item of a history counts once."""
+        if len(histories) != len(targets):
+            raise ScoringError(f"{len(histories)} histories for {len(targets)} targets; give one history per target")
+        flat, lengths = _joined(histories, n_items, "histories")
+        target_W, _ = _joined([np.array([target]) for target in targets], n_items, "targets")
+        windows = np.repeat(np.arange(len(lengths)), lengths)
+        pairs = np.unique(windows * n_items + flat)
+        window_P, item_P = pairs // n_items, pairs % n_items
+        counts = sparse.coo_array((np.ones(len(pairs)), (item_P, target_W[window_P])), shape=(n_items, n_items)).tocsr()
+        from_h = np.bincount(item_P, minlength=n_items)
+        to_t = np.bincount(target_W, minlength=n_items)
+        rows, columns = counts.nonzero()
+        counts.data /= np.sqrt(from_h[rows] * to_t[columns])
+        self._similarity = counts
+        return self
+
+    def score(self, histories: Sequence[Items], candidates: Sequence[Items]) -> list[Floats]:
+        if self._similarity is None:
+            raise ScoringError("item_knn_directed: not fitted; call fit(histories, targets, n_items) first")
+        _same_rows(histories, candidates)
+        n_items = self._similarity.shape[0]
+        seen, history_lengths = _joined(histories, n_items, "histories")
+        slate, slate_lengths = _joined(candidates, n_items, "candidates")
+        starts = np.append(0, np.cumsum(history_lengths))
+        ends = np.append(0, np.cumsum(slate_lengths))
+        scores = np.zeros(len(slate))
+        for start in range(0, len(histories), _ROWS):
+            end = min(start + _ROWS, len(histories))
+            owner = np.repeat(np.arange(end - start), history_lengths[start:end])
+            items = seen[starts[start] : starts[end]]
+            taste = sparse.coo_array((np.ones(len(items)), (owner, items)), shape=(end - start, n_items)).tocsr()
+            reached = (taste @ self._similarity).tocsr()
+            reached.sort_indices()  # lets scipy look the pairs up by bisection
+            rows = np.repeat(np.arange(end - start), slate_lengths[start:end])
+            shown = slate[ends[start] : ends[end]]
+            if len(shown):
+                scores[ends[start] : ends[end]] = np.asarray(reached[rows, shown]).reshape(-1)
         return _split(scores, slate_lengths)

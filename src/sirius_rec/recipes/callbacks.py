@@ -15,6 +15,12 @@ class EpochLines(TrainerCallback):
     def __init__(self, name: str, say: Callable[[str], None]) -> None:
         self.name, self.say, self.said = name, say, time.monotonic()
 
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        # A checkpoint between an epoch's last step and its evaluation would, on resuming, skip that evaluation.
+        if state.global_step % max(round(state.max_steps / args.num_train_epochs), 1) == 0:
+            control.should_save = False
+        return control
+
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         control.should_save = True
         return control

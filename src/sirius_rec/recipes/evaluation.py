@@ -20,7 +20,12 @@ from sirius_rec.schema import CANDIDATES, HISTORY, ROW_ID, TARGET, USER_ID, Slat
 if TYPE_CHECKING:
     from sirius_rec.data.store import Dataset
 
-FLOOR_LABELS = {"random": "Random", "popularity": "Popularity", "item_knn": "Item-kNN (cosine)"}
+FLOOR_LABELS = {
+    "random": "Random",
+    "popularity": "Popularity",
+    "item_knn": "Item-kNN (cosine)",
+    "item_knn_directed": "Item-kNN (directed)",
+}
 
 
 def test_slates(config: Config, dataset: Dataset) -> list[str]:
@@ -46,17 +51,27 @@ def method_labels(config: Config) -> dict[str, str]:
 
 def floors(path: str) -> None:
     """Job: score the floors that need no language model."""
-    from sirius_rec.rankers.floors import ItemKNN, Popularity, RandomRanker
+    from sirius_rec.rankers.floors import DirectedItemKNN, ItemKNN, Popularity, RandomRanker
 
     run, config, dataset = _open(path)
-    sequences = dataset.train_sequences()
-    rankers: dict[str, Any] = {"random": RandomRanker(seed=0), "popularity": Popularity(), "item_knn": ItemKNN()}
-    for slates in test_slates(config, dataset):
+    names = test_slates(config, dataset)
+    if all(_all_there(run, config, method, 0, slates) for method in FLOOR_LABELS for slates in names):
+        return
+    sequences, train = dataset.train_sequences(), dataset.examples("train")
+    rankers: dict[str, Any] = {
+        "random": RandomRanker(seed=0).fit(sequences, dataset.n_items),
+        "popularity": Popularity().fit(sequences, dataset.n_items),
+        "item_knn": ItemKNN().fit(sequences, dataset.n_items),
+        "item_knn_directed": DirectedItemKNN().fit(
+            [row.to_numpy() for row in train[HISTORY]], train[TARGET].to_numpy(), dataset.n_items
+        ),
+    }
+    for slates in names:
         histories, candidates = _slate_arrays(dataset, slates)
         for method, ranker in rankers.items():
             if _all_there(run, config, method, 0, slates):
                 continue
-            scores = ranker.fit(sequences, dataset.n_items).score(histories, candidates)
+            scores = ranker.score(histories, candidates)
             for checkpoint in config.evaluation.checkpoints:
                 _write(run, config, dataset, method, 0, slates, checkpoint, scores)
 
@@ -122,7 +137,8 @@ def _write(
     run: RunFolder, config: Config, dataset: Dataset, method: str, seed: int, slates: str, checkpoint: str, scores: Any
 ) -> None:
     frame = dataset.slates(slates).select(ROW_ID, CANDIDATES)
-    frame = frame.with_columns(pl.Series("scores", [np.asarray(row).tolist() for row in scores], dtype=pl.List(pl.Float32)))
+    rows = [np.asarray(row).tolist() for row in scores]
+    frame = frame.with_columns(pl.Series("scores", rows, dtype=pl.List(pl.Float32)))
     write_table(ScoreTable(method, method_labels(config)[method], seed, slates, checkpoint, frame), run.scores)
 
 

@@ -23,13 +23,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from sirius_rec.config import Config, parse_config
+from sirius_rec.config import Config, load_config
 from sirius_rec.errors import RunError
 
 # Sections that change how a run is computed but not what comes out.
 _FREE = {"compute": {"jobs"}}
+ENVIRONMENT = "environment.json"
 _VERSIONS = ("sirius-rec", "torch", "transformers", "peft", "accelerate", "tokenizers", "polars", "numpy")
 
 
@@ -122,7 +121,14 @@ class RunFolder:
         """The configuration that this folder was made with."""
         if not self.config_file.is_file():
             raise RunError(f"{self.path}: not a run folder (no config.yaml): make one with `sirius run CONFIG`")
-        return parse_config(yaml.safe_load(self.config_file.read_text()), str(self.config_file))
+        return load_config(self.config_file)
+
+    def discard_if_empty(self) -> None:
+        """Remove the folder again if nothing was made in it yet, so that a mended configuration can use its name."""
+        if {entry.name for entry in self.path.iterdir()} <= {self.config_file.name, ENVIRONMENT}:
+            for entry in self.path.iterdir():
+                entry.unlink()
+            self.path.rmdir()
 
 
 def open_run(path: Path, config: Config) -> RunFolder:
@@ -142,9 +148,9 @@ def open_run(path: Path, config: Config) -> RunFolder:
         raise RunError(f"{path}: exists and is not a run folder: choose another --out")
     try:
         path.mkdir(parents=True, exist_ok=True)
-        write_json(path / "environment.json", environment(config))
+        write_json(path / ENVIRONMENT, environment(config))
         temporary = path / ".config.yaml.tmp"
-        temporary.write_text(config.to_yaml())
+        temporary.write_text(config.to_yaml(), encoding="utf-8")
         temporary.replace(folder.config_file)
     except OSError as error:
         raise RunError(f"{path}: cannot write the run folder ({error.strerror}): choose another --out") from error

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing import connection
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from sirius_rec.errors import TrainingError
@@ -38,6 +42,22 @@ def _end_with(parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def _workers_ignore_interrupts() -> Iterator[None]:
+    """Processes started here ignore Ctrl-C, which reaches the whole group: the parent alone answers it, by ending them.
+
+    Inherited rather than set in the worker, so that it also holds while a worker still imports.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _start_worker(parent: int, threads: int | None) -> None:
@@ -85,6 +105,16 @@ def run_jobs(
     _run_in_workers(jobs, workers, threads, finished)
 
 
+def _end(processes: Collection[BaseProcess]) -> None:
+    """Terminate, and kill what does not listen."""
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.join(5)
+        if process.is_alive():
+            process.kill()
+
+
 def _run_in_workers(
     jobs: Sequence[Job], workers: int, threads: int | None, finished: Callable[[Job, float], None]
 ) -> None:
@@ -92,6 +122,7 @@ def _run_in_workers(
     names = set(waiting)
     ready: set[str] = set()
     running: dict[Future[None], tuple[Job, float]] = {}
+    others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(
         workers,
         mp_context=multiprocessing.get_context("spawn"),
@@ -102,20 +133,26 @@ def _run_in_workers(
         while waiting or running:
             for job in list(waiting.values()):
                 if len(running) < workers and (job.after & names) <= ready:
-                    running[pool.submit(job.run, *job.args)] = (waiting.pop(job.name), time.monotonic())
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    with _workers_ignore_interrupts():
+                        future = pool.submit(job.run, *job.args)
+                    running[future] = (waiting.pop(job.name), time.monotonic())
+            assert running, f"jobs that wait for each other: {', '.join(waiting)}"
+            workers_now = set(multiprocessing.active_children()) - others
+            completed = wait(running, timeout=1.0, return_when=FIRST_COMPLETED).done
+            # The pool may overlook the death of a worker that it started last; without this, we would wait for it.
+            if not completed and connection.wait([worker.sentinel for worker in workers_now], timeout=0):
+                raise BrokenProcessPool("a worker is gone")
+            for future in completed:
                 job, started = running.pop(future)
-                try:
-                    future.result()
-                except BrokenProcessPool as error:
-                    raise TrainingError(
-                        f"{job.name}: its process was killed (out of memory?): start the run again, it goes on"
-                    ) from error
+                future.result()
                 ready.add(job.name)
                 finished(job, time.monotonic() - started)
-    except BaseException:
-        for process in list((pool._processes or {}).values()):
-            process.terminate()
+    except BaseException as error:
+        _end(set(multiprocessing.active_children()) - others)
         pool.shutdown(wait=False, cancel_futures=True)
+        if isinstance(error, BrokenProcessPool):
+            raise TrainingError(
+                "the process of a job was killed (out of memory?): start the same command again to go on"
+            ) from error
         raise
     pool.shutdown()

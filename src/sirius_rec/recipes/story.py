@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from sirius_rec.config import Config
+from sirius_rec.errors import DataError, SiriusError
 from sirius_rec.recipes.run_folder import RunFolder
 from sirius_rec.recipes.schedule import Job, run_jobs
 
@@ -36,7 +37,7 @@ def prepare_data(config: Config, out: RunFolder | None, say: Say, path: object =
         window=WindowOptions(**data.window.model_dump()),
         slates=[SlateOptions(**slate.model_dump()) for slate in data.slates],
         seed=data.seed,
-        limits=dict(data.limits),
+        limits={str(split): rows for split, rows in data.limits.items()},
         progress=say,
     )
 
@@ -78,17 +79,26 @@ STAGES = ("sft", "align", "evaluate")
 def run_stages(run: RunFolder, config: Config, stages: Iterable[str], say: Say) -> None:
     """Prepare what is missing and run `stages` (of `STAGES`) in order, resuming what a killed run left."""
     from sirius_rec.recipes import training
+    from sirius_rec.recipes.preflight import check_prompts
 
-    dataset = prepare_data(config, run, say)
+    try:
+        dataset = prepare_data(config, run, say)
+    except SiriusError:
+        run.discard_if_empty()
+        raise
     training.prepare_backbone(run, config, dataset)
+    check_prompts(run, config, dataset)
     run_jobs(stage_jobs(run, config, stages), workers=config.compute.jobs, threads=config.compute.threads, say=say)
 
 
-def finish(run: RunFolder, config: Config) -> None:
-    """Results, diagnostics and report from the finished stages."""
+def finish(run: RunFolder, config: Config, say: Say) -> None:
+    """Results, diagnostics and report from the finished stages; without curves (no arm, no validation) no diagnosis."""
     from sirius_rec.data.store import open_dataset
     from sirius_rec.recipes import evaluation
 
     evaluation.collect(run, config, open_dataset(run.data))
-    evaluation.diagnose_run(run)
+    try:
+        evaluation.diagnose_run(run)
+    except DataError as error:
+        say(f"no diagnosis: {error}")
     evaluation.report_run(run)

@@ -62,22 +62,40 @@ def slate_records(dataset: Dataset, name: SlateName, template: str, rows: np.nda
     return out
 
 
-def history_records(dataset: Dataset, template: str, *, piece: int, cuts: int, seed: int) -> list[Record]:
-    """Training histories as plain text for pretraining: prompt = the template's first line, chosen = the titles."""
+def pretraining_records(dataset: Dataset, template: str, *, piece: int, epochs: int, seed: int) -> list[Record]:
+    """Training histories as plain text, `epochs` times, each time in another random order and cut.
+
+    prompt = the template's first line, chosen = the titles. The shuffling teaches what goes together, which small data
+    can teach without being learnt by heart; the order of events is left to SFT.
+    """
     from sirius_rec.prompts.templates import get_template
 
     header = get_template(template).history + "\n"
     titles = dataset.titles
     rng = np.random.default_rng([seed, _PRETRAIN])
-    out = []
-    for sequence in dataset.train_sequences():
-        for _ in range(cuts):
+    sequences = dataset.train_sequences()
+    out: list[Record] = []
+    for _ in range(epochs):
+        for sequence in sequences:
+            sequence = rng.permutation(sequence)
             offset = int(rng.integers(1, piece + 1))
             bounds = [0, *range(offset, len(sequence), piece), len(sequence)]
             for start, end in zip(bounds, bounds[1:], strict=False):
-                if end > start:
-                    text = "\n".join(titles[i] for i in sequence[start:end])
-                    out.append({"prompt": header, "chosen": text, "rejected": []})
+                text = "\n".join(titles[i] for i in sequence[start:end])
+                out.append({"prompt": header, "chosen": text, "rejected": []})
+    return out
+
+
+def continuation_records(dataset: Dataset, name: SlateName, template: str, rows: np.ndarray) -> list[Record]:
+    """Slates as a text continued: prompt = the history without the slate, candidates = its possible next lines."""
+    from sirius_rec.prompts.templates import get_template
+
+    header = get_template(template).history
+    titles = dataset.titles
+    histories = dataset.examples(name.split)[HISTORY].to_list()
+    out = slate_records(dataset, name, template, rows)
+    for record, r in zip(out, rows.tolist(), strict=True):
+        record["prompt"] = "\n".join([header, *(titles[i] for i in histories[r])])
     return out
 
 
@@ -180,10 +198,16 @@ def pretrain(path: str, seed: int) -> None:
     assert stage is not None
     if (folder / DONE).is_file():
         return
-    records = history_records(
-        dataset, config.prompts.template, piece=stage.piece, cuts=stage.cuts, seed=seed
+    records = pretraining_records(
+        dataset, config.prompts.template, piece=stage.piece, epochs=stage.epochs, seed=seed
     )
-    stage = stage.model_copy(update={"examples_per_epoch": stage.examples_per_epoch or -(-len(records) // stage.cuts)})
+    stage = stage.model_copy(update={"examples_per_epoch": -(-len(records) // stage.epochs)})
+    validation = _validation(config, dataset)
+    if validation:
+        name = train_slates(config)
+        rows = validation_rows(config, dataset.examples("val").height)
+        name = SlateName("val", name.protocol, name.size, name.seed)
+        validation["records"] = continuation_records(dataset, name, config.prompts.template, rows)
     tokenizer = load_run_tokenizer(run, config)
     _train(
         config,
@@ -193,8 +217,10 @@ def pretrain(path: str, seed: int) -> None:
         model=_initial_model(config, tokenizer, seed),
         tokenizer=tokenizer,
         records=records,
+        # Per token, so that long pieces do not drown short ones.
         loss={"loss": "sft", "nll_per_token": True},
         seed=seed,
+        validation=validation,
     )
 
 
@@ -206,7 +232,7 @@ def sft(path: str, seed: int) -> None:
         return
     tokenizer = load_run_tokenizer(run, config)
     if config.backbone.name == "tiny" and config.backbone.pretrain is not None:
-        model = load_stage_model(config, run.stage("pretrain", seed) / "last")
+        model = load_stage_model(config, run.stage("pretrain", seed) / "best")
     else:
         model = _initial_model(config, tokenizer, seed)
     if config.backbone.lora is not None:

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from sirius_rec.diagnostics import curves as evidence
 from sirius_rec.errors import DataError
 from sirius_rec.evaluation.metrics import METRICS
-from sirius_rec.evaluation.results import ALL_METRICS, FLOORS, GENERATED, TRUE_REWARD, VALID
+from sirius_rec.evaluation.results import ALL_METRICS, FLOORS, GENERATED, TRUE_REWARD, VALID, decision
 from sirius_rec.report import plots
 from sirius_rec.schema import SlateName
 
@@ -82,19 +82,10 @@ def _metric_rows(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> l
     return shown
 
 
-def _decision(test: Mapping[str, Any]) -> str:
-    """A verdict needs both: p (Holm) below 5 %, which speaks of these seeds, and an interval over seeds off zero."""
-    if test["p_holm"] >= 0.05:
-        return "no clear difference"
-    if test["low"] is None or test["low"] <= 0 <= test["high"]:
-        return "on these seeds only"
-    return "better" if test["difference"] > 0 else "worse"
-
-
 def _test_rows(tests: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> list[dict[str, Any]]:
     rows = []
     for test in tests:
-        word = _decision(test)
+        word = decision(test)
         rows.append({
             "method": labels.get(test["method"], test["method"]),
             "against": labels.get(test["against"], test["against"]),
@@ -122,7 +113,7 @@ def _in_short(rows: Sequence[Mapping[str, Any]], tests: Sequence[Mapping[str, An
     against = [test for test in tests if test["against"] == baseline]
     for name, group in (("+SIRIUS against its base", sirius), ("Against the baseline", against)):
         if group:
-            words = [_decision(test) for test in group]
+            words = [decision(test) for test in group]
             up, down = words.count("better"), words.count("worse")
             said.append(f"{name}: {up} of {len(group)} better, {down} worse, {len(group) - up - down} undecided.")
     return said

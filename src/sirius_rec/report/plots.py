@@ -46,7 +46,9 @@ _STYLE: Final[dict[Any, Any]] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "sirius_rec",
 }
-_FLOOR_STYLES: Final = {"random": ":", "popularity": "--", "item_knn": "-."}
+_FLOOR_STYLES: Final = {
+    "random": ":", "popularity": "--", "item_knn": "-.", "item_knn_directed": (0, (6, 1, 1, 1, 1, 1)),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,18 @@ def _rejected(value: Any, number: int) -> list[str]:
     chat = isinstance(value, Sequence) and value and isinstance(value[0], Mapping)
     if isinstance(value, str) or chat:
         return [_text(value, "rejected", number)]
+    if not isinstance(value, Iterable):
+        raise DataError(f"record {number}: 'rejected' must be a text or a list of texts, got {value!r}")
     return [_text(item, "rejected", number) for item in value]
+
+
+def _is_chat(value: Any, number: int) -> bool:
+    """Whether a prompt is a list of chat messages rather than a text; DataError if it is neither."""
+    if isinstance(value, str):
+        return False
+    if isinstance(value, Sequence) and value and all(isinstance(message, Mapping) for message in value):
+        return True
+    raise DataError(f"record {number}: 'prompt' must be a text or a list of chat messages, got {value!r}")
 
 
 def encode_records(records: Iterable[Mapping[str, Any]], encoder: Encoder) -> list[PromptCompletions]:
@@ -53,6 +64,8 @@ def encode_records(records: Iterable[Mapping[str, Any]], encoder: Encoder) -> li
         rejected = _rejected(record.get("rejected"), number)
         if chosen in rejected:
             raise DataError(f"record {number}: the chosen text {chosen!r} is also among the rejected ones")
+        if _is_chat(record["prompt"], number) != _is_chat((prompts or [record["prompt"]])[0], 0):
+            raise DataError(f"record {number}: 'prompt' is not of the same kind (text or chat messages) as in record 0")
         prompts.append(record["prompt"])
         completions.append([encoder.completion(text) for text in (chosen, *rejected)])
     if not prompts:
@@ -60,6 +73,8 @@ def encode_records(records: Iterable[Mapping[str, Any]], encoder: Encoder) -> li
     if isinstance(prompts[0], str):
         prompt_ids = encoder.prompts(prompts)
     else:
+        if not encoder.tokenizer.chat_template:
+            raise DataError("record 0: 'prompt' holds chat messages, but the tokenizer has no chat template: use texts")
         prompt_ids = [
             encoder.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
             for messages in prompts
@@ -80,6 +95,24 @@ def check_context(rows: Sequence[PromptCompletions], context: int | None) -> Non
         )
 
 
+# Keys of the independent streams of one seed.
+_WALK, _ORDER = 0xE90C, 1 << 32
+_POOL = 32  # batches whose rows are sorted by length together
+
+
+def _grouped(rows: np.ndarray, lengths: np.ndarray, group: int, rng: np.random.Generator) -> np.ndarray:
+    """Shuffled rows with neighbours of similar length: pools of _POOL batches are sorted, then batches shuffled."""
+    batches: list[np.ndarray] = []
+    for start in range(0, len(rows), group * _POOL):
+        pool = rows[start : start + group * _POOL]
+        pool = pool[np.argsort(lengths[pool], kind="stable")]
+        batches += [pool[at : at + group] for at in range(0, len(pool), group)]
+    full = [batch for batch in batches if len(batch) == group]
+    short = [batch for batch in batches if len(batch) < group]
+    # Incomplete batches go last: anywhere else they would shift the borders of those behind them.
+    return np.concatenate([full[b] for b in rng.permutation(len(full))] + short)
+
+
 @dataclass(frozen=True)
 class Draw:
     """One example as the collator gets it: candidate columns in scoring order, the first 1 + n_sampled in the loss."""
@@ -96,6 +129,8 @@ class PreferenceDataset(Dataset[Draw]):
     score_unsampled: how many of the others are scored as well, for the logs ("all" or a number).
     examples_per_epoch: an epoch is that many rows; epochs walk through one seeded order of all rows, so that none is
         seen twice before each was seen once. None: all rows.
+    group: rows per batch. The order of an epoch is shuffled by (seed, epoch), then rows of similar length are put
+        into batches together and the batches shuffled, so that little is padded. Read it sequentially.
     """
 
     def __init__(
@@ -106,33 +141,39 @@ class PreferenceDataset(Dataset[Draw]):
         score_unsampled: int | str = "all",
         seed: int = 0,
         examples_per_epoch: int | None = None,
+        group: int = 1,
     ) -> None:
-        if isinstance(negatives, int):
-            fewest = min(len(row.completions) - 1 for row in rows)
-            if negatives > fewest:
-                raise ConfigError(
-                    f"{negatives} negatives were asked for, but a record has only {fewest} rejected completions"
-                )
+        fewest = min(len(row.completions) - 1 for row in rows)
+        if (1 if negatives == "all" else int(negatives)) > fewest:
+            raise ConfigError(
+                f"{negatives} negatives were asked for, but a record has only {fewest} rejected completions"
+            )
         self.rows = rows
         self.negatives = negatives
         self.score_unsampled = score_unsampled
         self.seed = seed
-        self.epoch = 0
+        self.group = group
         self._length = min(examples_per_epoch or len(rows), len(rows))
-        self._order = np.random.Generator(np.random.Philox(key=[seed, 0xE90C])).permutation(len(rows))
+        self._walk = np.random.Generator(np.random.Philox(key=[seed, _WALK])).permutation(len(rows))
+        self._lengths = np.array([row.packed_length for row in rows])
+        self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
+        """Fix the rows, their order and the draws of an epoch."""
         self.epoch = int(epoch)
+        start = self.epoch * self._length
+        rows = self._walk[np.arange(start, start + self._length) % len(self.rows)]
+        rng = np.random.Generator(np.random.Philox(key=[self.seed, _ORDER + self.epoch]))
+        rows = rng.permutation(rows)
+        if self.group > 1:
+            rows = _grouped(rows, self._lengths, self.group, rng)
+        self.order = rows
 
     def __len__(self) -> int:
         return self._length
 
     def __getitem__(self, index: int) -> Draw:
-        if self._length < len(self.rows):
-            row = int(self._order[(self.epoch * self._length + index) % len(self.rows)])
-        else:
-            row = index
-        return self.draw(row)
+        return self.draw(int(self.order[index]))
 
     def draw(self, row: int) -> Draw:
         """The columns of `row` in this epoch: the positive, the sampled negatives, the other scored candidates."""

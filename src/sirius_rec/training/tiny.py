@@ -22,7 +22,6 @@ class TinyOptions:
     intermediate_size: int = 256
     vocab_size: int = 1024
     title_tokens: int = 32768
-    dropout: float = 0.0
     context: int = 2048
 
 
@@ -58,7 +57,6 @@ def build_tiny(tokenizer: Any, options: TinyOptions, seed: int) -> LlamaForCausa
         num_attention_heads=options.heads,
         num_key_value_heads=options.heads,
         max_position_embeddings=options.context,
-        attention_dropout=options.dropout,
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

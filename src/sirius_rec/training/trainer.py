@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from sirius_rec.errors import TrainingError
@@ -21,8 +22,8 @@ from sirius_rec.evaluation.metrics import METRICS, per_example
 from sirius_rec.objectives.evidence import evidence
 from sirius_rec.objectives.losses import LossOutput, compute_loss
 from sirius_rec.prompts.encoding import Encoder
-from sirius_rec.scoring.packed import packed_logps, unwrapped
 from sirius_rec.scoring.naive import naive_logps
+from sirius_rec.scoring.packed import packed_logps, unwrapped
 from sirius_rec.scoring.rows import PackedBatch
 from sirius_rec.scoring.scorer import resolve_mode, score_rows, self_check
 from sirius_rec.training.checkpoints import PREFIX, list_checkpoints, mark_complete, prune, resume_point
@@ -106,6 +107,8 @@ class SiriusTrainer(Trainer):
             score_unsampled=others,
             seed=args.data_seed if args.data_seed is not None else args.seed,
             examples_per_epoch=args.examples_per_epoch,
+            # The examples of a step are then the same however the batch is split over processes and accumulation.
+            group=args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
         )
         self.collator = PackingCollator(train_rows, self.encoder.pad_id, with_rows=self.scoring == "naive")
         self.collator.ref_logps = ref_logps
@@ -148,7 +151,13 @@ class SiriusTrainer(Trainer):
         self._since = time.perf_counter()
         if at < 0 and self.eval_rows and self.args.eval_strategy != "no":
             self.evaluate()
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        self._check_weights()
+        return result
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """In order: the data set shuffles itself by (seed, epoch), which also makes resuming exact."""
+        return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
 
     def _ensure_reference(self) -> None:
         """Score every record with the model as it stands, unless cached log-probs were given."""
@@ -222,6 +231,14 @@ class SiriusTrainer(Trainer):
             "nothing was saved after it, earlier checkpoints are kept"
         )
 
+    def _check_weights(self) -> None:
+        """A NaN gradient of a finite loss shows in the weights only: they must not be saved or handed out."""
+        if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters() if p.requires_grad):
+            raise TrainingError(
+                f"the weights are not finite after step {self.state.global_step}: lower the learning rate; "
+                "nothing was saved after it, earlier checkpoints are kept"
+            )
+
     # logs and evaluation
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -246,6 +263,8 @@ class SiriusTrainer(Trainer):
         """Rank every evaluation record's chosen text among its candidates; metrics by name with the prefix."""
         started = time.perf_counter()
         rows = self.eval_rows if eval_dataset is None else encode_records(eval_dataset, self.encoder)
+        if self.objective.needs_reference and self.eval_ref_logps is None and eval_dataset is None:
+            self._ensure_reference()
         ref_logps = self.eval_ref_logps
         if eval_dataset is not None and self.objective.needs_reference:
             raise TrainingError("evaluating other records needs their reference log-probs: pass them as eval_dataset")
@@ -266,7 +285,7 @@ class SiriusTrainer(Trainer):
     @torch.no_grad()
     def _evaluation_evidence(self, rows: Sequence[Any], logps: list[np.ndarray], ref: Any) -> dict[str, float]:
         """Loss and evidence over the evaluation rows, with the sampled negatives of a fixed draw."""
-        negatives = self.objective.negatives if self.objective.uses_negatives else min(1, len(logps[0]) - 1)
+        negatives = self.objective.negatives if self.objective.uses_negatives else min(1, min(map(len, logps)) - 1)
         draws = PreferenceDataset(rows, negatives=negatives, seed=self.args.seed)
         averages = Averages()
         width = max(len(logp_C) for logp_C in logps)
@@ -295,6 +314,7 @@ class SiriusTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save, mark complete, and only then remove what is no longer needed (the best is kept)."""
+        self._check_weights()
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
             folder = Path(self.args.output_dir)

@@ -1,0 +1,101 @@
+"""Result tables for the terminal: nothing wraps in 80 columns, floors are dim, the best of a column carries a star."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from sirius_rec.evaluation.results import FLOORS, TRUE_REWARD, VALID, decision
+
+Row = Mapping[str, Any]
+_COLUMNS = {"hr@1": "HR@1", "ndcg@10": "NDCG@10", "mrr": "MRR", VALID: "Valid", TRUE_REWARD: "Truth"}
+_HIT_WIDTH = len("0.000* [0.000, 0.000]")
+
+
+def _width(key: str) -> int:
+    return _HIT_WIDTH if key == "hr@1" else max(len(_COLUMNS[key]), len("0.000*"))
+
+
+def print_results(results: Mapping[str, Any], console: Console | None = None) -> None:
+    """Per slate set and checkpoint: methods by falling HR@1 with its interval, then +SIRIUS against each base."""
+    console = console or Console(highlight=False)
+    for slates, checkpoint in sorted({(row["slates"], row["checkpoint"]) for row in results["summary"]}):
+        rows, tests = (
+            [row for row in results[part] if (row["slates"], row["checkpoint"]) == (slates, checkpoint)]
+            for part in ("summary", "paired")
+        )
+        _print_part(console, slates, checkpoint, rows, tests)
+
+
+def _print_part(console: Console, slates: str, checkpoint: str, rows: Sequence[Row], tests: Sequence[Row]) -> None:
+    seeds = sorted({seed for row in rows if row["method"] not in FLOORS for seed in row["seeds"]})
+    many = "" if len(seeds) == 1 else "s"
+    console.print(f"\n{slates}, {checkpoint} epoch, {rows[0]['n']:,} rows, {len(seeds)} seed{many}\n")
+    for line in _table(rows, console.width):
+        console.print(line, no_wrap=True, crop=True)
+    console.print("\n* best of the column; [95 % interval]; dim: floors, which need no language model")
+    labels = {row["method"]: row["label"] for row in rows}
+    pairs = [test for test in tests if test["method"].removesuffix("_sirius") == test["against"]]
+    if pairs:
+        console.print("\n+ SIRIUS against its base, HR@1 on the same rows (paired test, p by Holm)")
+    wide = max((len(labels[test["against"]]) for test in pairs), default=0)
+    for test in pairs:
+        console.print(_pair(test, labels[test["against"]].ljust(wide)), no_wrap=True, crop=False)
+
+
+def _table(rows: Sequence[Row], width: int) -> list[Text]:
+    """Fixed columns; only a label gives way where the terminal is narrow."""
+    shown = [key for key in _COLUMNS if any(row.get(key) is not None for row in rows)]
+    values = {key: [row[key] for row in rows if row.get(key) is not None] for key in shown}
+    # Where all are equal none is best.
+    best = {key: max(values[key]) if len(set(values[key])) > 1 else None for key in shown}
+    room = max(width - sum(_width(key) + 1 for key in shown), 12)
+    room = min(room, max(len(row["label"]) for row in rows))
+    lines = [Text("method".ljust(room), style="underline")]
+    for key in shown:
+        lines[0].append(" " + f"{_COLUMNS[key]:{'<' if key == 'hr@1' else '>'}{_width(key)}}")
+    for row in sorted(rows, key=lambda row: (-row["hr@1"], row["label"])):
+        label = row["label"] if len(row["label"]) <= room else row["label"][: room - 1] + "…"
+        line = Text(label.ljust(room), style="dim" if row["method"] in FLOORS else "")
+        for key in shown:
+            line.append(" ").append_text(_cell(row, key, best[key]))
+        lines.append(line)
+    return lines
+
+
+def _cell(row: Row, key: str, best: float | None) -> Text:
+    value = row.get(key)
+    width = _width(key)
+    if value is None:
+        return Text(" " * width)
+    star = value == best
+    text = f"{value:.3f}{'*' if star else ' '}"
+    if key != "hr@1":
+        return Text(text.rjust(width), style="bold" if star else "")
+    cell = Text(text, style="bold" if star else "")
+    if row.get(f"{key}_low") is not None:
+        cell.append(f" [{row[f'{key}_low']:.3f}, {row[f'{key}_high']:.3f}]", style="not bold")
+    return Text("").append_text(cell).append(" " * (width - len(cell)))
+
+
+def _pair(test: Row, base: str) -> Text:
+    interval = "" if test["low"] is None else f" [{test['low']:+.3f}, {test['high']:+.3f}]"
+    p = "p < 0.001" if test["p_holm"] < 0.001 else f"p = {test['p_holm']:.3f}"
+    return Text(f"{base}  {test['difference']:+.3f}{interval}  {p}  {decision(test)}")
+
+
+def print_diagnostics(diagnostics: Mapping[str, Any], console: Console | None = None) -> None:
+    """One block per method: what moved between the first epoch and the last, and the verdict."""
+    from sirius_rec.diagnostics.curves import HEADER, lines
+
+    console = console or Console(highlight=False)
+    names = [name for name in HEADER if name not in ("method", "verdict")]
+    width = max(map(len, names))
+    for line in lines(diagnostics):
+        entry = dict(zip(HEADER, line, strict=True))
+        console.print(f"\n{entry['method']}: {entry['verdict']}", style="bold")
+        for name in names:
+            console.print(f"  {name:<{width}}  {entry[name]}")

@@ -1,0 +1,170 @@
+"""Prompt and completion are tokenised apart: no merge crosses the border, every candidate sees the same prompt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sirius_rec.errors import PromptError
+from sirius_rec.prompts.encoding import Encoder, normalise_title
+
+CHAT = (
+    "{% for m in messages %}<s>[{{ m['role'] }}] {{ m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %} => {% endif %}"
+)
+
+
+def test_completion_is_its_own_tokens_and_one_end_of_sequence(tokenizer: Any, catalogue: tuple[str, ...]) -> None:
+    encoder = Encoder(tokenizer)
+    for title in catalogue:
+        ids = encoder.completion(title)
+        assert ids == [*tokenizer(title, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        assert ids.count(tokenizer.eos_token_id) == 1
+        assert tokenizer.decode(ids[:-1]) == title
+
+
+def test_one_title_inside_another_still_differs(tokenizer: Any) -> None:
+    """ "Red" is the beginning of "Red House Painters"; only the end of sequence tells them apart."""
+    encoder = Encoder(tokenizer)
+    short, long = encoder.completion("Red"), encoder.completion("Red House Painters")
+    assert short[:-1] == long[: len(short) - 1]
+    assert short[-1] == tokenizer.eos_token_id != long[len(short) - 1]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    prompt=st.text(alphabet="Red HousPaint:\n", min_size=1, max_size=20),
+    title=st.sampled_from(["Red", "ed", " House", "use Painters", "Blur", "Air"]),
+)
+def test_ids_are_the_concatenation_whatever_would_merge(tokenizer: Any, prompt: str, title: str) -> None:
+    encoder = Encoder(tokenizer)
+    ids = encoder.prompt(prompt)
+    assert tokenizer.decode(ids) == prompt
+    assert tokenizer.decode(encoder.completion(title)[:-1]) == title
+    assert encoder.prompts([prompt, "x", prompt])[::2] == [ids, ids]
+
+
+def test_a_merge_would_have_crossed_the_border(tokenizer: Any) -> None:
+    """ "R" + "ed": tokenised together the trained merge "Red" appears; apart it cannot."""
+    together = tokenizer("Red")["input_ids"]
+    encoder = Encoder(tokenizer)
+    assert len(together) == 1
+    assert encoder.prompt("R") + encoder.completion("ed")[:-1] != together
+
+
+def test_no_special_tokens_in_the_middle_and_bos_once(tokenizer: Any) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer.bos_token = "<s>"
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", bos), ("</s>", eos)]
+    )
+    assert tokenizer("Red")["input_ids"][0] == bos  # the fixture does what it should
+    encoder = Encoder(tokenizer)
+    ids = encoder.prompt("Next artist:\n")
+    assert ids[0] == bos
+    assert ids.count(bos) == 1
+    assert eos not in ids
+    assert bos not in encoder.completion("Red")
+    assert encoder.completion("Red").count(eos) == 1
+
+
+def test_a_bos_that_is_the_eos_is_kept_once(tokenizer: Any) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer.bos_token = "</s>"
+    eos = tokenizer.eos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="</s> $A </s>", special_tokens=[("</s>", eos)]
+    )
+    ids = Encoder(tokenizer).prompt("Red")
+    assert ids[0] == eos
+    assert ids.count(eos) == 1
+
+
+def test_chat_template_wraps_the_prompt_and_adds_nothing(tokenizer: Any) -> None:
+    tokenizer.bos_token = "<s>"
+    tokenizer.chat_template = CHAT
+    encoder = Encoder(tokenizer, chat=True)
+    ids = encoder.prompt("Next artist:")
+    assert tokenizer.decode(ids) == "<s>[user] Next artist: => "
+    assert ids.count(tokenizer.bos_token_id) == 1
+    assert encoder.completion("Red") == Encoder(tokenizer).completion("Red")
+
+
+def test_a_missing_chat_template_or_end_of_sequence_is_refused(tokenizer: Any) -> None:
+    with pytest.raises(PromptError, match="no chat template: turn it off"):
+        Encoder(tokenizer, chat=True)
+    tokenizer.eos_token = None
+    with pytest.raises(PromptError, match=r"no end-of-sequence token: set tokenizer\.eos_token"):
+        Encoder(tokenizer)
+
+
+def test_padding_falls_back_to_the_end_of_sequence(tokenizer: Any) -> None:
+    assert Encoder(tokenizer).pad_id == tokenizer.pad_token_id
+    tokenizer.pad_token = None
+    assert Encoder(tokenizer).pad_id == tokenizer.eos_token_id
+
+
+def test_empty_texts_are_refused(tokenizer: Any) -> None:
+    encoder = Encoder(tokenizer)
+    assert encoder.prompts([]) == []
+    with pytest.raises(PromptError, match="prompt 1 is empty"):
+        encoder.prompts(["Red", ""])
+    with pytest.raises(PromptError, match="the completion '' has no tokens"):
+        encoder.completion("")
+
+
+def test_titles_that_the_tokenizer_cannot_tell_apart() -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, "Air": 2}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    encoder = Encoder(PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", unk_token="<unk>"))
+    encoder.check_distinct(["Air", "Björk", "Air"])  # the same title twice is one title
+    with pytest.raises(PromptError, match="titles 'Björk' and 'Röyksopp' have the same token ids"):
+        encoder.check_distinct(["Air", "Björk", "Röyksopp"])
+
+
+def test_normalised_titles() -> None:
+    assert normalise_title(" Red\n House  Painters ") == "red house painters"
+    assert normalise_title("STRASSE") == normalise_title("straße")
+    assert normalise_title("Red") != normalise_title("Red House Painters")
+
+
+def real_tokenizer(folder: Path) -> Any:
+    from transformers import GPT2TokenizerFast, PreTrainedTokenizerFast
+
+    if folder.name == "gpt2":
+        return GPT2TokenizerFast(str(folder / "vocab.json"), str(folder / "merges.txt"), eos_token="<|endoftext|>")
+    return PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"), bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama2"])
+def test_real_tokenizers(shared_models: Path, name: str) -> None:
+    """Identical prompt ids for all candidates, distinct completions, BOS exactly where the model family has one."""
+    real = real_tokenizer(shared_models / name)
+    encoder = Encoder(real)
+    prompt = "This user has listened to these artists, oldest first:\nAir\nNext artist:\n"
+    titles = ["Red", "Red House Painters", "Björk", "!!!", "50 Cent", "東京事変", " Air", "Air"]
+    ids = encoder.prompt(prompt)
+    if name == "llama2":
+        assert ids[0] == real.bos_token_id
+        assert ids.count(real.bos_token_id) == 1
+    else:
+        assert ids == real(prompt)["input_ids"]
+    encoder.check_distinct(titles)
+    for title in titles:
+        completion = encoder.completion(title)
+        assert completion[-1] == real.eos_token_id
+        assert real.bos_token_id not in completion[:-1]
+        assert real.decode(completion[:-1]).strip() == title.strip()
+    assert all(encoder.prompt(prompt) == ids for _ in titles)

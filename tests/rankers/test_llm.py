@@ -1,0 +1,65 @@
+"""LLMRanker's scores against a plain forward pass per candidate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sirius_rec.prompts.encoding import Encoder
+from sirius_rec.prompts.templates import TEMPLATES
+from sirius_rec.rankers.llm import LLMRanker
+
+HISTORIES = [np.array([3, 4]), np.array([5]), np.array([0, 8, 9])]
+SLATES = [np.array([0, 1, 2]), np.array([7, 1, 0, 8, 6]), np.array([4, 1])]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scoring", ["packed", "naive", "auto"])
+def test_scores_are_log_probs_of_title_and_end_of_sequence(
+    tokenizer: Any, tiny_llama: Callable[..., Any], catalogue: tuple[str, ...], scoring: str
+) -> None:
+    model = tiny_llama(tokenizer).eval()
+    done: list[int] = []
+    ranker = LLMRanker(
+        model,
+        Encoder(tokenizer),
+        TEMPLATES["music"],
+        catalogue,
+        scoring=scoring,
+        batch_tokens=200,
+        progress=done.append,
+    )
+    scores = ranker.score(HISTORIES, SLATES)
+    assert sum(done) == 3
+    for history, slate, ours in zip(HISTORIES, SLATES, scores, strict=True):
+        text = TEMPLATES["music"].render([catalogue[i] for i in history], [catalogue[i] for i in slate])
+        prompt = tokenizer(text)["input_ids"]
+        for item, score in zip(slate, ours, strict=True):
+            answer = [*tokenizer(catalogue[item])["input_ids"], tokenizer.eos_token_id]
+            logp = torch.log_softmax(model(input_ids=torch.tensor([prompt + answer])).logits[0].double(), -1)
+            want = sum(float(logp[len(prompt) - 1 + n, token]) for n, token in enumerate(answer))
+            assert score == pytest.approx(want, abs=1e-4)
+
+
+def test_the_slate_is_shown_in_the_order_given(
+    tokenizer: Any, tiny_llama: Callable[..., Any], catalogue: tuple[str, ...]
+) -> None:
+    ranker = LLMRanker(tiny_llama(tokenizer), Encoder(tokenizer), TEMPLATES["music"], catalogue)
+    one, other = ranker.prompts([HISTORIES[0]] * 2, [np.array([0, 1]), np.array([1, 0])])
+    assert "\nRed\nRed House Painters\n" in one
+    assert "\nRed House Painters\nRed\n" in other
+    assert "first:\nAir\nCan\nCandidates" in one
+
+
+def test_the_model_keeps_its_mode_and_no_rows_give_no_scores(
+    tokenizer: Any, tiny_llama: Callable[..., Any], catalogue: tuple[str, ...]
+) -> None:
+    model = tiny_llama(tokenizer).train()
+    ranker = LLMRanker(model, Encoder(tokenizer), TEMPLATES["music"], catalogue)
+    ranker.score(HISTORIES, SLATES)
+    assert model.training
+    assert ranker.score([], []) == []

@@ -1,0 +1,165 @@
+"""Jobs: order, workers, errors, and workers that end with their parent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sirius_rec.errors import DataError, TrainingError
+from sirius_rec.recipes.schedule import Job, run_jobs
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+# Workers cannot import a test module; these live in an importable file beside the test's data.
+JOBS = '''
+import os, time
+from pathlib import Path
+from sirius_rec.errors import DataError
+
+def note(folder, name):
+    """Writes when it started and ended, and where."""
+    started = time.monotonic()
+    time.sleep(0.2)
+    Path(folder, name).write_text(f"{started} {time.monotonic()} {os.getpid()}")
+
+def fail(folder, name):
+    raise DataError("row 3: no title")
+
+def bug(folder, name):
+    raise ZeroDivisionError("a bug of ours")
+
+def die(folder, name):
+    os._exit(9)
+
+def stay(folder, name):
+    Path(folder, name).write_text(str(os.getpid()))
+    time.sleep(60)
+'''
+
+
+@pytest.fixture
+def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Job]:
+    """make(name, function, *needs) → a job that works in tmp_path."""
+    (tmp_path / "schedule_jobs.py").write_text(JOBS)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.delitem(sys.modules, "schedule_jobs", raising=False)
+    import schedule_jobs
+
+    return lambda name, function, *after: Job(
+        name, getattr(schedule_jobs, function), (str(tmp_path), name), frozenset(after)
+    )
+
+
+def times(folder: Path, name: str) -> tuple[float, float, int]:
+    started, ended, pid = (folder / name).read_text().split()
+    return float(started), float(ended), int(pid)
+
+
+def test_in_this_process(jobs: Callable[..., Job], tmp_path: Path) -> None:
+    said: list[str] = []
+    # "before" is no job of this run: it was done in an earlier one
+    run_jobs([jobs("a", "note", "before"), jobs("b", "note", "a")], workers=1, threads=None, say=said.append)
+    assert times(tmp_path, "b")[0] >= times(tmp_path, "a")[1]
+    assert times(tmp_path, "a")[2] == os.getpid()
+    assert [line[:10] for line in said] == ["[1/2] a do", "[2/2] b do"]
+
+
+def test_two_workers_side_by_side_in_order(jobs: Callable[..., Job], tmp_path: Path) -> None:
+    listed = [jobs("a", "note"), jobs("b", "note"), jobs("c", "note", "a", "b")]
+    run_jobs(listed, workers=2, threads=None, say=quiet)
+    a, b, c = (times(tmp_path, name) for name in "abc")
+    assert a[2] != os.getpid() != b[2]
+    assert c[0] >= max(a[1], b[1])
+
+
+def test_an_error_in_this_process_stops_the_rest(jobs: Callable[..., Job], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"^row 3: no title$"):
+        run_jobs([jobs("a", "fail"), jobs("b", "note")], workers=1, threads=None, say=quiet)
+    assert not (tmp_path / "b").exists()
+
+
+def test_an_error_in_a_worker_stops_the_rest_and_keeps_its_type(jobs: Callable[..., Job], tmp_path: Path) -> None:
+    started = time.monotonic()
+    with pytest.raises(DataError, match=r"^row 3: no title$"):
+        run_jobs([jobs("a", "fail"), jobs("b", "stay"), jobs("c", "note")], workers=2, threads=None, say=quiet)
+    assert time.monotonic() - started < 20  # b would have stayed for a minute
+    assert not (tmp_path / "c").exists()
+    if (tmp_path / "b").exists():
+        assert gone(int((tmp_path / "b").read_text()))
+
+
+def test_a_bug_in_a_worker_shows_where_it_happened(jobs: Callable[..., Job]) -> None:
+    with pytest.raises(ZeroDivisionError) as caught:
+        run_jobs([jobs("a", "bug"), jobs("b", "note")], workers=2, threads=None, say=quiet)
+    assert "schedule_jobs.py" in str(caught.value.__cause__)
+
+
+def test_a_killed_worker_is_said_in_one_line(jobs: Callable[..., Job]) -> None:
+    with pytest.raises(TrainingError, match=r"was killed \(out of memory\?\): start the same command again"):
+        run_jobs([jobs("a", "die"), jobs("b", "stay")], workers=2, threads=None, say=quiet)
+
+
+def gone(pid: int, within: float = 5.0) -> bool:
+    """Whether the process ends in time; one that ended but was not reaped counts as gone."""
+    deadline = time.monotonic() + within
+    while time.monotonic() < deadline:
+        try:
+            os.kill(pid, 0)
+            if Path(f"/proc/{pid}/stat").exists() and " Z " in Path(f"/proc/{pid}/stat").read_text():
+                return True
+        except (ProcessLookupError, FileNotFoundError):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+PARENT = '''
+import sys
+from sirius_rec.recipes.schedule import Job, run_jobs
+import schedule_jobs
+
+if __name__ == "__main__":
+    folder = sys.argv[1]
+    try:
+        run_jobs([Job(n, schedule_jobs.stay, (folder, n)) for n in "ab"], workers=2, threads=None, say=print)
+    except KeyboardInterrupt:
+        sys.exit(130)
+'''
+
+
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
+def test_workers_end_with_their_parent(
+    jobs: Callable[..., Job], tmp_path: Path, sent: signal.Signals, status: int
+) -> None:
+    (tmp_path / "parent.py").write_text(PARENT)
+    parent = subprocess.Popen(
+        [sys.executable, str(tmp_path / "parent.py"), str(tmp_path)],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    files = [tmp_path / "a", tmp_path / "b"]
+    deadline = time.monotonic() + 30
+    while not all(file.exists() and file.read_text() for file in files) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    pids = [int(file.read_text()) for file in files]
+    assert parent.pid not in pids
+    if sent == signal.SIGINT:
+        os.killpg(parent.pid, sent)  # as Ctrl-C does: the whole group gets it
+    else:
+        parent.kill()
+    _, errors = parent.communicate(timeout=20)
+    assert parent.returncode == status
+    assert "Traceback" not in errors
+    assert all(gone(pid) for pid in pids)

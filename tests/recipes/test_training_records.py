@@ -1,0 +1,102 @@
+"""What is trained on: records from frozen slates, the rows a stage sees, batches, and when checkpoints are written."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers import TrainerControl, TrainerState
+
+from sirius_rec.config import Config
+from sirius_rec.errors import ConfigError
+from sirius_rec.prompts.templates import get_template
+from sirius_rec.recipes import training
+from sirius_rec.recipes.arguments import accumulation
+from sirius_rec.recipes.callbacks import EpochLines
+from sirius_rec.schema import SlateName
+
+TRAIN = SlateName("train", "uniform", 6, 0)
+
+
+def test_slate_records(trained: Any) -> None:
+    dataset = trained.dataset
+    titles = dataset.titles
+    rows = np.array([5, 0, 17])
+    records = training.slate_records(dataset, TRAIN, "generic", rows)
+    examples, slates = dataset.examples("train"), dataset.slates(TRAIN)
+    for record, r in zip(records, rows.tolist(), strict=True):
+        target, shown = examples["target"][r], slates["candidates"][r].to_list()
+        assert record["chosen"] == titles[target]
+        assert record["rejected"] == [titles[i] for i in shown if i != target]
+        assert len(record["rejected"]) == 5 and record["chosen"] not in record["rejected"]
+        history = [titles[i] for i in examples["history"][r]]
+        assert record["prompt"] == get_template("generic").render(history, [titles[i] for i in shown])
+    assert len(training.slate_records(dataset, TRAIN, "generic")) == examples.height
+
+
+def test_pretraining_reads_train_histories_only(trained: Any) -> None:
+    """Every epoch holds each training user's items once, in pieces; nobody else's order or items."""
+    dataset = trained.dataset
+    wanted = Counter(dataset.titles[i] for sequence in dataset.train_sequences() for i in sequence)
+    records = training.pretraining_records(dataset, "generic", piece=4, epochs=3, seed=1)
+    read = Counter(title for record in records for title in record["chosen"].split("\n"))
+    assert read == Counter({title: 3 * count for title, count in wanted.items()})
+    assert max(len(record["chosen"].split("\n")) for record in records) <= 4
+    assert {record["prompt"] for record in records} == {get_template("generic").history + "\n"}
+    assert records == training.pretraining_records(dataset, "generic", piece=4, epochs=3, seed=1)
+    assert records != training.pretraining_records(dataset, "generic", piece=4, epochs=3, seed=2)
+
+
+def test_stage_rows(mini: Callable[..., Config]) -> None:
+    few = mini("align.epochs=2", "align.examples_per_epoch=30").align
+    rows = training.stage_rows(1000, few, 0, 3)
+    assert len(rows) == 60 == len(set(rows.tolist()))
+    assert rows.tolist() == sorted(rows.tolist()) and rows[-1] < 1000
+    assert rows.tolist() == training.stage_rows(1000, few, 0, 3).tolist()
+    assert rows.tolist() != training.stage_rows(1000, few, 1, 3).tolist()
+    assert rows.tolist() != training.stage_rows(1000, few, 0, 2).tolist()
+    assert training.stage_rows(50, few, 0, 3).tolist() == list(range(50))
+    assert training.stage_rows(7, mini().align, 0, 3).tolist() == list(range(7))
+
+
+def test_validation_rows_are_the_same_for_everybody(mini: Callable[..., Config]) -> None:
+    rows = training.validation_rows(mini("evaluation.validation_rows=10"), 200)
+    assert len(set(rows.tolist())) == 10
+    assert rows.tolist() == training.validation_rows(mini("evaluation.validation_rows=10", "seeds=[3]"), 200).tolist()
+    assert training.validation_rows(mini(), 20).tolist() == list(range(20))
+
+
+@pytest.mark.parametrize(("batch", "micro", "processes", "steps"), [(128, 128, 1, 1), (128, 16, 1, 8), (128, 16, 4, 2)])
+def test_accumulation_keeps_the_effective_batch(batch: int, micro: int, processes: int, steps: int) -> None:
+    assert accumulation(batch, micro, processes) == steps
+    assert steps * micro * processes == batch
+
+
+def test_accumulation_that_does_not_fit() -> None:
+    with pytest.raises(ConfigError, match="batch_size 128 is not a multiple of micro_batch_size 16 × 3 processes"):
+        accumulation(128, 16, 3)
+
+
+def test_warmup_is_a_share_of_the_steps(mini: Callable[..., Config], tmp_path: Any) -> None:
+    """100 records in batches of 32 are 4 steps an epoch, 8 in all; a quarter of them warms up."""
+    from sirius_rec.recipes.arguments import training_arguments
+
+    config = mini("align.warmup=0.25")
+    args = training_arguments(config, config.align, tmp_path, {"loss": "dpo"}, 0, n_records=100, validates=True)
+    assert args.warmup_steps == 2
+    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (32, 1)
+
+
+@pytest.mark.parametrize(("step", "saves"), [(3, False), (6, True), (7, False), (13, True), (14, False)])
+def test_no_checkpoint_between_the_last_step_of_an_epoch_and_its_evaluation(step: int, saves: bool) -> None:
+    """Two epochs of 7 steps; who resumed from a checkpoint at step 7 would never evaluate the first epoch."""
+    args: Any = SimpleNamespace(num_train_epochs=2)
+    control = TrainerControl(should_save=step not in (3,))
+    callback = EpochLines("x", print)
+    state = TrainerState(global_step=step, max_steps=14)
+    assert callback.on_step_end(args, state, control).should_save == saves
+    assert callback.on_epoch_end(args, state, control).should_save

@@ -1,0 +1,83 @@
+"""The layout of packed rows, written out by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sirius_rec.scoring.rows import PackedBatch, PromptCompletions, pack
+
+
+def test_layout_by_hand() -> None:
+    """Prompt 10 11 12 with (20 21 2), (30 2) and the bare (2); and prompt 13 with (40 41 42 2), padded."""
+    batch = pack(
+        [PromptCompletions([10, 11, 12], [[20, 21, 2], [30, 2], [2]]), PromptCompletions([13], [[40, 41, 42, 2]])],
+        pad_id=9,
+    )
+    assert batch.input_ids_BT.tolist() == [[10, 11, 12, 20, 21, 30], [13, 40, 41, 42, 9, 9]]
+    assert batch.position_ids_BT.tolist() == [[0, 1, 2, 3, 4, 3], [0, 1, 2, 3, 0, 0]]
+    assert batch.segment_BT.tolist() == [[0, 0, 0, 1, 1, 2], [0, 1, 1, 1, -1, -1]]
+    assert batch.keep_BT.tolist() == [[False, False, True, True, True, True], [True, True, True, True, False, False]]
+    # Kept rows: 0–3 are 12, 20, 21, 30; 4–7 are 13, 40, 41, 42. Every first token is read off the last prompt token.
+    assert batch.source_BCL.tolist() == [
+        [[0, 1, 2, 0], [0, 3, 0, 0], [0, 0, 0, 0]],
+        [[4, 5, 6, 7], [0, 0, 0, 0], [0, 0, 0, 0]],
+    ]
+    assert batch.target_BCL.tolist() == [
+        [[20, 21, 2, 0], [30, 2, 0, 0], [2, 0, 0, 0]],
+        [[40, 41, 42, 2], [0, 0, 0, 0], [0, 0, 0, 0]],
+    ]
+    assert batch.token_BCL.sum(2).tolist() == [[3, 2, 1], [4, 0, 0]]
+    assert batch.valid_BC.tolist() == [[True, True, True], [True, False, False]]
+    assert batch.length_BC.tolist() == [[3, 2, 1], [4, 1, 1]]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.lists(st.integers(10, 99), min_size=1, max_size=6),
+            st.lists(st.lists(st.integers(10, 99), min_size=1, max_size=4), min_size=1, max_size=4),
+        ),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_every_token_is_predicted_from_its_own_prefix(texts: list[tuple[list[int], list[list[int]]]]) -> None:
+    """Walk back from each logit row through its segment and the prompt: it must be exactly x, y_1 … y_l−1."""
+    batch = pack([PromptCompletions(prompt, ys) for prompt, ys in texts], pad_id=0)
+    kept = batch.keep_BT.nonzero().tolist()
+    for b, (prompt, ys) in enumerate(texts):
+        ids, segment, position = (t[b] for t in (batch.input_ids_BT, batch.segment_BT, batch.position_ids_BT))
+        for c, y in enumerate(ys):
+            for n, token in enumerate(y):
+                row, column = kept[int(batch.source_BCL[b, c, n])]
+                assert row == b
+                own = torch.arange(len(ids)) <= column
+                seen = ids[own & ((segment == 0) | (segment == c + 1))].tolist()
+                assert seen == prompt + y[:n]
+                assert int(position[column]) == len(prompt) + n - 1
+                assert int(batch.target_BCL[b, c, n]) == token
+            assert batch.token_BCL[b, c].sum() == len(y)
+
+
+def test_lengths_of_a_row() -> None:
+    row = PromptCompletions([1, 2, 3], [[4, 5, 2], [6, 2]])
+    assert row.packed_length == 3 + 2 + 1
+    # 3 prompt tokens and 2 inputs of the longest completion
+    assert row.longest_path == 5
+
+
+def test_moving_a_batch_keeps_its_fields() -> None:
+    batch = pack([PromptCompletions([1], [[2]])], pad_id=0)
+    moved = batch.to("cpu")
+    assert isinstance(moved, PackedBatch)
+    for name, tensor in vars(batch).items():
+        torch.testing.assert_close(getattr(moved, name), tensor)
+
+
+def test_a_batch_needs_rows() -> None:
+    with pytest.raises(ValueError, match="empty"):
+        pack([], pad_id=0)

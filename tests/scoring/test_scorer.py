@@ -1,0 +1,272 @@
+"""Invariances of scoring: order, batching, padding; the self-check; the fused log-softmax."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sirius_rec.errors import ScoringError
+from sirius_rec.scoring import packed, scorer
+from sirius_rec.scoring.naive import naive_logps
+from sirius_rec.scoring.packed import _TokenLogp, packed_logps, unwrapped
+from sirius_rec.scoring.rows import PromptCompletions, pack
+from sirius_rec.scoring.scorer import score_rows, self_check, token_batches
+
+VOCAB = 40
+
+
+class Sized:
+    """Stands in for a tokenizer where only its size and ids matter."""
+
+    pad_token_id, eos_token_id = 0, 2
+
+    def __len__(self) -> int:
+        return VOCAB
+
+
+@pytest.fixture
+def model(tiny_llama: Callable[..., Any]) -> Any:
+    return tiny_llama(Sized()).eval()
+
+
+def random_rows(shapes: list[tuple[int, tuple[int, ...]]], seed: int = 0) -> list[PromptCompletions]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def ids(n: int) -> list[int]:
+        return torch.randint(3, VOCAB, (n,), generator=generator).tolist()
+
+    return [PromptCompletions(ids(n), [[*ids(m - 1), 2] for m in lengths]) for n, lengths in shapes]
+
+
+ROWS = random_rows([(9, (2, 4, 1)), (3, (3,)), (6, (5, 2)), (12, (1, 1, 2, 3))])
+
+
+def separately(model: Any, row: PromptCompletions) -> list[float]:
+    """Token by token: one forward pass per candidate without any padding or mask."""
+    out = []
+    for ids in row.completions:
+        text = torch.tensor([[*row.prompt, *ids]])
+        logp = torch.log_softmax(model(input_ids=text).logits[0].double(), -1)
+        start = len(row.prompt)
+        out.append(sum(float(logp[start + n - 1, token]) for n, token in enumerate(ids)))
+    return out
+
+
+@torch.no_grad()
+def test_both_ways_equal_separate_unpadded_passes(model: Any) -> None:
+    """The oracle itself is checked: naive and packed against a plain loop."""
+    for mode in ("naive", "packed"):
+        for ours, row in zip(score_rows(model, ROWS, 0, mode=mode), ROWS, strict=True):
+            np.testing.assert_allclose(ours, separately(model, row), atol=2e-5)
+
+
+@torch.no_grad()
+def test_absent_candidates_are_zero(model: Any) -> None:
+    for logp_BC in (packed_logps(model, pack(ROWS, 0)), naive_logps(model, ROWS, 0, torch.device("cpu"))):
+        assert logp_BC.shape == (4, 4)
+        assert (logp_BC[1, 1:] == 0).all()
+        assert (logp_BC[1, 0] < 0).all()
+
+
+@torch.no_grad()
+def test_permuted_completions_permute_log_probs(model: Any) -> None:
+    row = ROWS[3]
+    before = packed_logps(model, pack([row], 0))[0]
+    for order in ([3, 2, 1, 0], [1, 0, 3, 2]):
+        after = packed_logps(model, pack([PromptCompletions(row.prompt, [row.completions[c] for c in order])], 0))[0]
+        torch.testing.assert_close(after, before[order], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_duplicates_score_alike_and_siblings_do_not_matter(model: Any) -> None:
+    row = ROWS[0]
+    alone = packed_logps(model, pack([PromptCompletions(row.prompt, row.completions[:1])], 0))
+    twice = packed_logps(
+        model, pack([PromptCompletions(row.prompt, [row.completions[0], [7, 8, 9, 2], row.completions[0]])], 0)
+    )
+    torch.testing.assert_close(twice[0, 0], alone[0, 0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(twice[0, 2], alone[0, 0], atol=1e-5, rtol=0)
+
+
+def test_batch_equals_single(model: Any) -> None:
+    together = score_rows(model, ROWS, 0, mode="packed", max_tokens=10_000)
+    one_by_one = score_rows(model, ROWS, 0, mode="packed", max_tokens=1)
+    for ours, alone, row in zip(together, one_by_one, ROWS, strict=True):
+        assert len(ours) == len(row.completions)
+        np.testing.assert_allclose(ours, alone, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_padding_has_no_influence(tiny_llama: Callable[..., Any], attention: str) -> None:
+    """Neither the padding's token nor its amount."""
+    model = tiny_llama(Sized(), attn_implementation=attention).eval()
+    plain = packed_logps(model, pack(ROWS[1:2], 0))
+    for pad_id in (0, 17):
+        padded = packed_logps(model, pack([ROWS[3], ROWS[1]], pad_id))
+        assert torch.isfinite(padded).all()
+        torch.testing.assert_close(padded[1, :1], plain[0], atol=1e-5, rtol=0)
+
+
+def test_self_check_passes_where_masks_are_right(model: Any) -> None:
+    model.train()
+    assert self_check(model, ROWS, 0) <= 1e-4
+    assert model.training
+
+
+def _plain_2d(config: Any, segment_BT: Tensor, position_BT: Tensor, dtype: torch.dtype) -> Tensor:
+    return (segment_BT >= 0).long()
+
+
+def _siblings_seen(config: Any, segment_BT: Tensor, position_BT: Tensor, dtype: torch.dtype) -> Tensor:
+    n = segment_BT.shape[1]
+    return torch.ones(n, n, dtype=torch.bool).tril().expand(len(segment_BT), 1, n, n)
+
+
+def _nothing(config: Any, segment_BT: Tensor, position_BT: Tensor, dtype: torch.dtype) -> None:
+    return None
+
+
+def _blind_to_the_prompt(config: Any, segment_BT: Tensor, position_BT: Tensor, dtype: torch.dtype) -> Tensor:
+    n = segment_BT.shape[1]
+    same = segment_BT[:, :, None] == segment_BT[:, None, :]
+    return (same & torch.ones(n, n, dtype=torch.bool).tril())[:, None]
+
+
+@pytest.mark.parametrize("wrong", [_plain_2d, _siblings_seen, _nothing, _blind_to_the_prompt])
+def test_self_check_catches_a_wrong_mask(model: Any, monkeypatch: pytest.MonkeyPatch, wrong: Any) -> None:
+    monkeypatch.setattr(packed, "attention_masks", wrong)
+    with pytest.raises(ScoringError, match=r"disagrees with separate forward passes by [\d.e+-]+ nats.*scoring: naive"):
+        self_check(model, ROWS, 0)
+
+
+@pytest.mark.parametrize("wrong", [_siblings_seen, _blind_to_the_prompt])
+def test_self_check_catches_a_wrong_mask_in_half_precision(
+    model: Any, monkeypatch: pytest.MonkeyPatch, wrong: Any
+) -> None:
+    model = model.to(torch.bfloat16)
+    self_check(model, ROWS, 0)
+    monkeypatch.setattr(packed, "attention_masks", wrong)
+    with pytest.raises(ScoringError, match="disagrees"):
+        self_check(model, ROWS, 0)
+
+
+def test_self_check_catches_a_window_that_was_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(0)
+    model = MistralForCausalLM(
+        MistralConfig(
+            vocab_size=VOCAB,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            initializer_range=0.2,
+            sliding_window=4,
+        )
+    )
+    self_check(model, ROWS, 0)
+    right = packed.attention_masks
+
+    def without_window(config: Any, *rest: Any) -> Any:
+        class Config:
+            model_type, sliding_window = "mistral", None
+            _attn_implementation = config._attn_implementation
+
+        return right(Config(), *rest)
+
+    monkeypatch.setattr(packed, "attention_masks", without_window)
+    with pytest.raises(ScoringError, match="disagrees"):
+        self_check(model, ROWS, 0)
+
+
+def test_self_check_does_not_let_nan_pass(model: Any) -> None:
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    with pytest.raises(ScoringError, match="disagrees"):
+        self_check(model, ROWS, 0)
+
+
+def test_score_rows_keeps_the_order_and_reports_progress(model: Any) -> None:
+    done: list[int] = []
+    model.train()
+    scores = score_rows(model, ROWS, 0, max_tokens=20, progress=done.append)
+    assert model.training
+    assert sum(done) == len(ROWS)
+    assert len(done) > 1
+    for ours, row in zip(scores, ROWS, strict=True):
+        assert ours.dtype == np.float32
+        with torch.no_grad():
+            np.testing.assert_allclose(ours, separately(model, row), atol=2e-5)
+
+
+def test_scoring_is_without_dropout_and_gradient(tiny_llama: Callable[..., Any]) -> None:
+    model = tiny_llama(Sized(), attention_dropout=0.5).train()
+    first, second = (np.concatenate(score_rows(model, ROWS, 0)) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_no_rows_no_scores(model: Any) -> None:
+    assert score_rows(model, [], 0) == []
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=20), st.integers(1, 100))
+def test_token_batches(lengths: list[int], max_tokens: int) -> None:
+    """Every row once; a batch's padded size within the bound unless it is a single row."""
+    rows = [PromptCompletions([5] * n, [[2]]) for n in lengths]
+    batches = token_batches(rows, max_tokens)
+    assert sorted(r for batch in batches for r in batch) == list(range(len(rows)))
+    for batch in batches:
+        assert len(batch) == 1 or max(lengths[r] for r in batch) * len(batch) <= max_tokens
+    if len(rows) > 1 and max(lengths) * len(rows) <= max_tokens:
+        assert len(batches) == 1
+
+
+def test_fused_log_softmax_equals_autograd() -> None:
+    """With one row used three times, one row unused and one (row, token) pair used twice."""
+    generator = torch.Generator().manual_seed(0)
+    logits = (3 * torch.randn(5, 7, generator=generator, dtype=torch.float64)).requires_grad_()
+    row, token = torch.tensor([0, 0, 2, 3, 0, 4, 4]), torch.tensor([1, 5, 0, 6, 1, 2, 3])
+    weight = torch.randn(7, generator=generator, dtype=torch.float64)
+    ours = _TokenLogp.apply(logits, row, token)
+    plain = torch.log_softmax(logits, -1)[row, token]
+    torch.testing.assert_close(ours, plain)
+    (our_grad,) = torch.autograd.grad((ours * weight).sum(), logits)
+    (plain_grad,) = torch.autograd.grad((plain * weight).sum(), logits)
+    torch.testing.assert_close(our_grad, plain_grad)
+    assert not our_grad[1].any()
+    assert torch.autograd.gradcheck(lambda x: _TokenLogp.apply(x, row, token), (logits,))
+
+
+def test_fused_log_softmax_far_out() -> None:
+    logits = torch.tensor([[1e4, -1e4, 0.0]], requires_grad=True)
+    out = _TokenLogp.apply(logits, torch.tensor([0, 0]), torch.tensor([0, 1]))
+    out.sum().backward()
+    assert out.tolist() == [0.0, -2e4]
+    assert logits.grad is not None
+    # d/dlogits of (log p_0 + log p_1) = one_hot(0) + one_hot(1) − 2 p = (−1, 1, 0)
+    assert logits.grad.tolist() == [[-1.0, 1.0, 0.0]]
+
+
+def test_unwrapping(model: Any) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    wrapped = torch.nn.DataParallel(model)
+    assert unwrapped(wrapped) is model
+    adapter = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    assert unwrapped(adapter) is adapter.get_base_model()
+
+
+def test_modes_are_resolved_before_anything_is_computed(model: Any) -> None:
+    model.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(ScoringError, match="takes no 4-D mask"):
+        scorer.score_rows(model, ROWS, 0, mode="packed")

@@ -1,0 +1,79 @@
+"""The result table of the terminal: nothing wraps in 80 columns, order by HR@1, the best marked, +SIRIUS tested."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from rich.console import Console
+
+from sirius_rec.terminal import print_diagnostics, print_results
+
+
+def row(method: str, label: str, hit: float, **more: Any) -> dict[str, Any]:
+    metrics = {"hr@1": hit, "hr@1_low": hit - 0.02, "hr@1_high": hit + 0.02, "ndcg@10": hit + 0.1, "mrr": hit + 0.05}
+    metrics |= {"valid_ratio": None, "true_reward": None}
+    fixed = {"slates": "test-uniform-20-s0", "checkpoint": "best", "seeds": [0, 1], "n": 2495}
+    return {"method": method, "label": label, **fixed, **metrics, **more}
+
+
+def pair(method: str, against: str, difference: float, p: float, low: float, high: float) -> dict[str, Any]:
+    names = {"method": method, "against": against, "slates": "test-uniform-20-s0", "checkpoint": "best"}
+    return {**names, "difference": difference, "p_holm": p, "low": low, "high": high}
+
+
+RESULTS = {
+    "summary": [
+        row("dpo", "DPO", 0.5, valid_ratio=1.0, true_reward=0.5),
+        row("dpo_sirius", "DPO + SIRIUS", 0.45, valid_ratio=0.9, true_reward=0.6),
+        row("item_knn", "Item-kNN (cosine)", 0.6),
+        row("softmax_dpo", "S-DPO (softmax, 3)", 0.52, valid_ratio=1.0, true_reward=0.4),
+        row("softmax_dpo_sirius", "S-DPO (softmax, 3) + SIRIUS", 0.51, valid_ratio=1.0, true_reward=0.4),
+        row("softmax_ref_free", "Reference-free softmax (whole slate)", 0.55, valid_ratio=1.0, true_reward=0.3),
+    ],
+    "paired": [
+        pair("dpo_sirius", "dpo", -0.05, 0.0001, -0.08, -0.02),
+        pair("dpo", "softmax_dpo", -0.02, 0.5, -0.03, 0.01),
+        pair("softmax_dpo_sirius", "softmax_dpo", -0.01, 0.21, -0.03, 0.01),
+    ],
+}
+
+
+def printed(function: Any, content: Any) -> list[str]:
+    stream = io.StringIO()
+    function(content, Console(file=stream, width=80, highlight=False))
+    return stream.getvalue().splitlines()
+
+
+def test_table_in_eighty_columns() -> None:
+    lines = printed(print_results, RESULTS)
+    assert max(map(len, lines)) <= 80
+    assert lines[1] == "test-uniform-20-s0, best epoch, 2,495 rows, 2 seeds"
+    table = [line for line in lines if "[0." in line]
+    # one line a method, none wrapped, by falling HR@1
+    names = ["Item-kNN (cosine)", "Reference-free softmax (whol…", "S-DPO (softmax, 3)", "S-DPO (softmax, 3) + SIRIUS"]
+    assert [line[:29].rstrip() for line in table] == [*names, "DPO", "DPO + SIRIUS"]
+    assert "0.600* [0.580, 0.620]" in table[0]
+    assert "0.500  [0.480, 0.520]" in table[4]
+    assert "0.600*" in table[5]  # the best true reward is not where the best HR@1 is
+    assert sum(line.count("*") for line in table) == 3 + 4 + 1  # HR@1, NDCG@10, MRR; four share Valid; one Truth
+
+
+def test_sirius_against_its_base_below_the_table() -> None:
+    lines = printed(print_results, RESULTS)
+    assert lines[-3].startswith("+ SIRIUS against its base")
+    assert lines[-2:] == [
+        "DPO                 -0.050 [-0.080, -0.020]  p < 0.001  worse",
+        "S-DPO (softmax, 3)  -0.010 [-0.030, +0.010]  p = 0.210  no clear difference",
+    ]
+
+
+def test_diagnostics_are_blocks() -> None:
+    moved = {"first": 0.1, "last": 0.9, "peak": 0.95}
+    shares = ("insensitive@0.1", "insensitive@0.5", "misordered")
+    mean = {"hr@1": moved, "reward_margin": moved, **dict.fromkeys(shares, moved)}
+    entry = {"label": "DPO", "seeds": {"0": {"hr@1": {"best_epoch": 2}}}, "mean": mean, "hacking": None}
+    lines = printed(print_diagnostics, {"methods": {"dpo": entry}, "notes": []})
+    assert lines[1] == "DPO: no reward margin logged"
+    assert "  margin first → last       0.10 → 0.90" in lines
+    assert "  HR@1 first / peak / last  0.100 / 0.950 / 0.900" in lines

@@ -1,0 +1,446 @@
+"""SiriusTrainer on tiny worlds: resume, accumulation, NaN, evaluation, reference, LoRA, naive = packed."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from sirius_rec import SiriusConfig, SiriusTrainer
+from sirius_rec.errors import ConfigError, PromptError, ScoringError, TrainingError
+from sirius_rec.objectives.losses import LOSSES
+from sirius_rec.scoring.naive import naive_logps
+from sirius_rec.training.checkpoints import MARKER, list_checkpoints, resume_point, step_of
+from sirius_rec.training.metrics_log import read_metrics
+
+Build = Callable[..., SiriusTrainer]
+
+
+def world(n_rows: int, titles: tuple[str, ...], n_rejected: int = 4, seed: int = 0) -> list[dict[str, Any]]:
+    """Prompts of one to three titles; the chosen title and the rejected ones are drawn from the rest."""
+    rng = np.random.default_rng(seed)
+    records = []
+    for row in range(n_rows):
+        order = [titles[i] for i in rng.permutation(len(titles))]
+        history, slate = order[: 1 + row % 3], order[3 : 4 + n_rejected]
+        prompt = "\n".join([*history, f"Next artist {row}:", ""])
+        records.append({"prompt": prompt, "chosen": slate[0], "rejected": slate[1:]})
+    return records
+
+
+@pytest.fixture
+def build(tmp_path: Path, tokenizer: Any, tiny_llama: Callable[..., Any], catalogue: tuple[str, ...]) -> Build:
+    """build(**options of SiriusConfig and SiriusTrainer) → a trainer on 12 records with a fresh, seeded model."""
+
+    def make(**options: Any) -> SiriusTrainer:
+        own = ("model", "train_dataset", "eval_dataset", "peft_config", "ref_logps", "eval_hook", "callbacks")
+        given = {name: options.pop(name) for name in own if name in options}
+        config = {
+            "output_dir": str(tmp_path / "run"),
+            "loss": "dpo",
+            "learning_rate": 1e-3,
+            "lr_scheduler_type": "constant",
+            "per_device_train_batch_size": 4,
+            "num_train_epochs": 1,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "use_cpu": True,
+            "disable_tqdm": True,
+            **options,
+        }
+        given.setdefault("model", tiny_llama(tokenizer))
+        given.setdefault("train_dataset", world(12, catalogue))
+        return SiriusTrainer(args=SiriusConfig(**config), processing_class=tokenizer, **given)
+
+    return make
+
+
+def weights(trainer: SiriusTrainer) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in trainer.model.state_dict().items()}
+
+
+def assert_close(ours: dict[str, torch.Tensor], other: dict[str, torch.Tensor], atol: float) -> None:
+    assert set(ours) == set(other)
+    for name, tensor in ours.items():
+        torch.testing.assert_close(
+            tensor, other[name], atol=atol, rtol=0, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def lines_of(trainer: SiriusTrainer) -> list[dict[str, Any]]:
+    lines = read_metrics(trainer.metrics_log.path)
+    return [{k: v for k, v in line.items() if k != "tokens_per_second"} for line in lines]
+
+
+class Killed(BaseException):
+    """What no `except Exception` catches, like a signal."""
+
+
+class KillAt(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            raise Killed
+
+
+class Poison(TrainerCallback):
+    """Sets one weight to NaN before step `step` + 1."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            with torch.no_grad():
+                next(model.parameters()).fill_(math.nan)
+
+
+@pytest.mark.parametrize("examples_per_epoch", [8, None])
+def test_resumed_from_the_middle_of_an_epoch_equals_uninterrupted(
+    build: Build, tmp_path: Path, catalogue: tuple[str, ...], examples_per_epoch: int | None
+) -> None:
+    """Saved at step 5 and killed before step 8: weights bit-equal, the log equal but for the speed."""
+    options: dict[str, Any] = {
+        "loss": "softmax_dpo_sirius",
+        "examples_per_epoch": examples_per_epoch,
+        "per_device_train_batch_size": 2,
+        "num_train_epochs": 3,
+        "lr_scheduler_type": "cosine",
+        "save_strategy": "steps",
+        "save_steps": 5,
+        "eval_strategy": "steps",
+        "eval_steps": 5,
+        "eval_dataset": world(5, catalogue, seed=1),
+    }
+    whole = build(output_dir=str(tmp_path / "whole"), **options)
+    whole.train()
+    broken = build(output_dir=str(tmp_path / "broken"), callbacks=[KillAt(7)], **options)
+    with pytest.raises(Killed):
+        broken.train()
+    assert max(line["step"] for line in lines_of(broken)) == 7
+    assert resume_point(tmp_path / "broken") == tmp_path / "broken" / "checkpoint-5"
+    resumed = build(output_dir=str(tmp_path / "broken"), **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == whole.state.global_step == 3 * (examples_per_epoch or 12) // 2
+    assert_close(weights(resumed), weights(whole), atol=0)
+    assert lines_of(resumed) == lines_of(whole)
+
+
+def test_resume_without_a_checkpoint_starts_afresh(build: Build, tmp_path: Path) -> None:
+    torn = tmp_path / "run" / "checkpoint-2"
+    torn.mkdir(parents=True)
+    (torn / "model.safetensors").write_bytes(b"half")
+    plain = build(output_dir=str(tmp_path / "plain"))
+    plain.train()
+    trainer = build()
+    trainer.train(resume_from_checkpoint=True)
+    assert not torn.exists()
+    assert_close(weights(trainer), weights(plain), atol=0)
+
+
+def test_accumulation_one_by_eight_is_eight_by_one(build: Build, tmp_path: Path, catalogue: tuple[str, ...]) -> None:
+    """The same examples in each step, and the mean over all of them. SGD: Adam would hide the loss's scale."""
+    results = []
+    for size in (1, 2, 8):
+        trainer = build(
+            output_dir=str(tmp_path / str(size)),
+            train_dataset=world(16, catalogue),
+            loss="softmax_dpo_sirius",
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=8 // size,
+            num_train_epochs=2,
+            optim="sgd",
+            learning_rate=1e-2,
+        )
+        before = weights(trainer)
+        trainer.train()
+        assert trainer.state.global_step == 4
+        results.append((weights(trainer), [line["loss"] for line in lines_of(trainer)]))
+        assert max(float((before[n] - w).abs().max()) for n, w in results[-1][0].items()) > 1e-3
+    for other, losses in results[1:]:
+        assert_close(results[0][0], other, atol=1e-6)
+        assert losses == pytest.approx(results[0][1], abs=1e-5)
+
+
+def test_same_seed_same_run_and_another_seed_another(build: Build, tmp_path: Path) -> None:
+    runs = []
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        trainer = build(output_dir=str(tmp_path / name), seed=seed)
+        trainer.train()
+        runs.append(weights(trainer))
+    assert_close(runs[0], runs[1], atol=0)
+    with pytest.raises(AssertionError):
+        assert_close(runs[0], runs[2], atol=1e-7)
+
+
+def test_nan_weights_stop_with_step_and_cause(build: Build, tmp_path: Path) -> None:
+    trainer = build(callbacks=[Poison(3)], num_train_epochs=4, save_strategy="steps", save_steps=1, save_total_limit=10)
+    message = r"NaN or infinite loss after step 3 \(epoch 1\.00\): the model's log-probs are not finite: .* lower the"
+    with pytest.raises(TrainingError, match=message):
+        trainer.train()
+    assert [step_of(p) for p in list_checkpoints(tmp_path / "run")] == [1, 2, 3]
+    assert all("NaN" not in json.dumps(line) for line in lines_of(trainer))
+
+
+def test_nan_reference_is_named_as_the_cause(build: Build) -> None:
+    bad = [np.full(5, np.nan, np.float32)] * 12
+    with pytest.raises(TrainingError, match=r"after step 0.*the reference log-probs are not finite"):
+        build(ref_logps=bad).train()
+
+
+def test_an_overflowing_loss_is_named_as_the_cause(build: Build) -> None:
+    with pytest.raises(TrainingError, match="the loss overflowed: lower beta or the learning rate"):
+        build(loss="simpo_no_ln_sirius", filter_negatives=False, beta=1e38).train()
+
+
+def test_nan_gradients_of_a_finite_loss_are_never_saved(build: Build, tmp_path: Path) -> None:
+    trainer = build(num_train_epochs=4, save_strategy="steps", save_steps=1)
+    calls = []
+
+    def poison(grad: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return grad * math.nan if len(calls) == 3 else grad
+
+    trainer.model.lm_head.weight.register_hook(poison)
+    with pytest.raises(TrainingError, match="weights are not finite after step 3"):
+        trainer.train()
+    assert [step_of(p) for p in list_checkpoints(tmp_path / "run")] == [1, 2]
+
+
+def test_evaluation_equals_a_ranking_by_hand(build: Build, catalogue: tuple[str, ...]) -> None:
+    trainer = build(loss="simpo", eval_dataset=world(9, catalogue, n_rejected=6, seed=2))
+    metrics = trainer.evaluate()
+    with torch.no_grad():
+        logps = naive_logps(trainer.model.eval(), trainer.eval_rows, trainer.encoder.pad_id, torch.device("cpu"))
+    ranks = [1 + sum(float(other) > float(row[0]) for other in row[1:]) for row in logps]
+    assert len(set(ranks)) > 2
+    assert max(ranks) > 5
+    for k in (1, 5, 10):
+        assert metrics[f"eval_hr@{k}"] == pytest.approx(np.mean([rank <= k for rank in ranks]))
+    for k in (5, 10):
+        gains = [1 / math.log2(1 + rank) if rank <= k else 0.0 for rank in ranks]
+        assert metrics[f"eval_ndcg@{k}"] == pytest.approx(np.mean(gains))
+    assert metrics["eval_mrr"] == pytest.approx(np.mean([1 / rank for rank in ranks]))
+    assert metrics["eval_misranked"] == pytest.approx(sum(rank - 1 for rank in ranks) / (9 * 6))
+    assert metrics["eval_logp_positive"] == pytest.approx(float(logps[:, 0].mean()), rel=1e-5)
+
+
+def test_the_reference_is_the_model_at_the_start(build: Build, catalogue: tuple[str, ...]) -> None:
+    """Margins exactly 0 and loss exactly ln 2 at the first evaluation, not afterwards."""
+    trainer = build(eval_strategy="epoch", eval_dataset=world(6, catalogue, seed=3))
+    trainer.train()
+    first, last = (line for line in lines_of(trainer) if line["kind"] == "eval")
+    assert first["step"] == 0
+    for name in ("reward_margin", "reward_positive", "reward_sampled", "reward_margin_unsampled"):
+        assert first[name] == 0.0
+    assert first["loss"] == pytest.approx(math.log(2))
+    assert last["step"] == 3
+    assert last["reward_margin"] != 0.0
+    trained = next(line for line in lines_of(trainer) if line["kind"] == "train")
+    assert trained["reward_margin"] == pytest.approx(0.0, abs=1e-4)
+    assert trained["loss"] == pytest.approx(math.log(2), abs=1e-4)
+
+
+def test_given_reference_log_probs_are_used(build: Build) -> None:
+    """β (log π − ref): with a reference 2 nats above the model on the positive only, every first margin is −2."""
+    plain = build()
+    ref = [logp + np.eye(1, 5, dtype=np.float32)[0] * 2 for logp in plain.score(plain.train_dataset.rows)]
+    trainer = build(ref_logps=ref, max_steps=1)
+    trainer.train()
+    (line,) = lines_of(trainer)
+    assert line["reward_margin"] == pytest.approx(-2.0, abs=1e-4)
+    assert line["loss"] == pytest.approx(math.log1p(math.exp(2)), abs=1e-4)
+
+
+def test_sft_needs_no_rejected_texts(build: Build) -> None:
+    records = [
+        {"prompt": "Air\n", "chosen": "Red", "rejected": ["Low", "Can"]},
+        {"prompt": "Can\n", "chosen": "Blur"},
+        {"prompt": "Low\n", "chosen": "Pulp", "rejected": "Air"},
+    ]
+    trainer = build(loss="sft", train_dataset=records, eval_dataset=records, eval_strategy="epoch")
+    trainer.train()
+    assert [line["kind"] for line in lines_of(trainer)] == ["eval", "train", "eval"]
+    with pytest.raises(ConfigError, match="1 negatives were asked for, but a record has only 0"):
+        build(loss="dpo", train_dataset=records)
+
+
+def test_evaluating_before_training_takes_the_model_as_its_reference(build: Build, catalogue: tuple[str, ...]) -> None:
+    trainer = build(eval_dataset=world(4, catalogue, seed=5))
+    assert trainer.evaluate()["eval_reward_margin"] == 0.0
+    trainer.train()
+    assert trainer.evaluate()["eval_reward_margin"] != 0.0
+
+
+def test_other_evaluation_records_need_their_own_reference(build: Build, catalogue: tuple[str, ...]) -> None:
+    with pytest.raises(TrainingError, match="needs their reference log-probs"):
+        build().evaluate(world(3, catalogue))
+
+
+def test_lora_trains_the_adapter_alone(build: Build, tmp_path: Path) -> None:
+    from peft import LoraConfig
+
+    adapter = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    trainer = build(peft_config=adapter, save_strategy="epoch", loss="softmax_dpo_sirius")
+    before = weights(trainer)
+    trainer.train()
+    after = weights(trainer)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all("lora_" in name for name in changed)
+    assert {name for name in before if "lora_B" in name} <= changed
+    saved = tmp_path / "run" / "checkpoint-3"
+    assert (saved / "adapter_model.safetensors").is_file()
+    assert not (saved / "model.safetensors").exists()
+    assert (saved / MARKER).is_file()
+
+
+@pytest.mark.parametrize("loss", ["softmax_dpo_sirius", "simpo_sirius"])
+def test_naive_scoring_trains_the_same(build: Build, tmp_path: Path, loss: str) -> None:
+    results = []
+    for scoring in ("packed", "naive"):
+        trainer = build(output_dir=str(tmp_path / scoring), scoring=scoring, loss=loss, optim="sgd", learning_rate=1e-2)
+        trainer.train()
+        results.append((weights(trainer), lines_of(trainer)))
+    assert_close(results[0][0], results[1][0], atol=1e-5)
+    for ours, other in zip(results[0][1], results[1][1], strict=True):
+        assert ours["loss"] == pytest.approx(other["loss"], abs=1e-4)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_preset_trains_two_steps(build: Build, loss: str) -> None:
+    trainer = build(loss=loss, max_steps=2)
+    before = weights(trainer)
+    trainer.train()
+    assert any(not torch.equal(before[name], tensor) for name, tensor in weights(trainer).items())
+    first, second = lines_of(trainer)
+    assert [first["step"], second["step"]] == [1, 2]
+    for line in (first, second):
+        assert math.isfinite(line["loss"])
+        assert math.isfinite(line["logp_positive"])
+        assert 0 <= line["misranked"] <= 1
+    assert ("dropped" in first) == trainer.objective.filter
+    full = trainer.objective.negatives == "all" or not trainer.objective.uses_negatives
+    assert ("insensitive@0.1" in first) == (not full)
+    assert (trainer.collator.ref_logps is not None) == trainer.objective.needs_reference
+
+
+@pytest.mark.parametrize("loss", ["sft", "softmax_ref_free"])
+def test_a_planted_answer_is_found(build: Build, catalogue: tuple[str, ...], loss: str) -> None:
+    """Ten prompts, each with its own answer among all ten titles: memorised, the answer ranks first everywhere."""
+    records = [
+        {"prompt": f"Question {n}\n", "chosen": title, "rejected": [t for t in catalogue if t != title]}
+        for n, title in enumerate(catalogue)
+    ]
+    trainer = build(
+        loss=loss,
+        train_dataset=records,
+        eval_dataset=records,
+        per_device_train_batch_size=10,
+        num_train_epochs=40,
+        learning_rate=5e-3,
+    )
+    before = trainer.evaluate()
+    trainer.train()
+    losses = [line["loss"] for line in lines_of(trainer) if line["kind"] == "train"]
+    assert losses[-1] < 0.2 * losses[0]
+    assert before["eval_hr@1"] < 0.6
+    assert trainer.evaluate()["eval_hr@1"] == 1.0
+
+
+def test_ten_lines(tmp_path: Path, tokenizer: Any, tiny_llama: Callable[..., Any]) -> None:
+    """The README's example: TRL's record format, in a Hugging Face data set, defaults everywhere."""
+    from datasets import Dataset
+
+    dataset = Dataset.from_dict(
+        {
+            "prompt": ["Air\nNext artist:\n", "Blur\nNext artist:\n"],
+            "chosen": ["Red", "Pulp"],
+            "rejected": [["Low", "Can"], ["Air", "Suede"]],
+        }
+    )
+    trainer = SiriusTrainer(
+        tiny_llama(tokenizer),
+        args=SiriusConfig(output_dir=str(tmp_path), use_cpu=True),
+        train_dataset=dataset,
+        processing_class=tokenizer,
+    )
+    result = trainer.train()
+    assert math.isfinite(result.training_loss)
+    trainer.save_model()
+    assert (tmp_path / "model.safetensors").is_file()
+
+
+def test_rejected_as_a_single_text_in_a_data_set(build: Build) -> None:
+    from datasets import Dataset
+
+    dataset = Dataset.from_list([{"prompt": "Air\n", "chosen": "Red", "rejected": "Low"}] * 2)
+    trainer = build(train_dataset=dataset)
+    trainer.train()
+    assert trainer.state.global_step == 1
+
+
+def test_old_checkpoints_are_pruned_but_the_best_is_kept(
+    build: Build, tmp_path: Path, catalogue: tuple[str, ...]
+) -> None:
+    """The hook's score is best at step 1; two newest are asked for; all that stand are marked complete."""
+    scores = iter([0.0, 9.0, 1.0, 2.0, 3.0, 4.0])  # before the first step, then after steps 1 … 5
+    trainer = build(
+        max_steps=5,
+        save_strategy="steps",
+        save_steps=1,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_total_limit=2,
+        metric_for_best_model="eval_score",
+        greater_is_better=True,
+        eval_dataset=world(3, catalogue, seed=4),
+        eval_hook=lambda logps: {"score": next(scores)},
+    )
+    trainer.train()
+    assert sorted(step_of(p) for p in (tmp_path / "run").glob("checkpoint-*")) == [1, 4, 5]
+    assert len(list_checkpoints(tmp_path / "run")) == 3
+
+
+def test_the_hook_gets_every_candidate_of_every_record(build: Build, catalogue: tuple[str, ...]) -> None:
+    seen: list[list[np.ndarray]] = []
+
+    def hook(logps: list[np.ndarray]) -> dict[str, float]:
+        seen.append(logps)
+        return {"rows": float(len(logps))}
+
+    trainer = build(eval_dataset=world(3, catalogue, n_rejected=5), eval_hook=hook)
+    assert trainer.evaluate()["eval_rows"] == 3.0
+    assert [len(logp_C) for logp_C in seen[0]] == [6, 6, 6]
+
+
+def test_impossible_requests_are_refused_before_training(build: Build, catalogue: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError, match="unknown loss 'dppo', did you mean 'dpo'"):
+        build(loss="dppo")
+    with pytest.raises(ConfigError, match="9 negatives were asked for, but a record has only 4"):
+        build(num_negatives=9)
+    with pytest.raises(PromptError, match="12 of 12 prompts with their longest completion exceed"):
+        build(max_length=5)
+    with pytest.raises(PromptError, match="2 of 2 prompts"):
+        build(train_dataset=[{"prompt": "Air " * 300, "chosen": "Red", "rejected": "Low"}] * 2)
+    with pytest.raises(ScoringError, match="unknown scoring 'quick'"):
+        build(scoring="quick")
+
+
+def test_a_wrong_mask_stops_the_run_before_the_first_step(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sirius_rec.scoring import packed
+
+    monkeypatch.setattr(packed, "attention_masks", lambda config, segment_BT, *rest: (segment_BT >= 0).long())
+    trainer = build()
+    with pytest.raises(ScoringError, match="disagrees with separate forward passes"):
+        trainer.train()
+    assert trainer.state.global_step == 0
