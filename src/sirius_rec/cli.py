@@ -223,6 +223,7 @@ def report(run: RunArg) -> None:
 
 # Faults of the place, not of the program: disk full, no permission, read-only, quota.
 _PLACE = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT)
+_INTERRUPTED = 130
 # click's own error for a wrong command line; typer brings its own copy of click, so it is reached through typer.
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
@@ -236,7 +237,7 @@ def main() -> None:
     """Entry point: what a user can mend becomes one line on stderr and exit code 2; a bug of ours a traceback."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="sirius", standalone_mode=False)
     except SiriusError as error:
         _fail(str(error))
     except _UsageError as error:
@@ -249,10 +250,11 @@ def main() -> None:
     except OSError as error:
         if error.errno not in _PLACE:
             raise
-        _fail(f"{error.filename or 'the disk'}: {error.strerror}: nothing more can be written or read there")
+        _fail(f"{error.filename or 'the disk'}: {error.strerror}: nothing more can be read or written there")
     except (KeyboardInterrupt, typer.Abort):
+        code = _INTERRUPTED
+    if code == _INTERRUPTED:  # newer typer answers Ctrl-C itself, with this code and no word
         print("sirius: stopped; start the same command again to go on", file=sys.stderr)
-        sys.exit(130)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -124,7 +124,7 @@ def gone(pid: int, within: float = 5.0) -> bool:
     return False
 
 
-PARENT = '''
+PARENT = """
 import sys
 from sirius_rec.recipes.schedule import Job, run_jobs
 import schedule_jobs
@@ -135,7 +135,7 @@ if __name__ == "__main__":
         run_jobs([Job(n, schedule_jobs.stay, (folder, n)) for n in "ab"], workers=2, threads=None, say=print)
     except KeyboardInterrupt:
         sys.exit(130)
-'''
+"""
 
 
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])

@@ -1,14 +1,14 @@
 """RUN/: where everything of a run lies, and whether it belongs to the configuration at hand.
 
-    RUN/
-      config.yaml  environment.json       what was run, on what
-      data/                               the prepared data set (schema.py)
-      backbone/                           tokenizer of the tiny backbone
-      pretrain/s<seed>/  sft/s<seed>/  align/<arm>/s<seed>/
-          metrics.jsonl  checkpoints/  best/  last/  done.json
-      reference/s<seed>.npz               cached log π_ref
-      scores/  generation/                score tables and greedy answers
-      results.json  diagnostics.json  report.html  figures/
+RUN/
+  config.yaml  environment.json       what was run, on what
+  data/                               the prepared data set (schema.py)
+  backbone/                           tokenizer of the tiny backbone
+  pretrain/s<seed>/  sft/s<seed>/  align/<arm>/s<seed>/
+      metrics.jsonl  checkpoints/  best/  last/  done.json
+  reference/s<seed>.npz               cached log π_ref
+  scores/  generation/                score tables and greedy answers
+  results.json  diagnostics.json  report.html  figures/
 """
 
 from __future__ import annotations

@@ -123,6 +123,7 @@ def _run_in_workers(
     ready: set[str] = set()
     running: dict[Future[None], tuple[Job, float]] = {}
     others = set(multiprocessing.active_children())
+    started_workers: set[BaseProcess] = set()
     pool = ProcessPoolExecutor(
         workers,
         mp_context=multiprocessing.get_context("spawn"),
@@ -137,10 +138,10 @@ def _run_in_workers(
                         future = pool.submit(job.run, *job.args)
                     running[future] = (waiting.pop(job.name), time.monotonic())
             assert running, f"jobs that wait for each other: {', '.join(waiting)}"
-            workers_now = set(multiprocessing.active_children()) - others
+            started_workers |= set(multiprocessing.active_children()) - others
             completed = wait(running, timeout=1.0, return_when=FIRST_COMPLETED).done
             # The pool may overlook the death of a worker that it started last; without this, we would wait for it.
-            if not completed and connection.wait([worker.sentinel for worker in workers_now], timeout=0):
+            if not completed and connection.wait([worker.sentinel for worker in started_workers], timeout=0):
                 raise BrokenProcessPool("a worker is gone")
             for future in completed:
                 job, started = running.pop(future)

@@ -8,6 +8,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +81,7 @@ def pretraining_records(dataset: Dataset, template: str, *, piece: int, epochs: 
             sequence = rng.permutation(sequence)
             offset = int(rng.integers(1, piece + 1))
             bounds = [0, *range(offset, len(sequence), piece), len(sequence)]
-            for start, end in zip(bounds, bounds[1:], strict=False):
+            for start, end in pairwise(bounds):
                 text = "\n".join(titles[i] for i in sequence[start:end])
                 out.append({"prompt": header, "chosen": text, "rejected": []})
     return out
@@ -198,9 +199,7 @@ def pretrain(path: str, seed: int) -> None:
     assert stage is not None
     if (folder / DONE).is_file():
         return
-    records = pretraining_records(
-        dataset, config.prompts.template, piece=stage.piece, epochs=stage.epochs, seed=seed
-    )
+    records = pretraining_records(dataset, config.prompts.template, piece=stage.piece, epochs=stage.epochs, seed=seed)
     stage = stage.model_copy(update={"examples_per_epoch": -(-len(records) // stage.epochs)})
     validation = _validation(config, dataset)
     if validation:

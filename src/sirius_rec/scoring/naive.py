@@ -27,5 +27,5 @@ def naive_logps(model: nn.Module, rows: Sequence[PromptCompletions], pad_id: int
     token_logp_RT = torch.log_softmax(logits_RTV, -1).gather(2, input_ids_RT[:, 1:, None])[..., 0]
     logp_R = token_logp_RT.masked_fill(~scored_RT[:, 1:], 0.0).sum(1)
     widest = max(len(row.completions) for row in rows)
-    per_row = logp_R.split([len(row.completions) for row in rows])
+    per_row = torch.split(logp_R, [len(row.completions) for row in rows])
     return torch.stack([torch.nn.functional.pad(logp_C, (0, widest - len(logp_C))) for logp_C in per_row])

@@ -41,11 +41,13 @@ def kept_logits(model: nn.Module, batch: PackedBatch) -> Tensor:
         "use_cache": False,
     }
     if "logits_to_keep" not in inspect.signature(base.forward).parameters:
-        return model(**inputs).logits[batch.keep_BT].float()
+        all_BTV: Tensor = model(**inputs).logits
+        return all_BTV[batch.keep_BT].float()
     if _keeps_by_mask():
-        return model(**inputs, logits_to_keep=batch.keep_BT).logits.float()
+        logits_NV: Tensor = model(**inputs, logits_to_keep=batch.keep_BT).logits
+        return logits_NV.float()
     columns = batch.keep_BT.any(0).nonzero()[:, 0]
-    logits_BUV = model(**inputs, logits_to_keep=columns).logits
+    logits_BUV: Tensor = model(**inputs, logits_to_keep=columns).logits
     return logits_BUV[batch.keep_BT[:, columns]].float()
 
 
@@ -59,7 +61,7 @@ class _TokenLogp(torch.autograd.Function):
         return logits_NV[row_M, token_M] - log_total_N[row_M]
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         logits_NV, log_total_N, row_M, token_M = ctx.saved_tensors
         (grad_M,) = grads
         grad_N = torch.zeros_like(log_total_N).index_add_(0, row_M, grad_M)
@@ -76,5 +78,7 @@ def packed_logps(model: nn.Module, batch: PackedBatch) -> Tensor:
     """
     logits_NV = kept_logits(model, batch)
     real = batch.token_BCL
-    token_logp_M = _TokenLogp.apply(logits_NV, batch.source_BCL[real], batch.target_BCL[real])
+    token_logp_M: Tensor = _TokenLogp.apply(  # type: ignore[no-untyped-call]
+        logits_NV, batch.source_BCL[real], batch.target_BCL[real]
+    )
     return logits_NV.new_zeros(real.shape).masked_scatter(real, token_logp_M).sum(2)

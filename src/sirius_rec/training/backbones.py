@@ -54,9 +54,7 @@ def load_trained(folder: Path, base: str | Path, *, dtype: str = "float32", atte
     """A model that a stage saved: the whole model, or an adapter (trainable) on `base`. RunError if it is damaged."""
     try:
         if not is_adapter(folder):
-            return AutoModelForCausalLM.from_pretrained(
-                str(folder), dtype=DTYPES[dtype], attn_implementation=attention
-            )
+            return AutoModelForCausalLM.from_pretrained(str(folder), dtype=DTYPES[dtype], attn_implementation=attention)
         from peft import PeftModel
 
         return PeftModel.from_pretrained(

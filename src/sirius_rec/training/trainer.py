@@ -171,9 +171,7 @@ class SiriusTrainer(Trainer):
         model = self.model.to(self.args.device)
         tokens = self.args.eval_batch_tokens
         with self.compute_loss_context_manager():
-            return score_rows(
-                model, rows, self.encoder.pad_id, mode=self.scoring, max_tokens=tokens, progress=progress
-            )
+            return score_rows(model, rows, self.encoder.pad_id, mode=self.scoring, max_tokens=tokens, progress=progress)
 
     # a step
 

@@ -1,0 +1,154 @@
+"""The real command: a whole run, and that one killed in mid-alignment ends with the same bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sirius_rec import cli
+from sirius_rec.data.store import open_dataset
+from sirius_rec.evaluation.results import FLOORS, read_results
+from sirius_rec.evaluation.tables import read_tables
+
+MINI = Path(__file__).resolve().parents[1] / "mini.yaml"
+Here = Callable[..., tuple[Any, str]]
+ARMS = ("dpo_sirius", "softmax_dpo")
+
+
+def command(out: Path, *overrides: str) -> list[str]:
+    return [sys.executable, "-m", "sirius_rec.cli", "run", str(MINI), *overrides, "--out", str(out)]
+
+
+def finish(out: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(out, *overrides), capture_output=True, text=True, timeout=120, check=False)
+
+
+def kill_in_alignment(out: Path, *overrides: str) -> Path:
+    """Start a run, kill it as soon as an alignment has a whole checkpoint; the arm's folder."""
+    process = subprocess.Popen(command(out, *overrides), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 90
+    try:
+        while time.monotonic() < deadline and process.poll() is None:
+            for marker in out.glob("align/*/s0/checkpoints/checkpoint-*/complete.json"):
+                process.kill()
+                process.wait()
+                return marker.parents[2]
+            time.sleep(0.002)
+    finally:
+        process.kill()
+        process.wait()
+    pytest.fail("the run ended before it could be killed in mid-alignment")
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Here:
+    """The command in this process, which has imported torch already: exit code and stderr."""
+
+    def call(out: Path, *overrides: str) -> tuple[Any, str]:
+        monkeypatch.setattr(sys, "argv", ["sirius", *command(out, *overrides)[3:]])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return ended.value.code, capfd.readouterr().err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The uninterrupted run."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    done = finish(out)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert "results: " in done.stdout and "DPO + SIRIUS" in done.stdout
+    return out
+
+
+def test_the_run_folder(whole: Path) -> None:
+    names = {str(path.relative_to(whole)) for path in whole.rglob("*") if path.is_file()}
+    slates = "test-uniform-6-s0"
+    wanted = {"config.yaml", "environment.json", "results.json", "diagnostics.json", "report.html", "reference/s0.npz"}
+    wanted |= {"data/items.parquet", "data/examples.parquet", "data/dataset.json", f"data/slates/{slates}.parquet"}
+    wanted |= {f"scores/{method}-s0-{slates}-best.parquet" for method in ("sft", *ARMS, *FLOORS)}
+    wanted |= {f"generation/{method}-s0-{slates}-best.json" for method in ("sft", *ARMS)}
+    for stage in ("pretrain", "sft", *(f"align/{arm}" for arm in ARMS)):
+        wanted |= {f"{stage}/s0/{file}" for file in ("metrics.jsonl", "done.json", "best/config.json")}
+    assert wanted - names == set()
+    assert not [name for name in names if "checkpoint-" in name or "tmp" in name or "partial" in name]
+    assert any(name.startswith("figures/") and name.endswith(".svg") for name in names)
+
+
+def test_results(whole: Path) -> None:
+    results = read_results(whole / "results.json")
+    rows = open_dataset(whole / "data").examples("test").height
+    assert {(row["method"], row["n"]) for row in results["summary"]} == {(m, rows) for m in ("sft", *ARMS, *FLOORS)}
+    for row in results["rows"]:
+        assert 0 <= row["hr@1_low"] <= row["hr@1"] <= row["hr@1_high"] <= 1
+        assert row["n_generated"] == (None if row["method"] in FLOORS else 20)
+    # the tables hold what results.json says: HR@1 of SFT by hand, no ties among floats
+    table = next(t for t in read_tables(whole / "scores") if t.method == "sft")
+    targets = open_dataset(whole / "data").examples("test")["target"].to_list()
+    tops = [
+        slate[max(range(len(slate)), key=scores.__getitem__)]
+        for slate, scores in zip(table.frame["candidates"].to_list(), table.frame["scores"].to_list(), strict=True)
+    ]
+    hits = sum(top == target for top, target in zip(tops, targets, strict=True)) / rows
+    sft = next(row for row in results["summary"] if row["method"] == "sft")
+    assert sft["hr@1"] == pytest.approx(hits)
+    assert {test["method"] for test in results["paired"]} == {"sft", "dpo_sirius"}
+    assert [point["epoch"] for point in results["curves"]["dpo_sirius"]["0"]] == [0, 1, 2]
+
+
+def test_a_finished_run_started_again_changes_nothing(whole: Path, here: Here) -> None:
+    before = (whole / "results.json").read_bytes()
+    trained = {path: path.stat().st_mtime_ns for path in whole.rglob("*.safetensors")}
+    assert here(whole) == (0, "")
+    assert (whole / "results.json").read_bytes() == before
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*.safetensors")} == trained
+
+
+def test_killed_then_damaged_then_resumed(whole: Path, tmp_path: Path, here: Here) -> None:
+    """SIGKILL in mid-alignment; a truncated checkpoint is one line; without it the run goes on to the same bytes."""
+    out = tmp_path / "run"
+    arm = kill_in_alignment(out)
+    assert not (arm / "done.json").exists() and not (out / "results.json").exists()
+    marked = sorted(
+        (marker.parent for marker in arm.glob("checkpoints/*/complete.json")),
+        key=lambda checkpoint: int(checkpoint.name.removeprefix("checkpoint-")),
+    )
+    weights = marked[-1] / "model.safetensors"
+    os.truncate(weights, weights.stat().st_size // 2)
+    code, errors = here(out)
+    assert code == 2
+    assert re.fullmatch(rf"sirius: {marked[-1]}: checkpoint is damaged, model\.safetensors has .*\n", errors)
+    assert "delete this folder" in errors
+    for file in marked[-1].iterdir():
+        file.unlink()
+    marked[-1].rmdir()
+    done = finish(out)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (out / "results.json").read_bytes() == (whole / "results.json").read_bytes()
+
+
+def test_killed_with_workers_then_resumed(whole: Path, tmp_path: Path, here: Here) -> None:
+    """The same with two trainings side by side: their number changes nothing that comes out."""
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)  # up to the alignment, to save its time
+    for made in ("align", "scores", "generation"):
+        shutil.rmtree(out / made)
+    (out / "results.json").unlink()
+    arm = kill_in_alignment(out, "compute.jobs=2")
+    newest = max(int(path.name.removeprefix("checkpoint-")) for path in arm.glob("checkpoints/checkpoint-*"))
+    assert here(out, "compute.jobs=2") == (0, "")
+    assert newest > 0 and json.loads((arm / "done.json").read_text())["steps"] > newest
+    assert (out / "results.json").read_bytes() == (whole / "results.json").read_bytes()

@@ -1,0 +1,327 @@
+"""The command line: help with examples, and for bad input one line on stderr, exit code 2, nothing half written."""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sirius_rec import cli
+from sirius_rec.config import load_config
+
+MINI = Path(__file__).resolve().parent / "mini.yaml"
+COMMANDS = [command.name or command.callback.__name__ for command in cli.app.registered_commands]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+
+Sirius = Callable[..., Outcome]
+
+
+@pytest.fixture
+def sirius(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Sirius:
+    """sirius("run", …) → exit code, stdout and stderr of the command, run in this process."""
+
+    def call(*arguments: Any) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["sirius", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capfd.readouterr()
+        assert isinstance(ended.value.code, int)
+        return Outcome(ended.value.code, out, err)
+
+    return call
+
+
+@pytest.fixture
+def refused(sirius: Sirius) -> Callable[..., str]:
+    """The one line on stderr of a command that ends with exit code 2, without `sirius: `."""
+
+    def call(*arguments: Any) -> str:
+        outcome = sirius(*arguments)
+        assert outcome.code == 2, outcome.err
+        assert outcome.err.startswith("sirius: ") and outcome.err.count("\n") == 1, outcome.err
+        return outcome.err.strip().removeprefix("sirius: ")
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole miniature run. Copy it before changing anything."""
+    from sirius_rec.recipes.run_folder import open_run
+    from sirius_rec.recipes.story import STAGES, finish, run_stages
+
+    config = load_config(MINI, ["evaluation.generation_rows=0"])
+    run = open_run(tmp_path_factory.mktemp("cli") / "run", config)
+    run_stages(run, config, STAGES, lambda line: None)
+    finish(run, config, lambda line: None)
+    return run.path
+
+
+# help
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example(sirius: Sirius, command: str) -> None:
+    outcome = sirius(command, "--help")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert f"Example: sirius {command}" in outcome.out
+    assert max(map(len, outcome.out.splitlines())) <= 80
+
+
+def test_sirius_alone_shows_the_commands(sirius: Sirius) -> None:
+    for outcome in (sirius(), sirius("--help")):
+        assert outcome.code == 0
+        assert set(COMMANDS) <= set(outcome.out.split())
+
+
+def test_wrong_command_lines(refused: Callable[..., str]) -> None:
+    assert refused("runn").startswith("No such command 'runn'.")
+    assert refused("run").startswith("Missing argument 'CONFIG'. See `sirius run --help`.")
+    assert refused("run", "demo", "--oout", "x").startswith("No such option: --oout")
+
+
+# bad configuration
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["no_such.yaml"], r"no_such\.yaml: cannot read the configuration \(No such file or directory\)"),
+        ([MINI, "sft.epoch=3"], r".*mini\.yaml: unknown key 'sft\.epoch', did you mean 'sft\.epochs'\?"),
+        ([MINI, "sft.epochs"], r"override 'sft\.epochs': write it as key=value, for example align\.epochs=3"),
+        ([MINI, "align.beta=0"], r".*align\.beta: must be greater than 0, got 0"),
+        ([MINI, "data.source=tabel"], r"source 'tabel' is unknown; use one of table, windows, .*"),
+        ([MINI, "data.source=table"], r"source 'table' needs an input; name its file or folder"),
+        ([MINI, "data.options={genres: 3}"], r"source 'simulated' has no option 'genres'; it has .*"),
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "sft"])
+def test_bad_configurations_leave_nothing(
+    refused: Callable[..., str], tmp_path: Path, command: str, arguments: list[Any], message: str
+) -> None:
+    assert re.fullmatch(message, refused(command, *arguments, "--out", tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_unknown_key_in_a_file(refused: Callable[..., str], tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("algin: {epochs: 3}\n")
+    assert refused("run", file, "--out", tmp_path / "run") == f"{file}: unknown key 'algin', did you mean 'align'?"
+
+
+def test_a_json_file_that_cannot_be_written_is_said_first(refused: Callable[..., str], tmp_path: Path) -> None:
+    said = refused("run", MINI, "--out", tmp_path / "run", "--json", tmp_path / "no" / "x.json")
+    assert said.endswith(f"the folder {tmp_path / 'no'} does not exist: make it first")
+    assert not (tmp_path / "run").exists()
+
+
+# bad data
+
+
+@pytest.mark.parametrize(
+    ("events", "message"),
+    [
+        ("user_id,item_id\n1,a\n", r".*events\.csv.*timestamp.*"),
+        (
+            "user_id,item_id,timestamp\n1,a,5\n1,b,yesterday\n",
+            r".*events\.csv, line 3: timestamp does not parse: 'yesterday'; give .*",
+        ),
+    ],
+)
+def test_bad_tables(refused: Callable[..., str], tmp_path: Path, events: str, message: str) -> None:
+    (tmp_path / "events.csv").write_text(events)
+    (tmp_path / "items.csv").write_text("item_id,title\na,A\nb,B\n")
+    said = refused("prepare", "--source", "table", "--input", tmp_path / "events.csv", "--out", tmp_path / "data")
+    assert re.fullmatch(message, said), said
+    said = refused(
+        "run", MINI, "data.options={}", "data.source=table", f"data.input={tmp_path / 'events.csv'}",
+        "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert re.fullmatch(message, said), said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["events.csv", "items.csv"]
+
+
+def test_a_missing_input(refused: Callable[..., str], tmp_path: Path) -> None:
+    said = refused("prepare", "--source", "windows", "--input", tmp_path / "no.jsonl", "--out", tmp_path / "data")
+    assert "no.jsonl" in said
+    assert not list(tmp_path.iterdir())
+
+
+# prepare
+
+
+def test_prepare_by_configuration(sirius: Sirius, tmp_path: Path) -> None:
+    outcome = sirius(
+        "prepare", MINI, "data.slates=[{size: 4, seed: 3}]", "--out", tmp_path / "data", "--json", tmp_path / "i.json"
+    )
+    assert (outcome.code, outcome.err) == (0, "")
+    assert (tmp_path / "data" / "slates" / "train-uniform-4-s3.parquet").is_file()
+    info = json.loads((tmp_path / "i.json").read_text())
+    assert info["recipe"]["options"]["n_users"] == 60
+    assert "test-uniform-4-s3" in info["slates"]
+
+
+def test_prepare_by_source(sirius: Sirius, tmp_path: Path) -> None:
+    """Two users, windows of two: overrides reach the data section; a folder whose name looks like YAML is a name."""
+    folder = tmp_path / "12: x"
+    folder.mkdir()
+    rows = [f"{user},{item},{100 * user + at}" for user in range(20) for at, item in enumerate("abcdefgh")]
+    (folder / "events.csv").write_text("user_id,item_id,timestamp\n" + "\n".join(rows) + "\n")
+    (folder / "items.csv").write_text("item_id,title\n" + "".join(f"{i},T {i}\n" for i in "abcdefghijkl"))
+    window, slates = "data.window={max_history: 2, min_history: 2}", "data.slates=[{size: 3}]"
+    outcome = sirius(
+        "prepare", window, slates, "--source", "table", "--input", folder / "events.csv", "--out", tmp_path / "data"
+    )
+    assert (outcome.code, outcome.err) == (0, "")
+    info = json.loads((tmp_path / "data" / "dataset.json").read_text())
+    assert sum(info["statistics"]["rows"].values()) == 20 * 6
+    assert set(info["slates"]) == {f"{split}-uniform-3-s0" for split in ("train", "val", "test")}
+
+
+def test_prepare_needs_one_of_both(refused: Callable[..., str], tmp_path: Path) -> None:
+    assert refused("prepare", "--out", tmp_path / "d") == "prepare: give either a CONFIG or --source (with --input)"
+    assert refused("prepare", MINI, "--source", "table", "--out", "d").startswith("prepare: give either")
+    assert refused("prepare", MINI) == "prepare: say where to write with --out DATA"
+    assert "--input goes with --source" in refused("prepare", MINI, "--input", tmp_path, "--out", "d")
+
+
+# run folders
+
+
+@pytest.mark.parametrize("command", ["evaluate", "diagnose", "report"])
+def test_no_run_folder(refused: Callable[..., str], tmp_path: Path, command: str) -> None:
+    said = refused(command, tmp_path)
+    assert said == f"{tmp_path}: not a run folder (no config.yaml): make one with `sirius run CONFIG`"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_of_another_configuration(refused: Callable[..., str], finished: Path) -> None:
+    before = (finished / "config.yaml").read_bytes()
+    said = refused("run", MINI, "sft.epochs=2", "--out", finished)
+    assert "made with another configuration (" in said and said.endswith("choose another --out")
+    assert (finished / "config.yaml").read_bytes() == before
+
+
+def test_evaluate_diagnose_report(sirius: Sirius, finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    results = (run / "results.json").read_bytes()
+    for name in ("results.json", "report.html", "diagnostics.json"):
+        (run / name).unlink()
+    outcome = sirius("evaluate", run, "--json", tmp_path / "r.json")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "Item-kNN (directed)" in outcome.out and "DPO + SIRIUS" in outcome.out
+    assert (run / "results.json").read_bytes() == results
+    assert json.loads((tmp_path / "r.json").read_text()) == json.loads(results)
+    outcome = sirius("diagnose", run)
+    assert outcome.code == 0 and "HR@1 first / peak / last" in outcome.out
+    assert (run / "diagnostics.json").is_file()
+    assert sirius("report", run).code == 0
+    assert (run / "report.html").is_file()
+
+
+# errors while a run is under way
+
+
+def test_a_context_too_small_is_said_before_training(refused: Callable[..., str], tmp_path: Path) -> None:
+    said = refused("run", MINI, "backbone.tiny.context=12", "--out", tmp_path / "run")
+    assert re.fullmatch(
+        r"slates test-uniform-6-s0: (\d+) of \1 prompts with the longest title exceed the context of 12 tokens "
+        r"\(longest: \d+\): use shorter histories, smaller slates or a longer context",
+        said,
+    ), said
+    assert not (tmp_path / "run" / "pretrain").exists()
+
+
+@pytest.fixture
+def before_alignment(finished: Path, tmp_path: Path) -> Callable[..., Path]:
+    """copy("align.x=1", …) → a run of those overrides that stands where alignment begins."""
+
+    def copy(*overrides: str) -> Path:
+        run = tmp_path / "run"
+        shutil.copytree(finished, run)
+        for made in ("align", "scores"):
+            shutil.rmtree(run / made)
+        for made in ("results.json", "report.html", "diagnostics.json"):
+            (run / made).unlink()
+        config = load_config(MINI, ["evaluation.generation_rows=0", *overrides])
+        (run / "config.yaml").write_text(config.to_yaml())
+        return run
+
+    return copy
+
+
+DIVERGES = ["evaluation.generation_rows=0", "align.learning_rate=1e12", "align.warmup=0", "align.save_steps=1"]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_divergence(refused: Callable[..., str], before_alignment: Callable[..., Path], jobs: int) -> None:
+    """NaN in training, in this process or in a worker: the step, the way out, and what was saved stays."""
+    run = before_alignment(*DIVERGES[1:])
+    said = refused("run", MINI, *DIVERGES, f"compute.jobs={jobs}", "--out", run)
+    assert re.search(r"after step \d+", said), said
+    assert "lower the learning rate" in said
+    assert (run / "sft" / "s0" / "done.json").is_file()
+    assert not list(run.glob("align/*/s0/done.json")) and not (run / "results.json").exists()
+
+
+def test_a_bug_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def broken(*arguments: Any) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("sirius_rec.recipes.story.run_stages", broken)
+    monkeypatch.setattr(sys, "argv", ["sirius", "run", str(MINI), "--out", str(tmp_path / "run")])
+    with pytest.raises(ZeroDivisionError):
+        cli.main()
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "message"),
+    [
+        (KeyboardInterrupt(), 130, "sirius: stopped; start the same command again to go on\n"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/data/x"),
+            2,
+            "sirius: /data/x: No space left on device: nothing more can be read or written there\n",
+        ),
+    ],
+)
+def test_faults_of_the_place(
+    monkeypatch: pytest.MonkeyPatch, sirius: Sirius, tmp_path: Path, raised: BaseException, code: int, message: str
+) -> None:
+    def stop(*arguments: Any) -> None:
+        raise raised
+
+    monkeypatch.setattr("sirius_rec.recipes.story.run_stages", stop)
+    outcome = sirius("run", MINI, "--out", tmp_path / "run")
+    assert (outcome.code, outcome.err) == (code, message)
+
+
+def test_as_a_command() -> None:
+    """The installed module itself, in a process of its own; help needs no framework."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "sirius_rec.cli", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "Commands:" in done.stdout
+    imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
+    assert imported & {"torch", "polars", "transformers", "matplotlib"} == set()
