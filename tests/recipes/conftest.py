@@ -36,11 +36,11 @@ class Trained:
 def trained(mini: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """Data, SFT and the reference cache of the miniature run. Copy it before changing anything."""
     from sirius_rec.data.store import open_dataset
-    from sirius_rec.recipes import training
+    from sirius_rec.recipes import reference
     from sirius_rec.recipes.story import run_stages
 
     config = mini()
     run = open_run(tmp_path_factory.mktemp("mini") / "run", config)
     run_stages(run, config, ("sft",), lambda line: None)
-    training.reference(str(run.path), 0)
+    reference.reference(str(run.path), 0)
     return Trained(run, config, open_dataset(run.data))

@@ -14,7 +14,7 @@ from transformers import TrainerControl, TrainerState
 from sirius_rec.config import Config
 from sirius_rec.errors import ConfigError
 from sirius_rec.prompts.templates import get_template
-from sirius_rec.recipes import training
+from sirius_rec.recipes import records as recipe_records
 from sirius_rec.recipes.arguments import accumulation
 from sirius_rec.recipes.callbacks import EpochLines
 from sirius_rec.schema import SlateName
@@ -26,7 +26,7 @@ def test_slate_records(trained: Any) -> None:
     dataset = trained.dataset
     titles = dataset.titles
     rows = np.array([5, 0, 17])
-    records = training.slate_records(dataset, TRAIN, "generic", rows)
+    records = recipe_records.slate_records(dataset, TRAIN, "generic", rows)
     examples, slates = dataset.examples("train"), dataset.slates(TRAIN)
     for record, r in zip(records, rows.tolist(), strict=True):
         target, shown = examples["target"][r], slates["candidates"][r].to_list()
@@ -35,39 +35,42 @@ def test_slate_records(trained: Any) -> None:
         assert len(record["rejected"]) == 5 and record["chosen"] not in record["rejected"]
         history = [titles[i] for i in examples["history"][r]]
         assert record["prompt"] == get_template("generic").render(history, [titles[i] for i in shown])
-    assert len(training.slate_records(dataset, TRAIN, "generic")) == examples.height
+    assert len(recipe_records.slate_records(dataset, TRAIN, "generic")) == examples.height
 
 
 def test_pretraining_reads_train_histories_only(trained: Any) -> None:
     """Every epoch holds each training user's items once, in pieces; nobody else's order or items."""
     dataset = trained.dataset
     wanted = Counter(dataset.titles[i] for sequence in dataset.train_sequences() for i in sequence)
-    records = training.pretraining_records(dataset, "generic", piece=4, epochs=3, seed=1)
+    records = recipe_records.pretraining_records(dataset, "generic", piece=4, epochs=3, seed=1)
     read = Counter(title for record in records for title in record["chosen"].split("\n"))
     assert read == Counter({title: 3 * count for title, count in wanted.items()})
     assert max(len(record["chosen"].split("\n")) for record in records) <= 4
     assert {record["prompt"] for record in records} == {get_template("generic").history + "\n"}
-    assert records == training.pretraining_records(dataset, "generic", piece=4, epochs=3, seed=1)
-    assert records != training.pretraining_records(dataset, "generic", piece=4, epochs=3, seed=2)
+    assert records == recipe_records.pretraining_records(dataset, "generic", piece=4, epochs=3, seed=1)
+    assert records != recipe_records.pretraining_records(dataset, "generic", piece=4, epochs=3, seed=2)
 
 
 def test_stage_rows(mini: Callable[..., Config]) -> None:
     few = mini("align.epochs=2", "align.examples_per_epoch=30").align
-    rows = training.stage_rows(1000, few, 0, 3)
+    rows = recipe_records.stage_rows(1000, few, 0, 3)
     assert len(rows) == 60 == len(set(rows.tolist()))
     assert rows.tolist() == sorted(rows.tolist()) and rows[-1] < 1000
-    assert rows.tolist() == training.stage_rows(1000, few, 0, 3).tolist()
-    assert rows.tolist() != training.stage_rows(1000, few, 1, 3).tolist()
-    assert rows.tolist() != training.stage_rows(1000, few, 0, 2).tolist()
-    assert training.stage_rows(50, few, 0, 3).tolist() == list(range(50))
-    assert training.stage_rows(7, mini().align, 0, 3).tolist() == list(range(7))
+    assert rows.tolist() == recipe_records.stage_rows(1000, few, 0, 3).tolist()
+    assert rows.tolist() != recipe_records.stage_rows(1000, few, 1, 3).tolist()
+    assert rows.tolist() != recipe_records.stage_rows(1000, few, 0, 2).tolist()
+    assert recipe_records.stage_rows(50, few, 0, 3).tolist() == list(range(50))
+    assert recipe_records.stage_rows(7, mini().align, 0, 3).tolist() == list(range(7))
 
 
 def test_validation_rows_are_the_same_for_everybody(mini: Callable[..., Config]) -> None:
-    rows = training.validation_rows(mini("evaluation.validation_rows=10"), 200)
+    rows = recipe_records.validation_rows(mini("evaluation.validation_rows=10"), 200)
     assert len(set(rows.tolist())) == 10
-    assert rows.tolist() == training.validation_rows(mini("evaluation.validation_rows=10", "seeds=[3]"), 200).tolist()
-    assert training.validation_rows(mini(), 20).tolist() == list(range(20))
+    assert (
+        rows.tolist()
+        == recipe_records.validation_rows(mini("evaluation.validation_rows=10", "seeds=[3]"), 200).tolist()
+    )
+    assert recipe_records.validation_rows(mini(), 20).tolist() == list(range(20))
 
 
 @pytest.mark.parametrize(("batch", "micro", "processes", "steps"), [(128, 128, 1, 1), (128, 16, 1, 8), (128, 16, 4, 2)])

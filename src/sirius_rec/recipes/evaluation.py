@@ -13,8 +13,9 @@ from sirius_rec.config import Config
 from sirius_rec.errors import ConfigError, RunError
 from sirius_rec.evaluation.results import build_results, read_results, write_results
 from sirius_rec.evaluation.tables import ScoreTable, read_tables, table_name, write_table
+from sirius_rec.recipes.job import Ticker, open_job
+from sirius_rec.recipes.models import load_run_tokenizer, load_stage_model, place
 from sirius_rec.recipes.run_folder import RunFolder, versions, write_json
-from sirius_rec.recipes.training import Ticker, _open, load_run_tokenizer, load_stage_model, place
 from sirius_rec.schema import CANDIDATES, HISTORY, ROW_ID, TARGET, USER_ID, SlateName
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def floors(path: str) -> None:
     """Job: score the floors that need no language model."""
     from sirius_rec.rankers.floors import DirectedItemKNN, ItemKNN, Popularity, RandomRanker
 
-    run, config, dataset = _open(path)
+    run, config, dataset = open_job(path)
     names = test_slates(config, dataset)
     if all(_all_there(run, config, method, 0, slates) for method in FLOOR_LABELS for slates in names):
         return
@@ -82,7 +83,7 @@ def evaluate_model(path: str, method: str, seed: int) -> None:
     from sirius_rec.prompts.templates import get_template
     from sirius_rec.rankers.llm import LLMRanker
 
-    run, config, dataset = _open(path)
+    run, config, dataset = open_job(path)
     folder = run.stage(method, seed)
     encoder = Encoder(load_run_tokenizer(run, config), chat=config.prompts.chat)
     done = json.loads((folder / "done.json").read_text())

@@ -40,7 +40,9 @@ def check_prompts(run: RunFolder, config: Config, dataset: Dataset) -> None:
     from sirius_rec.prompts.encoding import Encoder
     from sirius_rec.prompts.templates import get_template
     from sirius_rec.recipes.evaluation import test_slates
-    from sirius_rec.recipes.training import DONE, load_run_tokenizer, train_slates
+    from sirius_rec.recipes.models import load_run_tokenizer
+    from sirius_rec.recipes.records import train_slates
+    from sirius_rec.recipes.training import DONE
 
     if all((run.stage("sft", seed) / DONE).is_file() for seed in config.seeds):
         return

@@ -44,7 +44,7 @@ def prepare_data(config: Config, out: RunFolder | None, say: Say, path: object =
 
 def stage_jobs(run: RunFolder, config: Config, stages: Iterable[str]) -> list[Job]:
     """Jobs of the training and scoring stages, each after what it needs."""
-    from sirius_rec.recipes import evaluation, training
+    from sirius_rec.recipes import evaluation, reference, training
 
     wanted = set(stages)
     path = str(run.path)
@@ -57,7 +57,7 @@ def stage_jobs(run: RunFolder, config: Config, stages: Iterable[str]) -> list[Jo
                 jobs.append(Job(f"pretrain s{seed}", training.pretrain, (path, seed)))
             jobs.append(Job(f"sft s{seed}", training.sft, (path, seed), frozenset({f"pretrain s{seed}"})))
         if "align" in wanted and references:
-            jobs.append(Job(f"reference s{seed}", training.reference, (path, seed), frozenset({f"sft s{seed}"})))
+            jobs.append(Job(f"reference s{seed}", reference.reference, (path, seed), frozenset({f"sft s{seed}"})))
     if "align" in wanted:
         for arm in config.arms:
             for seed in config.seeds:
@@ -78,7 +78,7 @@ STAGES = ("sft", "align", "evaluate")
 
 def run_stages(run: RunFolder, config: Config, stages: Iterable[str], say: Say) -> None:
     """Prepare what is missing and run `stages` (of `STAGES`) in order, resuming what a killed run left."""
-    from sirius_rec.recipes import training
+    from sirius_rec.recipes import models
     from sirius_rec.recipes.preflight import check_prompts
 
     try:
@@ -86,7 +86,7 @@ def run_stages(run: RunFolder, config: Config, stages: Iterable[str], say: Say) 
     except SiriusError:
         run.discard_if_empty()
         raise
-    training.prepare_backbone(run, config, dataset)
+    models.prepare_backbone(run, config, dataset)
     check_prompts(run, config, dataset)
     run_jobs(stage_jobs(run, config, stages), workers=config.compute.jobs, threads=config.compute.threads, say=say)
 

@@ -1,0 +1,133 @@
+"""Frozen slates and histories → records, and which rows a stage sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sirius_rec.config import Config, StageSection
+from sirius_rec.schema import CANDIDATES, HISTORY, ROW_ID, TARGET, UTILITY, SlateName
+
+if TYPE_CHECKING:
+    from sirius_rec.data.store import Dataset
+
+Record = dict[str, Any]
+# Independent random streams of one seed, so that stages do not share their draws.
+PRETRAIN_STREAM, SFT_STREAM, ALIGN_STREAM = 1, 2, 3
+
+
+def slate_records(dataset: Dataset, name: SlateName, template: str, rows: np.ndarray | None = None) -> list[Record]:
+    """TRL-style records of frozen slates: prompt, chosen (the target's title), rejected (the others, in slate order).
+
+    rows: numbers of the rows to take, in that order; None for all.
+    """
+    from sirius_rec.prompts.templates import get_template
+
+    form = get_template(template)
+    titles = dataset.titles
+    examples = dataset.examples(name.split)
+    slates = dataset.slates(name)
+    histories, targets = examples[HISTORY].to_list(), examples[TARGET].to_list()
+    candidates = slates[CANDIDATES].to_list()
+    out = []
+    for r in range(len(targets)) if rows is None else rows.tolist():
+        shown = [titles[i] for i in candidates[r]]
+        chosen = titles[targets[r]]
+        out.append(
+            {
+                "prompt": form.render([titles[i] for i in histories[r]], shown),
+                "chosen": chosen,
+                "rejected": [title for title in shown if title != chosen],
+            }
+        )
+    return out
+
+
+def pretraining_records(dataset: Dataset, template: str, *, piece: int, epochs: int, seed: int) -> list[Record]:
+    """Training histories as plain text, `epochs` times, each time in another random order and cut.
+
+    prompt = the template's first line, chosen = the titles. The shuffling teaches what goes together, which small data
+    can teach without being learnt by heart; the order of events is left to SFT.
+    """
+    from sirius_rec.prompts.templates import get_template
+
+    header = get_template(template).history + "\n"
+    titles = dataset.titles
+    rng = np.random.default_rng([seed, PRETRAIN_STREAM])
+    sequences = dataset.train_sequences()
+    out: list[Record] = []
+    for _ in range(epochs):
+        for sequence in sequences:
+            sequence = rng.permutation(sequence)
+            offset = int(rng.integers(1, piece + 1))
+            bounds = [0, *range(offset, len(sequence), piece), len(sequence)]
+            for start, end in pairwise(bounds):
+                text = "\n".join(titles[i] for i in sequence[start:end])
+                out.append({"prompt": header, "chosen": text, "rejected": []})
+    return out
+
+
+def continuation_records(dataset: Dataset, name: SlateName, template: str, rows: np.ndarray) -> list[Record]:
+    """Slates as a text continued: prompt = the history without the slate, candidates = its possible next lines."""
+    from sirius_rec.prompts.templates import get_template
+
+    header = get_template(template).history
+    titles = dataset.titles
+    histories = dataset.examples(name.split)[HISTORY].to_list()
+    out = slate_records(dataset, name, template, rows)
+    for record, r in zip(out, rows.tolist(), strict=True):
+        record["prompt"] = "\n".join([header, *(titles[i] for i in histories[r])])
+    return out
+
+
+def train_slates(config: Config) -> SlateName:
+    """The slates that training uses."""
+    slate = next(s for s in config.data.slates if "train" in s.splits)
+    return SlateName("train", slate.protocol, slate.size, slate.seed)
+
+
+def stage_rows(n_rows: int, stage: StageSection, seed: int, tag: int) -> np.ndarray:
+    """The training rows that a stage will see at all: those of its epochs, a seeded choice without replacement."""
+    wanted = n_rows if stage.examples_per_epoch is None else min(n_rows, stage.epochs * stage.examples_per_epoch)
+    return np.sort(np.random.default_rng([seed, tag]).permutation(n_rows)[:wanted])
+
+
+def validation_rows(config: Config, n_rows: int) -> np.ndarray:
+    """The validation rows ranked after each epoch; the same for every seed and arm."""
+    wanted = min(n_rows, config.evaluation.validation_rows or n_rows)
+    return np.sort(np.random.default_rng(0).permutation(n_rows)[:wanted])
+
+
+def validation_set(config: Config, dataset: Dataset) -> dict[str, Any] | None:
+    """Validation records and, in a simulated world, the hook that measures true reward on them."""
+    name = train_slates(config)
+    name = SlateName("val", name.protocol, name.size, name.seed)
+    if str(name) not in dataset.slate_names or not dataset.examples("val").height:
+        return None
+    rows = validation_rows(config, dataset.examples("val").height)
+    records = slate_records(dataset, name, config.prompts.template, rows)
+    return {"records": records, "hook": true_reward_hook(dataset, name, rows)}
+
+
+def true_reward_hook(dataset: Dataset, name: SlateName, rows: np.ndarray) -> Callable[..., dict[str, float]] | None:
+    """Metric of a simulated world: mean true reward of the model's choice, 1 the best possible, 0 a random one."""
+    truth = dataset.truth(name)
+    if truth is None:
+        return None
+    from sirius_rec.evaluation.metrics import true_reward
+
+    joined = dataset.slates(name).join(truth, on=ROW_ID, how="left", maintain_order="left")
+    candidates, utilities = joined[CANDIDATES].to_list(), joined[UTILITY].to_list()
+    targets = dataset.examples(name.split)[TARGET].to_list()
+    ordered = []
+    for r in rows.tolist():
+        at = candidates[r].index(targets[r])
+        ordered.append(np.array([utilities[r][at], *utilities[r][:at], *utilities[r][at + 1 :]]))
+
+    def hook(logps: list[np.ndarray]) -> dict[str, float]:
+        return {"true_reward": float(true_reward(logps, ordered).mean())}
+
+    return hook
