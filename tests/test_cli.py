@@ -107,7 +107,7 @@ def test_wrong_command_lines(refused: Callable[..., str]) -> None:
         ([MINI, "sft.epoch=3"], r".*mini\.yaml: unknown key 'sft\.epoch', did you mean 'sft\.epochs'\?"),
         ([MINI, "sft.epochs"], r"override 'sft\.epochs': write it as key=value, for example align\.epochs=3"),
         ([MINI, "align.beta=0"], r".*align\.beta: must be greater than 0, got 0"),
-        ([MINI, "data.source=tabel"], r"source 'tabel' is unknown; use one of table, windows, .*"),
+        ([MINI, "data.source=tabel"], r".*data\.source: no source is called 'tabel', did you mean 'table'\?"),
         ([MINI, "data.source=table"], r"source 'table' needs an input; name its file or folder"),
         ([MINI, "data.options={genres: 3}"], r"source 'simulated' has no option 'genres'; it has .*"),
     ],
@@ -130,6 +130,13 @@ def test_a_json_file_that_cannot_be_written_is_said_first(refused: Callable[...,
     said = refused("run", MINI, "--out", tmp_path / "run", "--json", tmp_path / "no" / "x.json")
     assert said.endswith(f"the folder {tmp_path / 'no'} does not exist: make it first")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", [["run", MINI], ["prepare", MINI]])
+def test_a_json_that_is_a_folder_is_said_first(refused: Callable[..., str], tmp_path: Path, command: list[Any]) -> None:
+    said = refused(*command, "--out", tmp_path / "out", "--json", tmp_path)
+    assert said == f"--json {tmp_path}: is a folder: name a file in it, for example {tmp_path / 'outcome.json'}"
+    assert not list(tmp_path.iterdir())
 
 
 # bad data
@@ -230,11 +237,47 @@ def test_evaluate_diagnose_report(sirius: Sirius, finished: Path, tmp_path: Path
     assert "Item-kNN (directed)" in outcome.out and "DPO + SIRIUS" in outcome.out
     assert (run / "results.json").read_bytes() == results
     assert json.loads((tmp_path / "r.json").read_text()) == json.loads(results)
+    assert json.loads(results)["objectives"]["sft"]["comparison"] == "none"
     outcome = sirius("diagnose", run)
     assert outcome.code == 0 and "HR@1 first / peak / last" in outcome.out
-    assert (run / "diagnostics.json").is_file()
+    diagnostics = json.loads((run / "diagnostics.json").read_text())["methods"]
+    trained = {method: entry["margin_trained"] for method, entry in diagnostics.items()}
+    assert trained == {"sft": False, "dpo_sirius": True, "softmax_dpo": True}
     assert sirius("report", run).code == 0
     assert (run / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("lost", "method", "command"),
+    [
+        (["sft/s0/done.json", "align/dpo_sirius/s0"], "sft", "sft"),
+        (["align/dpo_sirius/s0"], "dpo_sirius", "align"),
+        (["align/softmax_dpo/s0/done.json"], "softmax_dpo", "align"),
+    ],
+)
+def test_evaluate_trains_nothing(
+    sirius: Sirius,
+    refused: Callable[..., str],
+    finished: Path,
+    tmp_path: Path,
+    lost: list[str],
+    method: str,
+    command: str,
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    for name in lost:
+        path = run / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    results = (run / "results.json").read_bytes()
+    said = refused("evaluate", run)
+    way = f"sirius {command} {run / 'config.yaml'} --out {run}"
+    assert said == f"{run}: {method} of seed 0 is not trained yet: train it with `{way}`"
+    assert not any((run / name / "done.json").exists() or (run / name).is_file() for name in lost)
+    assert (run / "results.json").read_bytes() == results
+    if command == "align":  # the named command does it
+        assert sirius(*way.split()[1:]).code == 0
+        assert sirius("evaluate", run).code == 0
 
 
 # errors while a run is under way
@@ -243,7 +286,7 @@ def test_evaluate_diagnose_report(sirius: Sirius, finished: Path, tmp_path: Path
 def test_a_context_too_small_is_said_before_training(refused: Callable[..., str], tmp_path: Path) -> None:
     said = refused("run", MINI, "backbone.tiny.context=12", "--out", tmp_path / "run")
     assert re.fullmatch(
-        r"slates test-uniform-6-s0: (\d+) of \1 prompts with the longest title exceed the context of 12 tokens "
+        r"slates test-uniform-6-s0: (\d+) of \1 prompts with their longest candidate exceed the context of 12 tokens "
         r"\(longest: \d+\): use shorter histories, smaller slates or a longer context",
         said,
     ), said

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import yaml
 
-from sirius_rec.config import Config, apply_overrides, load_config, parse_config
+from sirius_rec.config import Config, TinySection, load_config, parse_config
+from sirius_rec.config_yaml import apply_overrides
 from sirius_rec.errors import ConfigError
 
 
@@ -27,7 +29,7 @@ def problem(text: str) -> str:
         ("data: {window: {max_histori: 3}}", "data.window.max_histori", "data.window.max_history"),
         ("backbone: {tiny: {layer: 3}}", "backbone.tiny.layer", "backbone.tiny.layers"),
         ("backbone: {pretrain: {batchsize: 3}}", "backbone.pretrain.batchsize", "backbone.pretrain.batch_size"),
-        ("backbone: {lora: {rnk: 3}}", "backbone.lora.rnk", "backbone.lora.rank"),
+        ("backbone: {name: org/model, lora: {rnk: 3}}", "backbone.lora.rnk", "backbone.lora.rank"),
         ("arms: [dpo, {loss: simpo, gama: 1}]", "arms.1.gama", "arms.1.gamma"),
         ("data: {slates: [{siz: 3}]}", "data.slates.0.siz", "data.slates.0.size"),
     ],
@@ -37,7 +39,8 @@ def test_unknown_keys_name_the_nearest(text: str, place: str, near: str) -> None
 
 
 def test_an_unknown_key_without_a_neighbour_lists_what_is_known() -> None:
-    assert problem("backbone: {lora: {zzz: 1}}") == "unknown key 'backbone.lora.zzz' (known: rank, alpha, dropout)"
+    said = problem("backbone: {name: org/model, lora: {zzz: 1}}")
+    assert said == "unknown key 'backbone.lora.zzz' (known: rank, alpha, dropout)"
 
 
 def test_all_problems_come_at_once() -> None:
@@ -79,6 +82,11 @@ def test_all_problems_come_at_once() -> None:
         ("arms: [{loss: dpo, negatives: few}]", "arms.0.negatives: must be a whole number or 'all', got 'few'"),
         ("align: {score_unsampled: -2}", "align.score_unsampled: must be at least 0 or 'all', got -2"),
         ("align: {epsilons: [0]}", "align.epsilons.0: must be greater than 0, got 0"),
+        ("align: {epsilons: [0.1, 2.0]}", "align.epsilons.1: must be at most 1, got 2.0"),
+        ("name: ../../x", "name: must be the name of one folder (it names runs/<name>), got '../../x'"),
+        ("name: a\\b", "name: must be the name of one folder (it names runs/<name>), got 'a\\b'"),
+        ("name: ..", "name: must be the name of one folder (it names runs/<name>), got '..'"),
+        ("name: ''", "name: must be the name of one folder (it names runs/<name>), got ''"),
         ("align: {beta: 0}", "align.beta: must be greater than 0, got 0"),
         ("align: {gamma: -0.1}", "align.gamma: must be at least 0, got -0.1"),
     ],
@@ -119,6 +127,15 @@ def test_wrong_types_and_ranges(text: str, message: str) -> None:
             "backbone.tiny: hidden_size 30 is not a multiple of heads 4",
         ),
         (
+            "backbone: {name: tiny, lora: {rank: 4}}",
+            "backbone.lora: the tiny backbone is fully trained: remove lora, or name a pretrained backbone",
+        ),
+        ("data: {source: tabel}", "data.source: no source is called 'tabel', did you mean 'table'?"),
+        (
+            "data: {source: amazon}",
+            "data.source: no source is called 'amazon' (known: table, windows, lastfm, simulated)",
+        ),
+        (
             "align: {batch_size: 32, micro_batch_size: 5}",
             "align: batch_size 32 is not a multiple of micro_batch_size 5",
         ),
@@ -131,6 +148,70 @@ def test_wrong_types_and_ranges(text: str, message: str) -> None:
 )
 def test_contradictions(text: str, message: str) -> None:
     assert problem(text) == message
+
+
+@pytest.mark.parametrize(
+    ("text", "messages"),
+    [
+        (
+            "sft: {epochs: 0}\nseeds: [1, 1]\ndata: {source: tabel}\narms: [dpo, dpo]",
+            [
+                "sft.epochs: must be at least 1, got 0",
+                "arms: 'dpo' stands twice: give one of them another name",
+                "seeds: a seed stands twice",
+                "data.source: no source is called 'tabel', did you mean 'table'?",
+            ],
+        ),
+        (  # the numbers of the other arms stay; two reasons against one value take out that value only
+            "arms: [{los: dpo}, {loss: dpoo, negatives: few}, {loss: simpo, gamma: -1}, {loss: 5}]",
+            [
+                "'arms.0.loss' is missing",
+                "unknown key 'arms.0.los', did you mean 'arms.0.loss'?",
+                "arms.1.negatives: must be a whole number or 'all', got 'few'",
+                "arms.3.loss: must be text, got 5",
+                "arms.1 (dpoo): unknown loss 'dpoo', did you mean 'dpo'? Known: ",
+                "arms.2 (simpo): gamma must not be negative, got -1.0",
+            ],
+        ),
+    ],
+)
+def test_contradictions_are_named_beside_faulty_values(text: str, messages: list[str]) -> None:
+    said = problem(text).split("; ")
+    assert len(said) == len(messages)
+    assert [part for part, start in zip(said, messages, strict=True) if not part.startswith(start)] == []
+
+
+def test_a_section_shared_by_an_alias_is_faulty_in_both_places() -> None:
+    said = problem("sft: &stage {epochs: 0}\nalign: *stage\nseeds: [1, 1]").split("; ")
+    assert said == [
+        "sft.epochs: must be at least 1, got 0",
+        "align.epochs: must be at least 1, got 0",
+        "seeds: a seed stands twice",
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        # a default or a hole must not be blamed for contradicting the rest
+        "data: {window: {max_histori: 20, min_history: 15}}",
+        "data: {window: {max_history: many, min_history: 15}}",
+        "data: {slates: [{size: many}]}\narms: [{loss: dpo, negatives: 30}]",
+        "data: {slates: [3]}\narms: [{loss: dpo, negatives: 30}]",
+        "data: {slates: [{size: 3}]}\narms: [{loss: softmax_dpo, negatives: few}]",
+        "seeds: [x]",
+        "evaluation: {checkpoints: [bst]}",
+        "arms: [{loss: dpo, nam: mine}]\nevaluation: {baseline: mine}",
+        "arms: [{loss: dpo, name: [1]}, dpo]",
+        "arms: 5\nevaluation: {baseline: mine}",
+        "backbone: {nam: org/model, lora: {}}",
+        "sft: {batch_size: 5.5, micro_batch_size: 3}",
+        "align: {score_unsampled: -2, batch_size: 30, epochs: 3}\nsft: {}",
+        "data: {limits: {trn: 3}}",
+    ],
+)
+def test_what_rests_on_a_faulty_value_is_not_a_problem_of_its_own(text: str) -> None:
+    assert ";" not in problem(text)
 
 
 def test_unknown_names_say_what_there_is() -> None:
@@ -177,6 +258,30 @@ def test_files_that_are_no_configuration(tmp_path: Path) -> None:
     assert load_config(file) == Config()
 
 
+@pytest.mark.parametrize(
+    ("text", "line", "key"),
+    [
+        ("name: a\nsft: {epochs: 1}\nsft:\n  epochs: 2\n", 3, "sft"),
+        ("sft:\n  epochs: 1\n  batch_size: 8\n  epochs: 2\n", 4, "epochs"),
+        ("arms:\n- dpo\n- {loss: dpo, beta: 1, beta: 2}\n", 3, "beta"),
+    ],
+)
+def test_a_key_given_twice(tmp_path: Path, text: str, line: int, key: str) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(file)
+    assert str(caught.value) == f"{file}, line {line}: not valid YAML (the key '{key}' stands twice: keep one of them)"
+
+
+def test_merged_keys_may_be_overridden(tmp_path: Path) -> None:
+    """YAML's own merge: what stands in the mapping wins over what it merges in."""
+    file = tmp_path / "c.yaml"
+    file.write_text("sft: &stage {epochs: 2, batch_size: 8}\nalign:\n  <<: *stage\n  epochs: 3\n")
+    align = load_config(file).align
+    assert (align.epochs, align.batch_size) == (3, 8)
+
+
 def test_overrides() -> None:
     raw = {"seeds": [0], "sft": {"epochs": 1}, "backbone": None}
     changed = apply_overrides(
@@ -194,6 +299,7 @@ def test_overrides() -> None:
         ("=3", "override '=3': write it as key=value, for example align.epochs=3"),
         ("seeds.0=1", "override 'seeds.0=1': 'seeds' is a list: give the whole of it, seeds=[…]"),
         ("name.x=2", "override 'name.x=2': 'name' is a value, not a section"),
+        ("sft={a: 1, a: 2}", "override 'sft={a: 1, a: 2}': the key 'a' stands twice: keep one of them"),
         ("sft.epochs=[", "override 'sft.epochs=[': the value is not valid YAML"),
     ],
 )
@@ -224,6 +330,12 @@ def test_resolved_yaml_loads_to_the_same(tmp_path: Path) -> None:
     file.write_text(config.to_yaml(), encoding="utf-8")
     assert load_config(file) == config
     assert load_config(file).to_yaml() == config.to_yaml()
+
+
+def test_the_tiny_backbone_has_one_set_of_defaults() -> None:
+    from sirius_rec.training.tiny import TinyOptions
+
+    assert asdict(TinyOptions()) == TinySection().model_dump()
 
 
 def test_packaged_configurations_are_valid() -> None:

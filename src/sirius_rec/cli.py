@@ -55,7 +55,11 @@ def _open(config: Path, overrides: list[str] | None, out: Path | None) -> tuple[
 
 def _check_json(path: Path | None) -> None:
     """Say before the work, not after it, that its outcome cannot be written."""
-    if path is not None and not path.absolute().parent.is_dir():
+    if path is None:
+        return
+    if path.is_dir():
+        raise ConfigError(f"--json {path}: is a folder: name a file in it, for example {path / 'outcome.json'}")
+    if not path.absolute().parent.is_dir():
         raise ConfigError(f"--json {path}: the folder {path.absolute().parent} does not exist: make it first")
 
 
@@ -125,7 +129,8 @@ def prepare(
 
     Example: sirius prepare --source table --input logs/ --out data/mine data.slates='[{size: 100}]'
     """
-    from sirius_rec.config import apply_overrides, parse_config
+    from sirius_rec.config import parse_config
+    from sirius_rec.config_yaml import apply_overrides
     from sirius_rec.data.statistics import summary_lines
     from sirius_rec.recipes.story import prepare_data
 
@@ -170,12 +175,12 @@ def align(config: ConfigArg, overrides: OverridesArg = None, out: OutOption = No
 
 @app.command()
 def evaluate(run: RunArg, json_file: JsonOption = None) -> None:
-    """Score the trained models and floors on the test slates; results.json and the table.
+    """Score the trained models and floors on the test slates; results.json and the table. Trains nothing.
 
     Example: sirius evaluate runs/lastfm
     """
     from sirius_rec.data.store import open_dataset
-    from sirius_rec.recipes.evaluation import collect
+    from sirius_rec.recipes.evaluation import check_trained, collect
     from sirius_rec.recipes.run_folder import RunFolder
     from sirius_rec.recipes.story import run_stages
     from sirius_rec.terminal import print_results
@@ -183,7 +188,8 @@ def evaluate(run: RunArg, json_file: JsonOption = None) -> None:
     _check_json(json_file)
     folder = RunFolder(run)
     config = folder.config()
-    run_stages(folder, config, ("sft", "align", "evaluate"), say)
+    check_trained(folder, config)
+    run_stages(folder, config, ("evaluate",), say)
     results = collect(folder, config, open_dataset(folder.data))
     print_results(results)
     _write_json(json_file, results)

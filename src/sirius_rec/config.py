@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,8 +21,10 @@ from pydantic import (
     model_validator,
 )
 
-from sirius_rec.config_problems import describe, nearest
+from sirius_rec.config_problems import Contradiction, Contradictions, describe, further_problems, nearest
+from sirius_rec.config_yaml import apply_overrides, read_yaml
 from sirius_rec.errors import ConfigError
+from sirius_rec.evaluation.floors import FLOORS
 
 
 def _number(value: Any) -> Any:
@@ -37,10 +40,12 @@ Count = Annotated[StrictInt, Field(ge=0)]
 Seed = Count
 Rate = Annotated[Number, Field(gt=0)]
 Share = Annotated[Number, Field(ge=0, lt=1)]
+# Ω_ε: a sensitivity below ε; from 1 on the unsampled pair moves as much as the sampled one.
+Epsilon = Annotated[Number, Field(gt=0, le=1)]
 NotNegative = Annotated[Number, Field(ge=0)]
 # What score tables allow in the name of a method.
 _ARM_NAME = re.compile(r"[A-Za-z0-9_.]+")
-_RESERVED = ("sft", "pretrain", "random", "popularity", "item_knn", "item_knn_directed")
+_RESERVED = ("sft", "pretrain", *FLOORS)
 
 
 class _Section(BaseModel):
@@ -132,15 +137,16 @@ class StageSection(_Section):
 class PretrainSection(StageSection):
     """What the tiny backbone reads before SFT: the training users' histories as plain text.
 
-    In each epoch every history stands in another random order, cut into pieces of at most `piece` titles. The epoch
-    whose next-title HR@1 on validation slates is best goes on to SFT.
+    Every history is written `epochs` times, each time in another random order and cut elsewhere into pieces of at most
+    `piece` titles. All these pieces are mixed by the seed and read once; an epoch is an equal part of the mix, so it
+    may hold a history twice or not at all. The epoch whose next-title HR@1 on validation slates is best goes on to SFT.
     """
 
     piece: Annotated[StrictInt, Field(ge=2)] = 24
 
 
 class BackboneSection(_Section):
-    """`name`: tiny, a Hugging Face id, or a local folder. `lora: null` trains all weights.
+    """`name`: tiny, a Hugging Face id, or a local folder. `lora: null` trains all weights; tiny takes no LoRA.
 
     dtype bfloat16: with LoRA the frozen base is held in bfloat16; otherwise float32 weights compute in bfloat16.
     `tiny` and `pretrain` are for the tiny backbone only; `pretrain: null` starts SFT from random weights.
@@ -155,10 +161,13 @@ class BackboneSection(_Section):
 
 
 class AlignSection(StageSection):
-    """Alignment; score_unsampled: candidates scored in each step beyond the sampled negatives, for the logs."""
+    """Alignment; score_unsampled: candidates scored in each step beyond the sampled negatives, for the logs.
+
+    epsilons: the ε of the logged insensitive shares, 0 < ε ≤ 1.
+    """
 
     score_unsampled: Count | Literal["all"] = "all"
-    epsilons: tuple[Rate, ...] = (0.1, 0.5)
+    epsilons: tuple[Epsilon, ...] = (0.1, 0.5)
     beta: Rate | None = None
     gamma: NotNegative | None = None
 
@@ -212,7 +221,7 @@ class ComputeSection(_Section):
 
 
 class Config(_Section):
-    """One run: data, backbone, SFT, arms, evaluation."""
+    """One run: data, backbone, SFT, arms, evaluation. `name` names the default run folder, runs/<name>."""
 
     name: str = "run"
     seeds: tuple[Seed, ...] = (0,)
@@ -233,83 +242,115 @@ class Config(_Section):
             return [{"loss": arm} if isinstance(arm, str) else arm for arm in value]
         return value
 
+    @field_validator("name")
+    @classmethod
+    def _name_is_a_folder_name(cls, value: str) -> str:
+        if value.strip() in ("", ".", "..") or re.search(r"[/\\\0]", value):
+            raise ValueError(f"must be the name of one folder (it names runs/<name>), got '{value}'")
+        return value
+
     @model_validator(mode="after")
     def _check(self) -> Config:
-        problems = []
-        keys = [arm.key for arm in self.arms]
-        twice = sorted({key for key in keys if keys.count(key) > 1})
-        problems += [f"arms: '{key}' stands twice: give one of them another name" for key in twice]
-        if len(set(self.seeds)) < len(self.seeds):
-            problems.append("seeds: a seed stands twice")
-        if not self.seeds:
-            problems.append("seeds: at least one is needed")
-        train = [s for s in self.data.slates if "train" in s.splits]
-        if len(train) != 1:
-            found = "none does" if not train else f"{len(train)} do"
-            problems.append(f"data.slates: exactly one entry must have 'train' among its splits, {found}")
-        if not self.evaluation.checkpoints:
-            problems.append("evaluation.checkpoints: at least one of best, last is needed")
-        window = self.data.window
-        if window.min_history > window.max_history:
-            problems.append(
-                f"data.window: min_history {window.min_history} is above max_history {window.max_history}: lower it"
-            )
-        problems += self._backbone_problems() + self._name_problems()
-        problems += self._arm_problems(train[0].size if train else None)
-        if problems:
-            raise ValueError("; ".join(problems))
+        found = [
+            *self._list_problems(), *self._data_problems(), *self._backbone_problems(), *self._name_problems(),
+            *self._arm_problems(),
+        ]  # fmt: skip
+        if found:
+            raise Contradictions(found)
         return self
 
-    def _backbone_problems(self) -> list[str]:
-        problems = []
+    def _list_problems(self) -> Iterator[Contradiction]:
+        keys = [arm.key for arm in self.arms]
+        for key in sorted({key for key in keys if keys.count(key) > 1}):
+            places = (place for number, other in enumerate(keys) if other == key for place in self._named_by(number))
+            yield Contradiction(f"arms: '{key}' stands twice: give one of them another name", *places)
+        if len(set(self.seeds)) < len(self.seeds):
+            yield Contradiction("seeds: a seed stands twice", "seeds")
+        if not self.seeds:
+            yield Contradiction("seeds: at least one is needed", "seeds")
+        if not self.evaluation.checkpoints:
+            place = "evaluation.checkpoints"
+            yield Contradiction(f"{place}: at least one of best, last is needed", place)
+
+    @staticmethod
+    def _named_by(number: int) -> tuple[str, str]:
+        """The places that name an arm."""
+        return f"arms.{number}.name", f"arms.{number}.loss"
+
+    def _train_slates(self) -> list[SlateSection]:
+        return [slate for slate in self.data.slates if "train" in slate.splits]
+
+    def _data_problems(self) -> Iterator[Contradiction]:
+        from sirius_rec.data.sources import SOURCES
+
+        source = self.data.source
+        if source not in SOURCES:
+            yield Contradiction(f"data.source: no source is called '{source}'{nearest(source, SOURCES)}", "data.source")
+        train = len(self._train_slates())
+        if train != 1:
+            found = f"{train} do" if train else "none does"
+            message = f"data.slates: exactly one entry must have 'train' among its splits, {found}"
+            yield Contradiction(message, "data.slates")
+        low, high = self.data.window.min_history, self.data.window.max_history
+        if low > high:
+            message = f"data.window: min_history {low} is above max_history {high}: lower it"
+            yield Contradiction(message, "data.window.min_history", "data.window.max_history")
+
+    def _backbone_problems(self) -> Iterator[Contradiction]:
         tiny = self.backbone.tiny
         if self.backbone.name == "tiny" and tiny.hidden_size % tiny.heads:
-            problems.append(f"backbone.tiny: hidden_size {tiny.hidden_size} is not a multiple of heads {tiny.heads}")
+            message = f"backbone.tiny: hidden_size {tiny.hidden_size} is not a multiple of heads {tiny.heads}"
+            yield Contradiction(message, "backbone.name", "backbone.tiny.hidden_size", "backbone.tiny.heads")
+        if self.backbone.name == "tiny" and self.backbone.lora is not None:
+            message = "backbone.lora: the tiny backbone is fully trained: remove lora, or name a pretrained backbone"
+            yield Contradiction(message, "backbone.name")
         stages = {"sft": self.sft, "align": self.align, "backbone.pretrain": self.backbone.pretrain}
         for name, stage in stages.items():
             if stage is not None and stage.micro_batch_size and stage.batch_size % stage.micro_batch_size:
                 micro = stage.micro_batch_size
-                problems.append(f"{name}: batch_size {stage.batch_size} is not a multiple of micro_batch_size {micro}")
-        return problems
+                message = f"{name}: batch_size {stage.batch_size} is not a multiple of micro_batch_size {micro}"
+                yield Contradiction(message, f"{name}.batch_size", f"{name}.micro_batch_size")
 
-    def _name_problems(self) -> list[str]:
-        problems = []
+    def _name_problems(self) -> Iterator[Contradiction]:
         for number, arm in enumerate(self.arms):
+            places = self._named_by(number)
             if not _ARM_NAME.fullmatch(arm.key):
-                problems.append(f"arms.{number}.name: '{arm.key}' may hold letters, digits, _ and . only")
+                yield Contradiction(f"{places[0]}: '{arm.key}' may hold letters, digits, _ and . only", *places)
             elif arm.key in _RESERVED:
-                problems.append(f"arms.{number}.name: '{arm.key}' is taken: give the arm another name")
+                yield Contradiction(f"{places[0]}: '{arm.key}' is taken: give the arm another name", *places)
         try:
             from sirius_rec.objectives.losses import LOSSES
         except ImportError:  # data-only installation
-            return problems
+            return
         known = list(dict.fromkeys(["sft", *(arm.key for arm in self.arms), *LOSSES]))
         if self.evaluation.baseline not in known:
             baseline = self.evaluation.baseline
-            problems.append(f"evaluation.baseline: no arm is called '{baseline}'{nearest(baseline, known)}")
-        return problems
+            message = f"evaluation.baseline: no arm is called '{baseline}'{nearest(baseline, known)}"
+            names = (place for number in range(len(self.arms)) for place in self._named_by(number))
+            yield Contradiction(message, "evaluation.baseline", *names)
 
-    def _arm_problems(self, slate_size: int | None) -> list[str]:
+    def _arm_problems(self) -> Iterator[Contradiction]:
         from sirius_rec.prompts.templates import get_template
 
-        problems = []
         try:
             get_template(self.prompts.template)
         except ConfigError as error:
-            problems.append(f"prompts.template: {error}")
+            yield Contradiction(f"prompts.template: {error}", "prompts.template")
+        slate_size = next((slate.size for slate in self._train_slates()), None)
         for number, arm in enumerate(self.arms):
+            place = f"arms.{number}"
             try:
                 objective = self.objective(arm)
             except ConfigError as error:
-                problems.append(f"arms.{number} ({arm.key}): {error}")
+                yield Contradiction(f"{place} ({arm.key}): {error}", f"{place}.loss")
                 continue
             except ImportError:  # data-only installation: arms are checked where they are trained
                 continue
             sampled = objective.negatives if isinstance(objective.negatives, int) else 0
             if slate_size and objective.uses_negatives and sampled > slate_size - 1:
                 has = f"a train slate of {slate_size} has {slate_size - 1}"
-                problems.append(f"arms.{number} ({arm.key}): {sampled} negatives, but {has}")
-        return problems
+                message = f"{place} ({arm.key}): {sampled} negatives, but {has}"
+                yield Contradiction(message, f"{place}.loss", f"{place}.negatives", "data.slates")
 
     def objective(self, arm: ArmSection) -> Any:
         """The arm's `Objective`: its own options over align's β and γ over the preset's."""
@@ -340,30 +381,11 @@ def load_config(path: Path | str, overrides: list[str] | None = None) -> Config:
     Raises ConfigError with every problem in one line.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot read the configuration ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text: save it as UTF-8") from error
-    try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        line = f", line {where.line + 1}" if where else ""
-        raise ConfigError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from error
-    if raw is None:
-        raw = {}
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: a configuration is a mapping of sections, found {type(raw).__name__}")
-    return parse_config(apply_overrides(raw, overrides or []), str(path))
+    return parse_config(apply_overrides(read_yaml(path), overrides or []), str(path))
 
 
-def apply_overrides(raw: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """`raw` with `key.path=value` overrides, each value read as YAML; `raw` itself is changed."""
-    for override in overrides:
-        _apply(raw, override)
-    return raw
+# Stands for an arm that cannot be read while the others are checked.
+_STAND_INS: dict[str, Callable[[int], Any]] = {"arms": lambda number: {"loss": "sft", "name": f"unreadable.{number}"}}
 
 
 def parse_config(raw: dict[str, Any], where: str) -> Config:
@@ -371,24 +393,5 @@ def parse_config(raw: dict[str, Any], where: str) -> Config:
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(f"{where}: {'; '.join(describe(error, Config))}") from None
-
-
-def _apply(raw: dict[str, Any], override: str) -> None:
-    key, sep, value = override.partition("=")
-    if not sep or not key:
-        raise ConfigError(f"override '{override}': write it as key=value, for example align.epochs=3")
-    at: Any = raw
-    *parents, last = key.split(".")
-    for part in parents:
-        if at.get(part) is None:
-            at[part] = {}
-        at = at[part]
-        if isinstance(at, list):
-            raise ConfigError(f"override '{override}': '{part}' is a list: give the whole of it, {part}=[…]")
-        if not isinstance(at, dict):
-            raise ConfigError(f"override '{override}': '{part}' is a value, not a section")
-    try:
-        at[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override '{override}': the value is not valid YAML") from error
+        problems = describe(error, Config) + further_problems(error, raw, Config, _STAND_INS)
+        raise ConfigError(f"{where}: {'; '.join(dict.fromkeys(problems))}") from None

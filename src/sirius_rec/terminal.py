@@ -8,7 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from sirius_rec.evaluation.results import FLOORS, TRUE_REWARD, VALID, decision
+from sirius_rec.evaluation.floors import FLOORS
+from sirius_rec.evaluation.results import TRUE_REWARD, VALID, decision
 
 Row = Mapping[str, Any]
 _COLUMNS = {"hr@1": "HR@1", "ndcg@10": "NDCG@10", "mrr": "MRR", VALID: "Valid", TRUE_REWARD: "Truth"}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +192,7 @@ def test_bad_options() -> None:
     for make, message in (
         (lambda: SplitOptions(kind="users"), "split kind 'users' is unknown; use one of user, time, leave_last_out"),
         (lambda: SplitOptions(ratios=(8, 2)), "are not three whole numbers"),  # type: ignore[arg-type]
+        (lambda: SplitOptions(ratios=(0, 0, 1)), r"split ratios \[0, 0, 1\] leave nothing to train on"),
         (lambda: FilterOptions(min_item=0), "filter min_item=0 is not a whole number of at least 1"),
         (lambda: WindowOptions(5, 6), "min_history=6 is above max_history=5"),
         (lambda: SlateOptions("random"), "slate protocol 'random' is unknown"),
@@ -256,6 +259,126 @@ def test_changed_content_is_noticed(table: Path, tmp_path: Path) -> None:
         dataset.slates("train-uniform-4-s0")
 
 
+@pytest.mark.parametrize("name", ["items", "examples", "slates/test-uniform-20-s0", "truth/test-uniform-20-s0"])
+def test_a_table_changed_on_the_disk_is_refused_when_read(world: Dataset, tmp_path: Path, name: str) -> None:
+    """Each change keeps the table well formed: rows in another order, titles and slates swapped between rows."""
+    folder = tmp_path / "copy"
+    shutil.copytree(world.path, folder)
+    read: dict[str, Callable[[Dataset], object]] = {
+        "items": lambda dataset: dataset.items,
+        "examples": lambda dataset: dataset.examples("test"),
+        "slates/test-uniform-20-s0": lambda dataset: dataset.slates("test-uniform-20-s0"),
+        "truth/test-uniform-20-s0": lambda dataset: dataset.truth("test-uniform-20-s0"),
+    }
+    before = open_dataset(folder)
+    kept = read[name](before)
+    file = folder / f"{name}.parquet"
+    frame = pl.read_parquet(file)
+    if name == "items":
+        frame = frame.with_columns(pl.col("title").reverse())
+    elif name.startswith("slates/"):
+        frame = frame.with_columns(pl.col("candidates").list.reverse())
+    else:
+        frame = frame.reverse()
+    frame.write_parquet(file)
+    with pytest.raises(DataError, match=rf"{name}.parquet: the content has changed") as caught:
+        read[name](open_dataset(folder))
+    assert "\n" not in str(caught.value)
+    assert frame_of(read[name](before)).equals(frame_of(kept))  # what was read once stays what it was
+    frame.with_columns(new=pl.lit(True)).write_parquet(file)
+    with pytest.raises(DataError, match=rf"{name}.parquet: the content has changed"):
+        read[name](open_dataset(folder))
+
+
+def frame_of(value: object) -> pl.DataFrame:
+    assert isinstance(value, pl.DataFrame)
+    return value
+
+
+def test_a_table_is_read_and_checked_once(world: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = open_dataset(world.path)
+    first = opened.slates("test-uniform-20-s0"), opened.truth("test-uniform-20-s0"), opened.items
+    monkeypatch.setattr("sirius_rec.data.store.pl.read_parquet", lambda _: pytest.fail("read again"))
+    again = opened.slates("test-uniform-20-s0"), opened.truth("test-uniform-20-s0"), opened.items
+    assert all(a is b for a, b in zip(first, again, strict=True))
+
+
+def test_an_edited_fingerprint_is_refused(world: Dataset, tmp_path: Path) -> None:
+    shutil.copytree(world.path, tmp_path / "copy")
+    info = json.loads((world.path / "dataset.json").read_text(encoding="utf-8"))
+    info["fingerprints"]["items"] = "0" * 64
+    (tmp_path / "copy" / "dataset.json").write_text(json.dumps(info), encoding="utf-8")
+    with pytest.raises(DataError, match=r"dataset.json: its fingerprint is not that of the tables"):
+        open_dataset(tmp_path / "copy")
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        ("simulated", {"n_items": "abc"}, "option n_items='abc' is not a whole number"),
+        ("simulated", {"n_items": None}, "option n_items=None is not a whole number"),
+        ("simulated", {"n_items": 10.5}, "option n_items=10.5 is not a whole number"),
+        ("simulated", {"n_items": True}, "option n_items=True is not a whole number"),
+        ("table", {"columns": 5}, "option columns=5 is not a mapping of text to text or null"),
+        ("table", {"columns": {"user_id": 5}}, "is not a mapping of text to text or null"),
+        ("table", {"item_columns": ["a"]}, r"option item_columns=\['a'\] is not a mapping of text to text or null"),
+        ("table", {"items": 5}, "option items=5 is not a path or null"),
+        ("table", {"min_rating": "4"}, "option min_rating='4' is not a number or null"),
+        ("table", {"min_rating": float("nan")}, "option min_rating=nan is not a number or null"),
+        ("table", {"timestamp_unit": "us"}, "option timestamp_unit='us' is not one of auto, s, ms, iso"),
+        ("lastfm", {"min_year": "abc"}, "option min_year='abc' is not a whole number"),
+        ("windows", {"items": ["x"]}, r"option items=\['x'\] is not a path or null"),
+    ],
+)
+def test_options_of_the_wrong_type(table: Path, tmp_path: Path, source: str, options: Any, message: str) -> None:
+    path = None if source == "simulated" else table
+    with pytest.raises(ConfigError, match=f"^source '{source}': .*{message}; ") as caught:
+        prepare(source, path, tmp_path / "out", options=options)
+    assert "\n" not in str(caught.value)
+
+
+def test_options_of_the_right_type_pass(table: Path, tmp_path: Path) -> None:
+    options = {"items": table / "items.csv", "columns": {"user_id": "user_id"}, "timestamp_unit": "s"}
+    assert small(table, tmp_path / "out", options=options).n_items == 14
+    assert small(table, tmp_path / "two", options={"items": str(table / "items.csv"), "min_rating": None}).n_items == 14
+
+
+@pytest.mark.parametrize(
+    ("split", "later"),
+    [
+        ("user", {"train": None, "val": None, "test": None}),
+        ("leave_last_out", {"train": "val and test", "val": "test", "test": None}),
+        # users follow one another in time: of 35 events the first 28 are those of users 0 to 3, the 32nd is user 4's
+        # fourth; so user 4 alone has rows in val and test, and none in train
+        ("time", {"train": None, "val": "test", "test": None}),
+    ],
+)
+def test_slates_that_leave_out_later_items_say_so(
+    table: Path, tmp_path: Path, split: str, later: dict[str, str | None]
+) -> None:
+    dataset = small(table, tmp_path / "out", split=SplitOptions(kind=split))
+    described = {name.split("-")[0]: about for name, about in dataset.info["slates"].items()}
+    for name, about in described.items():
+        if later[name] is None:
+            assert "caution" not in about
+        else:
+            assert f"have rows in {later[name]} too" in about["caution"]
+
+
+def test_windows_of_a_user_in_several_splits_are_cautioned_and_given_slates_are_not(tmp_path: Path) -> None:
+    row = {"history": ["a", "b"], "target": "d", "candidates": ["d", "e"], "user_id": "u"}
+    rows = [{**row, "split": "train"}, {**row, "split": "test", "target": "e"}, {**row, "split": "val", "user_id": "v"}]
+    (tmp_path / "windows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    (tmp_path / "items.csv").write_text("item_id,title\n" + "".join(f"{c},T{c}\n" for c in "abcdefg"), encoding="utf-8")
+    slates = (SlateOptions("given", size=2), SlateOptions("uniform", size=3))
+    dataset = prepare("windows", tmp_path, tmp_path / "out", window=WindowOptions(2, 2), slates=slates)
+    cautioned = {name: "rows in test too" in about.get("caution", "") for name, about in dataset.info["slates"].items()}
+    assert cautioned == {
+        **dict.fromkeys(dataset.info["slates"], False),
+        "train-uniform-3-s0": True,
+    }
+
+
 def test_each_slate_fault_names_its_row() -> None:
     rows = pl.DataFrame({"row_id": [4, 7], "target": [1, 2]})
 
@@ -286,6 +409,9 @@ def test_each_slate_fault_names_its_row() -> None:
 def test_splits_by_time_may_reach_back(tmp_path: Path) -> None:
     dataset = prepare("simulated", None, tmp_path / "out", split=SplitOptions(kind="time"), **SMALL)
     ends = [dataset.examples(split)["timestamp"] for split in ("train", "val", "test")]
+    users = {split: set(dataset.examples(split)["user_id"]) for split in ("train", "val", "test")}
+    assert users["train"] & users["val"] and not users["train"] & users["test"]
+    assert "have rows in val too" in dataset.info["slates"]["train-uniform-20-s0"]["caution"]
     assert int(ends[0].max()) < int(ends[1].min()) <= int(ends[1].max()) < int(ends[2].min())  # type: ignore[arg-type]
 
 

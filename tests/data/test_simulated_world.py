@@ -80,10 +80,27 @@ def test_the_true_preference_matters_and_popularity_is_an_imperfect_signal() -> 
     assert 0.08 < (popularity.argmax(axis=1) == 0)[held_out].mean() < 0.25
 
 
-@pytest.mark.parametrize("options", [{"n_items": 20}, {"n_genres": 13}, {"n_users": 0}, {"events_per_user": 300}])
+@pytest.mark.parametrize("options", [{"n_items": 1}, {"n_genres": 13}, {"n_users": 0}, {"events_per_user": 0}])
 def test_impossible_worlds_are_refused(options: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match="is not between"):
         load(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "fix"),
+    [
+        ({"n_items": 83}, "raise n_items to at least 84, or lower events_per_user to at most 23$"),
+        ({"n_items": 50}, "raise n_items to at least 84$"),
+        ({"events_per_user": 241}, "raise n_items to at least 301, or lower events_per_user to at most 240$"),
+    ],
+)
+def test_too_few_items_says_which_option_to_change(options: dict[str, int], fix: str) -> None:
+    """Each user is shown 60 items that are new to her, also at the last of 24 events: 84 are needed."""
+    with pytest.raises(ConfigError, match=fix) as caught:
+        load(**options)  # type: ignore[arg-type]
+    assert "exposure_size" not in str(caught.value)
+    assert load(n_items=84, n_users=2).events.height == 2 * 24
+    assert load(events_per_user=240, n_users=1).events.height == 240
 
 
 def test_ids_are_checked() -> None:

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from sirius_rec.data.sources.lastfm import load
-from sirius_rec.errors import DataError
+from sirius_rec.errors import ConfigError, DataError
 
 DAY = 1_200_000_000_000  # January 2008, in ms
 TAGS = [
@@ -58,6 +58,9 @@ def test_ties_are_shuffled_by_the_seed_and_not_by_the_file(tmp_path: Path) -> No
 
 
 def test_bad_rows_are_named(tmp_path: Path) -> None:
+    for year in (0, 10_000):
+        with pytest.raises(ConfigError, match=f"min_year={year} is not between 1 and 9999"):
+            load(tmp_path, min_year=year)
     with pytest.raises(DataError, match=r"user_taggedartists-timestamps.dat not found"):
         load(tmp_path)
     with pytest.raises(DataError, match="line 3: timestamp is not an integer: 'x'"):

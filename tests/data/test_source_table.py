@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+from datetime import time, timedelta
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -110,6 +112,15 @@ HEAD = "user_id,item_id,timestamp\n"
         (EVENTS, 'item_id,title\na,"Red\nFish"\nb," "\n', "items.csv, line 4: empty title of item 'b'.*missing_titles"),
         (EVENTS, "item_id,title\na,Red\na,Blue\n", "items.csv, line 3: item_id occurs a second time: 'a'"),
         (EVENTS, "item_id,name\na,Red\n", "items.csv: no column 'title'"),
+        (f"{HEAD}u,a,1\nu,b,{'9' * 26}\n", ITEMS, "line 3: timestamps 1 and 9+ cannot be in one unit"),
+        (f"{HEAD}u,a,{'9' * 26}\nu,b,{'9' * 26}\n", ITEMS, "line 2: .* outside the years 1 to 9999: '9{26}'; 2 such"),
+        (f"{HEAD}u,a,{'9' * 400}\n", ITEMS, "interactions.csv, line 2: timestamp taken as ms lies outside"),
+        (f"{HEAD}u,a,1395273600000000\n", ITEMS, "line 2: .* outside the years 1 to 9999: '1395273600000000'"),
+        (HEAD + 'u,a,1\nu,"b,2\nv,a,3\n', ITEMS, "interactions.csv, line 3: a quoted field .* is not closed"),
+        (HEAD + 'u,a,1\nu,b",2\n', ITEMS, "interactions.csv, line 3: a quote stands alone inside a field"),
+        ('user_id,item_id,"timestamp\nu,a,1\n', ITEMS, "interactions.csv, line 1: a quoted field .* is not closed"),
+        (EVENTS, 'item_id,title\na,Red\nb,"Blue\nc,Green\n', "items.csv, line 3: a quoted field .* is not closed"),
+        (EVENTS, 'item_id,title\na,Red\nb,"Blue\nc,"Green"\n', "items.csv, line 3: a quoted field .* is not closed"),
         ("", ITEMS, "interactions.csv: the file is empty"),
         (HEAD, ITEMS, "interactions.csv: no events left"),
     ],
@@ -151,3 +162,32 @@ def test_steam_needs_the_option_for_its_untitled_items(shared_data: Path) -> Non
     loaded = load(shared_data / "steam_reviews_au", missing_titles="drop")
     assert loaded.items.height == 3682 - 164
     assert loaded.events.height + loaded.notes["events_of_untitled_items_dropped"] == 48_011
+
+
+def test_times_at_the_ends_of_the_calendar_are_read(tmp_path: Path) -> None:
+    """The years 1 and 9999 begin and end at these seconds; one beyond is refused."""
+    first, last = -62_135_596_800, 253_402_300_799
+    events = f"{HEAD}u,a,{first}\nu,b,{last}\n"
+    assert load(write(tmp_path, events), timestamp_unit="s").events["timestamp"].to_list() == [first, last]
+    for beyond in (first - 1, last + 1):
+        with pytest.raises(DataError, match="line 2: timestamp taken as s lies outside"):
+            load(write(tmp_path, f"{HEAD}u,a,{beyond}\n"), timestamp_unit="s")
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "dtype"),
+    [
+        ("timestamp", [[1], [2]], "List"),
+        ("timestamp", [timedelta(1), timedelta(2)], "Duration"),
+        ("timestamp", [time(1), time(2)], "Time"),
+        ("user_id", [b"u", b"\xff"], "Binary"),
+        ("user_id", [{"name": "u"}, {"name": "v"}], "Struct"),
+    ],
+)
+def test_parquet_columns_that_are_no_plain_values(tmp_path: Path, column: str, values: Any, dtype: str) -> None:
+    good = {"user_id": ["u", "v"], "item_id": ["a", "b"], "timestamp": [1, 2]}
+    write(tmp_path)
+    pl.DataFrame({**good, column: values}).write_parquet(tmp_path / "log.parquet")
+    with pytest.raises(DataError, match=rf"log.parquet: column '{column}' has type {dtype}") as caught:
+        load(tmp_path / "log.parquet")
+    assert "\n" not in str(caught.value)

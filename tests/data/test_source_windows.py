@@ -50,6 +50,9 @@ def test_absent_optional_fields_give_no_columns(tmp_path: Path) -> None:
         ({**GOOD, "candidates": ["c", "b", "b"]}, "item 'b' stands twice in candidates"),
         ({**GOOD, "candidates": ["c", "zz"]}, "candidates item 'zz' is not in the items file"),
         ({**GOOD, "timestamp": "now"}, "timestamp 'now' is not an integer"),
+        ({**GOOD, "timestamp": 99999999999999999999}, "timestamp 9{20} lies outside the years 1 to 9999"),
+        ({**GOOD, "user_id": "\ud800"}, "user_id holds .*not valid text"),
+        ("[" * 100_000, "brackets nest too deep"),
         ({**GOOD, "labels": 1}, "unknown field 'labels'"),
     ],
 )

@@ -72,6 +72,24 @@ def test_methods_without_a_margin_are_listed_only():
     assert rows[1][0] == "SFT" and rows[1][-1] == "no reward margin logged"
 
 
+def test_a_margin_that_nothing_trains_is_never_hacking():
+    """The same curve is a sign of hacking where a comparison is trained, and none in continued SFT."""
+    hacked = {"0": curve([0.5, 0.4, 0.3], [0, 1, 2]), "1": curve([0.5, 0.4, 0.2], [0, 1, 3])}
+    found = results(dpo=hacked, sft_continued=hacked, old=hacked)
+    found["objectives"] = {
+        "dpo": {"reward": "dpo", "comparison": "pairwise"},
+        "sft_continued": {"reward": "simpo_no_ln", "comparison": "none"},
+    }
+    diagnostics = diagnose(found)
+    methods = diagnostics["methods"]
+    assert [methods[name]["margin_trained"] for name in ("dpo", "sft_continued", "old")] == [True, False, True]
+    assert methods["dpo"]["hacking"]["flagged"] and methods["old"]["hacking"]["flagged"]
+    continued = methods["sft_continued"]
+    assert continued["hacking"] is None and all(seed["hacking"] is None for seed in continued["seeds"].values())
+    assert continued["mean"]["reward_margin"]["change"] == 2.5
+    assert verdict(continued) == "no margin is trained"
+
+
 @pytest.mark.parametrize(
     ("curves", "message"),
     [

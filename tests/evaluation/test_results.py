@@ -129,6 +129,12 @@ def test_two_runs_write_the_same_bytes(tmp_path):
     assert json.loads(one)["curves"] == {"dpo": {"0": [{"epoch": 0}]}}
 
 
+def test_objectives_are_kept():
+    objectives = {"dpo": {"reward": "dpo", "comparison": "pairwise"}}
+    assert build(objectives=objectives)["objectives"] == objectives
+    assert build()["objectives"] == {}
+
+
 def test_clean():
     assert clean({"b": 1 / 3, "a": [float("nan"), -0.0, np.int64(3), np.True_]}) == {
         "a": [None, 0.0, 3, True],

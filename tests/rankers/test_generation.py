@@ -105,3 +105,25 @@ def test_a_model_that_knows_the_answer_is_heard(
     )
     assert (hit.text, hit.valid, hit.hit) == ("Red", True, True)
     assert (miss.valid, miss.hit) == (True, False)
+
+
+def test_a_checkpoints_own_generation_settings_do_not_count(tokenizer: Any, tiny_llama: Callable[..., Any]) -> None:
+    """Hub models ship penalties and sampling; greedy is greedy all the same."""
+    model = tiny_llama(tokenizer, seed=1)
+    prompts = ["Red\nBlur\nAir\n", "Can Can Can\n"]
+    plain = generate_answers(model, Encoder(tokenizer), prompts, [SLATE] * 2, ["Red"] * 2)
+    model.generation_config.repetition_penalty = 5.0
+    model.generation_config.no_repeat_ngram_size = 1
+    model.generation_config.do_sample = True
+    assert generate_answers(model, Encoder(tokenizer), prompts, [SLATE] * 2, ["Red"] * 2) == plain
+
+
+def test_a_title_token_with_accents_is_recognised() -> None:
+    """The tiny tokenizer's byte decoder garbles "Björk" as a single token; what was generated is that token still."""
+    from sirius_rec.rankers.generation import _said
+    from sirius_rec.training.tiny import TinyOptions, train_tokenizer
+
+    titles = ["Björk", "Motörhead", "Beyoncé", "Air"]
+    encoder = Encoder(train_tokenizer(titles, [], TinyOptions(vocab_size=300)))
+    for title in titles:
+        assert _said(encoder.completion(title)[:-1], encoder, titles) == title

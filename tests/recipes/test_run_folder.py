@@ -82,13 +82,15 @@ def test_a_damaged_config_file_is_one_line(mini: Mini, tmp_path: Path) -> None:
         run.config()
 
 
-def test_a_folder_in_which_nothing_was_made_is_given_back(mini: Mini, tmp_path: Path) -> None:
+def test_a_folder_in_which_nothing_was_trained_is_given_back(mini: Mini, tmp_path: Path) -> None:
     run = open_run(tmp_path / "run", mini())
     (run.path / "data").mkdir()
-    run.discard_if_empty()
+    run.stage("sft", 0).mkdir(parents=True)
+    run.discard_if_untrained()
     assert run.config() == mini()
-    (run.path / "data").rmdir()
-    run.discard_if_empty()
+    run.stage("sft", 0).rmdir()
+    (run.path / "sft").rmdir()
+    run.discard_if_untrained()
     assert not run.path.exists()
 
 

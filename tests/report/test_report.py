@@ -98,6 +98,18 @@ def test_page(results, tmp_path):
     assert not any(name.startswith("true_reward") for name in names)
 
 
+def test_untrained_margins_raise_no_alarm(results, tmp_path):
+    results["objectives"] = {"dpo": {"reward": "simpo_no_ln", "comparison": "none"}}
+    text = write_report(results, tmp_path, diagnose(results)).read_text(encoding="utf-8")
+    assert "no margin is trained" in text and 'class="verdict warn"' not in text
+
+
+def test_misordered_counts_all_negatives(results):
+    """`objectives.evidence` counts sampled and unsampled negatives alike."""
+    (panel,) = [panel for panel in PANELS if panel.key == "misordered"]
+    assert panel.title == "Misordered pairs" and "all negatives of the slate, sampled or not" in panel.reading
+
+
 def test_same_results_same_files(results, tmp_path):
     for name in ("a", "b"):
         write_report(copy.deepcopy(results), tmp_path / name)

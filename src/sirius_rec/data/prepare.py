@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import polars as pl
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from sirius_rec.data.fingerprint import combined_fingerprint, table_fingerprint
 from sirius_rec.data.material import EXAMPLE_SCHEMA, Material, check_no_filters, from_examples, from_interactions
@@ -47,7 +49,7 @@ def _check_whole(name: str, value: object, least: int) -> None:
 
 @dataclass(frozen=True)
 class SplitOptions:
-    """kind: `user`, `time` or `leave_last_out` (see `splitting`); ratios of train, val, test for the first two.
+    """kind: `user`, `time` or `leave_last_out` (see `splitting`); ratios of train (> 0), val, test for the first two.
 
     Sources that bring ready-made windows bring their splits too; for them this is not used.
     """
@@ -61,6 +63,8 @@ class SplitOptions:
             raise ConfigError(f"split kind {self.kind!r} is unknown; use one of {', '.join(KINDS)}")
         _check_whole("split seed", self.seed, 0)
         check_ratios(self.ratios)
+        if self.ratios[0] == 0:
+            raise ConfigError(f"split ratios {list(self.ratios)} leave nothing to train on; make the first above 0")
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,10 @@ class SlateOptions:
     """One frozen set of slates per split: `uniform` negatives, or the candidates `given` by the source.
 
     size counts the target. Splits without rows are passed over.
+
+    A uniform negative is an item that the row's user never touched, in any split. Where users have rows in several
+    splits (`time`, `leave_last_out`), a user's val and test targets are therefore never among the same user's train
+    negatives: a weak train–test channel, which dataset.json records as a `caution` beside such slates.
     """
 
     protocol: str = "uniform"
@@ -159,10 +167,11 @@ def prepare(
     base = combined_fingerprint(
         {"items": table_fingerprint(material.items), "examples": table_fingerprint(material.examples)}
     )
+    continued = _continued_splits(material)
     material = _limited(material, limits, seed)
     examples = material.examples.select(list(EXAMPLE_SCHEMA))
     world = SimulatedWorld.from_notes(loaded.notes) if "world" in loaded.notes else None
-    frozen, described = _frozen_slates(material, _slate_names(slates, material), base, world, say)
+    frozen, described = _frozen_slates(material, _slate_names(slates, material), base, world, continued, say)
     info = {
         "recipe": recipe,
         "source": {"name": source, "notes": loaded.notes},
@@ -180,6 +189,7 @@ def _frozen_slates(
     names: Sequence[SlateName],
     fingerprint: str,
     world: SimulatedWorld | None,
+    continued: Mapping[str, Sequence[str]],
     say: Callable[[str], None],
 ) -> tuple[dict[str, pl.DataFrame], dict[str, Any]]:
     """Tables `slates/NAME` (and `truth/NAME` in a simulated world), and a description of each set of slates."""
@@ -192,9 +202,24 @@ def _frozen_slates(
         check_slates(f"slates {name}", frozen, part.examples, material.items.height)
         tables[f"slates/{name}"] = frozen
         described[str(name)] = {"rows": frozen.height, "size": name.size, "fingerprint": table_fingerprint(frozen)}
+        if name.protocol == "uniform" and (later := " and ".join(continued[name.split])):
+            described[str(name)]["caution"] = (
+                f"users of these rows have rows in {later} too, and an item that a user touches in any split is no "
+                f"negative of that user: what is missing here hints at the targets of {later}"
+            )
         if world is not None:
             tables[f"truth/{name}"] = true_utilities(world, material.items, part.examples, frozen)
     return tables, described
+
+
+def _continued_splits(material: Material) -> dict[str, list[str]]:
+    """For each split, the later ones in which users of its rows have rows too."""
+    split_R = material.examples[SPLIT].to_numpy()
+    groups = [np.unique(material.touched.group_R[split_R == name]) for name in SPLITS]
+    return {
+        name: [SPLITS[j] for j in range(k + 1, len(SPLITS)) if np.isin(groups[k], groups[j]).any()]
+        for k, name in enumerate(SPLITS)
+    }
 
 
 def true_utilities(
@@ -262,6 +287,7 @@ def _check_request(
     for name in options:
         if name not in known:
             raise ConfigError(f"source {source!r} has no option {name!r}; it has {', '.join(known) or 'none'}")
+    _check_option_types(source, options)
     _check_whole("seed", seed, 0)
     for name, limit in limits.items():
         if name not in SPLITS:
@@ -271,6 +297,34 @@ def _check_request(
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"slates {name} are asked for twice; give one of them another size or seed")
+
+
+def _check_option_types(source: str, options: Mapping[str, Any]) -> None:
+    """Raise a `ConfigError` for the first option whose value is not of the type in the signature of the source."""
+    hints = get_type_hints(SOURCES[source])
+    for name, value in options.items():
+        adapter = TypeAdapter(hints[name], config=ConfigDict(strict=True, allow_inf_nan=False))
+        try:
+            adapter.validate_python(value)
+        except ValidationError as error:
+            raise ConfigError(
+                f"source {source!r}: option {name}={value!r} is not {_in_words(hints[name])}; mend it or leave it out"
+            ) from error
+
+
+def _in_words(hint: Any) -> str:
+    """What a type of option accepts, for people.
+
+    >>> _in_words(float | None), _in_words(Literal["s", "ms"])
+    ('a number or null', 'one of s, ms')
+    """
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(get_args(hint))}"
+    if get_origin(hint) in (Union, types.UnionType):
+        parts = get_args(hint)  # a path may always be given as text
+        return " or ".join(_in_words(part) for part in parts if not (part is str and Path in parts))
+    words = {int: "a whole number", float: "a number", str: "text", Path: "a path", types.NoneType: "null"}
+    return words.get(hint, "a mapping of text to text" if get_origin(hint) is dict else str(hint))
 
 
 def _recipe(

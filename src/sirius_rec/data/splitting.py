@@ -21,7 +21,7 @@ Int = npt.NDArray[np.int64]
 
 
 def check_ratios(ratios: Sequence[int]) -> None:
-    """Raise a `ConfigError` unless there are three whole numbers ≥ 0 with a positive sum."""
+    """Raise a `ConfigError` unless there are three whole numbers ≥ 0 with a positive sum (a share may be 0)."""
     whole = all(isinstance(r, int) and not isinstance(r, bool) and r >= 0 for r in ratios)
     if len(ratios) != len(SPLITS) or not whole or sum(ratios) == 0:
         raise ConfigError(

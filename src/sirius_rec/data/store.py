@@ -28,7 +28,7 @@ EXAMPLES_FILE = "examples.parquet"
 
 @dataclass(frozen=True)
 class Dataset:
-    """An opened dataset folder; tables are read when first asked for.
+    """An opened dataset folder; a table is read when first asked for, checked against its fingerprint, and kept.
 
     path: the folder. info: what dataset.json holds.
     """
@@ -37,9 +37,25 @@ class Dataset:
     info: dict[str, Any]
 
     @cached_property
+    def _kept(self) -> dict[str, pl.DataFrame]:
+        return {}
+
+    def _read_unchanged(self, name: str) -> pl.DataFrame:
+        """A table from the disk, if it is still the one that dataset.json records."""
+        path = self.path / f"{name}.parquet"
+        frame = _read(path)
+        try:
+            same = table_fingerprint(frame) == self.info["fingerprints"].get(name)
+        except DataError:  # a type of column that none of our tables has
+            same = False
+        if not same:
+            raise DataError(f"{path}: the content has changed since it was written; prepare the dataset again")
+        return frame
+
+    @cached_property
     def items(self) -> pl.DataFrame:
         """item (int32, = row number), item_id, title."""
-        items = _read(self.path / ITEMS_FILE)
+        items = self._read_unchanged("items")
         if not (items[ITEM] == pl.int_range(items.height, eager=True)).all() or items[TITLE].n_unique() < items.height:
             raise DataError(
                 f"{self.path / ITEMS_FILE}: items are not numbered 0, 1, … with distinct titles; prepare it again"
@@ -59,7 +75,7 @@ class Dataset:
     @cached_property
     def _examples(self) -> pl.DataFrame:
         path = self.path / EXAMPLES_FILE
-        examples = _read(path)
+        examples = self._read_unchanged("examples")
         for column in (HISTORY, TARGET):
             flat = examples[column].explode().drop_nulls() if column == HISTORY else examples[column]
             if flat.len() and not 0 <= int(flat.min()) <= int(flat.max()) < self.n_items:  # type: ignore[arg-type]
@@ -85,20 +101,29 @@ class Dataset:
         """row_id, candidates (list[int32]) of a frozen set, in the order of `examples(split)`.
 
         Raises:
-            DataError: no such set, or a row without its target, with an item twice, or with an unknown item.
+            DataError: no such set, the file has changed since it was written, or a row without its target, with an item
+                twice, or with an unknown item.
         """
         name = str(name)
         if name not in self.info["slates"]:
             raise DataError(f"{self.path}: no slates {name!r}; there are {', '.join(self.slate_names) or 'none'}")
-        slates = _read(self.path / "slates" / f"{name}.parquet")
-        examples = self.examples(SlateName.parse(name).split)
-        check_slates(f"{self.path}/slates/{name}.parquet", slates, examples, self.n_items)
-        return examples.select(ROW_ID).join(slates, on=ROW_ID, how="left", maintain_order="left")
+        table = f"slates/{name}"
+        if table not in self._kept:
+            slates = self._read_unchanged(table)
+            examples = self.examples(SlateName.parse(name).split)
+            check_slates(f"{self.path / table}.parquet", slates, examples, self.n_items)
+            ordered = examples.select(ROW_ID).join(slates, on=ROW_ID, how="left", maintain_order="left")
+            self._kept[table] = ordered
+        return self._kept[table]
 
     def truth(self, name: str | SlateName) -> pl.DataFrame | None:
         """row_id, utility (list[float64], aligned with the candidates) for a simulated world, else None."""
-        path = self.path / "truth" / f"{name}.parquet"
-        return _read(path) if path.is_file() else None
+        table = f"truth/{name}"
+        if table not in self.info["fingerprints"]:
+            return None
+        if table not in self._kept:
+            self._kept[table] = self._read_unchanged(table)
+        return self._kept[table]
 
     @property
     def fingerprint(self) -> str:
@@ -106,12 +131,9 @@ class Dataset:
         return str(self.info["fingerprint"])
 
     def verify(self) -> None:
-        """Raise a `DataError` unless every table has the fingerprint that dataset.json records."""
-        for name, recorded in self.info["fingerprints"].items():
-            if table_fingerprint(_read(self.path / f"{name}.parquet")) != recorded:
-                raise DataError(
-                    f"{self.path / name}.parquet: the content has changed since it was written; prepare it again"
-                )
+        """Raise a `DataError` unless every table on the disk has the fingerprint that dataset.json records."""
+        for name in self.info["fingerprints"]:
+            self._read_unchanged(name)
 
     def train_sequences(self) -> list[npt.NDArray[np.int32]]:
         """The distinct items of each train user's windows, oldest first; of each train row where there are no users."""
@@ -136,11 +158,13 @@ def open_dataset(path: Path | str) -> Dataset:
         raise DataError(f"{path}: not a dataset folder (no {INFO_FILE}); make one with `sirius prepare`")
     try:
         info = json.loads(info_path.read_text(encoding="utf-8"))
-        known, tables = info["format"], list(info["fingerprints"])
-    except (ValueError, KeyError, TypeError) as error:
+        known, tables = info["format"], info["fingerprints"].keys()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{info_path}: not the description of a dataset ({error}); prepare it again") from error
     if known != FORMAT:
         raise DataError(f"{info_path}: format {known}, this version reads {FORMAT}; prepare the dataset again")
+    if combined_fingerprint(info["fingerprints"]) != info.get("fingerprint"):
+        raise DataError(f"{info_path}: its fingerprint is not that of the tables it lists; prepare the dataset again")
     for name in tables:
         if not (path / f"{name}.parquet").is_file():
             raise DataError(f"{path / name}.parquet: missing; prepare the dataset again")

@@ -19,7 +19,8 @@ NOTE: Final = (
     "Descriptive, not a test. A seed is flagged when its reward margin rose from the epoch of its highest HR@1 to the "
     "last epoch while HR@1 fell. Over seeds, the fall is measured from the highest epoch of the seed-mean curve (one "
     "epoch for all seeds, so a single seed's fall may be negative), with a 95 % t interval over seeds. That epoch is "
-    "chosen from the same data, so the fall leans upwards."
+    "chosen from the same data, so the fall leans upwards. A method whose loss compares no pairs (continued SFT) has a "
+    "margin that nothing pushes up: it is never flagged."
 )
 
 Point = Mapping[str, Any]
@@ -67,7 +68,7 @@ def _ends(values: list[float] | None) -> dict[str, float] | None:
     return None if values is None else {"first": values[0], "last": values[-1], "change": values[-1] - values[0]}
 
 
-def _one_seed(points: Sequence[Point], where: str) -> dict[str, Any]:
+def _one_seed(points: Sequence[Point], where: str, trained: bool) -> dict[str, Any]:
     hits = series(points, HIT, where)
     if hits is None:
         raise DataError(f"{where}: the curve has no {HIT}; evaluate every epoch on held-out rows")
@@ -81,7 +82,7 @@ def _one_seed(points: Sequence[Point], where: str) -> dict[str, Any]:
         **{share: _ends(series(points, share, where)) for share in SHARES},
         "hacking": None,
     }
-    if margin is not None:
+    if margin is not None and trained:
         rise, fall = margin[-1] - margin[peak], hits[peak] - hits[-1]
         found["hacking"] = {"flagged": rise > 0 and fall > 0, "margin_rise": rise, "hr@1_fall": fall}
     return found
@@ -117,12 +118,13 @@ def _mean_ends(seeds: Sequence[Mapping[str, Any]], key: str) -> dict[str, float]
 
 
 def diagnose(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Evidence per method from `results["curves"]`.
+    """Evidence per method from `results["curves"]` and `results["objectives"]`.
 
-    Returns {"methods": {method: {"label", "seeds": {seed: evidence}, "mean": evidence averaged over seeds, "hacking"}},
-    "notes": [...]}. Evidence holds `reward_margin`, `insensitive@0.1`, `insensitive@0.5`, `misordered` as {first, last,
-    change} and `hr@1` as {first, peak, last, best_epoch}; a key that was not logged is None. `hacking` is None for
-    methods without a reward margin (continued SFT); else rise, fall and their t intervals over seeds (None with one
+    Returns {"methods": {method: {"label", "margin_trained", "seeds": {seed: evidence}, "mean": evidence averaged over
+    seeds, "hacking"}}, "notes": [...]}. `margin_trained` is False where the objective's comparison is "none".
+    Evidence holds `reward_margin`, `insensitive@0.1`, `insensitive@0.5`, `misordered` as {first, last, change} and
+    `hr@1` as {first, peak, last, best_epoch}; a key that was not logged is None. `hacking` is None for methods whose
+    margin is not trained (continued SFT) or not logged; else rise, fall and their t intervals over seeds (None with one
     seed), `flagged`, and `seeds_flagged`.
 
     Raises DataError, in one line, when there are no curves, a curve of rewards has one epoch only, or a value is NaN.
@@ -130,7 +132,7 @@ def diagnose(results: Mapping[str, Any]) -> dict[str, Any]:
     curves = results.get("curves") or {}
     if not any(MARGIN in point for seeds in curves.values() for points in seeds.values() for point in points):
         raise DataError("diagnose: no curves with reward margins; align at least one method and evaluate every epoch")
-    labels = labels_of(results)
+    labels, objectives = labels_of(results), results.get("objectives") or {}
     methods: dict[str, Any] = {}
     for method in sorted(curves):
         by_seed = {
@@ -140,20 +142,23 @@ def diagnose(results: Mapping[str, Any]) -> dict[str, Any]:
         by_seed = {seed: points for seed, points in by_seed.items() if points}
         if not by_seed:
             continue
-        rewarded = any(MARGIN in point for points in by_seed.values() for point in points)
+        trained = objectives.get(method, {}).get("comparison") != "none"
+        rewarded = trained and any(MARGIN in point for points in by_seed.values() for point in points)
         short = [seed for seed, points in by_seed.items() if len(points) < 2]
         if short and rewarded:
             raise DataError(
                 f"diagnose: the curve of {method}, seed {short[0]} has one epoch only; "
                 "log the start and at least one epoch more"
             )
-        seeds = {seed: _one_seed(points, f"curve of {method}, seed {seed}") for seed, points in by_seed.items()}
+        seeds = {
+            seed: _one_seed(points, f"curve of {method}, seed {seed}", trained) for seed, points in by_seed.items()
+        }
         keys = (HIT, MARGIN, *SHARES)
         hacking = _over_seeds(by_seed, method) if rewarded else None
         if hacking is not None:
             hacking["seeds_flagged"] = sum(bool(s["hacking"] and s["hacking"]["flagged"]) for s in seeds.values())
         methods[method] = {
-            "label": labels.get(method, method), "seeds": seeds,
+            "label": labels.get(method, method), "margin_trained": trained, "seeds": seeds,
             "mean": {key: _mean_ends(list(seeds.values()), key) for key in keys}, "hacking": hacking,
         }  # fmt: skip
     return {"methods": methods, "notes": [NOTE]}
@@ -179,7 +184,7 @@ def verdict(entry: Mapping[str, Any]) -> str:
     """One method's evidence in words."""
     hacking = entry["hacking"]
     if hacking is None:
-        return "no reward margin logged"
+        return "no reward margin logged" if entry.get("margin_trained", True) else "no margin is trained"
     if not hacking["flagged"]:
         ended_best = hacking["hr@1_fall"] <= 0
         return "no sign: mean HR@1 ends at its peak" if ended_best else "HR@1 fell, the margin did not rise"

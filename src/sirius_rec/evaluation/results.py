@@ -19,13 +19,13 @@ import numpy.typing as npt
 import polars as pl
 
 from sirius_rec.errors import DataError, RunError
+from sirius_rec.evaluation.floors import FLOORS
 from sirius_rec.evaluation.intervals import EXACT_GROUPS, FLIPS, RESAMPLES, GroupBootstrap, Interval, holm, paired_test
 from sirius_rec.evaluation.metrics import METRICS, Floats, per_example, target_positions, true_reward
 from sirius_rec.evaluation.tables import SCORES, ScoreTable
 from sirius_rec.schema import CANDIDATES, ROW_ID, TARGET, USER_ID, UTILITY
 
 FORMAT: Final = 1
-FLOORS: Final = ("random", "popularity", "item_knn", "item_knn_directed")
 TRUE_REWARD: Final = "true_reward"
 VALID: Final = "valid_ratio"
 GENERATED: Final = "hr@1_generated"
@@ -294,6 +294,7 @@ def build_results(
     config: Mapping[str, Any] | None = None,
     environment: Mapping[str, Any] | None = None,
     data: Mapping[str, Any] | None = None,
+    objectives: Mapping[str, Mapping[str, str]] | None = None,
     baseline: str,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -302,8 +303,9 @@ def build_results(
     tables: in any order; tables on the same slates must hold the same rows and candidates. examples: row_id, user_id,
     target (further columns and rows are ignored). truths: per slates name, row_id and utility (aligned with the slate).
     generation: per method, seed, slates and checkpoint one dict with these four keys and "row_id", "valid", "hit"
-    (equally long; 0 or 1; a hit is valid). curves: {method: {seed: [{"epoch", "step", …}]}}. baseline: the method that
-    every trained method is tested against. seed: of resampling.
+    (equally long; 0 or 1; a hit is valid). curves: {method: {seed: [{"epoch", "step", …}]}}. objectives:
+    {method: {"reward", "comparison"}} of trained methods, for `diagnose`. baseline: the method that every trained
+    method is tested against. seed: of resampling.
 
     Raises DataError, naming the table and row, when a table does not fit the examples or the other tables.
     """
@@ -338,7 +340,7 @@ def build_results(
     results = {
         "format": FORMAT, "config": config or {}, "environment": environment or {}, "data": data or {},
         "baseline": baseline, "rows": rows, "summary": summary, "paired": paired, "curves": curves or {},
-        "notes": _notes(examples, baseline, missing),
+        "objectives": objectives or {}, "notes": _notes(examples, baseline, missing),
     }  # fmt: skip
     cleaned: dict[str, Any] = clean(results)
     return cleaned

@@ -70,9 +70,12 @@ class Encoder:
         return ids
 
     def check_distinct(self, titles: Iterable[str]) -> None:
-        """PromptError if two different titles have the same token ids: no model could tell them apart."""
+        """PromptError if no model could tell titles apart: equal token ids, or a special token inside a title."""
         seen: dict[tuple[int, ...], str] = {}
+        special = set(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}
         for title in titles:
+            if special.intersection(self.completion(title)[:-1]):
+                raise PromptError(f"title {title!r} contains a special token of the tokenizer: change the title")
             other = seen.setdefault(tuple(self.completion(title)), title)
             if other != title:
                 raise PromptError(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
 
 from sirius_rec.prompts.encoding import Encoder, normalise_title
 
@@ -32,6 +33,17 @@ def judge(text: str, slate: Sequence[str], target: str) -> Answer:
     matches = [title for title in slate if normalise_title(title) == said]
     valid = len(matches) == 1
     return Answer(text, valid, valid and matches[0] == target)
+
+
+def _said(ids: list[int], encoder: Encoder, slate: Sequence[str]) -> str:
+    """The text of generated ids: the candidate they spell exactly, else what the tokenizer makes of them.
+
+    Not every tokenizer gives back what it was given (byte-level ones garble added tokens with accents).
+    """
+    for title in slate:
+        if encoder.completion(title)[:-1] == ids:
+            return title
+    return str(encoder.tokenizer.decode(ids, skip_special_tokens=True))
 
 
 @torch.no_grad()
@@ -67,16 +79,21 @@ def generate_answers(
         said_BT = model.generate(
             input_ids=input_ids_BT.to(device),
             attention_mask=mask_BT.to(device),
-            max_new_tokens=longest,
-            do_sample=False,
-            num_beams=1,
-            eos_token_id=encoder.eos_id,
-            pad_token_id=encoder.pad_id,
+            # A fresh configuration: a checkpoint's own may carry penalties or sampling, which are not greedy.
+            generation_config=GenerationConfig(
+                max_new_tokens=longest,
+                do_sample=False,
+                num_beams=1,
+                repetition_penalty=1.0,
+                no_repeat_ngram_size=0,
+                eos_token_id=encoder.eos_id,
+                pad_token_id=encoder.pad_id,
+            ),
         )[:, width:].cpu()
         for b, r in enumerate(rows):
             ids = said_BT[b].tolist()
             ids = ids[: ids.index(encoder.eos_id)] if encoder.eos_id in ids else ids
-            out[r] = judge(encoder.tokenizer.decode(ids, skip_special_tokens=True), slates[r], targets[r])
+            out[r] = judge(_said(ids, encoder, slates[r]), slates[r], targets[r])
         if progress:
             progress(len(rows))
     model.train(was_training)

@@ -19,7 +19,8 @@ class LLMRanker:
     """Ranks slates with a causal LM.
 
     model, encoder: the LM and its tokenizer. template, titles: how items are shown; titles by dense item number.
-    scoring: "auto", "packed" or "naive". batch_tokens: padded tokens per batch. progress: gets the rows just done.
+    scoring: "auto", "packed" or "naive". batch_tokens: padded tokens per batch. bf16: see
+    `scoring.scorer.score_rows`. progress: gets the rows just done.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class LLMRanker:
         *,
         scoring: str = "auto",
         batch_tokens: int = 8192,
+        bf16: bool = False,
         progress: Callable[[int], None] | None = None,
     ) -> None:
         self.model = model
@@ -39,6 +41,7 @@ class LLMRanker:
         self.titles = titles
         self.scoring = scoring
         self.batch_tokens = batch_tokens
+        self.bf16 = bf16
         self.progress = progress
 
     def prompts(self, histories: Sequence[Items], candidates: Sequence[Items]) -> list[str]:
@@ -62,5 +65,6 @@ class LLMRanker:
             self.encoder.pad_id,
             mode=self.scoring,
             max_tokens=self.batch_tokens,
+            bf16=self.bf16,
             progress=self.progress,
         )

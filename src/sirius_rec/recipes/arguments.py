@@ -9,6 +9,7 @@ from typing import Any
 
 from sirius_rec.config import Config, StageSection
 from sirius_rec.errors import ConfigError
+from sirius_rec.recipes.models import computes_in_bf16
 from sirius_rec.training.config import SiriusConfig
 
 
@@ -36,7 +37,6 @@ def training_arguments(
     micro = stage.micro_batch_size or stage.batch_size // processes
     steps_per_epoch = math.ceil(min(stage.examples_per_epoch or n_records, n_records) / stage.batch_size)
     cpu = config.compute.device == "cpu"
-    full = config.backbone.lora is None
     return SiriusConfig(
         output_dir=str(folder),
         **loss,
@@ -49,7 +49,7 @@ def training_arguments(
         warmup_steps=math.ceil(stage.warmup * steps_per_epoch * stage.epochs),
         weight_decay=stage.weight_decay,
         max_grad_norm=stage.max_grad_norm,
-        bf16=config.backbone.dtype == "bfloat16" and full,
+        bf16=computes_in_bf16(config),
         seed=seed,
         data_seed=seed,
         logging_steps=stage.logging_steps,

@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 
-from sirius_rec.config import Config
+from sirius_rec.config import ArmSection, Config
 from sirius_rec.errors import ConfigError, RunError
+from sirius_rec.evaluation.floors import FLOOR_LABELS
 from sirius_rec.evaluation.results import build_results, read_results, write_results
 from sirius_rec.evaluation.tables import ScoreTable, read_tables, table_name, write_table
 from sirius_rec.recipes.job import Ticker, open_job
-from sirius_rec.recipes.models import load_run_tokenizer, load_stage_model, place
+from sirius_rec.recipes.models import computes_in_bf16, load_run_tokenizer, load_stage_model, place
 from sirius_rec.recipes.run_folder import RunFolder, versions, write_json
 from sirius_rec.schema import CANDIDATES, HISTORY, ROW_ID, TARGET, USER_ID, SlateName
 
 if TYPE_CHECKING:
     from sirius_rec.data.store import Dataset
-
-FLOOR_LABELS = {
-    "random": "Random",
-    "popularity": "Popularity",
-    "item_knn": "Item-kNN (cosine)",
-    "item_knn_directed": "Item-kNN (directed)",
-}
 
 
 def test_slates(config: Config, dataset: Dataset) -> list[str]:
@@ -43,11 +38,55 @@ def test_slates(config: Config, dataset: Dataset) -> list[str]:
 
 
 def method_labels(config: Config) -> dict[str, str]:
-    """Method key → how tables call it."""
+    """Method key → how tables call it: an arm's own name, else its preset's label and what differs from the preset."""
     from sirius_rec.objectives.losses import LOSSES
 
-    arms = {arm.key: LOSSES[arm.loss].label if arm.name is None else arm.name for arm in config.arms}
+    arms = {arm.key: arm.name or _arm_label(config, arm) for arm in config.arms}
     return {**FLOOR_LABELS, "sft": LOSSES["sft"].label, **arms}
+
+
+def _arm_label(config: Config, arm: ArmSection) -> str:
+    """`S-DPO (softmax), negatives=5`: a part of the preset that the arm overrides is not named as if it held."""
+    from sirius_rec.objectives.losses import LOSSES
+
+    preset = asdict(config.objective(ArmSection(loss=arm.loss)))
+    own = {key: value for key, value in asdict(config.objective(arm)).items() if value != preset[key]}
+    if arm.learning_rate not in (None, config.align.learning_rate):
+        own["learning_rate"] = arm.learning_rate
+    label = LOSSES[arm.loss].label
+    said = {
+        "negatives": "whole slate" if preset["negatives"] == "all" else str(preset["negatives"]),
+        "anchor": f"{preset['anchor']} anchor",
+    }
+    for words in (said[key] for key in own if key in said):
+        label = label.replace(f" ({words})", "").replace(f", {words})", ")")
+    if own.get("anchor") == "none":
+        label = label.replace(" + SIRIUS", "")
+    if own.get("nll_weight") == 0:
+        label = label.replace(" + NLL", "")
+    return ", ".join([label, *(f"{key}={_in_yaml(value)}" for key, value in own.items())])
+
+
+def _in_yaml(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def objectives(config: Config) -> dict[str, dict[str, str]]:
+    """Trained method → its reward and comparison, which say whether a reward margin is trained at all."""
+    from sirius_rec.objectives.losses import build_objective
+
+    made = {"sft": build_objective("sft"), **{arm.key: config.objective(arm) for arm in config.arms}}
+    return {method: {"reward": one.reward, "comparison": one.comparison} for method, one in made.items()}
+
+
+def check_trained(run: RunFolder, config: Config) -> None:
+    """RunError naming the first model that is not trained yet, and the command that trains it."""
+    stages = [("sft", "sft"), *(("align", arm.key) for arm in config.arms)]
+    for command, method in stages:
+        for seed in config.seeds:
+            if not (run.stage(method, seed) / "done.json").is_file():
+                how = f"sirius {command} {run.config_file} --out {run.path}"
+                raise RunError(f"{run.path}: {method} of seed {seed} is not trained yet: train it with `{how}`")
 
 
 def floors(path: str) -> None:
@@ -109,6 +148,7 @@ def evaluate_model(path: str, method: str, seed: int) -> None:
                     dataset.titles,
                     scoring=config.compute.scoring,
                     batch_tokens=config.evaluation.batch_tokens,
+                    bf16=computes_in_bf16(config),
                 )
             if generates:
                 write_json(answers, _generate(ranker, config, dataset, slates, method, seed, checkpoint))
@@ -243,6 +283,7 @@ def collect(run: RunFolder, config: Config, dataset: Dataset) -> dict[str, Any]:
             "statistics": info["statistics"],
             "slates": info["slates"],
         },
+        objectives=objectives(config),
         baseline=config.evaluation.baseline,
     )
     write_results(results, run.results)

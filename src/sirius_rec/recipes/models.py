@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sirius_rec.config import Config
+from sirius_rec.errors import ConfigError
 from sirius_rec.recipes.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -41,6 +42,24 @@ def load_run_tokenizer(run: RunFolder, config: Config) -> Any:
     return load_tokenizer(run.backbone if config.backbone.name == "tiny" else config.backbone.name)
 
 
+def _weights_dtype(config: Config) -> str:
+    """bfloat16 for a frozen base under LoRA; weights that are trained stay float32."""
+    return config.backbone.dtype if config.backbone.lora is not None else "float32"
+
+
+def computes_in_bf16(config: Config) -> bool:
+    """Whether float32 weights compute in bfloat16: in training, and so in every scoring of the same run."""
+    return config.backbone.dtype == "bfloat16" and config.backbone.lora is None
+
+
+def check_device(config: Config) -> None:
+    """ConfigError if the configured device is not there."""
+    import torch
+
+    if config.compute.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("compute.device: cuda was asked for, but torch sees no CUDA device: use auto or cpu")
+
+
 def initial_model(config: Config, tokenizer: Any, seed: int) -> Any:
     """The backbone before any training of ours."""
     if config.backbone.name == "tiny":
@@ -50,12 +69,7 @@ def initial_model(config: Config, tokenizer: Any, seed: int) -> Any:
     else:
         from sirius_rec.training.backbones import load_backbone
 
-        half = config.backbone.dtype == "bfloat16" and config.backbone.lora is not None
-        model = load_backbone(
-            config.backbone.name,
-            dtype="bfloat16" if half else "float32",
-            attention=config.backbone.attention,
-        )
+        model = load_backbone(config.backbone.name, dtype=_weights_dtype(config), attention=config.backbone.attention)
     return model
 
 
@@ -63,13 +77,7 @@ def load_stage_model(config: Config, folder: Path) -> Any:
     """The model saved in a stage's `best` or `last` folder."""
     from sirius_rec.training.backbones import load_trained
 
-    half = config.backbone.dtype == "bfloat16" and config.backbone.lora is not None
-    return load_trained(
-        folder,
-        config.backbone.name,
-        dtype="bfloat16" if half else "float32",
-        attention=config.backbone.attention,
-    )
+    return load_trained(folder, config.backbone.name, dtype=_weights_dtype(config), attention=config.backbone.attention)
 
 
 def place(model: Any, config: Config) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +25,8 @@ def context_of(config: Config) -> int | None:
     from transformers import AutoConfig
 
     name = config.backbone.name
+    if name.startswith(("/", ".", "~")) and not Path(name).is_dir():
+        raise ConfigError(f"backbone '{name}': no such folder: name a local folder or a Hugging Face id")
     try:
         found = AutoConfig.from_pretrained(name)
     except Exception as error:  # the hub raises many kinds
@@ -33,7 +36,7 @@ def context_of(config: Config) -> int | None:
 
 
 def check_prompts(run: RunFolder, config: Config, dataset: Dataset) -> None:
-    """PromptError if a prompt of any slates, test slates too, leaves no room for the longest title in the context.
+    """PromptError if a prompt of any slates, test slates too, does not fit into the context with its longest candidate.
 
     Asked once, before the first training of a run.
     """
@@ -51,7 +54,8 @@ def check_prompts(run: RunFolder, config: Config, dataset: Dataset) -> None:
         return
     encoder = Encoder(load_run_tokenizer(run, config), chat=config.prompts.chat)
     template, titles = get_template(config.prompts.template), dataset.titles
-    longest_title = max(len(encoder.completion(title)) for title in titles)
+    encoder.check_distinct(titles)
+    title_tokens = np.array([len(encoder.completion(title)) for title in titles])
     train = train_slates(config)
     used = {str(train), str(SlateName("val", train.protocol, train.size, train.seed)), *test_slates(config, dataset)}
     for name in sorted(used & set(dataset.slate_names)):
@@ -64,10 +68,12 @@ def check_prompts(run: RunFolder, config: Config, dataset: Dataset) -> None:
                 template.render([titles[i] for i in history], [titles[i] for i in slate])
                 for history, slate in zip(histories[part], slates[part], strict=True)
             ]
-            lengths += [len(ids) + longest_title for ids in encoder.prompts(texts)]
+            # The last token of a completion is never an input.
+            longest = [int(title_tokens[slate].max()) - 1 for slate in slates[part]]
+            lengths += [len(ids) + more for ids, more in zip(encoder.prompts(texts), longest, strict=True)]
         too_long = int((np.array(lengths) > context).sum())
         if too_long:
             raise PromptError(
-                f"slates {name}: {too_long} of {len(lengths)} prompts with the longest title exceed the context of "
-                f"{context} tokens (longest: {max(lengths)}): use shorter histories, smaller slates or a longer context"
+                f"slates {name}: {too_long} of {len(lengths)} prompts with their longest candidate exceed the context "
+                f"of {context} tokens (longest: {max(lengths)}): use shorter histories, smaller slates or a longer context"
             )

@@ -13,7 +13,7 @@ import numpy as np
 from sirius_rec.config import Config
 from sirius_rec.errors import RunError
 from sirius_rec.recipes.job import Ticker, open_job, say
-from sirius_rec.recipes.models import load_run_tokenizer, load_stage_model, place
+from sirius_rec.recipes.models import computes_in_bf16, load_run_tokenizer, load_stage_model, place
 from sirius_rec.recipes.records import ALIGN_STREAM, slate_records, stage_rows, train_slates, validation_set
 from sirius_rec.recipes.run_folder import RunFolder
 
@@ -49,6 +49,7 @@ def reference(path: str, seed: int) -> None:
             encoder.pad_id,
             mode=config.compute.scoring,
             max_tokens=config.evaluation.batch_tokens,
+            bf16=computes_in_bf16(config),
             progress=Ticker(f"reference s{seed} {split}", len(encoded)),
         )
         arrays[f"{split}_logp"] = np.concatenate(logps)
@@ -88,11 +89,14 @@ def _reference_key(run: RunFolder, config: Config, dataset: Dataset, seed: int) 
     """Hash of all that log π_ref depends on: weights, tokenizer, template, slates and the rows chosen."""
     digest = hashlib.sha256()
     best = run.stage("sft", seed) / "best"
-    for file in sorted(best.glob("*.safetensors")) + sorted(best.glob("tokenizer*")):
+    for file in (
+        sorted(best.glob("*.safetensors")) + sorted(best.glob("tokenizer*")) + sorted(best.glob("adapter_config.json"))
+    ):
         digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
     parts = [
         config.backbone.name,
         config.backbone.dtype,
+        config.backbone.attention,
         config.prompts.model_dump(),
         dataset.fingerprint,
         str(train_slates(config)),

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -123,12 +124,11 @@ class RunFolder:
             raise RunError(f"{self.path}: not a run folder (no config.yaml): make one with `sirius run CONFIG`")
         return load_config(self.config_file)
 
-    def discard_if_empty(self) -> None:
-        """Remove the folder again if nothing was made in it yet, so that a mended configuration can use its name."""
-        if {entry.name for entry in self.path.iterdir()} <= {self.config_file.name, ENVIRONMENT}:
-            for entry in self.path.iterdir():
-                entry.unlink()
-            self.path.rmdir()
+    def discard_if_untrained(self) -> None:
+        """Remove the folder again if nothing was trained in it yet, so that a mended configuration can use its name."""
+        made = {self.config_file.name, ENVIRONMENT, self.data.name, self.backbone.name}
+        if {entry.name for entry in self.path.iterdir()} <= made:
+            shutil.rmtree(self.path)
 
 
 def open_run(path: Path, config: Config) -> RunFolder:

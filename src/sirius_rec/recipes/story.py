@@ -82,12 +82,13 @@ def run_stages(run: RunFolder, config: Config, stages: Iterable[str], say: Say) 
     from sirius_rec.recipes.preflight import check_prompts
 
     try:
+        models.check_device(config)
         dataset = prepare_data(config, run, say)
+        models.prepare_backbone(run, config, dataset)
+        check_prompts(run, config, dataset)
     except SiriusError:
-        run.discard_if_empty()
+        run.discard_if_untrained()
         raise
-    models.prepare_backbone(run, config, dataset)
-    check_prompts(run, config, dataset)
     run_jobs(stage_jobs(run, config, stages), workers=config.compute.jobs, threads=config.compute.threads, say=say)
 
 

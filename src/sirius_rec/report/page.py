@@ -14,8 +14,9 @@ from markupsafe import Markup
 
 from sirius_rec.diagnostics import curves as evidence
 from sirius_rec.errors import DataError
+from sirius_rec.evaluation.floors import FLOORS
 from sirius_rec.evaluation.metrics import METRICS
-from sirius_rec.evaluation.results import ALL_METRICS, FLOORS, GENERATED, TRUE_REWARD, VALID, decision
+from sirius_rec.evaluation.results import ALL_METRICS, GENERATED, TRUE_REWARD, VALID, decision
 from sirius_rec.report import plots
 from sirius_rec.schema import SlateName
 

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from sirius_rec.diagnostics.curves import HIT, labels_of, mean_interval, ordered, series
-from sirius_rec.evaluation.results import FLOORS
+from sirius_rec.evaluation.floors import FLOORS
 
 _COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7B3F00", "#4B0082")
 _GREY: Final = "#6B6B6B"
@@ -46,9 +46,7 @@ _STYLE: Final[dict[Any, Any]] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "sirius_rec",
 }
-_FLOOR_STYLES: Final = {
-    "random": ":", "popularity": "--", "item_knn": "-.", "item_knn_directed": (0, (6, 1, 1, 1, 1, 1)),
-}  # fmt: skip
+_FLOOR_STYLES: Final[dict[str, Any]] = dict(zip(FLOORS, (":", "--", "-.", (0, (6, 1, 1, 1, 1, 1))), strict=True))
 
 
 @dataclass(frozen=True)
@@ -91,10 +89,10 @@ PANELS: Final = (
     ),
     Panel(
         "misordered",
-        "Misordered unsampled pairs",
+        "Misordered pairs",
         "share of pairs",
-        "Share of unsampled negatives that still stand above the positive. Misordered and insensitive together is "
-        "what hurts.",
+        "Share of all negatives of the slate, sampled or not, whose reward still stands above the positive's. "
+        "Misordered and insensitive together is what hurts.",
     ),
 )
 

@@ -78,18 +78,22 @@ def score_rows(
     *,
     mode: str = "auto",
     max_tokens: int = 8192,
+    bf16: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> list[np.ndarray]:
     """log π(y|x) of every candidate of every row, in row order: one float32 array of C values (nats) per row.
 
-    Rows are batched by length; `max_tokens` bounds a batch's padded tokens. `progress` gets the rows just done.
+    Rows are batched by length; `max_tokens` bounds a batch's padded tokens. `bf16`: compute float32
+    weights in bfloat16, as training with bf16 does; policy and reference must agree on it. `progress` gets the
+    rows just done.
     """
     mode = resolve_mode(model, mode)
     was_training = model.training
     model.eval()
     out: list[np.ndarray] = [np.empty(0, np.float32)] * len(rows)
     for batch in token_batches(rows, max_tokens):
-        logp_BC = logps(model, [rows[r] for r in batch], pad_id, mode).float().cpu().numpy()
+        with torch.autocast(next(model.parameters()).device.type, dtype=torch.bfloat16, enabled=bf16):
+            logp_BC = logps(model, [rows[r] for r in batch], pad_id, mode).float().cpu().numpy()
         for b, r in enumerate(batch):
             out[r] = logp_BC[b, : len(rows[r].completions)].copy()
         if progress:

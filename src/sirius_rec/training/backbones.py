@@ -63,4 +63,7 @@ def load_trained(folder: Path, base: str | Path, *, dtype: str = "float32", atte
     except ConfigError:
         raise
     except Exception as error:
-        raise RunError(f"{folder}: the saved model cannot be read ({_first_line(error)}): delete the folder") from error
+        raise RunError(
+            f"{folder.parent}: the model in {folder.name}/ cannot be read ({_first_line(error)}): delete this folder, "
+            "and the run trains it again"
+        ) from error

@@ -35,7 +35,11 @@ def check_complete(checkpoint: Path) -> None:
 
 
 def step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix(PREFIX))
+    """The step in `checkpoint-<step>`; RunError for a folder of another name."""
+    step = checkpoint.name.removeprefix(PREFIX)
+    if not step.isdigit():
+        raise RunError(f"{checkpoint}: not a checkpoint folder (they are called {PREFIX}<step>)")
+    return int(step)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

@@ -23,6 +23,7 @@ class SiriusConfig(TrainingArguments):
     max_length: context in tokens; None takes the model's.
     examples_per_epoch: an epoch is that many records, walking through all of them; None: all in each epoch.
     eval_batch_tokens: padded tokens per batch in evaluation and reference scoring.
+    disable_dropout: no dropout in preference losses, where policy and reference are compared (SFT keeps the model's).
     chat: wrap text prompts in the tokenizer's chat template.
     """
 
@@ -42,6 +43,7 @@ class SiriusConfig(TrainingArguments):
     max_length: int | None = None
     examples_per_epoch: int | None = None
     eval_batch_tokens: int = 8192
+    disable_dropout: bool = True
     chat: bool = False
 
     learning_rate: float = 1e-5

@@ -20,7 +20,7 @@ class TinyOptions:
     layers: int = 3
     heads: int = 4
     intermediate_size: int = 256
-    vocab_size: int = 1024
+    vocab_size: int = 512
     title_tokens: int = 32768
     context: int = 2048
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
-from sirius_rec.errors import TrainingError
+from sirius_rec.errors import ConfigError, TrainingError
 from sirius_rec.evaluation.metrics import METRICS, per_example
 from sirius_rec.objectives.evidence import evidence
 from sirius_rec.objectives.losses import LossOutput, compute_loss
@@ -26,7 +26,7 @@ from sirius_rec.scoring.naive import naive_logps
 from sirius_rec.scoring.packed import packed_logps, unwrapped
 from sirius_rec.scoring.rows import PackedBatch
 from sirius_rec.scoring.scorer import resolve_mode, score_rows, self_check
-from sirius_rec.training.checkpoints import PREFIX, list_checkpoints, mark_complete, prune, resume_point
+from sirius_rec.training.checkpoints import PREFIX, list_checkpoints, mark_complete, prune, resume_point, step_of
 from sirius_rec.training.config import SiriusConfig
 from sirius_rec.training.metrics_log import MetricsLog
 from sirius_rec.training.records import PackingCollator, PreferenceDataset, check_context, encode_records
@@ -55,6 +55,15 @@ class Averages:
         out = {name: float(total / count) for name, (total, count) in self._sums.items() if float(count) > 0}
         self._sums.clear()
         return out
+
+
+def disable_dropout(model: torch.nn.Module) -> None:
+    """Set every dropout of the model to 0: a dropped-out policy against a whole reference is a margin of pure noise."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
 
 
 class SiriusTrainer(Trainer):
@@ -87,11 +96,18 @@ class SiriusTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
         **kwargs: Any,
     ) -> None:
+        if args.n_gpu > 1:
+            raise ConfigError(
+                f"{args.n_gpu} GPUs in one process: start with torchrun or accelerate launch, or show it one GPU "
+                "(CUDA_VISIBLE_DEVICES=0)"
+            )
         self.objective = args.objective()
         if peft_config is not None:
             from peft import get_peft_model
 
             model = get_peft_model(model, peft_config)
+        if self.objective.uses_negatives and args.disable_dropout:
+            disable_dropout(model)
         self.encoder = Encoder(processing_class, chat=args.chat)
         self.scoring = resolve_mode(model, args.scoring)
         context = args.max_length or getattr(unwrapped(model).config, "max_position_embeddings", None)
@@ -146,7 +162,9 @@ class SiriusTrainer(Trainer):
         if resume_from_checkpoint is True:
             found = resume_point(Path(self.args.output_dir))
             resume_from_checkpoint = str(found) if found else None
-        at = int(Path(resume_from_checkpoint).name.removeprefix(PREFIX)) if resume_from_checkpoint else -1
+        at = -1
+        if resume_from_checkpoint:
+            at = step_of(Path(resume_from_checkpoint))
         self.metrics_log.rewind(at)
         self._since = time.perf_counter()
         if at < 0 and self.eval_rows and self.args.eval_strategy != "no":
@@ -171,7 +189,15 @@ class SiriusTrainer(Trainer):
         model = self.model.to(self.args.device)
         tokens = self.args.eval_batch_tokens
         with self.compute_loss_context_manager():
-            return score_rows(model, rows, self.encoder.pad_id, mode=self.scoring, max_tokens=tokens, progress=progress)
+            return score_rows(
+                model,
+                rows,
+                self.encoder.pad_id,
+                mode=self.scoring,
+                max_tokens=tokens,
+                bf16=bool(self.args.bf16),
+                progress=progress,
+            )
 
     # a step
 
@@ -260,6 +286,7 @@ class SiriusTrainer(Trainer):
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
         """Rank every evaluation record's chosen text among its candidates; metrics by name with the prefix."""
         started = time.perf_counter()
+        self._check_weights()
         rows = self.eval_rows if eval_dataset is None else encode_records(eval_dataset, self.encoder)
         if self.objective.needs_reference and self.eval_ref_logps is None and eval_dataset is None:
             self._ensure_reference()
@@ -318,7 +345,7 @@ class SiriusTrainer(Trainer):
             folder = Path(self.args.output_dir)
             mark_complete(folder / f"{PREFIX}{self.state.global_step}")
             if self._keep_checkpoints is not None:
-                steps = [int(p.name.removeprefix(PREFIX)) for p in list_checkpoints(folder)]
+                steps = [step_of(p) for p in list_checkpoints(folder)]
                 keep = set(steps[-self._keep_checkpoints :])
                 if self.state.best_global_step:
                     keep.add(self.state.best_global_step)

@@ -20,6 +20,7 @@ ROW: str = "__row__"  # 0-based record number in the file; kept through every fi
 TABLE_SUFFIXES: tuple[str, ...] = (".parquet", ".csv", ".csv.gz")
 OnFault = Literal["error", "drop"]
 Quoting = Literal[0, 3]  # csv.QUOTE_MINIMAL, csv.QUOTE_NONE
+_MEND_QUOTES = "quote the whole field, and double the quotes inside it"
 
 
 def file_note(path: Path) -> dict[str, Any]:
@@ -97,21 +98,33 @@ def read_table(path: Path, separator: str = ",", quote: str | None = '"') -> pl.
     except (pl.exceptions.PolarsError, OSError) as error:
         _explain_unreadable(path, separator, 0 if quote else 3)
         raise DataError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
+    if any("\n" in name for name in frame.columns):  # a quote in the header that swallows lines
+        _explain_unreadable(path, separator, 0 if quote else 3)
     # an empty line is no record (polars reads one as a row of nulls)
     blank = pl.all_horizontal(pl.all().is_null())
     return frame.filter(~blank).with_row_index(ROW)
 
 
 def _explain_unreadable(path: Path, separator: str, quoting: Quoting) -> None:
-    """Raise a `DataError` naming the first record whose number of fields differs from the header's, if there is one."""
+    """Raise a `DataError` naming the first record with a broken quote or another number of fields than the header."""
     if path.suffix == ".parquet":
         return
+    quotes = 0
+
+    def counted(stream: IO[str]) -> Iterator[str]:
+        nonlocal quotes
+        for text in stream:
+            quotes += text.count('"')
+            yield text
+
     with open_text(path) as stream:
-        reader = csv.reader(stream, delimiter=separator, quoting=quoting)
+        reader = csv.reader(counted(stream), delimiter=separator, quoting=quoting, strict=True)
         width, line = 0, 1
         try:
             for record in reader:
                 width = width or len(record)
+                if quoting == csv.QUOTE_MINIMAL and quotes % 2:
+                    raise DataError(f"{path}, line {line}: a quote stands alone inside a field; {_MEND_QUOTES}")
                 if record and len(record) != width:
                     raise DataError(
                         f"{path}, line {line}: {len(record)} fields, the header has {width}; quote fields that hold "
@@ -119,15 +132,23 @@ def _explain_unreadable(path: Path, separator: str, quoting: Quoting) -> None:
                     )
                 line = reader.line_num + 1
         except csv.Error as error:
-            raise DataError(f"{path}, line {line}: {error}") from error
+            raise DataError(
+                f"{path}, line {line}: a quoted field that starts here is not closed properly ({error}); {_MEND_QUOTES}"
+            ) from error
 
 
 def require_columns(frame: pl.DataFrame, path: Path, columns: dict[str, str], option: str) -> None:
-    """Raise a `DataError` unless every value of `columns` (our name → the file's) is a column of `frame`."""
+    """Raise a `DataError` unless every value of `columns` (our name → the file's) is a column of plain values."""
     missing = [theirs for theirs in columns.values() if theirs not in frame.columns]
     if missing:
-        have = ", ".join(name for name in frame.columns if name != ROW)
+        have = ", ".join(name for name in frame.columns if name != ROW).replace("\n", "\\n")
         raise DataError(f"{path}: no column {missing[0]!r} (has: {have}); rename it or map it with option {option}")
+    for theirs in columns.values():
+        dtype = frame.schema[theirs]
+        if dtype.is_nested() or dtype.base_type() in (pl.Binary, pl.Time, pl.Duration, pl.Object):
+            raise DataError(
+                f"{path}: column {theirs!r} has type {dtype}; text, numbers or dates are expected, convert it"
+            )
 
 
 def first_bad(frame: pl.DataFrame, path: Path, column: str, reason: str, fix: str) -> DataError:

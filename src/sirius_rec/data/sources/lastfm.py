@@ -12,7 +12,7 @@ import polars as pl
 
 from sirius_rec.data.sources.files import ROW, file_note, place, read_table, require_columns, require_file
 from sirius_rec.data.titles import collapse_whitespace
-from sirius_rec.errors import DataError
+from sirius_rec.errors import ConfigError, DataError
 from sirius_rec.schema import ITEM_ID, TIMESTAMP, TITLE, USER_ID, Interactions
 
 TAGGINGS = "user_taggedartists-timestamps.dat"
@@ -33,8 +33,11 @@ def load(path: Path, *, seed: int = 0, artists: Path | str | None = None, min_ye
         min_year: taggings before that year (UTC) are bad dates of the original; dropped and counted.
 
     Raises:
+        ConfigError: min_year is no year from 1 to 9999.
         DataError: a file, column or value is missing or does not parse.
     """
+    if not 1 <= min_year <= 9999:
+        raise ConfigError(f"min_year={min_year} is not between 1 and 9999")
     folder = Path(path)
     taggings_path = _first_file([folder / TAGGINGS, folder / f"{TAGGINGS}.gz"], TAGGINGS)
     beside = [folder / ARTISTS, folder.parent / "raw" / ARTISTS]

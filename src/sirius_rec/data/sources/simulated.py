@@ -69,14 +69,22 @@ class SimulatedWorld:
             "n_items": (2, most * self.n_genres),
             "n_users": (1, 10_000_000),
             "dim": (1, 1024),
-            "events_per_user": (1, self.n_items - 1),
-            "exposure_size": (1, self.n_items - self.events_per_user),
+            "events_per_user": (1, most * self.n_genres),
+            "exposure_size": (1, most * self.n_genres),
             "memory": (1, 1000),
         }
         for name, (low, high) in limits.items():
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ConfigError(f"simulated world: {name}={value} is not between {low} and {high}")
+        # at the last step a user still has to be shown exposure_size items that are new to her
+        if self.n_items < (needed := self.events_per_user + self.exposure_size):
+            fewer = self.n_items - self.exposure_size
+            or_lower = f", or lower events_per_user to at most {fewer}" if fewer > 0 else ""
+            raise ConfigError(
+                f"simulated world: n_items={self.n_items} is too small for events_per_user={self.events_per_user} and "
+                f"{self.exposure_size} untouched items shown at each; raise n_items to at least {needed}{or_lower}"
+            )
         if self.temperature <= 0:
             raise ConfigError(f"simulated world: temperature={self.temperature} is not above 0")
 

@@ -17,6 +17,8 @@ Unit = Literal["auto", "s", "ms", "iso"]
 # 1e11 s is the year 5138, 1e11 ms is 1973-03-03: no event of a real data set is on the wrong side of it.
 MILLISECONDS_FROM = 1e11
 _NUMBER = r"^\s*-?\d+(\.\d*)?\s*$"
+# The years 1 to 9999, which is also what ISO-8601 text can say; a number outside is in some other unit.
+EARLIEST, LATEST = -62_135_596_800, 253_402_300_799
 _FIX = "give integer seconds, milliseconds or ISO-8601 text"
 
 
@@ -27,7 +29,8 @@ def to_seconds(frame: pl.DataFrame, path: Path, unit: Unit) -> tuple[pl.Series, 
     in seconds if every one is below; otherwise it is ISO-8601 text (text without an offset is taken as UTC).
 
     Raises:
-        DataError: a value does not parse, or numbers lie on both sides of 1e11 and `unit` does not settle it.
+        DataError: a value does not parse or lies outside the years 1 to 9999, or numbers lie on both sides of 1e11 and
+            `unit` does not settle it.
     """
     column = frame[TIMESTAMP]
     if column.dtype.is_temporal():
@@ -47,12 +50,16 @@ def to_seconds(frame: pl.DataFrame, path: Path, unit: Unit) -> tuple[pl.Series, 
     if not numeric.all():
         raise first_bad(frame.filter(~numeric), path, TIMESTAMP, "timestamp does not parse:", _FIX)
     values = _numbers(column)
-    return (values / 1000 if unit == "ms" else values).alias(TIMESTAMP), unit
+    seconds = (values / 1000 if unit == "ms" else values).alias(TIMESTAMP)
+    if not (inside := seconds.is_between(EARLIEST, LATEST)).all():
+        reason = f"timestamp taken as {unit} lies outside the years 1 to 9999:"
+        raise first_bad(frame.filter(~inside), path, TIMESTAMP, reason, _FIX)
+    return seconds, unit
 
 
 def _numbers(column: pl.Series) -> pl.Series:
-    if column.dtype == pl.String:
-        column = column.str.strip_chars()
+    if not column.dtype.is_numeric():
+        column = column.cast(pl.String).str.strip_chars()
     return column.cast(pl.Float64)
 
 

@@ -17,6 +17,7 @@ from sirius_rec.data.sources.files import (
     open_text,
     require_file,
 )
+from sirius_rec.data.sources.timestamps import EARLIEST, LATEST
 from sirius_rec.errors import DataError
 from sirius_rec.schema import CANDIDATES, HISTORY, SPLIT, SPLITS, TARGET, TIMESTAMP, USER_ID, Examples
 
@@ -88,6 +89,8 @@ def _parse(line: str, known: set[str]) -> dict[str, Any]:
         record = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error.msg} at column {error.colno}); write one object per line") from error
+    except RecursionError as error:
+        raise ValueError("brackets nest too deep; write one flat object per line") from error
     if not isinstance(record, dict):
         raise ValueError('not a JSON object; write {"history": [...], "target": ..., "split": ...}')
     for name in (HISTORY, TARGET, SPLIT):
@@ -111,6 +114,8 @@ def _parse(line: str, known: set[str]) -> dict[str, Any]:
     timestamp = record.get(TIMESTAMP)
     if timestamp is not None and (isinstance(timestamp, bool) or not isinstance(timestamp, int)):
         raise ValueError(f"timestamp {timestamp!r} is not an integer; give seconds since 1970")
+    if timestamp is not None and not EARLIEST <= timestamp <= LATEST:
+        raise ValueError(f"timestamp {timestamp} lies outside the years 1 to 9999; give seconds since 1970")
     user = record.get(USER_ID)
     return {
         HISTORY: history,
@@ -125,7 +130,10 @@ def _parse(line: str, known: set[str]) -> dict[str, Any]:
 def _text_id(value: object, name: str) -> str:
     if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
         raise ValueError(f"{name} holds {value!r}; ids are text or integers")
-    return str(value)
+    text = str(value)
+    if any("\ud800" <= character <= "\udfff" for character in text):  # half of a \\u pair, which no file can hold
+        raise ValueError(f"{name} holds {text!r}, which is not valid text; write the whole character")
+    return text
 
 
 def _known_item(value: object, name: str, known: set[str]) -> str:

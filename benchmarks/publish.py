@@ -1,0 +1,63 @@
+"""A finished run → a result file that can be committed, a figure, and the README's table.
+
+python benchmarks/publish.py RUN NAME HARDWARE DATE     for example: runs/lastfm lastfm-hetrec 2cpu-epyc 2026-11-23
+
+Writes benchmarks/results/NAME_HARDWARE_DATE.json (results.json with the environment and the seconds of every training)
+and the run's HR@1 figure beside it, and prints the Markdown table.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent / "results"
+
+
+def cell(row: dict[str, Any], metric: str) -> str:
+    """Mean and 95 % interval, or nothing."""
+    if row.get(metric) is None:
+        return ""
+    return f"{row[metric]:.3f} [{row[metric + '_low']:.3f}, {row[metric + '_high']:.3f}]"
+
+
+def table(results: dict[str, Any]) -> str:
+    """One row per method, best first by HR@1 on the smallest slates; slates side by side."""
+    names = sorted({row["slates"] for row in results["summary"]}, key=lambda name: int(name.split("-")[2]))
+    by = {(row["method"], row["slates"]): row for row in results["summary"] if row["checkpoint"] == "best"}
+    methods = sorted({method for method, _ in by}, key=lambda method: -by[method, names[0]]["hr@1"])
+    sizes = [name.split("-")[2] for name in names]
+    header = ["method", *(f"HR@1, {size} candidates" for size in sizes), f"NDCG@10, {sizes[0]}", "ValidRatio"]
+    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    for method in methods:
+        first = by[method, names[0]]
+        cells = [cell(by[method, name], "hr@1") for name in names]
+        valid = "" if first.get("valid_ratio") is None else f"{first['valid_ratio']:.3f}"
+        lines.append(f"| {first['label']} | {' | '.join(cells)} | {first['ndcg@10']:.3f} | {valid} |")
+    return "\n".join(lines)
+
+
+def main(run: Path, name: str, hardware: str, date: str) -> None:
+    """Publish one run."""
+    results = json.loads((run / "results.json").read_text())
+    results["run"] = {
+        "environment": json.loads((run / "environment.json").read_text()),
+        "seconds": {
+            str(done.parent.relative_to(run)): json.loads(done.read_text())["seconds"]
+            for done in sorted(run.rglob("done.json"))
+        },
+        "config_yaml": (run / "config.yaml").read_text(),
+    }
+    HERE.mkdir(parents=True, exist_ok=True)
+    stem = f"{name}_{hardware}_{date}"
+    (HERE / f"{stem}.json").write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+    for figure in sorted((run / "figures").glob("hr_1_test_*_20_*_best.png")):
+        shutil.copy(figure, HERE / f"{stem}.png")
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *sys.argv[2:5])

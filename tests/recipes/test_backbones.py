@@ -1,0 +1,81 @@
+"""Real backbones through the recipes: a local folder with LoRA, what is missing, what is damaged."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sirius_rec.config import Config
+from sirius_rec.errors import ConfigError, PromptError, RunError
+from sirius_rec.prompts.encoding import Encoder
+from sirius_rec.recipes.run_folder import open_run
+from sirius_rec.recipes.story import STAGES, finish, run_stages
+from sirius_rec.training.backbones import load_trained
+
+Mini = Callable[..., Config]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tokenizer: Any, tiny_llama: Callable[..., Any]) -> Path:
+    """A local folder with a model and its tokenizer, as a user would name it."""
+    target = tmp_path / "model"
+    tiny_llama(tokenizer, max_position_embeddings=1024).save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    return target
+
+
+def test_a_local_folder_with_lora_runs_to_the_report(mini: Mini, tmp_path: Path, folder: Path) -> None:
+    config = mini(f"backbone.name={folder}", "backbone.lora={rank: 2}", "align.epochs=1")
+    run = open_run(tmp_path / "run", config)
+    run_stages(run, config, STAGES, lambda text: None)
+    finish(run, config, lambda text: None)
+    assert (run.path / "report.html").is_file()
+    assert not (run.path / "pretrain").exists()
+    for stage in ("sft", "dpo_sirius", "softmax_dpo"):
+        assert (run.stage(stage, 0) / "best" / "adapter_model.safetensors").is_file()
+    results = json.loads(run.results.read_text())
+    # The reference of an arm is the SFT adapter: before its first step nothing has moved.
+    assert results["curves"]["dpo_sirius"]["0"][0]["reward_margin"] == pytest.approx(0.0, abs=1e-5)
+    assert results["curves"]["dpo_sirius"]["0"][0]["hr@1"] == max(p["hr@1"] for p in results["curves"]["sft"]["0"][1:])
+
+
+def test_refusals_before_training_leave_no_folder(mini: Mini, tmp_path: Path, folder: Path) -> None:
+    """The mended configuration can then use the same --out."""
+    for overrides, error, message in (
+        (["backbone.name=" + str(tmp_path / "none")], ConfigError, "no such folder"),
+        (["backbone.tiny.context=12"], PromptError, "exceed the context of 12 tokens"),
+        (["prompts.chat=true"], PromptError, "no chat template"),
+        (["evaluation.slates=[test-uniform-7-s0]"], ConfigError, "no slates 'test-uniform-7-s0'"),
+    ):
+        config = mini(*overrides)
+        run = open_run(tmp_path / "run", config)
+        with pytest.raises(error, match=message):
+            run_stages(run, config, STAGES, lambda text: None)
+        assert not run.path.exists(), overrides
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_cuda_that_is_not_there_is_refused(mini: Mini, tmp_path: Path) -> None:
+    config = mini("compute.device=cuda")
+    with pytest.raises(ConfigError, match="torch sees no CUDA device"):
+        run_stages(open_run(tmp_path / "run", config), config, STAGES, lambda text: None)
+
+
+def test_a_damaged_model_names_the_stage_folder(tmp_path: Path, folder: Path) -> None:
+    stage = tmp_path / "sft" / "s0"
+    stage.mkdir(parents=True)
+    folder.rename(stage / "best")
+    weights = stage / "best" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(RunError, match=f"{stage}: the model in best/ cannot be read .*: delete this folder"):
+        load_trained(stage / "best", "tiny")
+
+
+def test_a_special_token_inside_a_title_is_refused(tokenizer: Any) -> None:
+    with pytest.raises(PromptError, match="'A</s>' contains a special token"):
+        Encoder(tokenizer).check_distinct(["Air", "A</s>"])
