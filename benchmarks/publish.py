@@ -43,8 +43,10 @@ def table(results: dict[str, Any]) -> str:
 def main(run: Path, name: str, hardware: str, date: str) -> None:
     """Publish one run."""
     results = json.loads((run / "results.json").read_text())
+    environment = json.loads((run / "environment.json").read_text())
+    environment.pop("argv")  # paths of one machine
     results["run"] = {
-        "environment": json.loads((run / "environment.json").read_text()),
+        "environment": environment,
         "seconds": {
             str(done.parent.relative_to(run)): json.loads(done.read_text())["seconds"]
             for done in sorted(run.rglob("done.json"))

@@ -80,7 +80,7 @@ def generate_answers(
             input_ids=input_ids_BT.to(device),
             attention_mask=mask_BT.to(device),
             # A fresh configuration: a checkpoint's own may carry penalties or sampling, which are not greedy.
-            generation_config=GenerationConfig(
+            generation_config=GenerationConfig(  # type: ignore[no-untyped-call]
                 max_new_tokens=longest,
                 do_sample=False,
                 num_beams=1,

@@ -75,5 +75,5 @@ def check_prompts(run: RunFolder, config: Config, dataset: Dataset) -> None:
         if too_long:
             raise PromptError(
                 f"slates {name}: {too_long} of {len(lengths)} prompts with their longest candidate exceed the context "
-                f"of {context} tokens (longest: {max(lengths)}): use shorter histories, smaller slates or a longer context"
+                f"of {context} tokens (longest: {max(lengths)}): shorten histories or slates, or lengthen the context"
             )
