@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,7 +82,7 @@ def _stored_key(target: Path) -> str:
     try:
         with np.load(target) as stored:
             return str(stored["key"])
-    except Exception:  # numpy raises many kinds for a damaged archive; it is made again
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):  # a damaged archive is made again
         return ""
 
 
