@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -25,6 +25,9 @@ from sirius_rec.config_problems import Contradiction, Contradictions, describe, 
 from sirius_rec.config_yaml import apply_overrides, read_yaml
 from sirius_rec.errors import ConfigError
 from sirius_rec.evaluation.floors import FLOORS
+
+if TYPE_CHECKING:
+    from sirius_rec.prompts.templates import Template
 
 
 def _number(value: Any) -> Any:
@@ -91,8 +94,18 @@ class DataSection(_Section):
 
 
 class PromptSection(_Section):
+    """How a row becomes text. slate: list the candidates in the prompt, as the paper does; without them the model
+    answers from the history alone, and rows of one history share one prompt whatever their slate."""
+
     template: str = "generic"
+    slate: StrictBool = True
     chat: StrictBool = False
+
+    def form(self) -> Template:
+        """The template with these options; ConfigError for an unknown name."""
+        from sirius_rec.prompts.templates import get_template
+
+        return get_template(self.template, shows_slate=self.slate)
 
 
 class TinySection(_Section):
@@ -330,10 +343,8 @@ class Config(_Section):
             yield Contradiction(message, "evaluation.baseline", *names)
 
     def _arm_problems(self) -> Iterator[Contradiction]:
-        from sirius_rec.prompts.templates import get_template
-
         try:
-            get_template(self.prompts.template)
+            self.prompts.form()
         except ConfigError as error:
             yield Contradiction(f"prompts.template: {error}", "prompts.template")
         slate_size = next((slate.size for slate in self._train_slates()), None)

@@ -30,6 +30,13 @@ def test_histories_of_different_users_give_different_prompts() -> None:
     assert template.render(["a"], ["b", "c"]) != template.render(["a", "b"], ["c"])
 
 
+def test_without_the_slate_the_prompt_is_the_history() -> None:
+    template = get_template("books", shows_slate=False)
+    text = "This user has read these books, oldest first:\nEmma\nNext book:\n"
+    assert template.render(["Emma"], ["Dune", "It"]) == template.render(["Emma"], ["Ubik"]) == text
+    assert get_template("books").shows_slate
+
+
 def test_unknown_template_names_the_known() -> None:
     with pytest.raises(ConfigError, match="unknown prompt template 'film': choose one of music, books"):
         get_template("film")

@@ -38,7 +38,7 @@ def test_it_holds_what_the_sft_model_says(trained: Any) -> None:
     model = models.load_stage_model(config, run.stage("sft", 0) / "best")
     for split, rows in (("train", [0, 9]), ("val", [3])):
         name = SlateName(split, "uniform", 6, 0)
-        records = recipe_records.slate_records(dataset, name, config.prompts.template, np.array(rows))
+        records = recipe_records.slate_records(dataset, name, config.prompts.form(), np.array(rows))
         direct = score_rows(model, encode_records(records, encoder), encoder.pad_id, mode="naive", max_tokens=8192)
         for row, logps in zip(rows, direct, strict=True):
             assert cached[split][row].shape == (6,)
@@ -57,7 +57,7 @@ def test_the_key_changes_with_the_weights(run: RunFolder, trained: Any) -> None:
         reference.read_reference(run, trained.config, 0)
 
 
-@pytest.mark.parametrize("override", ["prompts.template=music", "align.examples_per_epoch=9", "compute.scoring=naive"])
+@pytest.mark.parametrize("override", ["prompts.template=music", "prompts.slate=false", "align.examples_per_epoch=9", "compute.scoring=naive"])
 def test_the_key_changes_with_what_is_scored(trained: Any, mini: Callable[..., Config], override: str) -> None:
     keys = {reference._reference_key(trained.run, config, trained.dataset, 0) for config in (mini(), mini(override))}
     assert len(keys) == 2

@@ -50,6 +50,14 @@ def test_jobs_are_free(mini: Mini, tmp_path: Path) -> None:
     assert open_run(run.path, mini("compute.jobs=2")).config() == mini()
 
 
+def test_two_processes_do_not_work_in_one_folder(mini: Mini, tmp_path: Path) -> None:
+    run = open_run(tmp_path / "run", mini())
+    with run.lock(), pytest.raises(RunError, match="another process is working in this run folder"), run.lock():
+        pass
+    with run.lock():
+        pass
+
+
 def test_a_foreign_folder_is_refused(mini: Mini, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(RunError, match="exists and is not a run folder: choose another --out"):

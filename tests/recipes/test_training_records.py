@@ -20,13 +20,14 @@ from sirius_rec.recipes.callbacks import EpochLines
 from sirius_rec.schema import SlateName
 
 TRAIN = SlateName("train", "uniform", 6, 0)
+GENERIC = get_template("generic")
 
 
 def test_slate_records(trained: Any) -> None:
     dataset = trained.dataset
     titles = dataset.titles
     rows = np.array([5, 0, 17])
-    records = recipe_records.slate_records(dataset, TRAIN, "generic", rows)
+    records = recipe_records.slate_records(dataset, TRAIN, GENERIC, rows)
     examples, slates = dataset.examples("train"), dataset.slates(TRAIN)
     for record, r in zip(records, rows.tolist(), strict=True):
         target, shown = examples["target"][r], slates["candidates"][r].to_list()
@@ -34,21 +35,21 @@ def test_slate_records(trained: Any) -> None:
         assert record["rejected"] == [titles[i] for i in shown if i != target]
         assert len(record["rejected"]) == 5 and record["chosen"] not in record["rejected"]
         history = [titles[i] for i in examples["history"][r]]
-        assert record["prompt"] == get_template("generic").render(history, [titles[i] for i in shown])
-    assert len(recipe_records.slate_records(dataset, TRAIN, "generic")) == examples.height
+        assert record["prompt"] == GENERIC.render(history, [titles[i] for i in shown])
+    assert len(recipe_records.slate_records(dataset, TRAIN, GENERIC)) == examples.height
 
 
 def test_pretraining_reads_train_histories_only(trained: Any) -> None:
     """Every epoch holds each training user's items once, in pieces; nobody else's order or items."""
     dataset = trained.dataset
     wanted = Counter(dataset.titles[i] for sequence in dataset.train_sequences() for i in sequence)
-    records = recipe_records.pretraining_records(dataset, "generic", piece=4, epochs=3, seed=1)
+    records = recipe_records.pretraining_records(dataset, GENERIC, piece=4, epochs=3, seed=1)
     read = Counter(title for record in records for title in record["chosen"].split("\n"))
     assert read == Counter({title: 3 * count for title, count in wanted.items()})
     assert max(len(record["chosen"].split("\n")) for record in records) <= 4
-    assert {record["prompt"] for record in records} == {get_template("generic").history + "\n"}
-    assert records == recipe_records.pretraining_records(dataset, "generic", piece=4, epochs=3, seed=1)
-    assert records != recipe_records.pretraining_records(dataset, "generic", piece=4, epochs=3, seed=2)
+    assert {record["prompt"] for record in records} == {GENERIC.history + "\n"}
+    assert records == recipe_records.pretraining_records(dataset, GENERIC, piece=4, epochs=3, seed=1)
+    assert records != recipe_records.pretraining_records(dataset, GENERIC, piece=4, epochs=3, seed=2)
 
 
 def test_stage_rows(mini: Callable[..., Config]) -> None:

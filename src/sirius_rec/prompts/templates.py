@@ -7,22 +7,23 @@ so that the answer is the bare title.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sirius_rec.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class Template:
-    """Text around the two lists of titles. `name` enters the key of cached reference log-probs."""
+    """Text around the two lists of titles. Without `shows_slate` the prompt is the history alone."""
 
     name: str
     history: str
     candidates: str
     answer: str
+    shows_slate: bool = True
 
     def render(self, history: Sequence[str], candidates: Sequence[str]) -> str:
-        """The prompt for a history (oldest first) and a slate (in the order shown).
+        """The prompt for a history (oldest first) and a slate (in the order shown, if it is shown).
 
         >>> print(TEMPLATES["music"].render(["Air"], ["Björk", "Can"]), end="")
         This user has listened to these artists, oldest first:
@@ -32,7 +33,8 @@ class Template:
         Can
         Next artist:
         """
-        return "\n".join([self.history, *history, self.candidates, *candidates, self.answer, ""])
+        slate = [self.candidates, *candidates] if self.shows_slate else []
+        return "\n".join([self.history, *history, *slate, self.answer, ""])
 
 
 def _template(name: str, past: str, noun: str) -> Template:
@@ -53,8 +55,8 @@ TEMPLATES: dict[str, Template] = {
 }
 
 
-def get_template(name: str) -> Template:
+def get_template(name: str, *, shows_slate: bool = True) -> Template:
     """The template of a domain; ConfigError names the known ones."""
     if name not in TEMPLATES:
         raise ConfigError(f"unknown prompt template '{name}': choose one of {', '.join(TEMPLATES)}")
-    return TEMPLATES[name]
+    return replace(TEMPLATES[name], shows_slate=shows_slate)

@@ -119,7 +119,6 @@ def floors(path: str) -> None:
 def evaluate_model(path: str, method: str, seed: int) -> None:
     """Job: score one trained model's checkpoints on every test slate, and let it answer by generation."""
     from sirius_rec.prompts.encoding import Encoder
-    from sirius_rec.prompts.templates import get_template
     from sirius_rec.rankers.llm import LLMRanker
 
     run, config, dataset = open_job(path)
@@ -144,7 +143,7 @@ def evaluate_model(path: str, method: str, seed: int) -> None:
                 ranker = LLMRanker(
                     place(load_stage_model(config, folder / checkpoint), config),
                     encoder,
-                    get_template(config.prompts.template),
+                    config.prompts.form(),
                     dataset.titles,
                     scoring=config.compute.scoring,
                     batch_tokens=config.evaluation.batch_tokens,

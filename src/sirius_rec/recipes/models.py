@@ -19,14 +19,13 @@ def prepare_backbone(run: RunFolder, config: Config, dataset: Dataset) -> None:
     """Train the tiny backbone's tokenizer on the catalogue, once per run."""
     if config.backbone.name != "tiny" or (run.backbone / "tokenizer.json").is_file():
         return
-    from sirius_rec.prompts.templates import get_template
     from sirius_rec.training.tiny import TinyOptions, train_tokenizer
 
     counts = np.zeros(dataset.n_items, dtype=np.int64)
     for sequence in dataset.train_sequences():
         counts[sequence] += 1
     order = np.argsort(-counts, kind="stable")
-    form = get_template(config.prompts.template)
+    form = config.prompts.form()
     options = TinyOptions(**config.backbone.tiny.model_dump())
     tokenizer = train_tokenizer(
         [dataset.titles[i] for i in order], [form.history, form.candidates, form.answer], options

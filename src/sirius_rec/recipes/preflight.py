@@ -41,7 +41,6 @@ def check_prompts(run: RunFolder, config: Config, dataset: Dataset) -> None:
     Asked once, before the first training of a run.
     """
     from sirius_rec.prompts.encoding import Encoder
-    from sirius_rec.prompts.templates import get_template
     from sirius_rec.recipes.evaluation import test_slates
     from sirius_rec.recipes.models import load_run_tokenizer
     from sirius_rec.recipes.records import train_slates
@@ -53,7 +52,7 @@ def check_prompts(run: RunFolder, config: Config, dataset: Dataset) -> None:
     if context is None:
         return
     encoder = Encoder(load_run_tokenizer(run, config), chat=config.prompts.chat)
-    template, titles = get_template(config.prompts.template), dataset.titles
+    template, titles = config.prompts.form(), dataset.titles
     encoder.check_distinct(titles)
     title_tokens = np.array([len(encoder.completion(title)) for title in titles])
     train = train_slates(config)

@@ -13,20 +13,18 @@ from sirius_rec.schema import CANDIDATES, HISTORY, ROW_ID, TARGET, UTILITY, Slat
 
 if TYPE_CHECKING:
     from sirius_rec.data.store import Dataset
+    from sirius_rec.prompts.templates import Template
 
 Record = dict[str, Any]
 # Independent random streams of one seed, so that stages do not share their draws.
 PRETRAIN_STREAM, SFT_STREAM, ALIGN_STREAM = 1, 2, 3
 
 
-def slate_records(dataset: Dataset, name: SlateName, template: str, rows: np.ndarray | None = None) -> list[Record]:
+def slate_records(dataset: Dataset, name: SlateName, form: Template, rows: np.ndarray | None = None) -> list[Record]:
     """TRL-style records of frozen slates: prompt, chosen (the target's title), rejected (the others, in slate order).
 
     rows: numbers of the rows to take, in that order; None for all.
     """
-    from sirius_rec.prompts.templates import get_template
-
-    form = get_template(template)
     titles = dataset.titles
     examples = dataset.examples(name.split)
     slates = dataset.slates(name)
@@ -46,15 +44,13 @@ def slate_records(dataset: Dataset, name: SlateName, template: str, rows: np.nda
     return out
 
 
-def pretraining_records(dataset: Dataset, template: str, *, piece: int, epochs: int, seed: int) -> list[Record]:
+def pretraining_records(dataset: Dataset, form: Template, *, piece: int, epochs: int, seed: int) -> list[Record]:
     """Training histories as plain text, `epochs` times, each time in another random order and cut.
 
     prompt = the template's first line, chosen = the titles. The shuffling teaches what goes together, which small data
     can teach without being learnt by heart; the order of events is left to SFT.
     """
-    from sirius_rec.prompts.templates import get_template
-
-    header = get_template(template).history + "\n"
+    header = form.history + "\n"
     titles = dataset.titles
     rng = np.random.default_rng([seed, PRETRAIN_STREAM])
     sequences = dataset.train_sequences()
@@ -70,14 +66,12 @@ def pretraining_records(dataset: Dataset, template: str, *, piece: int, epochs: 
     return out
 
 
-def continuation_records(dataset: Dataset, name: SlateName, template: str, rows: np.ndarray) -> list[Record]:
+def continuation_records(dataset: Dataset, name: SlateName, form: Template, rows: np.ndarray) -> list[Record]:
     """Slates as a text continued: prompt = the history without the slate, candidates = its possible next lines."""
-    from sirius_rec.prompts.templates import get_template
-
-    header = get_template(template).history
+    header = form.history
     titles = dataset.titles
     histories = dataset.examples(name.split)[HISTORY].to_list()
-    out = slate_records(dataset, name, template, rows)
+    out = slate_records(dataset, name, form, rows)
     for record, r in zip(out, rows.tolist(), strict=True):
         record["prompt"] = "\n".join([header, *(titles[i] for i in histories[r])])
     return out
@@ -108,7 +102,7 @@ def validation_set(config: Config, dataset: Dataset) -> dict[str, Any] | None:
     if str(name) not in dataset.slate_names or not dataset.examples("val").height:
         return None
     rows = validation_rows(config, dataset.examples("val").height)
-    records = slate_records(dataset, name, config.prompts.template, rows)
+    records = slate_records(dataset, name, config.prompts.form(), rows)
     return {"records": records, "hook": true_reward_hook(dataset, name, rows)}
 
 

@@ -37,7 +37,7 @@ def reference(path: str, seed: int) -> None:
     model = place(load_stage_model(config, run.stage("sft", seed) / "best"), config)
     encoder = Encoder(load_run_tokenizer(run, config), chat=config.prompts.chat)
     rows = stage_rows(dataset.examples("train").height, config.align, seed, ALIGN_STREAM)
-    records = {"train": slate_records(dataset, train_slates(config), config.prompts.template, rows)}
+    records = {"train": slate_records(dataset, train_slates(config), config.prompts.form(), rows)}
     validation = validation_set(config, dataset)
     if validation:
         records["val"] = validation["records"]

@@ -19,6 +19,8 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -30,6 +32,7 @@ from sirius_rec.errors import RunError
 # Sections that change how a run is computed but not what comes out.
 _FREE = {"compute": {"jobs"}}
 ENVIRONMENT = "environment.json"
+_LOCK = ".lock"
 _VERSIONS = ("sirius-rec", "torch", "transformers", "peft", "accelerate", "tokenizers", "polars", "numpy")
 
 
@@ -124,9 +127,26 @@ class RunFolder:
             raise RunError(f"{self.path}: not a run folder (no config.yaml): make one with `sirius run CONFIG`")
         return load_config(self.config_file)
 
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Only one process may train in a run folder; RunError if another one does. A killed one leaves no lock."""
+        if sys.platform == "win32" or os.environ.get("RANK", "0") != "0":
+            yield
+            return
+        import fcntl
+
+        with (self.path / _LOCK).open("w") as held:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunError(
+                    f"{self.path}: another process is working in this run folder: wait for it or choose another --out"
+                ) from None
+            yield
+
     def discard_if_untrained(self) -> None:
         """Remove the folder again if nothing was trained in it yet, so that a mended configuration can use its name."""
-        made = {self.config_file.name, ENVIRONMENT, self.data.name, self.backbone.name}
+        made = {self.config_file.name, ENVIRONMENT, _LOCK, self.data.name, self.backbone.name}
         if {entry.name for entry in self.path.iterdir()} <= made:
             shutil.rmtree(self.path)
 

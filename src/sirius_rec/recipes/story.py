@@ -81,15 +81,17 @@ def run_stages(run: RunFolder, config: Config, stages: Iterable[str], say: Say) 
     from sirius_rec.recipes import models
     from sirius_rec.recipes.preflight import check_prompts
 
-    try:
-        models.check_device(config)
-        dataset = prepare_data(config, run, say)
-        models.prepare_backbone(run, config, dataset)
-        check_prompts(run, config, dataset)
-    except SiriusError:
-        run.discard_if_untrained()
-        raise
-    run_jobs(stage_jobs(run, config, stages), workers=config.compute.jobs, threads=config.compute.threads, say=say)
+    with run.lock():
+        try:
+            models.check_device(config)
+            dataset = prepare_data(config, run, say)
+            models.prepare_backbone(run, config, dataset)
+            check_prompts(run, config, dataset)
+        except SiriusError:
+            run.discard_if_untrained()
+            raise
+        jobs = stage_jobs(run, config, stages)
+        run_jobs(jobs, workers=config.compute.jobs, threads=config.compute.threads, say=say)
 
 
 def finish(run: RunFolder, config: Config, say: Say) -> None:

@@ -41,14 +41,14 @@ def pretrain(path: str, seed: int) -> None:
     assert stage is not None
     if (folder / DONE).is_file():
         return
-    records = pretraining_records(dataset, config.prompts.template, piece=stage.piece, epochs=stage.epochs, seed=seed)
+    records = pretraining_records(dataset, config.prompts.form(), piece=stage.piece, epochs=stage.epochs, seed=seed)
     stage = stage.model_copy(update={"examples_per_epoch": -(-len(records) // stage.epochs)})
     validation = validation_set(config, dataset)
     if validation:
         name = train_slates(config)
         rows = validation_rows(config, dataset.examples("val").height)
         name = SlateName("val", name.protocol, name.size, name.seed)
-        validation["records"] = continuation_records(dataset, name, config.prompts.template, rows)
+        validation["records"] = continuation_records(dataset, name, config.prompts.form(), rows)
     tokenizer = load_run_tokenizer(run, config)
     _train(
         config,
@@ -89,7 +89,7 @@ def sft(path: str, seed: int) -> None:
         name=f"sft s{seed}",
         model=model,
         tokenizer=tokenizer,
-        records=slate_records(dataset, name, config.prompts.template, rows),
+        records=slate_records(dataset, name, config.prompts.form(), rows),
         loss={"loss": "sft", "score_unsampled": 0},
         seed=seed,
         validation=validation_set(config, dataset),
@@ -115,7 +115,7 @@ def align(path: str, arm_key: str, seed: int) -> None:
         name=f"{arm_key} s{seed}",
         model=load_stage_model(config, run.stage("sft", seed) / "best"),
         tokenizer=load_run_tokenizer(run, config),
-        records=slate_records(dataset, train_slates(config), config.prompts.template, rows),
+        records=slate_records(dataset, train_slates(config), config.prompts.form(), rows),
         loss=_loss_options(config, arm),
         seed=seed,
         validation=validation_set(config, dataset),

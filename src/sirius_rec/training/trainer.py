@@ -115,8 +115,11 @@ class SiriusTrainer(Trainer):
         check_context(train_rows, context)
         self.eval_rows = encode_records(eval_dataset, self.encoder) if eval_dataset is not None else []
         check_context(self.eval_rows, context)
-        negatives = self.objective.negatives if self.objective.uses_negatives else 0
         others = "all" if self.objective.needs_slate else args.score_unsampled
+        negatives = self.objective.negatives
+        if not self.objective.uses_negatives:
+            # A loss without negatives still shows its margin in the logs where candidates are scored at all.
+            negatives = min(1, min(len(row.completions) - 1 for row in train_rows)) if others != 0 else 0
         dataset = PreferenceDataset(
             train_rows,
             negatives=negatives,
