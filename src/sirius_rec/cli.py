@@ -227,6 +227,38 @@ def report(run: RunArg) -> None:
     say(f"report: {report_run(folder)}")
 
 
+@app.command()
+def theory(
+    out: Annotated[Path, typer.Option("--out", help="Folder for figure2 and figure5 (PNG and SVG).")] = Path("theory"),
+    model: Annotated[str, typer.Option(help="Preference model: bradley_terry or thurstone.")] = "bradley_terry",
+    points: Annotated[int, typer.Option(min=1000, help="Random points per Monte Carlo area.")] = 4_000_000,
+    json_file: JsonOption = None,
+) -> None:
+    """Areas of the insensitive regions, Example 1, the paper's errata, and Figures 2 and 5.
+
+    Example: sirius theory --out theory --json theory.json
+    """
+    from sirius_rec.report.theory_plots import write_theory_figures
+    from sirius_rec.terminal import print_theory
+    from sirius_rec.theory import claims
+    from sirius_rec.theory.preference import MODELS
+
+    _check_json(json_file)
+    if model not in MODELS:
+        raise ConfigError(f"--model {model!r} is unknown: choose one of {', '.join(MODELS)}")
+    chosen = MODELS[model]
+    content = {
+        "model": model,
+        "areas": claims.area_table(model=chosen, points=points),
+        "example1": claims.example_1(chosen),
+        "errata": claims.errata(),
+    }
+    print_theory(content)
+    _write_json(json_file, content)
+    for path in write_theory_figures(out, chosen):
+        say(f"figure: {path}")
+
+
 # Faults of the place, not of the program: disk full, no permission, read-only, quota.
 _PLACE = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT)
 _INTERRUPTED = 130

@@ -100,3 +100,30 @@ def print_diagnostics(diagnostics: Mapping[str, Any], console: Console | None = 
         console.print(f"\n{entry['method']}: {entry['verdict']}", style="bold")
         for name in names:
             console.print(f"  {name:<{width}}  {entry[name]}")
+
+
+def print_theory(content: Mapping[str, Any], console: Console | None = None) -> None:
+    """Areas beside Monte Carlo and the paper's print, Example 1, and the errata."""
+    console = console or Console(highlight=False)
+    console.print(f"\nArea of the insensitive region, {content['model']}, share of the unit square\n")
+    console.print(Text("     ε  square         area     Monte Carlo         printed", style="underline"))
+    for row in content["areas"]:
+        printed = f"{row['printed']:.3f}" if row["printed"] is not None else ""
+        estimate = f"{row['monte_carlo']:.4f} ± {row['stderr']:.4f}"
+        square = f"({row['coordinates'].replace(',', ', ')})"
+        line = f"{row['epsilon']:6g}  {square}  {row['area']:.4f}  {estimate}  {printed:>9}"
+        console.print(line.rstrip(), no_wrap=True, crop=False)
+    console.print("\nExample 1 (printed: p_ik 0.04, derivative 0.19)\n")
+    for row in content["example1"]:
+        rewards = ", ".join(f"{r:g}" for r in row["rewards"])
+        console.print(
+            f"({rewards}): p_ij {row['p_ij']:.3f}, p_ik {row['p_ik']:.3f}, derivative {row['sensitivity']:.3f}"
+        )
+    console.print("\nWhat does not hold as the paper prints it (Bradley–Terry; docs/theory.md explains each)\n")
+    for item in content["errata"]:
+        console.print(Text(item["where"], style="bold"))
+        for part in ("says", "holds", "check"):
+            line = Text(f"{part:>6}: {item[part]}")
+            for number, piece in enumerate(line.wrap(console, max(console.width - 8, 40))):
+                console.print(piece if number == 0 else Text("        ") + piece)
+        console.print()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sirius_rec.objectives.evidence import evidence, log_slope
-from sirius_rec.theory import bradley_terry
+from sirius_rec.theory.preference import BRADLEY_TERRY
 
 
 def naive(
@@ -41,7 +41,7 @@ def naive(
         for epsilon in epsilons:
             for j in js:
                 for k in ks:
-                    inside = bradley_terry.is_insensitive(reward[b, 0], reward[b, j], reward[b, k], epsilon)
+                    inside = BRADLEY_TERRY.is_insensitive(reward[b, 0], reward[b, j], reward[b, k], epsilon)
                     add(f"insensitive@{epsilon:g}", float(inside))
     return {name: (total, n) for name, (total, n) in out.items()}
 
@@ -111,4 +111,4 @@ def test_no_gradient_is_recorded() -> None:
 
 def test_log_slope_equals_the_oracle_far_out() -> None:
     x = torch.tensor([-1e4, -700.0, -1.0, 0.0, 2.0, 700.0, 1e4])
-    np.testing.assert_allclose(log_slope(x).numpy(), bradley_terry.log_slope(x.numpy()), rtol=1e-6)
+    np.testing.assert_allclose(log_slope(x).numpy(), BRADLEY_TERRY.log_slope(x.numpy()), rtol=1e-6)

@@ -1,7 +1,7 @@
 """What a step reveals about reward hacking: sums and counts over triples (i, j, k), no gradient.
 
 i the positive (column 0), j a sampled negative, k an unsampled one of the same slate. The NumPy oracle is
-`theory.bradley_terry`.
+`theory.preference`.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from sirius_rec.evaluation.floors import FLOORS
 _COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7B3F00", "#4B0082")
 _GREY: Final = "#6B6B6B"
 _INK: Final = "#222222"
-_STYLE: Final[dict[Any, Any]] = {
+STYLE: Final[dict[Any, Any]] = {
     "font.family": ["DejaVu Sans", "sans-serif"],
     "font.size": 9.5,
     "axes.edgecolor": "#888888",
@@ -190,7 +190,7 @@ def curve_figure(
     bands = {method: band for method, band in bands.items() if band is not None}
     if not bands:
         return None
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = _figure(5.6, 3.7)
         ends = []
         for method, (epochs, mean, low, high) in bands.items():
@@ -213,7 +213,7 @@ def dot_figure(rows: Sequence[Mapping[str, Any]], metric: str = HIT, axis: str =
     trained = sorted((row for row in rows if row["method"] not in FLOORS), key=lambda row: row[metric])
     floors = [row for row in rows if row["method"] in FLOORS]
     colours = colours_of([row["method"] for row in trained])
-    with matplotlib.rc_context({**_STYLE, "axes.grid.axis": "x"}):
+    with matplotlib.rc_context({**STYLE, "axes.grid.axis": "x"}):
         figure, axes = _figure(5.6, 1.5 + 0.28 * max(2, len(trained)))
         for y, row in enumerate(trained):
             colour, value = colours[row["method"]], row[metric]
@@ -239,7 +239,7 @@ def save(figure: Figure, folder: Path, name: str) -> str:
     """Write `<folder>/<name>.png` (200 dpi) and `.svg`; returns the SVG. No dates: equal figures are equal files."""
     folder.mkdir(parents=True, exist_ok=True)
     buffer = io.StringIO()
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure.savefig(folder / f"{name}.png", dpi=200, metadata={"Software": None})
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     (folder / f"{name}.svg").write_text(buffer.getvalue(), encoding="utf-8")
