@@ -43,6 +43,8 @@ def naive(
                 for k in ks:
                     inside = BRADLEY_TERRY.is_insensitive(reward[b, 0], reward[b, j], reward[b, k], epsilon)
                     add(f"insensitive@{epsilon:g}", float(inside))
+                    if reward[b, k] > reward[b, 0]:
+                        add(f"insensitive_misordered@{epsilon:g}", float(inside))
     return {name: (total, n) for name, (total, n) in out.items()}
 
 
@@ -74,6 +76,7 @@ def test_by_hand() -> None:
     assert values["insensitive@0.1"] == (0, 2)
     assert values["insensitive@0.2"] == (1, 2)
     assert values["insensitive@0.5"] == (2, 2)
+    assert values["insensitive_misordered@0.2"] == (1, 2)
     assert values["misordered"] == (2, 3)
     assert values["misranked"] == (1, 3)
     assert values["reward_margin"] == (0.5, 1)

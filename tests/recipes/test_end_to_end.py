@@ -13,12 +13,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sirius_rec import cli
 from sirius_rec.data.store import open_dataset
 from sirius_rec.evaluation.results import FLOORS, read_results
 from sirius_rec.evaluation.tables import read_tables
+from sirius_rec.training.held_out import read_held_out
+from sirius_rec.training.metrics_log import read_metrics
 
 MINI = Path(__file__).resolve().parents[1] / "mini.yaml"
 Here = Callable[..., tuple[Any, str]]
@@ -85,6 +88,11 @@ def test_the_run_folder(whole: Path) -> None:
         wanted |= {f"{stage}/s0/{file}" for file in ("metrics.jsonl", "done.json", "best/config.json")}
     assert wanted - names == set()
     assert not [name for name in names if "checkpoint-" in name or "tmp" in name or "partial" in name]
+    evaluated = [line for line in read_metrics(whole / "align/dpo_sirius/s0/metrics.jsonl") if line["kind"] == "eval"]
+    held_out = read_held_out(whole / "align/dpo_sirius/s0/held_out")
+    assert [snapshot.step for snapshot in held_out] == [line["step"] for line in evaluated]
+    for snapshot, line in zip(held_out, evaluated, strict=True):
+        assert np.mean([row[0] > row[1:].max() for row in snapshot.logp_R]) == pytest.approx(line["hr@1"])
     assert any(name.startswith("figures/") and name.endswith(".svg") for name in names)
 
 
@@ -150,5 +158,9 @@ def test_killed_with_workers_then_resumed(whole: Path, tmp_path: Path, here: Her
     arm = kill_in_alignment(out, "compute.jobs=2")
     newest = max(int(path.name.removeprefix("checkpoint-")) for path in arm.glob("checkpoints/checkpoint-*"))
     assert here(out, "compute.jobs=2") == (0, "")
+    held_out = [read_held_out(folder / arm.relative_to(out) / "held_out") for folder in (out, whole)]
+    assert len(held_out[0]) == 3
+    for ours, theirs in zip(*held_out, strict=True):
+        assert ours.step == theirs.step and all(map(np.array_equal, ours.logp_R, theirs.logp_R))
     assert newest > 0 and json.loads((arm / "done.json").read_text())["steps"] > newest
     assert (out / "results.json").read_bytes() == (whole / "results.json").read_bytes()

@@ -57,7 +57,9 @@ def test_the_key_changes_with_the_weights(run: RunFolder, trained: Any) -> None:
         reference.read_reference(run, trained.config, 0)
 
 
-@pytest.mark.parametrize("override", ["prompts.template=music", "prompts.slate=false", "align.examples_per_epoch=9", "compute.scoring=naive"])
+@pytest.mark.parametrize(
+    "override", ["prompts.template=music", "prompts.slate=false", "align.examples_per_epoch=9", "compute.scoring=naive"]
+)
 def test_the_key_changes_with_what_is_scored(trained: Any, mini: Callable[..., Config], override: str) -> None:
     keys = {reference._reference_key(trained.run, config, trained.dataset, 0) for config in (mini(), mini(override))}
     assert len(keys) == 2

@@ -31,6 +31,7 @@ def evidence(
 
     reward_margin: r_i − r_j over sampled pairs; reward_margin_unsampled: r_i − r_k; reward_positive, _sampled,
     _unsampled: mean rewards; insensitive@ε: share of triples with |∂p_ik/∂p_ij| < ε (Definition 2);
+    insensitive_misordered@ε: the same among the triples with r_k > r_i, the ones that still need correction;
     misordered: share of pairs (i, k) over all negatives with r_k > r_i; misranked: the same by log π, which is what
     ranks at inference; logp_positive: log π_θ(y_i|x) in nats.
     """
@@ -59,8 +60,10 @@ def evidence(
     }
     slope_BC = log_slope(margin_BC)
     triple_BJK = sampled_BC[:, :, None] & unsampled_BC[:, None, :]
+    wrong_BJK = triple_BJK & (margin_BC < 0)[:, None, :]
     log_ratio_BJK = slope_BC[:, None, :] - slope_BC[:, :, None]
     for epsilon in epsilons:
         inside_BJK = (log_ratio_BJK < math.log(epsilon)).to(reward_BC.dtype)
         out[f"insensitive@{epsilon:g}"] = masked(inside_BJK, triple_BJK)
+        out[f"insensitive_misordered@{epsilon:g}"] = masked(inside_BJK, wrong_BJK)
     return out

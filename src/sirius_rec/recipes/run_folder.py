@@ -5,7 +5,7 @@ RUN/
   data/                               the prepared data set (schema.py)
   backbone/                           tokenizer of the tiny backbone
   pretrain/s<seed>/  sft/s<seed>/  align/<arm>/s<seed>/
-      metrics.jsonl  checkpoints/  best/  last/  done.json
+      metrics.jsonl  held_out/  checkpoints/  best/  last/  done.json
   reference/s<seed>.npz               cached log π_ref
   scores/  generation/                score tables and greedy answers
   results.json  diagnostics.json  report.html  figures/

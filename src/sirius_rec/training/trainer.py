@@ -28,6 +28,7 @@ from sirius_rec.scoring.rows import PackedBatch
 from sirius_rec.scoring.scorer import resolve_mode, score_rows, self_check
 from sirius_rec.training.checkpoints import PREFIX, list_checkpoints, mark_complete, prune, resume_point, step_of
 from sirius_rec.training.config import SiriusConfig
+from sirius_rec.training.held_out import HeldOutLog
 from sirius_rec.training.metrics_log import MetricsLog
 from sirius_rec.training.records import PackingCollator, PreferenceDataset, check_context, encode_records
 
@@ -77,7 +78,8 @@ class SiriusTrainer(Trainer):
     eval_hook: gets the log-probs of every evaluation record (completion 0 the chosen one) and returns more metrics.
 
     Evaluation ranks the chosen text among the rejected ones by log π(y|x): HR@K, NDCG@K, MRR and the evidence of
-    `objectives.evidence`. Everything logged also goes to `metrics_file` (default: metrics.jsonl in the output folder).
+    `objectives.evidence`. Everything logged also goes to `metrics_file` (default: metrics.jsonl in the output folder),
+    and the log-probs behind every evaluation to held_out/ beside it.
     """
 
     def __init__(
@@ -119,7 +121,8 @@ class SiriusTrainer(Trainer):
         negatives = self.objective.negatives
         if not self.objective.uses_negatives:
             # A loss without negatives still shows its margin in the logs where candidates are scored at all.
-            negatives = min(1, min(len(row.completions) - 1 for row in train_rows)) if others != 0 else 0
+            fewest = min(len(row.completions) for row in train_rows) - 1
+            negatives = min(1, fewest) if others != 0 else 0
         dataset = PreferenceDataset(
             train_rows,
             negatives=negatives,
@@ -134,6 +137,7 @@ class SiriusTrainer(Trainer):
         self.eval_ref_logps = eval_ref_logps
         self.eval_hook = eval_hook
         self.metrics_log = MetricsLog(metrics_file or Path(args.output_dir) / "metrics.jsonl")
+        self.held_out_log = HeldOutLog(self.metrics_log.path.parent / "held_out")
         self._averages = Averages()
         self._tokens = torch.zeros((), dtype=torch.long)
         self._since = time.perf_counter()
@@ -169,6 +173,7 @@ class SiriusTrainer(Trainer):
         if resume_from_checkpoint:
             at = step_of(Path(resume_from_checkpoint))
         self.metrics_log.rewind(at)
+        self.held_out_log.rewind(at)
         self._since = time.perf_counter()
         if at < 0 and self.eval_rows and self.args.eval_strategy != "no":
             self.evaluate()
@@ -303,6 +308,8 @@ class SiriusTrainer(Trainer):
         if self.eval_hook is not None:
             metrics |= self.eval_hook(logps)
         self._write("eval", metrics)
+        if eval_dataset is None and self.is_world_process_zero():
+            self.held_out_log.write(self.state.global_step, self.state.epoch or 0.0, logps)
         # Evaluation is not training time.
         self._since += time.perf_counter() - started
         prefixed = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
