@@ -1,0 +1,214 @@
+"""`RewardHackingMonitor`: a callback that watches whole held-out slates in any transformers Trainer."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import TrainerCallback
+
+from sirius_rec.diagnostics.golden import GoldenFit, fit_golden
+from sirius_rec.diagnostics.onset import Onset, find_onset
+from sirius_rec.diagnostics.slates import hits, slate_measures
+from sirius_rec.errors import ConfigError, DataError
+from sirius_rec.objectives.evidence import evidence
+from sirius_rec.objectives.rewards import NEEDS_REFERENCE, REWARDS
+from sirius_rec.prompts.encoding import Encoder
+from sirius_rec.scoring.scorer import score_rows
+from sirius_rec.training.held_out import HeldOutLog, Snapshot, read_held_out
+from sirius_rec.training.metrics_log import MetricsLog, read_metrics
+from sirius_rec.training.records import encode_records
+
+
+class RewardHackingMonitor(TrainerCallback):
+    """Scores the same held-out slates at chosen steps and records what reward hacking looks like.
+
+    records: held-out preference records (`prompt`, `chosen`, `rejected`: a list of at least two texts), never trained
+        on. tokenizer: the policy's.
+    every: evaluate after every so many optimiser steps, besides the start and the end of training.
+    reward, beta: how log-probs become rewards: "dpo", "simpo" or "simpo_no_ln", scaled by beta.
+    ref_logps: log π_ref per record and completion (nats, the chosen first); None takes the model at the start of
+        training as the reference.
+    negatives: how many of the rejected count as sampled, drawn once by `seed`; the others are the unsampled ones.
+    users: one id per record where records of one user depend on each other (for the test of the onset).
+    popularity: text → popularity, for the popularity of the top choice.
+    generation_rows: answer so many prompts greedily each time, for `valid_ratio` (slow; 0: never).
+    folder: where metrics.jsonl and held_out/ are written as training goes on; None keeps everything in memory.
+
+    `points` holds one dictionary per evaluation: step, epoch, hr@1, the evidence of `objectives.evidence` (margins,
+    insensitive shares, misordered pairs) and `slate_measures` (rank, kl, distance, entropy, logp_drift, …).
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Mapping[str, Any]],
+        tokenizer: Any,
+        *,
+        every: int = 100,
+        reward: str = "dpo",
+        beta: float = 0.1,
+        ref_logps: Sequence[np.ndarray] | None = None,
+        negatives: int = 1,
+        epsilons: Sequence[float] = (0.1, 0.5),
+        users: Sequence[Any] | None = None,
+        popularity: Mapping[str, float] | None = None,
+        generation_rows: int = 0,
+        folder: Path | str | None = None,
+        chat: bool = False,
+        scoring: str = "auto",
+        batch_tokens: int = 8192,
+        seed: int = 0,
+    ) -> None:
+        if reward not in REWARDS:
+            raise ConfigError(f"unknown reward '{reward}': choose one of {', '.join(REWARDS)}")
+        if every < 1 or not beta > 0:
+            raise ConfigError(f"every must be at least 1 and beta positive, got {every} and {beta}")
+        self.encoder = Encoder(tokenizer, chat=chat)
+        self.rows = encode_records(records, self.encoder)
+        fewest = min(len(row.completions) for row in self.rows) - 1
+        if not 1 <= negatives < fewest:
+            raise ConfigError(
+                f"negatives={negatives}: with {fewest} rejected texts it must lie between 1 and {fewest - 1}"
+            )
+        for name, values in (("users", users), ("ref_logps", ref_logps)):
+            if values is not None and len(values) != len(self.rows):
+                raise DataError(f"{len(values)} {name} for {len(self.rows)} records: give one per record")
+        self.records = list(records)
+        if generation_rows and not isinstance(self.records[0]["prompt"], str):
+            raise ConfigError("generation_rows: answers are generated for text prompts, not for chat messages")
+        self.every, self.reward, self.beta, self.epsilons = every, reward, beta, tuple(epsilons)
+        self.reference = None if ref_logps is None else [np.asarray(row, dtype=np.float32) for row in ref_logps]
+        self.users, self.generation_rows = users, min(generation_rows, len(self.rows))
+        self.scoring, self.batch_tokens = scoring, batch_tokens
+        self.popularity_R = None
+        if popularity is not None:
+            texts = [[r["chosen"], *_listed(r["rejected"])] for r in records]
+            self.popularity_R = [np.array([popularity.get(t, 0.0) for t in row], dtype=np.float64) for row in texts]
+        self.points: list[dict[str, Any]] = []
+        self.snapshots: list[Snapshot] = []
+        self.metrics_log = MetricsLog(Path(folder) / "metrics.jsonl") if folder is not None else None
+        self.held_out_log = HeldOutLog(Path(folder) / "held_out") if folder is not None else None
+        width = max(len(row.completions) for row in self.rows)
+        self._valid_RC, self._sampled_RC = np.zeros((2, len(self.rows), width), dtype=bool)
+        self._length_RC = np.ones((len(self.rows), width))
+        rng = np.random.default_rng(seed)
+        for r, row in enumerate(self.rows):
+            n = len(row.completions)
+            self._valid_RC[r, :n] = True
+            self._sampled_RC[r, 1 + rng.permutation(n - 1)[:negatives]] = True
+            self._length_RC[r, :n] = [len(c) for c in row.completions]
+
+    # the Trainer's hooks
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if not self.points:
+            self._take_up(int(state.global_step))
+        self._look(model, state)
+
+    def _take_up(self, step: int) -> None:
+        """Go on from what an interrupted training left in the folder: its first evaluation is the reference."""
+        if self.metrics_log is not None and self.held_out_log is not None:
+            for log in (self.metrics_log, self.held_out_log):
+                log.rewind(step if step else -1)
+            self.snapshots = read_held_out(self.held_out_log.folder)
+            if self.snapshots:
+                lines = read_metrics(self.metrics_log.path)
+                self.points = [{k: v for k, v in line.items() if k != "kind"} for line in lines]
+                if self.reference is None:
+                    self.reference = self.snapshots[0].logp_R
+        if step and self.reference is None:
+            raise ConfigError(
+                f"monitor: training goes on at step {step}, so the reference is unknown: give ref_logps, or the folder "
+                "that the interrupted training wrote"
+            )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if state.global_step % self.every == 0:
+            self._look(model, state)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        self._look(model, state)
+
+    def _look(self, model: Any, state: Any) -> None:
+        if self.points and self.points[-1]["step"] == state.global_step:
+            return
+        point = self.evaluate(model, state.global_step, float(state.epoch or 0.0))
+        if state.is_world_process_zero and self.metrics_log is not None and self.held_out_log is not None:
+            self.metrics_log.write({"kind": "eval", **point})
+            self.held_out_log.write(point["step"], point["epoch"], self.snapshots[-1].logp_R)
+
+    def evaluate(self, model: Any, step: int, epoch: float) -> dict[str, Any]:
+        """Score the held-out slates now and append the point; needs no Trainer."""
+        logp_R = score_rows(model, self.rows, self.encoder.pad_id, mode=self.scoring, max_tokens=self.batch_tokens)
+        if not all(np.isfinite(row).all() for row in logp_R):
+            raise DataError(f"monitor: the held-out log-probs are not finite at step {step}; the training has diverged")
+        if self.reference is None:
+            self.reference = logp_R
+        point: dict[str, Any] = {"step": step, "epoch": epoch, "hr@1": float(hits(logp_R).mean())}
+        point |= self._evidence(logp_R)
+        point |= slate_measures(logp_R, self.reference, self.popularity_R)
+        if self.generation_rows:
+            point["valid_ratio"] = self._valid_ratio(model)
+        self.points.append(point)
+        self.snapshots.append(Snapshot(step, epoch, logp_R))
+        return point
+
+    def _evidence(self, logp_R: list[np.ndarray]) -> dict[str, float]:
+        logp_RC, ref_RC = np.zeros((2, *self._valid_RC.shape))
+        logp_RC[self._valid_RC] = np.concatenate(logp_R)
+        assert self.reference is not None
+        ref_RC[self._valid_RC] = np.concatenate(self.reference)
+        logp, ref, length = (torch.from_numpy(a) for a in (logp_RC, ref_RC, self._length_RC))
+        reward_RC = REWARDS[self.reward](logp, ref if self.reward in NEEDS_REFERENCE else None, length, self.beta)
+        valid, sampled = torch.from_numpy(self._valid_RC), torch.from_numpy(self._sampled_RC)
+        found = evidence(reward_RC, logp, sampled, valid, self.epsilons)
+        return {name: float(total / count) for name, (total, count) in found.items() if float(count) > 0}
+
+    def _valid_ratio(self, model: Any) -> float:
+        from sirius_rec.rankers.generation import generate_answers
+
+        records = self.records[: self.generation_rows]
+        answers = generate_answers(
+            model,
+            self.encoder,
+            [r["prompt"] for r in records],
+            [[r["chosen"], *_listed(r["rejected"])] for r in records],
+            [r["chosen"] for r in records],
+        )
+        return float(np.mean([answer.valid for answer in answers]))
+
+    # what came out
+
+    def onset(self) -> Onset:
+        """Where hacking set in, over the evaluations so far; see `find_onset`."""
+        hits_TR = np.array([hits(snapshot.logp_R) for snapshot in self.snapshots])
+        margins = [point["reward_margin"] for point in self.points]
+        return find_onset([s.step for s in self.snapshots], hits_TR, margins, self.users)
+
+    def golden_fit(self) -> GoldenFit:
+        """HR@1 gained over the first evaluation against the distance from the reference."""
+        first = self.points[0]["hr@1"] if self.points else 0.0
+        return fit_golden([p["distance"] for p in self.points], [p["hr@1"] - first for p in self.points])
+
+    def write_csv(self, path: Path | str) -> None:
+        """One line per evaluation."""
+        names = list(dict.fromkeys(name for point in self.points for name in point))
+        with Path(path).open("w", newline="") as file:
+            writer = csv.DictWriter(file, names)
+            writer.writeheader()
+            writer.writerows(self.points)
+
+    def write_json(self, path: Path | str) -> None:
+        """Points, onset (None with one evaluation) and golden fit."""
+        onset = self.onset().as_dict() if len(self.points) > 1 else None
+        content = {"points": self.points, "onset": onset, "golden_fit": self.golden_fit().as_dict()}
+        Path(path).write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _listed(rejected: Any) -> list[str]:
+    return [rejected] if isinstance(rejected, str) else list(rejected)

@@ -1,0 +1,142 @@
+"""RewardHackingMonitor inside TRL's DPOTrainer, inside ours, by hand, and on a resume."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sirius_rec import SiriusConfig, SiriusTrainer
+from sirius_rec.diagnostics.monitor import RewardHackingMonitor
+from sirius_rec.errors import ConfigError, DataError
+from sirius_rec.prompts.encoding import Encoder
+from sirius_rec.scoring.scorer import score_rows
+from sirius_rec.training.held_out import read_held_out
+from sirius_rec.training.metrics_log import read_metrics
+from sirius_rec.training.records import encode_records
+
+
+def records(titles: tuple[str, ...], n: int, rejected: int = 4) -> list[dict[str, Any]]:
+    rng = np.random.default_rng(n)
+    out = []
+    for number in range(n):
+        order = [titles[i] for i in rng.permutation(len(titles))]
+        out.append({"prompt": f"{order[0]}\nNext {number}:\n", "chosen": order[1], "rejected": order[2 : 2 + rejected]})
+    return out
+
+
+def train(monitor: RewardHackingMonitor, model: Any, tokenizer: Any, titles: tuple[str, ...], out: Path) -> None:
+    config = SiriusConfig(
+        output_dir=str(out), loss="dpo", max_steps=4, per_device_train_batch_size=4, learning_rate=1e-2,
+        logging_steps=1, save_strategy="no", use_cpu=True, disable_tqdm=True,
+    )  # fmt: skip
+    SiriusTrainer(model, config, records(titles, 8), tokenizer, callbacks=[monitor]).train()
+
+
+def test_inside_trl(tokenizer: Any, tiny_llama: Callable[..., Any], catalogue: tuple[str, ...], tmp_path: Path) -> None:
+    trl = pytest.importorskip("trl", reason="TRL is not installed")
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    held_out = records(catalogue, 6)
+    monitor = RewardHackingMonitor(held_out, tokenizer, every=2, beta=0.3, folder=tmp_path / "monitor")
+    pairs = [{**r, "rejected": r["rejected"][0]} for r in records(catalogue, 12)]
+    model = tiny_llama(tokenizer)
+    trainer = trl.DPOTrainer(
+        model=model,
+        ref_model=tiny_llama(tokenizer),
+        args=trl.DPOConfig(
+            output_dir=str(tmp_path / "trl"), beta=0.3, max_steps=5, per_device_train_batch_size=4, learning_rate=1e-2,
+            save_strategy="no", report_to="none", use_cpu=True, disable_tqdm=True, bf16=False,
+        ),
+        train_dataset=datasets.Dataset.from_list(pairs),
+        processing_class=tokenizer,
+        callbacks=[monitor],
+    )  # fmt: skip
+    trainer.train()
+    assert [point["step"] for point in monitor.points] == [0, 2, 4, 5]
+    first, last = monitor.points[0], monitor.points[-1]
+    assert first["reward_margin"] == first["kl"] == first["logp_drift"] == 0.0
+    assert last["kl"] > 0 and last["reward_margin"] != 0.0
+    rows = encode_records(held_out, Encoder(tokenizer))
+    ours = score_rows(trainer.model, rows, Encoder(tokenizer).pad_id)
+    assert last["hr@1"] == pytest.approx(np.mean([row[0] > row[1:].max() for row in ours]))
+    assert last["logp_drift"] == pytest.approx(np.mean([row[0] for row in ours]) - first["logp_positive"], abs=1e-4)
+    assert [line["step"] for line in read_metrics(tmp_path / "monitor" / "metrics.jsonl")] == [0, 2, 4, 5]
+    kept = read_held_out(tmp_path / "monitor" / "held_out")
+    assert all(map(np.array_equal, kept[-1].logp_R, ours))
+    assert monitor.onset().looks == 4 and monitor.golden_fit().n == 3
+
+
+def test_evidence_by_hand(tokenizer: Any, tiny_llama: Callable[..., Any], catalogue: tuple[str, ...]) -> None:
+    """Margins of the DPO reward from the same log-probs in plain loops."""
+    held_out = [*records(catalogue, 5), *records(catalogue, 3, rejected=2)]
+    monitor = RewardHackingMonitor(
+        held_out, tokenizer, beta=0.5, popularity={title: n for n, title in enumerate(catalogue)}, generation_rows=4
+    )
+    reference = monitor.evaluate(tiny_llama(tokenizer), 0, 0.0)
+    point = monitor.evaluate(tiny_llama(tokenizer, seed=1), 7, 0.5)
+    assert reference["reward_margin"] == 0.0 and point["step"] == 7
+    margins: dict[bool, list[float]] = {True: [], False: []}
+    policy, start = monitor.snapshots[1].logp_R, monitor.snapshots[0].logp_R
+    for r, (row, ref) in enumerate(zip(policy, start, strict=True)):
+        reward = 0.5 * (row.astype(float) - ref)
+        for c in range(1, len(row)):
+            margins[bool(monitor._sampled_RC[r, c])].append(reward[0] - reward[c])
+    assert len(margins[True]) == 8
+    assert point["reward_margin"] == pytest.approx(np.mean(margins[True]))
+    assert point["reward_margin_unsampled"] == pytest.approx(np.mean(margins[False]))
+    assert 0 <= point["top_popularity"] <= 9 and 0 <= point["valid_ratio"] <= 1
+
+
+def test_tables(tokenizer: Any, tiny_llama: Callable[..., Any], catalogue: tuple[str, ...], tmp_path: Path) -> None:
+    monitor = RewardHackingMonitor(records(catalogue, 6), tokenizer, every=1)
+    train(monitor, tiny_llama(tokenizer), tokenizer, catalogue, tmp_path / "run")
+    monitor.write_csv(tmp_path / "m.csv")
+    monitor.write_json(tmp_path / "m.json")
+    with (tmp_path / "m.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [int(line["step"]) for line in lines] == [0, 1, 2, 3, 4]
+    assert float(lines[-1]["kl"]) == pytest.approx(monitor.points[-1]["kl"])
+    content = json.loads((tmp_path / "m.json").read_text())
+    assert content["onset"]["looks"] == 5 and content["golden_fit"]["n"] == 4
+
+
+def test_a_resumed_training_keeps_its_reference(
+    tokenizer: Any, tiny_llama: Callable[..., Any], catalogue: tuple[str, ...], tmp_path: Path
+) -> None:
+    held_out = records(catalogue, 6)
+    first = RewardHackingMonitor(held_out, tokenizer, every=2, folder=tmp_path / "m")
+    train(first, tiny_llama(tokenizer), tokenizer, catalogue, tmp_path / "run")
+
+    class State:
+        global_step, epoch, is_world_process_zero = 2, 0.5, True
+
+    again = RewardHackingMonitor(held_out, tokenizer, every=2, folder=tmp_path / "m")
+    again.on_train_begin(None, State, None, model=tiny_llama(tokenizer, seed=2))
+    assert [point["step"] for point in again.points] == [0, 2]
+    assert again.points == first.points[:2]
+    assert all(map(np.array_equal, again.reference, first.snapshots[0].logp_R))
+    alone = RewardHackingMonitor(held_out, tokenizer)
+    with pytest.raises(ConfigError, match="goes on at step 2, so the reference is unknown"):
+        alone.on_train_begin(None, State, None, model=tiny_llama(tokenizer))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"reward": "ppo"}, ConfigError, "unknown reward 'ppo'"),
+        ({"every": 0}, ConfigError, "every must be at least 1"),
+        ({"beta": 0.0}, ConfigError, "beta positive"),
+        ({"negatives": 4}, ConfigError, "between 1 and 3"),
+        ({"users": [1, 2]}, DataError, "2 users for 3 records"),
+    ],
+)
+def test_bad_options(
+    options: dict[str, Any], error: type[Exception], message: str, tokenizer: Any, catalogue: tuple[str, ...]
+) -> None:
+    with pytest.raises(error, match=message):
+        RewardHackingMonitor(records(catalogue, 3), tokenizer, **options)
