@@ -91,15 +91,20 @@ def _pair(test: Row, base: str) -> Text:
 def print_diagnostics(diagnostics: Mapping[str, Any], console: Console | None = None) -> None:
     """One block per method: what moved between the first epoch and the last, and the verdict."""
     from sirius_rec.diagnostics.curves import HEADER, lines
+    from sirius_rec.diagnostics.wording import golden_line, influence_line, onset_line
 
+    more = (("onset", onset_line), ("golden_fit", golden_line), ("influence", influence_line))
     console = console or Console(highlight=False)
     names = [name for name in HEADER if name not in ("method", "verdict")]
     width = max(map(len, names))
-    for line in lines(diagnostics):
+    for method, line in zip(diagnostics["methods"], lines(diagnostics), strict=True):
         entry = dict(zip(HEADER, line, strict=True))
         console.print(f"\n{entry['method']}: {entry['verdict']}", style="bold")
         for name in names:
             console.print(f"  {name:<{width}}  {entry[name]}")
+        for key, in_words in more:
+            if method in diagnostics.get(key, {}):
+                console.print(f"  {key.replace('_', ' '):<{width}}  {in_words(diagnostics[key][method])}")
 
 
 def print_theory(content: Mapping[str, Any], console: Console | None = None) -> None:

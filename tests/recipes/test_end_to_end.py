@@ -15,9 +15,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from sirius_rec import cli
 from sirius_rec.data.store import open_dataset
+from sirius_rec.errors import SiriusError
 from sirius_rec.evaluation.results import FLOORS, read_results
 from sirius_rec.evaluation.tables import read_tables
 from sirius_rec.training.held_out import read_held_out
@@ -115,6 +117,61 @@ def test_results(whole: Path) -> None:
     assert sft["hr@1"] == pytest.approx(hits)
     assert {test["method"] for test in results["paired"]} == {"sft", "dpo_sirius"}
     assert [point["epoch"] for point in results["curves"]["dpo_sirius"]["0"]] == [0, 1, 2]
+
+
+def test_diagnosis(whole: Path, tmp_path: Path) -> None:
+    """Onset, golden fit, influence probe and CSV of a run; and the same evidence of one arm's folder alone."""
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    found = json.loads((run / "diagnostics.json").read_text())
+    aligned = {"dpo_sirius", "softmax_dpo"}
+    assert set(found["onset"]) == set(found["golden_fit"]) == aligned
+    assert found["onset"]["dpo_sirius"]["all"]["looks"] == 3
+    assert "2 points" in found["golden_fit"]["dpo_sirius"]["failed"]
+    command = ["diagnose", str(run), "--influence", "6", "--csv", str(tmp_path / "c.csv")]
+    result = CliRunner().invoke(cli.app, command)
+    assert result.exit_code == 0, result.output
+    assert "of what Eq. 10 predicts" in result.output and "onset" in result.output
+    probed = json.loads((run / "diagnostics.json").read_text())["influence"]
+    # 6 candidates: one positive, one sampled, four unsampled
+    assert {name: (entry["examples"], entry["n"]) for name, entry in probed.items()} == dict.fromkeys(aligned, (6, 24))
+    curves = read_results(run / "results.json")["curves"]
+    assert (tmp_path / "c.csv").read_text().count("\n") == 1 + sum(len(p) for s in curves.values() for p in s.values())
+    start = curves["dpo_sirius"]["0"][0]
+    assert start["kl"] == start["logp_drift"] == 0.0 < curves["dpo_sirius"]["0"][-1]["kl"]
+    assert all(0 <= point["top_popularity"] <= 1 for point in curves["softmax_dpo"]["0"])
+
+    alone = CliRunner().invoke(
+        cli.app, ["diagnose", str(run / "align/dpo_sirius/s0"), "--json", str(tmp_path / "a.json")]
+    )
+    assert alone.exit_code == 0, alone.output
+    assert json.loads((tmp_path / "a.json").read_text())["onset"]["s0"]["all"]["looks"] == 3
+
+
+def test_what_cannot_be_diagnosed(whole: Path, tmp_path: Path) -> None:
+    def complaint(folder: Path) -> str:
+        with pytest.raises(SiriusError) as raised:
+            CliRunner().invoke(cli.app, ["diagnose", str(folder)], catch_exceptions=False)
+        assert "\n" not in str(raised.value)
+        return str(raised.value)
+
+    assert "not a run folder" in complaint(tmp_path)
+    log = tmp_path / "s0"
+    shutil.copytree(whole / "align/dpo_sirius/s0", log)
+    lines = (log / "metrics.jsonl").read_text().splitlines()
+    evaluations = [n for n, line in enumerate(lines) if '"eval"' in line]
+    (log / "metrics.jsonl").write_text("\n".join(lines[: evaluations[1]]) + "\n")
+    assert "different evaluations" in complaint(log)
+    for step in ("14", "28"):
+        (log / f"held_out/step-{step}.npz").unlink(missing_ok=True)
+    assert "one epoch only" in complaint(log)
+    spoilt = lines.copy()
+    spoilt[evaluations[1]] = re.sub(r'"reward_margin": [^,}]*', '"reward_margin": NaN', spoilt[evaluations[1]])
+    shutil.copytree(whole / "align/dpo_sirius/s0/held_out", log / "held_out", dirs_exist_ok=True)
+    (log / "metrics.jsonl").write_text("\n".join(spoilt) + "\n")
+    assert "reward_margin is not a number at epoch 1" in complaint(log)
+    shutil.rmtree(log / "held_out")
+    assert "no held-out log-probs" in complaint(log)
 
 
 def test_a_finished_run_started_again_changes_nothing(whole: Path, here: Here) -> None:

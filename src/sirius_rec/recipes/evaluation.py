@@ -15,7 +15,8 @@ from sirius_rec.errors import ConfigError, RunError
 from sirius_rec.evaluation.floors import FLOOR_LABELS
 from sirius_rec.evaluation.results import build_results, read_results, write_results
 from sirius_rec.evaluation.tables import ScoreTable, read_tables, table_name, write_table
-from sirius_rec.recipes.job import Ticker, open_job
+from sirius_rec.recipes.diagnosis import read_curves
+from sirius_rec.recipes.job import Ticker, open_job, say
 from sirius_rec.recipes.models import computes_in_bf16, load_run_tokenizer, load_stage_model, place
 from sirius_rec.recipes.run_folder import RunFolder, versions, write_json
 from sirius_rec.schema import CANDIDATES, HISTORY, ROW_ID, TARGET, USER_ID, SlateName
@@ -35,6 +36,11 @@ def test_slates(config: Config, dataset: Dataset) -> list[str]:
         if name not in dataset.slate_names:
             raise ConfigError(f"evaluation.slates: no slates '{name}'; there are {', '.join(dataset.slate_names)}")
     return list(config.evaluation.slates)
+
+
+def model_slates(config: Config, dataset: Dataset) -> list[str]:
+    """The test slates that language models are scored on: all but the whole catalogue, which is for floors."""
+    return [name for name in test_slates(config, dataset) if SlateName.parse(name).protocol != "full"]
 
 
 def method_labels(config: Config) -> dict[str, str]:
@@ -126,10 +132,12 @@ def evaluate_model(path: str, method: str, seed: int) -> None:
     encoder = Encoder(load_run_tokenizer(run, config), chat=config.prompts.chat)
     done = json.loads((folder / "done.json").read_text())
     scored: dict[int, str] = {}
+    if len(model_slates(config, dataset)) < len(test_slates(config, dataset)):
+        say(f"{method} s{seed}: a language model does not rank the whole catalogue; full slates are for floors")
     for checkpoint in config.evaluation.checkpoints:
         step = done["best_step"] if checkpoint == "best" else done["steps"]
         ranker: LLMRanker | None = None
-        for number, slates in enumerate(test_slates(config, dataset)):
+        for number, slates in enumerate(model_slates(config, dataset)):
             generates = number == 0 and config.evaluation.generation_rows > 0
             answers = _answers_file(run, method, seed, slates, checkpoint)
             there = (run.scores / table_name(method, seed, slates, checkpoint)).is_file()
@@ -239,22 +247,6 @@ def _generate(
     }
 
 
-def read_curves(run: RunFolder, config: Config) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """Per-epoch validation metrics of every trained method and seed; epoch 0 is where its training began."""
-    from sirius_rec.training.metrics_log import read_metrics
-
-    curves: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for method in ("sft", *(arm.key for arm in config.arms)):
-        for seed in config.seeds:
-            path = run.stage(method, seed) / "metrics.jsonl"
-            if not path.is_file():
-                continue
-            lines = [line for line in read_metrics(path) if line.pop("kind") == "eval"]
-            if lines:
-                curves.setdefault(method, {})[str(seed)] = lines
-    return curves
-
-
 def collect(run: RunFolder, config: Config, dataset: Dataset) -> dict[str, Any]:
     """Score tables, answers and curves → results.json."""
     tables = read_tables(run.scores) if run.scores.is_dir() else []
@@ -273,7 +265,7 @@ def collect(run: RunFolder, config: Config, dataset: Dataset) -> dict[str, Any]:
             {k: v for k, v in json.loads(file.read_text()).items() if k != "text"}
             for file in sorted(run.generation.glob("*.json"))
         ],
-        curves=read_curves(run, config),
+        curves=read_curves(run, config, dataset),
         config=config.model_dump(mode="json", exclude={"compute": {"jobs"}}),
         environment={"versions": versions(), "seeds": list(config.seeds)},
         data={
@@ -287,15 +279,6 @@ def collect(run: RunFolder, config: Config, dataset: Dataset) -> dict[str, Any]:
     )
     write_results(results, run.results)
     return results
-
-
-def diagnose_run(run: RunFolder) -> dict[str, Any]:
-    """Reward-hacking evidence from results.json → diagnostics.json."""
-    from sirius_rec.diagnostics.curves import diagnose
-
-    diagnostics = diagnose(read_results(run.results))
-    write_json(run.diagnostics, diagnostics)
-    return diagnostics
 
 
 def report_run(run: RunFolder) -> Path:

@@ -1,0 +1,193 @@
+"""Curves, onset of hacking, golden-reward fit and influence probe of a run → diagnostics.json."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sirius_rec.config import Config
+from sirius_rec.data.store import Dataset, open_dataset
+from sirius_rec.diagnostics.curves import MARGIN, diagnose
+from sirius_rec.diagnostics.slates import Rows
+from sirius_rec.diagnostics.trajectory import golden_over_seeds, measured_points, onset_over_seeds
+from sirius_rec.errors import DataError, RunError
+from sirius_rec.evaluation.results import read_results
+from sirius_rec.recipes.records import train_slates, validation_rows
+from sirius_rec.recipes.run_folder import RunFolder, write_json
+from sirius_rec.schema import CANDIDATES, TARGET, USER_ID, SlateName
+from sirius_rec.training.held_out import Snapshot, read_held_out
+from sirius_rec.training.metrics_log import read_metrics
+
+Curves = dict[str, dict[str, list[dict[str, Any]]]]
+
+
+def _trainings(run: RunFolder, config: Config) -> dict[str, dict[str, Path]]:
+    """Method → seed → folder, of every training that has logs."""
+    out: dict[str, dict[str, Path]] = {}
+    for method in ("sft", *(arm.key for arm in config.arms)):
+        for seed in config.seeds:
+            folder = run.stage(method, seed)
+            if (folder / "metrics.jsonl").is_file():
+                out.setdefault(method, {})[str(seed)] = folder
+    return out
+
+
+def _evaluations(folder: Path) -> list[dict[str, Any]]:
+    return [line for line in read_metrics(folder / "metrics.jsonl") if line.pop("kind") == "eval"]
+
+
+def _held_out_slates(config: Config, dataset: Dataset) -> tuple[list[list[int]], np.ndarray] | None:
+    """Items of every held-out slate, the target first, as they were scored; and the users of the rows."""
+    name = train_slates(config)
+    name = SlateName("val", name.protocol, name.size, name.seed)
+    examples = dataset.examples("val")
+    if str(name) not in dataset.slate_names or not examples.height:
+        return None
+    rows = validation_rows(config, examples.height)
+    targets = examples[TARGET].to_numpy()[rows]
+    slates = dataset.slates(name)[CANDIDATES].gather(rows.tolist()).to_list()
+    items = [[int(t), *(i for i in slate if i != t)] for t, slate in zip(targets, slates, strict=True)]
+    users = examples[USER_ID]
+    known = users if not users.null_count() else None
+    return items, known.gather(rows.tolist()).to_numpy() if known is not None else np.arange(len(rows))
+
+
+def _popularity(dataset: Dataset, items: list[list[int]]) -> Rows:
+    """Share of training users who have each candidate."""
+    sequences = dataset.train_sequences()
+    counts = np.zeros(dataset.n_items)
+    for sequence in sequences:
+        counts[np.unique(sequence)] += 1
+    shares = counts / max(len(sequences), 1)
+    return [shares[row] for row in items]
+
+
+def read_curves(run: RunFolder, config: Config, dataset: Dataset) -> Curves:
+    """Per-epoch validation metrics of every trained method and seed; epoch 0 is where its training began.
+
+    Where the held-out log-probs were kept, rank, kl, distance, entropy, logp_drift and top_popularity are added.
+    """
+    slates = _held_out_slates(config, dataset)
+    popularity = _popularity(dataset, slates[0]) if slates is not None else None
+    curves: Curves = {}
+    for method, seeds in _trainings(run, config).items():
+        for seed, folder in seeds.items():
+            points = _evaluations(folder)
+            snapshots = read_held_out(folder / "held_out")
+            if snapshots:
+                points = measured_points(snapshots, points, popularity, f"{method}, seed {seed}")
+            if points:
+                curves.setdefault(method, {})[seed] = points
+    return curves
+
+
+def diagnose_run(
+    run: RunFolder, *, influence_rows: int = 0, say: Callable[[str], None] | None = None
+) -> dict[str, Any]:
+    """Reward-hacking evidence from results.json and the held-out log-probs → diagnostics.json.
+
+    Beside `diagnose`'s evidence: "onset" and "golden_fit" per aligned method (where held-out log-probs were kept), and
+    with influence_rows > 0 "influence", the probe on so many validation slates of every method's last checkpoint.
+    """
+    config = run.config()
+    results = read_results(run.results)
+    diagnostics = diagnose(results)
+    dataset = open_dataset(run.data)
+    slates = _held_out_slates(config, dataset)
+    users = slates[1] if slates is not None else None
+    diagnostics["onset"], diagnostics["golden_fit"] = {}, {}
+    for method, seeds in _trainings(run, config).items():
+        points = results["curves"].get(method, {})
+        if method == "sft" or not all("distance" in p for line in points.values() for p in line):
+            continue
+        kept: Mapping[str, list[Snapshot]] = {
+            seed: read_held_out(folder / "held_out") for seed, folder in seeds.items()
+        }
+        margins = {seed: [p.get(MARGIN) for p in points[seed]] for seed in kept}
+        if all(value is not None for line in margins.values() for value in line):
+            diagnostics["onset"][method] = onset_over_seeds(kept, margins, users, f"onset of {method}")
+        diagnostics["golden_fit"][method] = golden_over_seeds(points).as_dict()
+    if influence_rows:
+        diagnostics["influence"] = probe_run(run, config, dataset, influence_rows, say or (lambda line: None))
+    write_json(run.diagnostics, diagnostics)
+    return diagnostics
+
+
+def diagnose_log(folder: Path) -> dict[str, Any]:
+    """The same evidence from what `RewardHackingMonitor` wrote in anyone's training → FOLDER/diagnostics.json."""
+    if not (folder / "metrics.jsonl").is_file():
+        raise RunError(f"{folder}: neither a run folder (config.yaml) nor a monitor's (metrics.jsonl)")
+    snapshots, points = read_held_out(folder / "held_out"), _evaluations(folder)
+    if not snapshots:
+        raise RunError(f"{folder / 'held_out'}: no held-out log-probs; let the monitor evaluate at least twice")
+    points = measured_points(snapshots, points, None, str(folder))
+    diagnostics = diagnose({"curves": {folder.name: {"0": points}}})
+    margins = {"0": [float(point[MARGIN]) for point in points]}
+    diagnostics["onset"] = {folder.name: onset_over_seeds({"0": snapshots}, margins, None, str(folder))}
+    diagnostics["golden_fit"] = {folder.name: golden_over_seeds({"0": points}).as_dict()}
+    write_json(folder / "diagnostics.json", diagnostics)
+    return diagnostics
+
+
+def probe_run(
+    run: RunFolder, config: Config, dataset: Dataset, rows: int, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """The influence probe at the last checkpoint of every arm that compares pairs, first seed, validation slates."""
+    from sirius_rec.diagnostics.influence import probe_influence, summarise_influence
+    from sirius_rec.prompts.encoding import Encoder
+    from sirius_rec.recipes.job import quiet
+    from sirius_rec.recipes.models import load_run_tokenizer, load_stage_model, place
+    from sirius_rec.recipes.records import validation_set
+    from sirius_rec.scoring.scorer import score_rows
+    from sirius_rec.training.records import encode_records
+
+    validation = validation_set(config, dataset)
+    if validation is None:
+        raise DataError("influence: there are no validation slates to probe on; give the split some rows")
+    quiet()
+    encoder = Encoder(load_run_tokenizer(run, config), chat=config.prompts.chat)
+    encoded = encode_records(validation["records"][:rows], encoder)
+    seed = config.seeds[0]
+    options: dict[str, Any] = {"mode": config.compute.scoring}
+    reference = place(load_stage_model(config, run.stage("sft", seed) / "best"), config)
+    ref_logps = score_rows(reference, encoded, encoder.pad_id, **options)
+    del reference
+    found: dict[str, Any] = {}
+    for arm in config.arms:
+        objective = config.objective(arm)
+        folder = run.stage(arm.key, seed) / "last"
+        if not objective.uses_negatives or not folder.is_dir():
+            continue
+        model = place(load_stage_model(config, folder), config)
+        triples = probe_influence(model, encoded, encoder.pad_id, objective, ref_logps=ref_logps, **options)
+        found[arm.key] = {"seed": seed, "checkpoint": "last", **summarise_influence(triples)}
+        say(f"influence probe: {arm.key} done, {len(encoded)} slates")
+    if not found:
+        raise RunError(f"{run.path}: no aligned method that compares pairs; train one before probing its influence")
+    return found
+
+
+def write_curves_csv(folder: Path, out: Path) -> None:
+    """method, seed and every logged value, one line per evaluation, of a run or a monitor's folder."""
+    import csv
+
+    run = RunFolder(folder)
+    if run.config_file.is_file():
+        curves: Mapping[str, Any] = read_results(run.results)["curves"]
+    else:
+        points = measured_points(read_held_out(folder / "held_out"), _evaluations(folder), None, str(folder))
+        curves = {folder.name: {"0": points}}
+    lines = [
+        {"method": method, "seed": seed, **point}
+        for method, seeds in curves.items()
+        for seed, points in seeds.items()
+        for point in points
+    ]
+    names = list(dict.fromkeys(name for line in lines for name in line))
+    with out.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(lines)
