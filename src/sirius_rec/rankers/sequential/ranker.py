@@ -1,0 +1,319 @@
+"""`SequentialRanker`: options, training with early stopping, scoring, saving and loading."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import load_file, save_file
+
+from sirius_rec.errors import ConfigError, DataError, RunError, ScoringError, TrainingError
+from sirius_rec.evaluation.metrics import per_example
+from sirius_rec.rankers.sequential.losses import LOSSES
+from sirius_rec.rankers.sequential.networks import NETWORKS, Network
+
+Items = npt.NDArray[np.integer[Any]]
+Floats = npt.NDArray[np.floating[Any]]
+# Below every real score: an item that training never saw has an embedding that means nothing.
+UNSEEN = -1e4
+_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class SequentialOptions:
+    """What is trained and how.
+
+    network: sasrec, gru4rec or caser. length: items of history looked at, and pieces that histories are cut into.
+    loss: full_softmax, sampled_softmax, bce or bpr; negatives: drawn per position, for all but the first.
+    learning_rate, weight_decay (L2 in Adam's gradient, as the papers' λ; decoupled: AdamW's), batch_size in pieces.
+    shuffle: read every training history in a new random order in each epoch, for data whose order is mostly ties.
+    epochs at most; patience: stop after so many epochs without a better validation NDCG@10 (the best is kept).
+    """
+
+    network: str = "sasrec"
+    dimension: int = 64
+    layers: int = 2
+    heads: int = 2
+    dropout: float = 0.3
+    length: int = 10
+    loss: str = "full_softmax"
+    negatives: int = 128
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    decoupled: bool = True
+    shuffle: bool = False
+    batch_size: int = 128
+    epochs: int = 200
+    patience: int = 10
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("network", self.network, NETWORKS), ("loss", self.loss, LOSSES)):
+            if value not in known:
+                raise ConfigError(f"unknown {name} '{value}': choose one of {', '.join(known)}")
+        for name in ("dimension", "layers", "heads", "length", "negatives", "batch_size", "epochs", "patience"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.dimension % self.heads:
+            raise ConfigError(f"dimension {self.dimension} is not a multiple of heads {self.heads}: change one")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout must lie in [0, 1), got {self.dropout}")
+        if not self.learning_rate > 0 or self.weight_decay < 0:
+            raise ConfigError(
+                f"learning_rate must be positive and weight_decay not negative, got {self.learning_rate} and "
+                f"{self.weight_decay}"
+            )
+
+
+# The paper's settings (E.2: Adam, 1e-3, dimension 64, L2 from a grid), with the originals' losses.
+PAPER: dict[str, SequentialOptions] = {
+    "sasrec": SequentialOptions("sasrec", loss="bce", negatives=1, weight_decay=1e-5, decoupled=False),
+    "gru4rec": SequentialOptions("gru4rec", layers=1, loss="bpr", negatives=1, weight_decay=1e-5, decoupled=False),
+    "caser": SequentialOptions("caser", layers=1, loss="bce", negatives=3, weight_decay=1e-5, decoupled=False),
+}
+TUNED: dict[str, SequentialOptions] = {
+    "sasrec": SequentialOptions("sasrec", weight_decay=0.1),
+    "gru4rec": SequentialOptions("gru4rec", layers=1, weight_decay=0.1),
+    "caser": SequentialOptions("caser", layers=1, weight_decay=0.1),
+}
+PRESETS = {"paper": PAPER, "tuned": TUNED}
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Slates for early stopping: histories and candidates as in `Ranker.score`, and the column of each target."""
+
+    histories: Sequence[Items]
+    candidates: Sequence[Items]
+    target: npt.NDArray[np.integer[Any]]
+
+
+class SequentialRanker:
+    """A next-item network behind the `Ranker` protocol.
+
+    Only the newest `length` items of a history are read. An empty history is one padding item: the network then ranks
+    by what usually comes first. An item that no training sequence holds scores UNSEEN, below all others.
+    """
+
+    def __init__(self, options: SequentialOptions, seed: int = 0) -> None:
+        self.options, self.seed = options, seed
+        self.network: Network | None = None
+        self.seen_I: npt.NDArray[np.bool_] | None = None
+        self.history: list[dict[str, float]] = []
+
+    def fit(
+        self,
+        sequences: Sequence[Items],
+        n_items: int,
+        validation: Validation | None = None,
+        *,
+        progress: Callable[[str], None] | None = None,
+    ) -> SequentialRanker:
+        """Train on whole user sequences (oldest first). Without `validation` all epochs are trained.
+
+        Raises DataError for an item outside the catalogue or no sequence of two items, TrainingError for a loss that
+        is not finite. `history` holds loss and validation metrics per epoch.
+        """
+        kept = [np.asarray(s, dtype=np.int64) for s in sequences if len(s) > 1]
+        if not kept:
+            raise DataError("no training sequence has two items; there is nothing to predict")
+        flat = np.concatenate([np.asarray(s, dtype=np.int64) for s in sequences])
+        if flat.min() < 0 or flat.max() >= n_items:
+            raise DataError(f"a training sequence holds item {flat.min() if flat.min() < 0 else flat.max()}, the "
+                            f"catalogue has {n_items} items (0 … {n_items - 1})")  # fmt: skip
+        self.seen_I = np.zeros(n_items, dtype=bool)
+        self.seen_I[flat] = True
+        self.history = []
+        torch.manual_seed(self.seed)
+        self.network = network = build_network(self.options, n_items)
+        options, rng = self.options, np.random.default_rng([self.seed, 7])
+        generator = torch.Generator().manual_seed(self.seed)
+        kind = torch.optim.AdamW if options.decoupled else torch.optim.Adam
+        optimiser = kind(network.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
+        best, best_state, since = -1.0, None, 0
+        for epoch in range(1, options.epochs + 1):
+            point = {"epoch": float(epoch), "loss": self._epoch(kept, optimiser, rng, generator)}
+            if not np.isfinite(point["loss"]):
+                raise TrainingError(f"{options.network}: the loss is not finite in epoch {epoch}: lower learning_rate")
+            if validation is not None:
+                point |= self._validate(validation)
+            self.history.append(point)
+            if progress:
+                found = "".join(f"  {name} {point[name]:.4f}" for name in ("hr@1", "ndcg@10") if name in point)
+                progress(f"{options.network} s{self.seed}  epoch {epoch}  loss {point['loss']:.3f}{found}")
+            if validation is None:
+                continue
+            if point["ndcg@10"] > best:
+                best, since = point["ndcg@10"], 0
+                best_state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+            else:
+                since += 1
+                if since >= options.patience:
+                    break
+        if best_state is not None:
+            network.load_state_dict(best_state)
+        network.eval()
+        return self
+
+    def _epoch(
+        self, sequences: Sequence[Items], optimiser: torch.optim.Optimizer, rng: np.random.Generator, generator: Any
+    ) -> float:
+        assert self.network is not None
+        options, network = self.options, self.network
+        network.train()
+        history_NT, target_NT = (
+            _windows(sequences, options.length, rng, options.shuffle)
+            if not network.every_position
+            else _pieces(sequences, options.length, rng, options.shuffle)
+        )
+        history_NT[history_NT < 0] = network.n_items
+        total, count = 0.0, 0
+        order = rng.permutation(len(history_NT))
+        for start in range(0, len(order), options.batch_size):
+            rows = order[start : start + options.batch_size]
+            items_BT = torch.from_numpy(history_NT[rows])
+            target_BT = torch.from_numpy(target_NT[rows])
+            states_BTD = network(items_BT)
+            trained_BT = target_BT >= 0
+            loss = LOSSES[options.loss](
+                network, states_BTD[trained_BT], target_BT[trained_BT], options.negatives, generator
+            )
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+            optimiser.step()
+            total, count = total + float(loss.detach()), count + 1
+        network.eval()
+        return total / count
+
+    def _validate(self, validation: Validation) -> dict[str, float]:
+        found = per_example(self.score(validation.histories, validation.candidates), validation.target)
+        return {name: float(found[name].to_numpy().mean()) for name in ("hr@1", "ndcg@10")}
+
+    @torch.no_grad()
+    def score(self, histories: Sequence[Items], candidates: Sequence[Items]) -> list[Floats]:
+        """float32 scores per row, aligned with its candidates."""
+        if self.network is None or self.seen_I is None:
+            raise ScoringError(f"{self.options.network}: not fitted; call fit(sequences, n_items) first")
+        if len(histories) != len(candidates):
+            raise ScoringError(f"{len(histories)} histories for {len(candidates)} slates; give one history per slate")
+        n_items = self.network.n_items
+        out: list[Floats] = []
+        for start in range(0, len(histories), _ROWS):
+            slates = [np.asarray(c, dtype=np.int64) for c in candidates[start : start + _ROWS]]
+            recent = [np.asarray(h, dtype=np.int64)[-self.options.length :] for h in histories[start : start + _ROWS]]
+            for what, rows in (("candidates", slates), ("histories", recent)):
+                for r, row in enumerate(rows):
+                    if len(row) and (row.min() < 0 or row.max() >= n_items):
+                        raise DataError(f"{what}: row {start + r} holds an item outside 0 … {n_items - 1}")
+            state_BD = self.network(torch.from_numpy(_left_padded(recent, n_items, self.options.length)))[:, -1]
+            width = max(map(len, slates))
+            items_BC = _left_padded(slates, 0)
+            scores_BC = self.network.scores(state_BD, torch.from_numpy(items_BC)).numpy().copy()
+            scores_BC[~self.seen_I[items_BC]] = UNSEEN
+            out += [scores_BC[b, width - len(row) :] for b, row in enumerate(slates)]
+        return out
+
+    def save(self, folder: Path) -> None:
+        """Weights, options and the items seen, atomically."""
+        if self.network is None or self.seen_I is None:
+            raise ScoringError(f"{self.options.network}: nothing to save before fit")
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {**self.network.state_dict(), "seen": torch.from_numpy(self.seen_I)}
+        partial = folder / f".weights.{os.getpid()}.partial"
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
+        partial.replace(folder / "weights.safetensors")
+        content = {"options": asdict(self.options), "seed": self.seed, "history": self.history}
+        partial = folder / f".ranker.{os.getpid()}.partial"
+        partial.write_text(json.dumps(content, indent=1) + "\n")
+        partial.replace(folder / "ranker.json")
+
+    @classmethod
+    def load(cls, folder: Path) -> SequentialRanker:
+        """What `save` wrote; RunError if it is not there or damaged."""
+        try:
+            content = json.loads((folder / "ranker.json").read_text())
+            tensors = load_file(folder / "weights.safetensors")
+            ranker = cls(SequentialOptions(**content["options"]), content["seed"])
+            ranker.history = content["history"]
+            ranker.seen_I = tensors.pop("seen").numpy()
+            ranker.network = build_network(ranker.options, len(ranker.seen_I))
+            ranker.network.load_state_dict(tensors)
+        except Exception as error:  # safetensors, torch and json each raise their own
+            raise RunError(
+                f"{folder}: not a saved ranker ({type(error).__name__}): delete it and train again"
+            ) from error
+        ranker.network.eval()
+        return ranker
+
+    @property
+    def parameters(self) -> int:
+        """Number of trained parameters."""
+        return 0 if self.network is None else sum(p.numel() for p in self.network.parameters())
+
+
+def build_network(options: SequentialOptions, n_items: int) -> Network:
+    parts: dict[str, Any] = {
+        name: getattr(options, name) for name in ("dimension", "layers", "heads", "dropout", "length")
+    }
+    return NETWORKS[options.network](n_items, **parts)
+
+
+def with_options(options: SequentialOptions, **changes: Any) -> SequentialOptions:
+    """A preset with some options changed; ConfigError for an unknown one."""
+    known = set(asdict(options))
+    for name in changes:
+        if name not in known:
+            raise ConfigError(f"unknown option '{name}' of {options.network}: choose from {', '.join(sorted(known))}")
+    return replace(options, **changes)
+
+
+def _left_padded(rows: Sequence[Items], fill: int, width: int | None = None) -> npt.NDArray[np.int64]:
+    """int64[N, width]; None takes the longest row. A fixed width keeps a row's state the same in any batch."""
+    width = width or max([1, *map(len, rows)])
+    out = np.full((len(rows), width), fill, dtype=np.int64)
+    for r, row in enumerate(rows):
+        if len(row):
+            out[r, width - len(row) :] = row
+    return out
+
+
+def _pieces(
+    sequences: Sequence[Items], length: int, rng: np.random.Generator, shuffle: bool
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Inputs and targets [N, length] of every position: sequences cut at a random offset into pieces of length + 1.
+
+    Neighbouring pieces share an item, so that every item but a sequence's first is a target once. −1 is padding.
+    """
+    inputs, targets = [], []
+    for sequence in sequences:
+        if shuffle:
+            sequence = rng.permutation(sequence)
+        first = int(rng.integers(1, length + 1))
+        cuts = [0, *range(first, len(sequence) - 1, length), len(sequence) - 1]
+        for start, end in pairwise(cuts):
+            piece = np.asarray(sequence[start : end + 1])
+            inputs.append(piece[:-1])
+            targets.append(piece[1:])
+    return _left_padded(inputs, -1, length), _left_padded(targets, -1, length)
+
+
+def _windows(
+    sequences: Sequence[Items], length: int, rng: np.random.Generator, shuffle: bool
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Every target with up to `length` items before it: inputs [N, length], targets [N, 1]."""
+    inputs, targets = [], []
+    for sequence in sequences:
+        if shuffle:
+            sequence = rng.permutation(sequence)
+        for at in range(1, len(sequence)):
+            inputs.append(np.asarray(sequence[max(0, at - length) : at]))
+            targets.append(int(sequence[at]))
+    return _left_padded(inputs, -1, length), np.array(targets, dtype=np.int64)[:, None]
