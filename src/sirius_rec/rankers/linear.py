@@ -1,0 +1,125 @@
+"""Recency, first-order Markov and EASE^R, in the shape of `floors`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from scipy import linalg, sparse
+
+from sirius_rec.errors import ConfigError, DataError, ScoringError
+from sirius_rec.rankers.floors import Floats, Items, _joined, _same_rows, _split
+
+# A dense float64 matrix of that many items takes 3.2 GB, and its inverse as much again.
+EASE_ITEMS = 20_000
+
+
+class Recency:
+    """Score = when the item was last a target in train (seconds); items that never were rank last, together."""
+
+    def __init__(self) -> None:
+        self.last_I: Floats | None = None
+
+    def fit(self, targets: Items, timestamps: npt.ArrayLike, n_items: int) -> Recency:
+        """targets, timestamps: of the train rows. DataError where a time is missing."""
+        times = np.asarray(timestamps, dtype=np.float64)
+        if times.shape != (len(targets),) or not np.isfinite(times).all():
+            raise DataError("recency: every train row needs its timestamp; sources of ready-made windows have none")
+        target, _ = _joined([np.asarray(targets)], n_items, "targets")
+        self.last_I = np.full(n_items, -np.inf)
+        np.maximum.at(self.last_I, target, times)
+        floor = times.min() - 1.0 if len(times) else 0.0
+        self.last_I[np.isinf(self.last_I)] = floor
+        return self
+
+    def score(self, histories: Sequence[Items], candidates: Sequence[Items]) -> list[Floats]:
+        if self.last_I is None:
+            raise ScoringError("recency: not fitted; call fit(targets, timestamps, n_items) first")
+        _same_rows(histories, candidates)
+        flat, lengths = _joined(candidates, len(self.last_I), "candidates")
+        return _split(self.last_I[flat], lengths)
+
+
+class Markov:
+    """Score = how often the candidate came right after the history's last item in train; ties by popularity.
+
+    count(last → c) + popularity(c) / (total + 1): the second part is below 1 and only ranks what the first ties.
+    An empty history leaves popularity.
+    """
+
+    def __init__(self) -> None:
+        self._counts: sparse.csr_array | None = None
+
+    def fit(self, sequences: Sequence[Items], n_items: int) -> Markov:
+        flat, lengths = _joined(sequences, n_items, "sequences")
+        if len(flat):
+            inner = np.ones(len(flat) - 1, dtype=bool)
+            inner[np.cumsum(lengths)[:-1] - 1] = False
+        else:
+            inner = np.zeros(0, dtype=bool)
+        before, after = flat[:-1][inner], flat[1:][inner]
+        counts = sparse.coo_array((np.ones(len(before)), (before, after)), shape=(n_items, n_items)).tocsr()
+        counts.sort_indices()  # lets scipy look the pairs up by bisection
+        self._counts = counts
+        self._popularity = np.bincount(flat, minlength=n_items) / (len(flat) + 1.0)
+        return self
+
+    def score(self, histories: Sequence[Items], candidates: Sequence[Items]) -> list[Floats]:
+        if self._counts is None:
+            raise ScoringError("markov: not fitted; call fit(sequences, n_items) first")
+        _same_rows(histories, candidates)
+        n_items = self._counts.shape[0]
+        _joined(histories, n_items, "histories")
+        flat, lengths = _joined(candidates, n_items, "candidates")
+        last = np.array([row[-1] if len(row) else -1 for row in histories], dtype=np.int64)
+        scores = self._popularity[flat]
+        last_F = np.repeat(last, lengths)
+        known = np.flatnonzero(last_F >= 0)
+        if len(known):
+            scores[known] += np.asarray(self._counts[last_F[known], flat[known]]).reshape(-1)
+        return _split(scores, lengths)
+
+
+class EASE:
+    """EASE^R (Steck 2019): the item–item matrix that best rebuilds users' item sets, with a zero diagonal.
+
+    P = (XᵀX + λI)⁻¹, B = −P / diag(P) column by column, B_jj = 0; score(candidate) = Σ B[h, candidate] over the
+    history's distinct items. l2: λ > 0. Dense in the catalogue: refused above 20,000 items.
+    """
+
+    def __init__(self, l2: float = 100.0) -> None:
+        if not (np.isfinite(l2) and l2 > 0):
+            raise ConfigError(f"ease l2: {l2}; give a number above 0")
+        self.l2 = l2
+        self.weights_II: Floats | None = None
+
+    def fit(self, sequences: Sequence[Items], n_items: int) -> EASE:
+        if n_items > EASE_ITEMS:
+            raise ConfigError(f"ease: {n_items} items; its dense matrix is made for at most {EASE_ITEMS}, leave it out")
+        flat, lengths = _joined(sequences, n_items, "sequences")
+        users = np.repeat(np.arange(len(lengths)), lengths)
+        pairs = np.unique(users * n_items + flat)
+        x = sparse.csr_array((np.ones(len(pairs)), (pairs // n_items, pairs % n_items)), shape=(len(lengths), n_items))
+        gram = (x.T @ x).toarray()
+        gram[np.diag_indices(n_items)] += self.l2
+        inverse = linalg.inv(gram, overwrite_a=True, check_finite=False)
+        weights = -inverse / np.diag(inverse)[None, :]
+        np.fill_diagonal(weights, 0.0)
+        self.weights_II = weights
+        return self
+
+    def score(self, histories: Sequence[Items], candidates: Sequence[Items]) -> list[Floats]:
+        if self.weights_II is None:
+            raise ScoringError("ease: not fitted; call fit(sequences, n_items) first")
+        _same_rows(histories, candidates)
+        n_items = len(self.weights_II)
+        _joined(histories, n_items, "histories")
+        flat, lengths = _joined(candidates, n_items, "candidates")
+        starts = np.append(0, np.cumsum(lengths))
+        out = np.zeros(len(flat))
+        for row, history in enumerate(histories):
+            part = slice(starts[row], starts[row + 1])
+            items = np.unique(np.asarray(history, dtype=np.int64))
+            out[part] = self.weights_II[np.ix_(items, flat[part])].sum(axis=0)
+        return _split(out, lengths)
