@@ -14,7 +14,7 @@ import sirius_rec
 
 SOURCE = Path(sirius_rec.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
-TORCH_FREE = ("data", "prompts", "theory", "evaluation")
+TORCH_FREE = ("data", "prompts", "theory", "evaluation", "audit", "report")
 HEAVY = ("torch", "transformers", "polars", "pydantic", "matplotlib", "scipy")
 
 

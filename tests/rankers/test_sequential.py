@@ -1,0 +1,204 @@
+"""GRU4Rec, Caser and SASRec: a planted rule is learnt, and the contract every ranker keeps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sirius_rec.errors import ConfigError, DataError, RunError, ScoringError
+from sirius_rec.evaluation.metrics import per_example
+from sirius_rec.rankers.sequential.losses import LOSSES
+from sirius_rec.rankers.sequential.ranker import (
+    PRESETS,
+    TUNED,
+    UNSEEN,
+    SequentialOptions,
+    SequentialRanker,
+    Validation,
+    _pieces,
+    _windows,
+    build_network,
+    with_options,
+)
+
+NETWORKS = ("sasrec", "gru4rec", "caser")
+N_ITEMS = 24
+
+
+def planted(users: int, seed: int) -> list[np.ndarray]:
+    """Walks in which item i is always followed by i + 5 (mod 20); items 20 … 23 never occur."""
+    rng = np.random.default_rng(seed)
+    return [(rng.integers(20) + 5 * np.arange(rng.integers(6, 12))) % 20 for _ in range(users)]
+
+
+def slates(sequences: list[np.ndarray], seed: int = 0) -> Validation:
+    rng = np.random.default_rng(seed)
+    histories, candidates, targets = [], [], []
+    for s in sequences:
+        others = rng.permutation(np.setdiff1d(np.arange(20), s[-1:]))[:9]
+        place = int(rng.integers(10))
+        histories.append(s[:-1])
+        candidates.append(np.insert(others, place, s[-1]))
+        targets.append(place)
+    return Validation(histories, candidates, np.array(targets))
+
+
+def small(network: str, **changes: object) -> SequentialOptions:
+    base = {"dimension": 16, "heads": 2, "length": 6, "batch_size": 16, "epochs": 30, "dropout": 0.1}
+    return with_options(TUNED[network], **{**base, "learning_rate": 5e-3, "weight_decay": 0.0, **changes})
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def fitted(request: pytest.FixtureRequest) -> SequentialRanker:
+    return SequentialRanker(small(request.param)).fit(planted(60, 0), N_ITEMS, slates(planted(30, 1)))
+
+
+def test_the_planted_rule_is_learnt(fitted: SequentialRanker) -> None:
+    test = slates(planted(60, 2), seed=3)
+    assert per_example(fitted.score(test.histories, test.candidates), test.target)["hr@1"].to_numpy().mean() > 0.95
+
+
+@pytest.mark.parametrize("loss", ["sampled_softmax", "bce", "bpr"])
+def test_every_loss_learns_it(loss: str) -> None:
+    ranker = SequentialRanker(small("sasrec", loss=loss, negatives=8)).fit(planted(60, 0), N_ITEMS)
+    test = slates(planted(60, 2), seed=3)
+    assert per_example(ranker.score(test.histories, test.candidates), test.target)["hr@1"].to_numpy().mean() > 0.9
+
+
+def test_batch_equals_single(fitted: SequentialRanker) -> None:
+    """Histories of different length in one batch, slates of different size."""
+    histories = [np.array([3]), np.array([1, 6, 11, 16, 1, 6, 11, 16]), np.array([], int), np.array([2, 7])]
+    candidates = [np.array([8, 1]), np.arange(20), np.array([5]), np.array([12, 3, 4])]
+    together = fitted.score(histories, candidates)
+    for history, slate, scores in zip(histories, candidates, together, strict=True):
+        np.testing.assert_allclose(fitted.score([history], [slate])[0], scores, atol=1e-5)
+
+
+def test_permuting_candidates_permutes_scores(fitted: SequentialRanker) -> None:
+    order = np.random.default_rng(0).permutation(20)
+    (plain,), (mixed,) = (fitted.score([np.array([4, 9])], [slate]) for slate in (np.arange(20), order))
+    np.testing.assert_allclose(mixed, plain[order], atol=1e-6)
+
+
+def test_what_training_never_saw_ranks_last(fitted: SequentialRanker) -> None:
+    (scores,) = fitted.score([np.array([4, 9])], [np.array([21, 14, 23])])
+    assert scores[0] == scores[2] == UNSEEN < scores[1]
+
+
+def test_only_the_newest_items_are_read(fitted: SequentialRanker) -> None:
+    long = np.concatenate([np.array([13, 2, 19]), np.array([0, 5, 10, 15, 0, 5])])
+    a, b = (fitted.score([history], [np.arange(20)])[0] for history in (long, long[-6:]))
+    np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_save_and_load(fitted: SequentialRanker, tmp_path: Path) -> None:
+    fitted.save(tmp_path / "r")
+    again = SequentialRanker.load(tmp_path / "r")
+    assert again.options == fitted.options and again.history == fitted.history and again.parameters > 0
+    for a, b in zip(*(r.score([np.array([4])], [np.arange(24)]) for r in (fitted, again)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    (tmp_path / "r" / "weights.safetensors").write_bytes(b"x")
+    with pytest.raises(RunError, match="not a saved ranker"):
+        SequentialRanker.load(tmp_path / "r")
+    with pytest.raises(RunError, match="not a saved ranker"):
+        SequentialRanker.load(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_seed_decides(network: str) -> None:
+    made = [SequentialRanker(small(network, epochs=2), seed).fit(planted(20, 0), N_ITEMS) for seed in (1, 1, 2)]
+    scores = [r.score([np.array([4])], [np.arange(20)])[0] for r in made]
+    np.testing.assert_array_equal(scores[0], scores[1])
+    assert not np.allclose(scores[0], scores[2])
+
+
+def test_early_stopping_keeps_the_best_epoch() -> None:
+    validation = slates(planted(30, 1))
+    ranker = SequentialRanker(small("gru4rec", epochs=60, patience=3)).fit(planted(60, 0), N_ITEMS, validation)
+    found = [point["ndcg@10"] for point in ranker.history]
+    best = int(np.argmax(found))
+    assert len(found) == min(60, best + 1 + 3)
+    frame = per_example(ranker.score(validation.histories, validation.candidates), validation.target)
+    assert frame["ndcg@10"].to_numpy().mean() == pytest.approx(found[best])
+
+
+def test_sasrec_does_not_look_ahead() -> None:
+    torch.manual_seed(0)
+    network = build_network(SequentialOptions("sasrec", dimension=8, length=5), 10).eval()
+    a, b = torch.tensor([[10, 1, 2, 3, 4]]), torch.tensor([[10, 1, 2, 9, 9]])
+    states = [network(items)[0] for items in (a, b)]
+    torch.testing.assert_close(states[0][1:3], states[1][1:3])
+    assert not torch.allclose(states[0][3], states[1][3])
+
+
+@pytest.mark.parametrize("make", [_pieces, _windows])
+def test_every_item_but_the_first_is_a_target_once(make: object) -> None:
+    rng = np.random.default_rng(0)
+    sequences = [np.arange(n) for n in (2, 3, 9, 30)]
+    for _ in range(5):
+        inputs, targets = make(sequences, 4, rng, False)  # type: ignore[operator]
+        assert sorted(targets[targets >= 0].tolist()) == sorted(i for n in (2, 3, 9, 30) for i in range(1, n))
+        assert inputs.shape[1] == 4
+        # the newest input of every target is the item before it
+        last = inputs if make is _pieces else inputs[:, -1:]
+        assert (last[targets >= 0] == targets[targets >= 0] - 1).all()
+
+
+def test_losses_by_hand() -> None:
+    """Two items drawn, with the draws looked up; scores over the catalogue are state @ embedding + bias."""
+    torch.manual_seed(0)
+    network = build_network(SequentialOptions("gru4rec", dimension=4, heads=1), 6)
+    with torch.no_grad():
+        network.bias.copy_(torch.arange(6) / 10)
+    state, target = torch.randn(3, 4), torch.tensor([0, 4, 2])
+    scores = (state @ network.items.weight[:6].T + network.bias).detach()
+    drawn = torch.randint(6, (3, 2), generator=torch.Generator().manual_seed(9))
+    wanted = {name: [] for name in LOSSES}
+    for n in range(3):
+        right = scores[n, target[n]]
+        wrong = [scores[n, d] for d in drawn[n] if d != target[n]]
+        wanted["full_softmax"].append(torch.logsumexp(scores[n], 0) - right)
+        wanted["sampled_softmax"].append(torch.logsumexp(torch.stack([right, *wrong]), 0) - right)
+        wanted["bce"].append(F.softplus(-right) + sum((F.softplus(s) for s in wrong), torch.tensor(0.0)) / 2)
+        wanted["bpr"].append(sum((F.softplus(s - right) for s in wrong), torch.tensor(0.0)) / 2)
+    for name, loss in LOSSES.items():
+        found = loss(network, state, target, 2, torch.Generator().manual_seed(9))
+        torch.testing.assert_close(
+            found, torch.stack(wanted[name]).mean(), msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_presets_train(preset: str, network: str) -> None:
+    options = with_options(PRESETS[preset][network], epochs=1, length=6)
+    assert len(SequentialRanker(options).fit(planted(10, 0), N_ITEMS).history) == 1
+
+
+def test_refusals() -> None:
+    for changes, message in (
+        ({"loss": "hinge"}, "unknown loss 'hinge'"),
+        ({"network": "bert"}, "unknown network 'bert'"),
+        ({"heads": 3}, "not a multiple of heads"),
+        ({"dropout": 1.0}, "dropout must lie"),
+        ({"epochs": 0}, "epochs must be at least 1"),
+        ({"width": 3}, "unknown option 'width'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            with_options(TUNED["sasrec"], **changes)
+    ranker = SequentialRanker(small("sasrec", epochs=1))
+    with pytest.raises(ScoringError, match="not fitted"):
+        ranker.score([np.array([0])], [np.array([0])])
+    with pytest.raises(DataError, match="no training sequence has two items"):
+        ranker.fit([np.array([1])], N_ITEMS)
+    with pytest.raises(DataError, match="holds item 99"):
+        ranker.fit([np.array([1, 99])], N_ITEMS)
+    ranker.fit(planted(5, 0), N_ITEMS)
+    with pytest.raises(DataError, match="candidates: row 1 holds an item outside"):
+        ranker.score([np.array([0])] * 2, [np.array([0]), np.array([24])])
+    with pytest.raises(ScoringError, match="1 histories for 2 slates"):
+        ranker.score([np.array([0])], [np.array([0]), np.array([1])])
