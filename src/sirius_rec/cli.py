@@ -132,6 +132,7 @@ def prepare(
     from sirius_rec.config import parse_config
     from sirius_rec.config_yaml import apply_overrides
     from sirius_rec.data.statistics import summary_lines
+    from sirius_rec.progress import byte_bar
     from sirius_rec.recipes.story import prepare_data
 
     extra = list(overrides or [])
@@ -149,10 +150,81 @@ def prepare(
     else:
         data = {"source": source, "input": None if input is None else str(input)}
         loaded = parse_config(apply_overrides({"data": data}, extra), "command line")
-    dataset = prepare_data(loaded, None, say, out)
+    with byte_bar("reading") as advance:
+        dataset = prepare_data(loaded, None, say, out, advance)
     for line in summary_lines(dataset):
         say(line)
     _write_json(json_file, dataset.info)
+
+
+@app.command("audit")
+def audit_command(
+    slates: Annotated[Path, typer.Argument(metavar="DATA_OR_SLATES", help="Data folder, JSON list or JSON lines.")],
+    train: Annotated[list[Path] | None, typer.Option(help="What guessers may learn from; may be repeated.")] = None,
+    val: Annotated[list[Path] | None, typer.Option(help="The same, of the val split; may be repeated.")] = None,
+    ids: Annotated[Path | None, typer.Option(help="CSV of numeric ids by item_id or title: orders to try.")] = None,
+    items: Annotated[Path | None, typer.Option(help="CSV of item_id, title; items.csv near the files.")] = None,
+    name: Annotated[str | None, typer.Option("--slates", help="Which slates of a data folder.")] = None,
+    scores: Annotated[Path | None, typer.Option(help="A model's scores: what no leak explains.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of shuffles and resamples.")] = 0,
+    json_file: JsonOption = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit code 1 on a leak.")] = False,
+) -> None:
+    """Blind guessers on any slates: how much HR@1 needs no user, and whether the slates leak.
+
+    Reads data folders, S-DPO's JSON (historyList, itemList, trueSelection), TRL records (prompt, chosen, rejected) and
+    JSON lines (history, target, candidates[, timestamp, user_id, split, epoch]).
+
+    Example: sirius audit data/lastfm
+
+    Example: sirius audit lastfm-test.json --train windows.jsonl.gz --val lastfm-val.json --ids hetrec_ids.csv --strict
+    """
+    from sirius_rec.audit.audit import audit
+    from sirius_rec.audit.printing import print_audit
+
+    _check_json(json_file)
+    result = audit(
+        slates, train=train or (), val=val or (), ids=ids, items=items, slates=name, scores=scores, seed=seed
+    )
+    print_audit(result)
+    _write_json(json_file, result)
+    if strict and result["verdict"] == "leak":
+        raise typer.Exit(1)
+
+
+data_app = typer.Typer(help="Official data files: list them, fetch them.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data_app, name="data")
+
+
+@data_app.command("download")
+def download_command(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A name of `sirius data list`.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder. Default: data/raw/NAME.")] = None,
+) -> None:
+    """Fetch a data set's official files from its publisher: resumed where it broke off, checked, and unpacked.
+
+    Example: sirius data download movielens-100k --out data/raw/movielens-100k
+    """
+    from sirius_rec.data.download import download, terms
+    from sirius_rec.progress import byte_bar
+
+    for line in terms(name):
+        say(line)
+    with byte_bar("fetching") as advance:
+        folder = download(name, out or Path("data") / "raw" / name, say=say, advance=advance)
+    say(f"done: {folder}")
+
+
+@data_app.command("list")
+def list_command() -> None:
+    """The data sets that `sirius data download` knows, with their terms.
+
+    Example: sirius data list
+    """
+    from sirius_rec.data.download import listing
+
+    for line in listing():
+        say(line)
 
 
 @app.command()
@@ -196,21 +268,35 @@ def evaluate(run: RunArg, json_file: JsonOption = None) -> None:
 
 
 @app.command()
-def diagnose(run: RunArg, json_file: JsonOption = None) -> None:
-    """Reward-hacking evidence from a run's curves: margins against held-out ranking, insensitive shares.
+def diagnose(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, or a RewardHackingMonitor's folder.")],
+    influence: Annotated[
+        int,
+        typer.Option(min=0, help="Probe so many validation slates: does a step on (i, j) move (i, k) as Eq. 10 says?"),
+    ] = 0,
+    csv: Annotated[Path | None, typer.Option(help="Also write every evaluation as CSV.")] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Reward-hacking evidence: onset, margins against held-out ranking, insensitive shares, golden-reward fit.
 
-    Example: sirius diagnose runs/lastfm
+    Example: sirius diagnose runs/lastfm --influence 200 --csv curves.csv
     """
-    from sirius_rec.recipes.evaluation import diagnose_run
+    from sirius_rec.recipes import diagnosis
     from sirius_rec.recipes.run_folder import RunFolder
     from sirius_rec.terminal import print_diagnostics
 
     _check_json(json_file)
     folder = RunFolder(run)
-    folder.config()
-    diagnostics = diagnose_run(folder)
+    if folder.config_file.is_file() or not (run / "metrics.jsonl").is_file():
+        folder.config()
+        diagnostics = diagnosis.diagnose_run(folder, influence_rows=influence, say=say)
+    else:
+        diagnostics = diagnosis.diagnose_log(run)
     print_diagnostics(diagnostics)
     _write_json(json_file, diagnostics)
+    if csv is not None:
+        diagnosis.write_curves_csv(run, csv)
+        say(f"curves: {csv}")
 
 
 @app.command()

@@ -73,10 +73,26 @@ class WindowSection(_Section):
 
 
 class SlateSection(_Section):
-    protocol: Literal["uniform", "given"] = "uniform"
-    size: Annotated[StrictInt, Field(ge=2)] = 20
+    """`full` is the whole catalogue: it takes no size, and only floors are scored on it (splits: [test])."""
+
+    protocol: Literal["uniform", "popularity", "hard", "full", "sdpo-legacy", "given"] = "uniform"
+    size: Annotated[StrictInt, Field(ge=2)] | None = 20
     seed: Seed = 0
     splits: tuple[Literal["train", "val", "test"], ...] = ("train", "val", "test")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _full_has_no_size(cls, value: Any) -> Any:
+        """Protocol full stands without a size; any other has one."""
+        if not isinstance(value, dict):
+            return value
+        if value.get("protocol") != "full":
+            if "size" in value and value["size"] is None:
+                raise ValueError("size: null is for protocol full only: give a number")
+            return value
+        if value.get("size") is not None:
+            raise ValueError(f"size: protocol full takes the whole catalogue: remove size {value['size']}")
+        return {**value, "size": None}
 
 
 class DataSection(_Section):
@@ -303,6 +319,13 @@ class Config(_Section):
         if train != 1:
             found = f"{train} do" if train else "none does"
             message = f"data.slates: exactly one entry must have 'train' among its splits, {found}"
+            yield Contradiction(message, "data.slates")
+        full = [split for s in self.data.slates if s.protocol == "full" for split in s.splits if split != "test"]
+        if full:
+            message = (
+                f"data.slates: protocol full covers {', '.join(dict.fromkeys(full))}: language models train and "
+                "validate on slates of a size; give it splits: [test]"
+            )
             yield Contradiction(message, "data.slates")
         low, high = self.data.window.min_history, self.data.window.max_history
         if low > high:

@@ -69,17 +69,31 @@ class Examples:
     notes: dict[str, Any] = field(default_factory=dict)
 
 
+# Protocols that give the target away on purpose, kept to repeat published figures.
+LEAKY_PROTOCOLS: Final = ("sdpo-legacy",)
+_LEAKY_MARK: Final = "-LEAKY"
+
+
 @dataclass(frozen=True)
 class SlateName:
-    """Name of one frozen set of slates, e.g. `test-uniform-20-s0`."""
+    """Name of one frozen set of slates, e.g. `test-uniform-20-s0`.
+
+    The name of a leaky protocol's slates says so, `test-sdpo-legacy-LEAKY-20-s0`, and with it every file, table, label
+    and report that names them.
+    """
 
     split: str
     protocol: str
     size: int
     seed: int
 
+    @property
+    def leaky(self) -> bool:
+        """Whether the protocol gives the target away."""
+        return self.protocol in LEAKY_PROTOCOLS
+
     def __str__(self) -> str:
-        return f"{self.split}-{self.protocol}-{self.size}-s{self.seed}"
+        return f"{self.split}-{self.protocol}{_LEAKY_MARK if self.leaky else ''}-{self.size}-s{self.seed}"
 
     @classmethod
     def parse(cls, text: str) -> SlateName:
@@ -90,4 +104,4 @@ class SlateName:
         """
         split, rest = text.split("-", 1)
         protocol, size, seed = rest.rsplit("-", 2)
-        return cls(split, protocol, int(size), int(seed.removeprefix("s")))
+        return cls(split, protocol.removesuffix(_LEAKY_MARK), int(size), int(seed.removeprefix("s")))

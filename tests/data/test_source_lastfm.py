@@ -43,6 +43,12 @@ def test_first_tag_in_time_order_with_counts(tmp_path: Path) -> None:
     assert notes["repeated_taggings_merged"] == 1
     assert notes["events_of_unlisted_artists_dropped"] == notes["unlisted_artists"] == 1
     assert notes["ties"]["rows"] == 0
+    account = notes["lines"][0]
+    assert (account["read"], account["kept"]) == (6, 3)
+    assert account["dropped"] == {"artist not listed": 1, "before 2005": 1, "user tagged the artist before": 1}
+    with_a_bad_line = load(write(tmp_path, [*TAGS, (1, 4, "x")]), max_malformed=0.2)
+    assert with_a_bad_line.events.equals(loaded.events)
+    assert with_a_bad_line.notes["lines"][0]["malformed"]["first"] == [{"line": 8, "why": "3 fields, 4 are expected"}]
 
 
 def test_ties_are_shuffled_by_the_seed_and_not_by_the_file(tmp_path: Path) -> None:
@@ -63,7 +69,7 @@ def test_bad_rows_are_named(tmp_path: Path) -> None:
             load(tmp_path, min_year=year)
     with pytest.raises(DataError, match=r"user_taggedartists-timestamps.dat not found"):
         load(tmp_path)
-    with pytest.raises(DataError, match="line 3: timestamp is not an integer: 'x'"):
+    with pytest.raises(DataError, match="line 3: timestamp is 'x'; a whole number is expected; 1 of 2 lines"):
         load(write(tmp_path, [*TAGS[:1], (1, 4, 1, "x")]))
     with pytest.raises(DataError, match=r"artists.dat, line 3: artist occurs a second time: '4'"):
         load(write(tmp_path, TAGS, "4\tFour\r\n4\tAgain\r\n"))

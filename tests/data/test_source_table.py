@@ -43,12 +43,27 @@ def test_gzip_parquet_and_mapped_columns_read_the_same(tmp_path: Path) -> None:
     assert load(other, items=tmp_path / "items.csv").events.equals(expected)
 
 
-def test_repeated_pairs_keep_the_first_in_time_and_ties_keep_file_order(tmp_path: Path) -> None:
+def test_repeated_pairs_keep_the_first_in_time_and_ties_follow_the_option(tmp_path: Path) -> None:
     events = "user_id,item_id,timestamp\nu,a,30\nu,c,20\nu,b,20\nu,a,10\n"
-    loaded = load(write(tmp_path, events))
+    loaded = load(write(tmp_path, events), ties="file")
     assert loaded.events.rows() == [("u", "a", 10), ("u", "c", 20), ("u", "b", 20)]
     assert loaded.notes["repeated_pairs_dropped"] == 1
     assert loaded.notes["ties"] == {"broken_by": "order in the file", "groups": 1, "rows": 2}
+    orders = [load(tmp_path, seed=seed) for seed in range(12)]
+    assert {tuple(order.events["item_id"]) for order in orders} == {("a", "b", "c"), ("a", "c", "b")}
+    assert orders[3].notes["ties"] == {"broken_by": "seeded shuffle, seed 3", "groups": 1, "rows": 2}
+    with pytest.raises(ConfigError, match="ties='random' is not one of shuffle, file"):
+        load(tmp_path, ties="random")  # type: ignore[arg-type]
+
+
+def test_unknown_columns_are_named_with_the_nearest(tmp_path: Path) -> None:
+    write(tmp_path)
+    with pytest.raises(ConfigError, match="no column 'user' to map; did you mean 'user_id'"):
+        load(tmp_path, columns={"user": "who"})
+    with pytest.raises(ConfigError, match="option columns: there is no column 'x' to map; it maps user_id, item_id"):
+        load(tmp_path, columns={"x": "who"})
+    with pytest.raises(ConfigError, match="item_columns: there is no column 'titel' to map; did you mean 'title'"):
+        load(tmp_path, item_columns={"titel": "name"})
 
 
 @pytest.mark.parametrize(

@@ -65,3 +65,32 @@ def test_leave_last_out_naive(lengths: list[int]) -> None:
 def test_bad_ratios(ratios: tuple[int, ...]) -> None:
     with pytest.raises(ConfigError, match="are not three whole numbers"):
         by_user(np.arange(3), ratios=ratios)
+
+
+RATIOS = st.tuples(*[st.integers(0, 9)] * 3).filter(any)
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=30), RATIOS, st.integers(0, 3))
+def test_by_user_properties(lengths: list[int], ratios: tuple[int, int, int], seed: int) -> None:
+    """Each user whole in one split, and as many users in each as the ratios ask for, whatever their events."""
+    users = np.repeat(np.arange(len(lengths)), lengths)
+    labels = by_user(users, ratios=ratios, seed=seed)
+    of_user = [set(labels[users == user].tolist()) for user in range(len(lengths))]
+    assert all(len(splits) == 1 for splits in of_user)
+    counts = np.bincount([splits.pop() for splits in of_user], minlength=3).tolist()
+    assert counts == largest_remainder(len(lengths), ratios)
+
+
+@given(st.lists(st.integers(-20, 20), min_size=1, max_size=40), RATIOS)
+def test_by_time_properties(times: list[int], ratios: tuple[int, int, int]) -> None:
+    """Later splits hold later events only; a cut lies where the share of events up to it first reaches the ratio."""
+    try:
+        labels = by_time(np.array(times), ratios=ratios).tolist()
+    except DataError:
+        return
+    for time, label in zip(times, labels, strict=True):
+        shares = [sum(ratios[: k + 1]) for k in range(3)]
+        # the naive rule: the first split whose share is reached by the events before or at the cut of that split
+        ordered = sorted(times)
+        cuts = [ordered[-(-len(times) * s // sum(ratios)) - 1] if s else -1000 for s in shares[:2]]
+        assert label == sum(time > cut for cut in cuts)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from sirius_rec.errors import DataError
 from sirius_rec.schema import ITEM_ID, USER_ID
+
+Codes = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -28,24 +32,42 @@ def k_core(events: pl.DataFrame, *, min_item: int = 1, min_user: int = 1) -> tup
     Args:
         events: user_id, item_id, …; the order of rows is kept.
     """
+    if min_item <= 1 and min_user <= 1:
+        return events, []
+    user, item = numbered(events[USER_ID]), numbered(events[ITEM_ID])
+    left = np.arange(events.height)
     steps: list[FilterStep] = []
     changed = True
     while changed:
         changed = False
-        for name, column, least in (("min_item", ITEM_ID, min_item), ("min_user", USER_ID, min_user)):
-            kept = events.filter(pl.len().over(column) >= least)
-            if kept.height < events.height:
-                steps.append(_step(f"{name}={least}", events, kept))
-                events, changed = kept, True
-    return events, steps
+        for name, codes, least in (("min_item", item, min_item), ("min_user", user, min_user)):
+            kept = left[np.bincount(codes[left])[codes[left]] >= least] if left.size else left
+            if kept.size < left.size:
+                steps.append(
+                    FilterStep(
+                        name=f"{name}={least}",
+                        users=_distinct(user[left]) - _distinct(user[kept]),
+                        items=_distinct(item[left]) - _distinct(item[kept]),
+                        events=left.size - kept.size,
+                    )
+                )
+                left, changed = kept, True
+    return (events[left] if steps else events), steps
+
+
+def numbered(ids: pl.Series) -> Codes:
+    """int32 numbers of texts in order of first appearance."""
+    return ids.cast(pl.Enum(ids.unique(maintain_order=True))).to_physical().cast(pl.Int32).to_numpy()
+
+
+def _distinct(codes: Codes) -> int:
+    return int(np.count_nonzero(np.bincount(codes)))
 
 
 def min_sequence(events: pl.DataFrame, least: int) -> tuple[pl.DataFrame, list[FilterStep]]:
     """Drop users whose sequence is shorter than `least`; once, without looking at items again."""
-    kept = events.filter(pl.len().over(USER_ID) >= least)
-    if kept.height == events.height:
-        return events, []
-    return kept, [_step(f"min_sequence={least}", events, kept)]
+    kept, steps = k_core(events, min_user=least)
+    return kept, [replace(step, name=f"min_sequence={least}") for step in steps]
 
 
 def filter_events(
@@ -64,12 +86,3 @@ def filter_events(
             f"{events.height} events; lower them"
         )
     return kept, steps + more
-
-
-def _step(name: str, before: pl.DataFrame, after: pl.DataFrame) -> FilterStep:
-    return FilterStep(
-        name=name,
-        users=before[USER_ID].n_unique() - after[USER_ID].n_unique(),
-        items=before[ITEM_ID].n_unique() - after[ITEM_ID].n_unique(),
-        events=before.height - after.height,
-    )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import polars as pl
 
 from sirius_rec.errors import DataError
+
+_PART = 1 << 20
 
 
 def table_fingerprint(frame: pl.DataFrame) -> str:
@@ -34,24 +36,32 @@ def _update(digest: hashlib._Hash, column: pl.Series) -> None:
     digest.update(np.packbits(missing).tobytes())
     if isinstance(column.dtype, pl.List):
         digest.update(b"list ")
-        digest.update(_little(column.list.len().fill_null(0), "<i8"))
+        _little(digest, column.list.len().fill_null(0), "<i8")
         _update(digest, column.explode().drop_nulls())
     elif column.dtype == pl.String:
         digest.update(b"text ")
         text = column.fill_null("")
-        digest.update(_little(text.str.len_bytes(), "<i8"))
-        digest.update((text.str.join("").item() if text.len() else "").encode())
+        _little(digest, text.str.len_bytes(), "<i8")
+        for part in _slices(text):
+            digest.update(part.str.join("").item().encode())
     elif column.dtype.is_integer():
         digest.update(b"int ")
-        digest.update(_little(column.fill_null(0), "<i8"))
+        _little(digest, column.fill_null(0), "<i8")
     elif column.dtype.is_float():
         digest.update(b"float ")
-        digest.update(_little(column.fill_null(0.0), "<f8"))
+        _little(digest, column.fill_null(0.0), "<f8")
     else:
         raise DataError(
             f"column {column.name!r} has type {column.dtype}; text, integers, floats and lists are expected"
         )
 
 
-def _little(column: pl.Series, dtype: str) -> bytes:
-    return column.to_numpy().astype(dtype).tobytes()
+def _slices(column: pl.Series) -> Iterator[pl.Series]:
+    """Slate columns hold a hundred million entries: turned into bytes part by part, they need no second copy."""
+    for start in range(0, column.len(), _PART):
+        yield column.slice(start, _PART)
+
+
+def _little(digest: hashlib._Hash, column: pl.Series, dtype: str) -> None:
+    for part in _slices(column):
+        digest.update(part.to_numpy().astype(dtype).tobytes())

@@ -93,10 +93,8 @@ def from_interactions(
     items, titles = number_items(catalogue)
     item_E = _numbered(events[ITEM_ID], items)
     users = events[USER_ID].unique(maintain_order=True)
-    user_E = (
-        events[USER_ID].replace_strict(users, pl.int_range(len(users), eager=True), return_dtype=pl.Int64).to_numpy()
-    )
-    assert (np.diff(user_E) >= 0).all(), "a source must hand over each user's events together"
+    user_E = events[USER_ID].rle_id().cast(pl.Int64).to_numpy()
+    assert user_E[-1] == len(users) - 1, "a source must hand over each user's events together"
     time_E = events[TIMESTAMP].to_numpy()
 
     splitters: dict[str, Callable[[], npt.NDArray[np.int8]]] = {
@@ -126,18 +124,26 @@ def from_interactions(
     )
     count_U = np.bincount(user_E, minlength=len(users))
     touched = TouchedItems(np.r_[0, count_U.cumsum()], item_E, user_E[target_R])
-    statistics = _statistics(len(users), items.height, item_E, len(np.unique(user_E[target_R])))
-    return Material(items, examples, touched, statistics, _filter_report(source, events, steps), titles)
+    statistics = _statistics(count_U, items.height, item_E, len(np.unique(user_E[target_R])))
+    return Material(items, examples, touched, statistics, _filter_report(events, steps), titles)
 
 
-def _statistics(n_users: int, n_items: int, item_E: npt.NDArray[np.int64], n_sequences: int) -> dict[str, Any]:
+def _statistics(
+    count_U: npt.NDArray[np.int64], n_items: int, item_E: npt.NDArray[np.int64], n_sequences: int
+) -> dict[str, Any]:
     return {
-        "n_users": n_users,
+        "n_users": count_U.size,
         "n_items": n_items,
-        "n_items_seen": len(np.unique(item_E)),
+        "n_items_seen": int(np.count_nonzero(np.bincount(item_E))),
         "n_interactions": item_E.size,
         "n_sequences": n_sequences,
-        "density": item_E.size / (n_users * n_items),
+        "density": item_E.size / (count_U.size * n_items),
+        "events_per_user": {
+            "min": int(count_U.min()),
+            "median": float(np.median(count_U)),
+            "mean": float(count_U.mean()),
+            "max": int(count_U.max()),
+        },
     }
 
 
@@ -158,18 +164,19 @@ def from_examples(source: Examples, *, max_history: int, min_history: int) -> Ma
             f"no windows: the longest of {rows.height} histories has {longest!r} items, min_history is {min_history}; "
             "lower it"
         )
-    number = pl.element().replace_strict(items[ITEM_ID], items[ITEM], return_dtype=pl.Int32)
+    ids = pl.Enum(items[ITEM_ID])  # its physical values are the item numbers
+    number = pl.element().to_physical().cast(pl.Int32)
     columns = {
         ROW_ID: pl.col(ROW_ID),
         USER_ID: pl.col(USER_ID) if USER_ID in rows.columns else pl.lit(None),
-        HISTORY: pl.col(HISTORY).list.tail(max_history).list.eval(number),
-        TARGET: pl.col(TARGET).replace_strict(items[ITEM_ID], items[ITEM], return_dtype=pl.Int32),
+        HISTORY: pl.col(HISTORY).list.tail(max_history).cast(pl.List(ids)).list.eval(number),
+        TARGET: pl.col(TARGET).cast(ids).to_physical(),
         TIMESTAMP: pl.col(TIMESTAMP) if TIMESTAMP in rows.columns else pl.lit(None),
         SPLIT: pl.col(SPLIT),
     }
     casts = [expression.cast(EXAMPLE_SCHEMA[name]).alias(name) for name, expression in columns.items()]
     if CANDIDATES in rows.columns:
-        casts.append(pl.col(CANDIDATES).list.eval(number).cast(pl.List(pl.Int32)))
+        casts.append(pl.col(CANDIDATES).cast(pl.List(ids)).list.eval(number).cast(pl.List(pl.Int32)))
     examples = long_enough.select(casts)
     seen = pl.concat([examples[HISTORY].explode().drop_nulls(), examples[TARGET]])
     statistics = {
@@ -179,6 +186,7 @@ def from_examples(source: Examples, *, max_history: int, min_history: int) -> Ma
         "n_interactions": None,
         "n_sequences": examples.height,
         "density": None,
+        "events_per_user": None,
     }
     filters = {
         "steps": [],
@@ -210,11 +218,10 @@ def check_no_filters(**least: int) -> None:
 
 
 def _numbered(ids: pl.Series, items: pl.DataFrame) -> npt.NDArray[np.int64]:
-    return ids.replace_strict(items[ITEM_ID], items[ITEM], return_dtype=pl.Int64).to_numpy()
+    return ids.cast(pl.Enum(items[ITEM_ID])).to_physical().cast(pl.Int64).to_numpy()
 
 
-def _filter_report(source: Interactions, kept: pl.DataFrame, steps: list[FilterStep]) -> dict[str, Any]:
-    def counts(events: pl.DataFrame) -> dict[str, int]:
-        return {"users": events[USER_ID].n_unique(), "items": events[ITEM_ID].n_unique(), "events": events.height}
-
-    return {"before": counts(source.events), "steps": [asdict(step) for step in steps], "after": counts(kept)}
+def _filter_report(kept: pl.DataFrame, steps: list[FilterStep]) -> dict[str, Any]:
+    after = {"users": kept[USER_ID].n_unique(), "items": kept[ITEM_ID].n_unique(), "events": kept.height}
+    before = {what: count + sum(getattr(step, what) for step in steps) for what, count in after.items()}
+    return {"before": before, "steps": [asdict(step) for step in steps], "after": after}

@@ -17,14 +17,23 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from sirius_rec.data.fingerprint import combined_fingerprint, table_fingerprint
 from sirius_rec.data.material import EXAMPLE_SCHEMA, Material, check_no_filters, from_examples, from_interactions
+from sirius_rec.data.protocols import (
+    HARD_CAUTION,
+    LEGACY_WARNING,
+    hard_slates,
+    legacy_slates,
+    popularity_slates,
+    train_counts,
+)
 from sirius_rec.data.slates import slates_from_examples, uniform_slates
 from sirius_rec.data.sources import SOURCES
 from sirius_rec.data.sources.simulated import SimulatedWorld
 from sirius_rec.data.splitting import KINDS, check_ratios
-from sirius_rec.data.statistics import row_statistics
-from sirius_rec.data.store import FORMAT, INFO_FILE, Dataset, check_slates, open_dataset, write_dataset
+from sirius_rec.data.statistics import paper_statistics, row_statistics
+from sirius_rec.data.store import FORMAT, INFO_FILE, Dataset, check_slates, full_slates, open_dataset, write_dataset
 from sirius_rec.data.windows import as_lists
 from sirius_rec.errors import ConfigError, RunError
+from sirius_rec.progress import Advance
 from sirius_rec.schema import (
     CANDIDATES,
     HISTORY,
@@ -39,7 +48,8 @@ from sirius_rec.schema import (
     SlateName,
 )
 
-PROTOCOLS = ("uniform", "given")
+PROTOCOLS = ("uniform", "popularity", "hard", "full", "sdpo-legacy", "given")
+DEFAULT_SIZE = 20
 
 
 def _check_whole(name: str, value: object, least: int) -> None:
@@ -98,24 +108,32 @@ class WindowOptions:
 
 @dataclass(frozen=True)
 class SlateOptions:
-    """One frozen set of slates per split: `uniform` negatives, or the candidates `given` by the source.
+    """One frozen set of slates per split. docs/protocol.md says how the protocols differ and when to use which.
 
-    size counts the target. Splits without rows are passed over.
+    protocol: `uniform` (negatives uniform over items that the row's user never touched), `popularity` (by train count),
+    `hard` (near the history in train co-occurrence), `full` (the whole catalogue, written as a description), `given`
+    (the source's own candidates), `sdpo-legacy` (the published target-seeded slates, LEAKY).
+    size counts the target; 20 when not given; `full` takes none. Splits without rows are passed over.
 
-    A uniform negative is an item that the row's user never touched, in any split. Where users have rows in several
-    splits (`time`, `leave_last_out`), a user's val and test targets are therefore never among the same user's train
-    negatives: a weak train–test channel, which dataset.json records as a `caution` beside such slates.
+    A negative is an item that the row's user never touched, in any split (`given` and `sdpo-legacy` aside). Where users
+    have rows in several splits (`time`, `leave_last_out`), a user's val and test targets are therefore never among the
+    same user's train negatives: a weak train–test channel, recorded as a `caution` in dataset.json.
     """
 
     protocol: str = "uniform"
-    size: int = 20
+    size: int | None = None
     seed: int = 0
     splits: tuple[str, ...] = SPLITS
 
     def __post_init__(self) -> None:
         if self.protocol not in PROTOCOLS:
             raise ConfigError(f"slate protocol {self.protocol!r} is unknown; use one of {', '.join(PROTOCOLS)}")
-        _check_whole("slate size", self.size, 2)
+        if self.protocol == "full":
+            if self.size is not None:
+                raise ConfigError(f"slate size {self.size}: protocol full takes the whole catalogue; leave size out")
+        else:
+            object.__setattr__(self, "size", DEFAULT_SIZE if self.size is None else self.size)
+            _check_whole("slate size", self.size, 2)
         _check_whole("slate seed", self.seed, 0)
         for split in self.splits:
             if split not in SPLITS:
@@ -135,6 +153,7 @@ def prepare(
     seed: int = 0,
     limits: Mapping[str, int] | None = None,
     progress: Callable[[str], None] | None = None,
+    advance: Advance | None = None,
 ) -> Dataset:
     """Write a dataset folder, or open the one that this very recipe has written before.
 
@@ -145,6 +164,7 @@ def prepare(
         limits: at most so many rows per split, drawn at random; the rows kept are the same rows, with the same slates,
             as without a limit.
         progress: called with one line per stage.
+        advance: called with (file, bytes done, bytes in all) as a raw dump is read, for a progress bar.
 
     Raises:
         ConfigError: an option is unknown or out of range.
@@ -161,21 +181,25 @@ def prepare(
         return known
 
     say(f"reading source {source}")
-    loaded = SOURCES[source](input, seed=seed, **options)
+    bar = {"advance": advance} if "advance" in inspect.signature(SOURCES[source]).parameters else {}
+    loaded = SOURCES[source](input, seed=seed, **options, **bar)
     say("filtering, splitting and windowing")
     material = _material(loaded, filter, split, window)
+    notes = loaded.notes
+    del loaded  # the events, which the examples now hold
     base = combined_fingerprint(
         {"items": table_fingerprint(material.items), "examples": table_fingerprint(material.examples)}
     )
     continued = _continued_splits(material)
+    train = material.examples.filter(pl.col(SPLIT) == "train")
     material = _limited(material, limits, seed)
     examples = material.examples.select(list(EXAMPLE_SCHEMA))
-    world = SimulatedWorld.from_notes(loaded.notes) if "world" in loaded.notes else None
-    frozen, described = _frozen_slates(material, _slate_names(slates, material), base, world, continued, say)
+    world = SimulatedWorld.from_notes(notes) if "world" in notes else None
+    frozen, described = _frozen_slates(material, _slate_names(slates, material), train, base, world, continued, say)
     info = {
         "recipe": recipe,
-        "source": {"name": source, "notes": loaded.notes},
-        "statistics": {**material.statistics, **row_statistics(examples)},
+        "source": {"name": source, "notes": notes},
+        "statistics": {**material.statistics, **row_statistics(examples), **paper_statistics(source)},
         "filters": material.filters,
         "titles": material.titles,
         "slates": described,
@@ -187,6 +211,7 @@ def prepare(
 def _frozen_slates(
     material: Material,
     names: Sequence[SlateName],
+    train: pl.DataFrame,
     fingerprint: str,
     world: SimulatedWorld | None,
     continued: Mapping[str, Sequence[str]],
@@ -198,18 +223,37 @@ def _frozen_slates(
     for name in names:
         say(f"slates {name}")
         part = material.select((material.examples[SPLIT] == name.split).to_numpy())
-        frozen = _freeze(part, name, fingerprint)
+        if name.protocol == "full":
+            rule = "every item of the catalogue, in its order; no file is written"
+            described[str(name)] = {"rows": part.examples.height, "size": name.size, "candidates": rule}
+            if world is not None:
+                frozen = full_slates(part.examples, material.items.height)
+                tables[f"truth/{name}"] = true_utilities(world, material.items, part.examples, frozen)
+            continue
+        frozen = _freeze(part, name, train, fingerprint)
         check_slates(f"slates {name}", frozen, part.examples, material.items.height)
         tables[f"slates/{name}"] = frozen
         described[str(name)] = {"rows": frozen.height, "size": name.size, "fingerprint": table_fingerprint(frozen)}
-        if name.protocol == "uniform" and (later := " and ".join(continued[name.split])):
-            described[str(name)]["caution"] = (
-                f"users of these rows have rows in {later} too, and an item that a user touches in any split is no "
-                f"negative of that user: what is missing here hints at the targets of {later}"
-            )
+        if cautions := _cautions(name, " and ".join(continued[name.split])):
+            described[str(name)]["caution"] = "; ".join(cautions)
         if world is not None:
             tables[f"truth/{name}"] = true_utilities(world, material.items, part.examples, frozen)
     return tables, described
+
+
+def _cautions(name: SlateName, later: str) -> list[str]:
+    """What to know before these slates are trusted. later: splits in which the same users have rows too."""
+    found = []
+    if name.leaky:
+        found.append(LEGACY_WARNING)
+    if name.protocol == "hard":
+        found.append(HARD_CAUTION)
+    if later and name.protocol in ("uniform", "popularity", "hard"):
+        found.append(
+            f"users of these rows have rows in {later} too, and an item that a user touches in any split is no "
+            f"negative of that user: what is missing here hints at the targets of {later}"
+        )
+    return found
 
 
 def _continued_splits(material: Material) -> dict[str, list[str]]:
@@ -261,13 +305,22 @@ def _limited(material: Material, limits: Mapping[str, int], seed: int) -> Materi
 
 def _slate_names(slates: Sequence[SlateOptions], material: Material) -> list[SlateName]:
     present = set(material.examples[SPLIT].unique())
-    return [SlateName(s, o.protocol, o.size, o.seed) for o in slates for s in o.splits if s in present]
+    every = material.items.height
+    return [SlateName(s, o.protocol, o.size or every, o.seed) for o in slates for s in o.splits if s in present]
 
 
-def _freeze(part: Material, name: SlateName, fingerprint: str) -> pl.DataFrame:
+def _freeze(part: Material, name: SlateName, train: pl.DataFrame, fingerprint: str) -> pl.DataFrame:
+    n_items = part.items.height
     if name.protocol == "given":
         return slates_from_examples(part.examples, name=name)
-    return uniform_slates(part.examples, part.touched, n_items=part.items.height, name=name, fingerprint=fingerprint)
+    if name.protocol == "sdpo-legacy":
+        return legacy_slates(part.examples, n_items=n_items, name=name)
+    if name.protocol == "popularity":
+        counts = train_counts(train, n_items)
+        return popularity_slates(part.examples, part.touched, counts, name=name, fingerprint=fingerprint)
+    if name.protocol == "hard":
+        return hard_slates(part.examples, part.touched, train, n_items=n_items, name=name, fingerprint=fingerprint)
+    return uniform_slates(part.examples, part.touched, n_items=n_items, name=name, fingerprint=fingerprint)
 
 
 def _check_request(
@@ -283,7 +336,7 @@ def _check_request(
     parameters = inspect.signature(SOURCES[source]).parameters
     if input is None and parameters["path"].default is inspect.Parameter.empty:
         raise ConfigError(f"source {source!r} needs an input; name its file or folder")
-    known = [name for name in parameters if name not in ("path", "seed")]
+    known = [name for name in parameters if name not in ("path", "seed", "advance")]
     for name in options:
         if name not in known:
             raise ConfigError(f"source {source!r} has no option {name!r}; it has {', '.join(known) or 'none'}")
@@ -293,7 +346,7 @@ def _check_request(
         if name not in SPLITS:
             raise ConfigError(f"limit for split {name!r}: use some of {', '.join(SPLITS)}")
         _check_whole(f"limit for {name}", limit, 1)
-    names = [str(SlateName(s, o.protocol, o.size, o.seed)) for o in slates for s in o.splits]
+    names = [str(SlateName(s, o.protocol, o.size or 0, o.seed)) for o in slates for s in o.splits]
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"slates {name} are asked for twice; give one of them another size or seed")

@@ -8,6 +8,7 @@ nothing about it.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -117,22 +118,28 @@ def uniform_slates(
     state_R = row_states(f"{key}|negatives", row_id_R)
     # Rejection needs few draws while most items are free; where they are not, every item gets a random key.
     crowded = (available_R < 2 * n_negatives) | (available_R < n_items / 2)
-    negatives = np.empty((len(row_id_R), n_negatives), dtype=np.int64)
+    place_R = below(row_states(f"{key}|place", row_id_R), name.size)
+    table = np.empty((len(row_id_R), name.size), dtype=np.int32)
     width = max(n_items, 2 * n_negatives + 32)
-    for method, rows in ((_by_rejection, np.flatnonzero(~crowded)), (_by_random_keys, np.flatnonzero(crowded))):
+    for method, rows in ((by_rejection, np.flatnonzero(~crowded)), (_by_random_keys, np.flatnonzero(crowded))):
         for start in range(0, len(rows), max(1, _CELLS // width)):
             part = rows[start : start + max(1, _CELLS // width)]
             groups, local = np.unique(touched.group_R[part], return_inverse=True)
-            negatives[part] = method(state_R[part], _bitmap(touched, groups, n_items), local, n_negatives)
-    place_R = below(row_states(f"{key}|place", row_id_R), name.size)
-    table = np.empty((len(row_id_R), name.size), dtype=np.int32)
-    is_negative = np.arange(name.size)[None, :] != place_R[:, None]
-    table[is_negative] = negatives.ravel()
-    table[np.arange(len(row_id_R)), place_R] = target_R
+            negatives = method(state_R[part], touched_bitmap(touched, groups, n_items), local, n_negatives)
+            table[part] = with_target(negatives, target_R[part], place_R[part])
     return pl.DataFrame({ROW_ID: row_id_R, CANDIDATES: as_lists(CANDIDATES, table)})
 
 
-def _bitmap(touched: TouchedItems, groups: Int, n_items: int) -> npt.NDArray[np.bool_]:
+def with_target(negatives: Int, target_R: Int, place_R: Int) -> npt.NDArray[np.int32]:
+    """int32[R, n+1]: each row's negatives in their order, with the target put in at its place."""
+    table = np.empty((len(target_R), negatives.shape[1] + 1), dtype=np.int32)
+    is_negative = np.arange(table.shape[1])[None, :] != place_R[:, None]
+    table[is_negative] = negatives.ravel()
+    table[np.arange(len(target_R)), place_R] = target_R
+    return table
+
+
+def touched_bitmap(touched: TouchedItems, groups: Int, n_items: int) -> npt.NDArray[np.bool_]:
     """bool[len(groups), n_items]: which items each group touched."""
     start, stop = touched.offset_G[groups], touched.offset_G[groups + 1]
     length = stop - start
@@ -143,21 +150,31 @@ def _bitmap(touched: TouchedItems, groups: Int, n_items: int) -> npt.NDArray[np.
     return bitmap
 
 
-def _by_rejection(state_R: Bits, bitmap: npt.NDArray[np.bool_], local_R: Int, n: int) -> Int:
-    """The first `n` distinct untouched items in each row's stream of draws; int64[R, n]."""
+def by_rejection(
+    state_R: Bits,
+    bitmap: npt.NDArray[np.bool_],
+    local_R: Int,
+    n: int,
+    pick: Callable[[Bits], Int] | None = None,
+) -> Int:
+    """The first `n` distinct untouched items in each row's stream of draws; int64[R, n].
+
+    pick: random bits → items; uniform over the bitmap's items when not given.
+    """
     result = np.empty((len(state_R), n), dtype=np.int64)
     open_rows = np.arange(len(state_R))
     count = n + n // 4 + 12
     while open_rows.size:
-        items = below(draws(state_R[open_rows], 0, count), bitmap.shape[1])
+        bits = draws(state_R[open_rows], 0, count)
+        items = below(bits, bitmap.shape[1]) if pick is None else pick(bits)
         rejected = bitmap[local_R[open_rows, None], items]
         # sorting (item, draw number) puts the repeats of an item behind its first draw
-        bits = count.bit_length()
-        ordered = np.sort((items << bits) | np.arange(count), axis=1)
+        shift = count.bit_length()
+        ordered = np.sort((items << shift) | np.arange(count), axis=1)
         repeat = np.zeros_like(rejected)
-        repeat[:, 1:] = (ordered[:, 1:] >> bits) == (ordered[:, :-1] >> bits)
+        repeat[:, 1:] = (ordered[:, 1:] >> shift) == (ordered[:, :-1] >> shift)
         again = np.zeros_like(rejected)
-        np.put_along_axis(again, ordered & ((1 << bits) - 1), repeat, axis=1)
+        np.put_along_axis(again, ordered & ((1 << shift) - 1), repeat, axis=1)
         good = ~rejected & ~again
         rank = good.cumsum(axis=1)
         done = rank[:, -1] >= n

@@ -2,43 +2,100 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import polars as pl
 
 from sirius_rec.data.store import Dataset
-from sirius_rec.schema import HISTORY, SPLIT, SPLITS
+from sirius_rec.schema import HISTORY, SPLIT, SPLITS, TIMESTAMP, USER_ID
+
+# Table 2 of the paper, by source. Its samples of Goodreads and Steam are not public.
+PAPER_TABLE_2: dict[str, dict[str, Any]] = {
+    "lastfm": {"name": "LastFM", "n_sequences": 1220, "n_items": 4606, "n_interactions": 73_510},
+    "goodreads": {"name": "Goodreads", "n_sequences": 6031, "n_items": 4550, "n_interactions": 220_100},
+    "steam": {"name": "Steam", "n_sequences": 11_938, "n_items": 3581, "n_interactions": 274_726},
+}
+_TABLE = {"n_sequences": "# Sequence", "n_items": "# Item", "n_interactions": "# Interaction"}
+
+
+def paper_statistics(source: str) -> dict[str, Any]:
+    """`{"paper": …}` with the row of the paper's Table 2 for the source, or nothing where it has none."""
+    return {"paper": PAPER_TABLE_2[source]} if source in PAPER_TABLE_2 else {}
 
 
 def row_statistics(examples: pl.DataFrame) -> dict[str, Any]:
-    """Rows per split, and the least, mean and greatest history length."""
-    counts = dict(examples.group_by(SPLIT).len().iter_rows())
+    """Rows and users per split, the least, mean and greatest history length, and the first and last target's time."""
+    counts = {split: (rows, users) for split, rows, users in _per_split(examples).iter_rows()}
     lengths = examples[HISTORY].list.len()
     return {
-        "rows": {split: counts.get(split, 0) for split in SPLITS},
+        "rows": {split: counts.get(split, (0, 0))[0] for split in SPLITS},
+        "users": {split: counts.get(split, (0, 0))[1] for split in SPLITS} if _has_users(examples) else None,
         "history_length": {"min": lengths.min(), "mean": lengths.mean(), "max": lengths.max()},
+        "target_time": {"first": examples[TIMESTAMP].min(), "last": examples[TIMESTAMP].max()},
     }
+
+
+def _per_split(examples: pl.DataFrame) -> pl.DataFrame:
+    return examples.group_by(SPLIT).agg(pl.len(), pl.col(USER_ID).drop_nulls().n_unique().alias("users"))
+
+
+def _has_users(examples: pl.DataFrame) -> bool:
+    return examples[USER_ID].null_count() < examples.height
 
 
 def summary_lines(dataset: Dataset) -> list[str]:
     """A few lines about a dataset, to be printed."""
     info, numbers = dataset.info, dataset.info["statistics"]
-
-    def show(value: float | None, form: str = ",") -> str:
-        return "unknown" if value is None else format(value, form)
-
+    notes = info["source"]["notes"]
     rows = ", ".join(f"{split} {count:,}" for split, count in numbers["rows"].items())
     length = numbers["history_length"]
     lines = [
         f"dataset {dataset.path} (source {info['source']['name']}, fingerprint {dataset.fingerprint[:12]})",
-        f"users {show(numbers['n_users'])}, items {show(numbers['n_items'])} ({show(numbers['n_items_seen'])} seen), "
-        f"interactions {show(numbers['n_interactions'])}, sequences {show(numbers['n_sequences'])}, "
-        f"density {show(numbers['density'], '.3%')}",
+        *_read_lines(notes),
+        f"users {_show(numbers['n_users'])}, items {_show(numbers['n_items'])} "
+        f"({_show(numbers['n_items_seen'])} seen), interactions {_show(numbers['n_interactions'])}, "
+        f"sequences {_show(numbers['n_sequences'])}, density {_show(numbers['density'], '.3%')}",
+        *_table_2(numbers),
         f"rows: {rows}; history length {length['min']} to {length['max']}, mean {length['mean']:.1f}",
     ]
     for step in info["filters"]["steps"]:
         lines.append(f"filter {step['name']}: -{step['users']} users, -{step['items']} items, -{step['events']} events")
+    if (ties := notes.get("ties", {})).get("rows"):
+        lines.append(
+            f"ties: {ties['rows']:,} events share user and time with another one; their order: {ties['broken_by']}"
+        )
     if renamed := info["titles"]["renamed_to_be_distinct"]:
         lines.append(f"titles: {renamed} made distinct by a number in brackets")
+    if "caution" in notes:
+        lines.append(f"caution: {notes['caution']}")
     lines += [f"slates {name}: {slate['rows']:,} rows of {slate['size']}" for name, slate in info["slates"].items()]
     return lines
+
+
+def _show(value: float | None, form: str = ",") -> str:
+    return "unknown" if value is None else format(value, form)
+
+
+def _read_lines(notes: Mapping[str, Any]) -> Iterator[str]:
+    """What was read from each raw file, and where its first malformed line stands."""
+    for account in notes.get("lines", []):
+        dropped = ", ".join(f"{count:,} {reason}" for reason, count in account["dropped"].items())
+        yield f"read {account['file']}: {account['read']:,}, kept {account['kept']:,}" + (
+            f"; dropped: {dropped}" if dropped else ""
+        )
+        if bad := account["malformed"]["count"]:
+            first = account["malformed"]["first"][0]
+            what = next(name for name in first if name != "why")
+            yield f"  malformed {what}s dropped: {bad:,}, the first is {what} {first[what]}: {first['why']}"
+
+
+def _table_2(numbers: Mapping[str, Any]) -> Iterator[str]:
+    """The numbers of the paper's Table 2, beside the paper's where it has them."""
+    rows = [("this data set", numbers)]
+    if "paper" in numbers:
+        rows.append((f"the paper's {numbers['paper']['name']}", numbers["paper"]))
+    width = max(len(name) for name, _ in rows)
+    yield " " * (width + 2) + "".join(f"{title:>15}" for title in _TABLE.values())
+    for name, values in rows:
+        yield f"  {name:<{width}}" + "".join(f"{_show(values[key]):>15}" for key in _TABLE)

@@ -21,6 +21,7 @@ from sirius_rec.errors import DataError, RunError
 from sirius_rec.schema import CANDIDATES, HISTORY, ITEM, ROW_ID, SPLIT, SPLITS, TARGET, TITLE, USER_ID, SlateName
 
 FORMAT = 1
+_FULL_CELLS = 400_000_000  # scores of full slates held at once: 1.6 GB per column
 INFO_FILE = "dataset.json"
 ITEMS_FILE = "items.parquet"
 EXAMPLES_FILE = "examples.parquet"
@@ -108,6 +109,8 @@ class Dataset:
         if name not in self.info["slates"]:
             raise DataError(f"{self.path}: no slates {name!r}; there are {', '.join(self.slate_names) or 'none'}")
         table = f"slates/{name}"
+        if table not in self._kept and SlateName.parse(name).protocol == "full":
+            self._kept[table] = full_slates(self.examples(SlateName.parse(name).split), self.n_items)
         if table not in self._kept:
             slates = self._read_unchanged(table)
             examples = self.examples(SlateName.parse(name).split)
@@ -171,12 +174,32 @@ def open_dataset(path: Path | str) -> Dataset:
     return Dataset(path, info)
 
 
+def full_slates(examples: pl.DataFrame, n_items: int) -> pl.DataFrame:
+    """row_id, candidates: every item, in the catalogue's order, for each row.
+
+    Raises:
+        DataError: the table would not fit into memory.
+    """
+    cells = examples.height * n_items
+    if cells > _FULL_CELLS:
+        raise DataError(
+            f"full slates: {examples.height:,} rows of {n_items:,} items are more than {_FULL_CELLS:,} scores; set "
+            "limits for the split"
+        )
+    every = pl.DataFrame({CANDIDATES: [list(range(n_items))]}, schema={CANDIDATES: pl.List(pl.Int32)})
+    return examples.select(ROW_ID).join(every, how="cross")
+
+
 def check_slates(where: str, slates: pl.DataFrame, examples: pl.DataFrame, n_items: int) -> None:
     """Raise a `DataError` naming the first row without a proper slate: unknown or repeated items, or no target."""
     if slates[ROW_ID].n_unique() < slates.height:
         row = slates.filter(pl.col(ROW_ID).is_duplicated())[ROW_ID][0]
         raise DataError(f"{where}: row {row} has two slates; prepare the dataset again")
-    rows = examples.select(ROW_ID, TARGET).join(slates, on=ROW_ID, how="full", coalesce=True)
+    if examples[ROW_ID].equals(slates[ROW_ID]):  # the usual case, in which nothing needs to be copied
+        # rechunked, because older polars compares lists to items wrongly where the chunks of the two differ
+        rows = examples.select(ROW_ID, TARGET, slates[CANDIDATES]).rechunk()
+    else:
+        rows = examples.select(ROW_ID, TARGET).join(slates, on=ROW_ID, how="full", coalesce=True)
     for column, fault in ((CANDIDATES, "has no slate"), (TARGET, "has a slate but is not among the examples")):
         if (lone := rows.filter(pl.col(column).is_null())).height:
             raise DataError(
@@ -187,12 +210,15 @@ def check_slates(where: str, slates: pl.DataFrame, examples: pl.DataFrame, n_ite
         f"holds an item outside 0 to {n_items - 1}": (lists.min() < 0) | (lists.max() >= n_items),
         "holds an item twice": lists.n_unique() < lists.len(),
         "does not hold its target": ~lists.contains(pl.col(TARGET)),
-        "has another size than the rest": lists.len() != lists.len().first(),
+        "has another size than the rest": lists.len() != rows.select(lists.len().first()).item(),
     }
     for fault, condition in faults.items():
-        if (bad := rows.filter(condition)).height:
-            row, target, slate = bad.select(ROW_ID, TARGET, CANDIDATES).row(0)
-            raise DataError(f"{where}: the slate of row {row} {fault} (target {target}, slate {slate}); mend the file")
+        for part in rows.iter_slices(1 << 19):  # what the conditions need on the way is a multiple of the slates
+            if (bad := part.filter(condition)).height:
+                row, target, slate = bad.select(ROW_ID, TARGET, CANDIDATES).row(0)
+                raise DataError(
+                    f"{where}: the slate of row {row} {fault} (target {target}, slate {slate}); mend the file"
+                )
 
 
 def write_dataset(path: Path, tables: Mapping[str, pl.DataFrame], info: Mapping[str, Any]) -> Dataset:

@@ -41,7 +41,7 @@ def check_prompts(run: RunFolder, config: Config, dataset: Dataset) -> None:
     Asked once, before the first training of a run.
     """
     from sirius_rec.prompts.encoding import Encoder
-    from sirius_rec.recipes.evaluation import test_slates
+    from sirius_rec.recipes.evaluation import model_slates
     from sirius_rec.recipes.models import load_run_tokenizer
     from sirius_rec.recipes.records import train_slates
     from sirius_rec.recipes.training import DONE
@@ -56,7 +56,7 @@ def check_prompts(run: RunFolder, config: Config, dataset: Dataset) -> None:
     encoder.check_distinct(titles)
     title_tokens = np.array([len(encoder.completion(title)) for title in titles])
     train = train_slates(config)
-    used = {str(train), str(SlateName("val", train.protocol, train.size, train.seed)), *test_slates(config, dataset)}
+    used = {str(train), str(SlateName("val", train.protocol, train.size, train.seed)), *model_slates(config, dataset)}
     for name in sorted(used & set(dataset.slate_names)):
         histories = dataset.examples(SlateName.parse(name).split)[HISTORY].to_list()
         slates = dataset.slates(name)[CANDIDATES].to_list()

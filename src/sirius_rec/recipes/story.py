@@ -12,11 +12,14 @@ from sirius_rec.recipes.schedule import Job, run_jobs
 
 if TYPE_CHECKING:
     from sirius_rec.data.store import Dataset
+    from sirius_rec.progress import Advance
 
 Say = Callable[[str], None]
 
 
-def prepare_data(config: Config, out: RunFolder | None, say: Say, path: object = None) -> Dataset:
+def prepare_data(
+    config: Config, out: RunFolder | None, say: Say, path: object = None, advance: Advance | None = None
+) -> Dataset:
     """Prepare the configured data set into the run folder (or `path`); reuses one of the same recipe."""
     from pathlib import Path
 
@@ -39,6 +42,7 @@ def prepare_data(config: Config, out: RunFolder | None, say: Say, path: object =
         seed=data.seed,
         limits={str(split): rows for split, rows in data.limits.items()},
         progress=say,
+        advance=advance,
     )
 
 
@@ -97,11 +101,11 @@ def run_stages(run: RunFolder, config: Config, stages: Iterable[str], say: Say) 
 def finish(run: RunFolder, config: Config, say: Say) -> None:
     """Results, diagnostics and report from the finished stages; without curves (no arm, no validation) no diagnosis."""
     from sirius_rec.data.store import open_dataset
-    from sirius_rec.recipes import evaluation
+    from sirius_rec.recipes import diagnosis, evaluation
 
     evaluation.collect(run, config, open_dataset(run.data))
     try:
-        evaluation.diagnose_run(run)
+        diagnosis.diagnose_run(run)
     except DataError as error:
         say(f"no diagnosis: {error}")
     evaluation.report_run(run)

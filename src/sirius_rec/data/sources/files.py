@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import gzip
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import IO, Any, Literal, get_args
 
@@ -151,6 +152,15 @@ def require_columns(frame: pl.DataFrame, path: Path, columns: dict[str, str], op
             )
 
 
+def check_names(option: str, given: Iterable[str], known: Sequence[str]) -> None:
+    """Raise a `ConfigError` for the first name in the mapping `option` that is none of ours, with the nearest one."""
+    for name in given:
+        if name not in known:
+            near = get_close_matches(str(name), known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it maps {', '.join(known)}"
+            raise ConfigError(f"option {option}: there is no column {name!r} to map; {hint}")
+
+
 def first_bad(frame: pl.DataFrame, path: Path, column: str, reason: str, fix: str) -> DataError:
     """A `DataError` naming the first row of `frame`, which holds the offending rows only, and how many there are."""
     row, value = frame.select(ROW, column).row(0)
@@ -176,6 +186,7 @@ def load_items(
     Raises:
         DataError: missing column, empty or repeated item_id, empty title unless `missing_titles` is 'drop'.
     """
+    check_names("item_columns", columns, (ITEM_ID, TITLE))
     names = {ITEM_ID: ITEM_ID, TITLE: TITLE, **columns}
     raw = read_table(require_file(path, "items file"))
     require_columns(raw, path, names, "item_columns")

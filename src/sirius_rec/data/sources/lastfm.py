@@ -10,16 +10,27 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from sirius_rec.data.sources.files import ROW, file_note, place, read_table, require_columns, require_file
+from sirius_rec.data.sources.delimited import delimited
+from sirius_rec.data.sources.files import file_note, place, read_table, require_columns, require_file
+from sirius_rec.data.sources.lines import MAX_MALFORMED, Account, check_share
 from sirius_rec.data.titles import collapse_whitespace
 from sirius_rec.errors import ConfigError, DataError
+from sirius_rec.progress import Advance
 from sirius_rec.schema import ITEM_ID, TIMESTAMP, TITLE, USER_ID, Interactions
 
 TAGGINGS = "user_taggedartists-timestamps.dat"
 ARTISTS = "artists.dat"
 
 
-def load(path: Path, *, seed: int = 0, artists: Path | str | None = None, min_year: int = 2005) -> Interactions:
+def load(
+    path: Path,
+    *,
+    seed: int = 0,
+    artists: Path | str | None = None,
+    min_year: int = 2005,
+    max_malformed: float = MAX_MALFORMED,
+    advance: Advance | None = None,
+) -> Interactions:
     """One interaction per user and artist, at its first tag, in real time order.
 
     Most timestamps of the dump are whole days, so a user's artists of one day have no order of their own. The dump
@@ -31,11 +42,14 @@ def load(path: Path, *, seed: int = 0, artists: Path | str | None = None, min_ye
         seed: of the order inside ties; the result does not depend on the order of the file's rows.
         artists: `artists.dat` (id, name, …); default in the same folder, else in `../raw`.
         min_year: taggings before that year (UTC) are bad dates of the original; dropped and counted.
+        max_malformed: the share of malformed taggings above which the run stops.
+        advance: called as bytes are read.
 
     Raises:
-        ConfigError: min_year is no year from 1 to 9999.
-        DataError: a file, column or value is missing or does not parse.
+        ConfigError: min_year is no year from 1 to 9999, or max_malformed no share.
+        DataError: a file or column is missing, too many taggings are malformed, or an artist is.
     """
+    check_share(max_malformed)
     if not 1 <= min_year <= 9999:
         raise ConfigError(f"min_year={min_year} is not between 1 and 9999")
     folder = Path(path)
@@ -43,7 +57,9 @@ def load(path: Path, *, seed: int = 0, artists: Path | str | None = None, min_ye
     beside = [folder / ARTISTS, folder.parent / "raw" / ARTISTS]
     artists_path = _first_file([Path(artists)] if artists is not None else beside, ARTISTS)
     items, item_notes = _read_artists(artists_path)
-    taggings = _read_taggings(taggings_path)
+    account = Account(taggings_path)
+    taggings = _read_taggings(taggings_path, account, advance)
+    account.check(max_malformed)
 
     start = datetime(min_year, 1, 1, tzinfo=UTC).timestamp() * 1000
     dated = taggings.filter(pl.col("ms") >= start)
@@ -56,8 +72,13 @@ def load(path: Path, *, seed: int = 0, artists: Path | str | None = None, min_ye
     shuffle = pl.Series("tie", np.random.default_rng(seed).permutation(known.height))
     events = known.with_columns(shuffle).sort("user", "ms", "tie")
     tied = events.filter(pl.struct("user", "ms").is_duplicated())
+    account.drop(f"before {min_year}", taggings.height - dated.height)
+    account.drop("user tagged the artist before", dated.height - first.height)
+    account.drop("artist not listed", first.height - known.height)
+    account.kept = known.height
     notes: dict[str, Any] = {
         "files": [file_note(taggings_path), file_note(artists_path)],
+        "lines": [account.note()],
         "taggings_read": taggings.height,
         "taggings_before_min_year_dropped": taggings.height - dated.height,
         "repeated_taggings_merged": dated.height - first.height,
@@ -103,17 +124,10 @@ def _read_artists(path: Path) -> tuple[pl.DataFrame, dict[str, int]]:
     return items, {"items_read": items.height, "titles_collapsed": collapsed}
 
 
-def _read_taggings(path: Path) -> pl.DataFrame:
-    raw = read_table(path, separator="\t", quote=None)
+def _read_taggings(path: Path, account: Account, advance: Advance | None) -> pl.DataFrame:
     names = {"user": "userID", "artist": "artistID", "ms": "timestamp"}
-    require_columns(raw, path, names, "path")
-    text = raw.select(ROW, *(pl.col(theirs).str.strip_chars().alias(ours) for ours, theirs in names.items()))
-    frame = text.with_columns(pl.col(*names).cast(pl.Int64, strict=False))
-    for ours, theirs in names.items():
-        if frame[ours].null_count():
-            row = int(frame[ours].is_null().arg_true()[0])
-            raise DataError(
-                f"{place(path, row, chr(9), csv.QUOTE_NONE)}: {theirs} is not an integer: {text[ours][row]!r}; "
-                "mend the row"
-            )
-    return frame
+    wanted = dict.fromkeys(names.values(), pl.Int64)
+    parts = list(delimited(path, wanted, account, separator="\t", advance=advance))
+    if not parts:
+        return pl.DataFrame(schema=dict.fromkeys(names, pl.Int64))
+    return pl.concat(parts).select(pl.col(theirs).alias(ours) for ours, theirs in names.items())

@@ -34,11 +34,7 @@ def to_seconds(frame: pl.DataFrame, path: Path, unit: Unit) -> tuple[pl.Series, 
     """
     column = frame[TIMESTAMP]
     if column.dtype.is_temporal():
-        if column.null_count():
-            raise first_bad(frame.filter(column.is_null()), path, TIMESTAMP, "empty timestamp", _FIX)
-        return (column.cast(pl.Datetime("us")).dt.timestamp("us") / 1e6).alias(
-            TIMESTAMP
-        ), column.dtype.base_type().__name__
+        return _from_dates(frame, path, column), column.dtype.base_type().__name__
     text = column.cast(pl.String)
     numeric = text.str.contains(_NUMBER).fill_null(False)
     if column.dtype.is_float():
@@ -55,6 +51,22 @@ def to_seconds(frame: pl.DataFrame, path: Path, unit: Unit) -> tuple[pl.Series, 
         reason = f"timestamp taken as {unit} lies outside the years 1 to 9999:"
         raise first_bad(frame.filter(~inside), path, TIMESTAMP, reason, _FIX)
     return seconds, unit
+
+
+_PER_SECOND = {"ms": 1e3, "us": 1e6, "ns": 1e9}
+
+
+def _from_dates(frame: pl.DataFrame, path: Path, column: pl.Series) -> pl.Series:
+    """From a Parquet date or time column. Read as numbers: polars' own conversions fail on years beyond 9999."""
+    if column.null_count():
+        raise first_bad(frame.filter(column.is_null()), path, TIMESTAMP, "empty timestamp", _FIX)
+    numbers = column.to_physical().cast(pl.Float64)
+    unit = getattr(column.dtype, "time_unit", None)
+    seconds = (numbers / _PER_SECOND[unit] if unit else numbers * 86_400).alias(TIMESTAMP)
+    if not (inside := seconds.is_between(EARLIEST, LATEST)).all():
+        years = frame.filter(~inside).with_columns((1970 + seconds.filter(~inside) / 31_556_952).floor().cast(pl.Int64))
+        raise first_bad(years, path, TIMESTAMP, "date lies outside the years 1 to 9999, about the year", "mend it")
+    return seconds
 
 
 def _numbers(column: pl.Series) -> pl.Series:

@@ -14,11 +14,12 @@ from sirius_rec.data.sources.files import (
     file_note,
     find_table,
     load_items,
-    open_text,
     require_file,
 )
+from sirius_rec.data.sources.lines import Account, check_share, lines
 from sirius_rec.data.sources.timestamps import EARLIEST, LATEST
 from sirius_rec.errors import DataError
+from sirius_rec.progress import Advance
 from sirius_rec.schema import CANDIDATES, HISTORY, SPLIT, SPLITS, TARGET, TIMESTAMP, USER_ID, Examples
 
 FILE_NAMES = ("windows.jsonl", "windows.jsonl.gz")
@@ -32,6 +33,8 @@ def load(
     items: Path | str | None = None,
     item_columns: dict[str, str] | None = None,
     missing_titles: OnFault = "error",
+    max_malformed: float = 0.0,
+    advance: Advance | None = None,
 ) -> Examples:
     """Read JSON lines {"history": [ids, oldest first], "target": id, "split": "train"|"val"|"test"
     [, "candidates": [ids]][, "user_id": id][, "timestamp": seconds]}; ids are text or integers.
@@ -41,11 +44,14 @@ def load(
         seed: not used.
         items: the items file (item_id, title); default `items.*` beside the windows.
         item_columns, missing_titles: as for the `table` source.
+        max_malformed: the share of malformed lines above which the run stops; below it they are dropped and counted.
+        advance: called as bytes are read.
 
     Raises:
         DataError: naming file, line and reason of the first line that is not so, has an item that the catalogue lacks,
             or a slate without its target or with an item twice.
     """
+    check_share(max_malformed)
     check_choice("missing_titles", missing_titles, OnFault)
     path = Path(path)
     if path.is_dir():
@@ -59,14 +65,15 @@ def load(
     known = set(catalogue["item_id"].to_list())
 
     rows: list[dict[str, Any]] = []
-    with open_text(path) as stream:
-        for number, line in enumerate(stream, start=1):
-            if not line.strip():
-                continue
+    account = Account(path)
+    for block in lines(path, account, advance):
+        for number, line in block:
             try:
                 rows.append(_parse(line, known))
             except ValueError as error:
-                raise DataError(f"{path}, line {number}: {error}") from error
+                account.bad(number, str(error))
+    account.kept = len(rows)
+    account.check(max_malformed)
     if not rows:
         raise DataError(f"{path}: no rows; one JSON object per line is expected")
     schema: dict[str, pl.DataType | type[pl.DataType]] = {
@@ -79,7 +86,12 @@ def load(
     }
     frame = pl.DataFrame(rows, schema=schema)
     optional = [c for c in (CANDIDATES, USER_ID, TIMESTAMP) if frame[c].null_count() == frame.height]
-    notes = {"files": [file_note(path), file_note(items_path)], "rows_read": len(rows), **item_notes}
+    notes = {
+        "files": [file_note(path), file_note(items_path)],
+        "lines": [account.note()],
+        "rows_read": account.read,
+        **item_notes,
+    }
     return Examples(catalogue, frame.drop(optional), notes)
 
 

@@ -1,0 +1,255 @@
+"""`audit`: every guesser on one set of slates, and a verdict. `read_audit` reads what was found in a dataset folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from sirius_rec.audit import channels, contamination, floors, order
+from sirius_rec.audit.companions import companions
+from sirius_rec.audit.evidence import ALPHA, CLEAN, LEAK, MIN_EFFECT, Evidence, bootstraps, interval, judge, worst
+from sirius_rec.audit.learned_order import learned_order
+from sirius_rec.audit.model_scores import surviving
+from sirius_rec.audit.readers import Material, read_material
+from sirius_rec.audit.slates import Catalogue, Floats, SlateSet, joined
+from sirius_rec.errors import DataError, RunError
+from sirius_rec.evaluation.intervals import GroupBootstrap
+from sirius_rec.evaluation.results import clean
+from sirius_rec.schema import SlateName
+
+FORMAT: Final = 1
+AUDIT_FILE: Final = "audit.json"
+
+Skipped = list[dict[str, str]]
+
+
+def audit(
+    path: Path | str,
+    *,
+    train: Sequence[Path | str] = (),
+    val: Sequence[Path | str] = (),
+    ids: Path | str | None = None,
+    items: Path | str | None = None,
+    slates: str | None = None,
+    scores: Path | str | None = None,
+    seed: int = 0,
+    write: bool = True,
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Run every guesser that the files allow and judge them.
+
+    Args:
+        path, train, val, ids, items, slates: see `readers.read_material`.
+        scores: a model's scores on these slates: a table of a run's `scores/`, or JSON lines of {"row", "scores"}.
+        seed: of shuffles, resamples and sign flips.
+        write: into a dataset folder also write audit.json, for reports.
+        progress: called with one line per guesser.
+
+    Returns:
+        {"rows", "slate_size", "chance", "guessers": [{"name", "hr1", "ci_low", "ci_high", "verdict", "why", …}],
+        "verdict", …}. `slate_size` is the mean size where slates differ; `hr1` is null where nothing is guessed.
+
+    Raises:
+        DataError, ConfigError: one line.
+    """
+    path = Path(path)
+    material = read_material(
+        path,
+        train=[Path(file) for file in train],
+        val=[Path(file) for file in val],
+        ids=None if ids is None else Path(ids),
+        items=None if items is None else Path(items),
+        slates=slates,
+    )
+    found, skipped = run_guessers(material, seed=seed, progress=progress)
+    judge(found)
+    result = _as_json(material, found, skipped, seed)
+    if scores is not None:
+        result["model"] = surviving(Path(scores), material.audited, found, seed)
+    cleaned: dict[str, Any] = clean(result, "audit")
+    if write and material.form == "folder":
+        _write(path / AUDIT_FILE, cleaned)
+    return cleaned
+
+
+def run_guessers(
+    material: Material, *, seed: int = 0, progress: Callable[[str], None] | None = None
+) -> tuple[list[Evidence], Skipped]:
+    """Every guesser that the material allows, not judged yet, and the others with the reason why they were left out."""
+    say = progress or (lambda line: None)
+    slates, catalogue, learn = material.audited, material.catalogue, material.learn
+    found: list[Evidence] = []
+    skipped: Skipped = []
+    counting = learn.get("train", learn.get("val"))
+    counts_I = None if counting is None else floors.interaction_counts(counting, catalogue.n_items)
+    _positions(material, counts_I, seed, found, skipped, say)
+    with_slates = [s for s in learn.values() if s.has_slates]
+    say("companions")
+    found.append(companions(slates, joined(with_slates) if with_slates else None, seed))
+    if counting is None or counts_I is None:
+        for name in ("popularity", "first_order_markov", "exact_windows", "near_windows", "split_time_order"):
+            skipped.append({"name": name, "why": "nothing to learn from; give --train or --val"})
+    else:
+        say("popularity, Markov, windows")
+        found.append(floors.popularity(slates, counts_I, counting.where))
+        _against_learning(material, counting, counts_I, found, skipped)
+    say("orders of ids")
+    _orders(material, counting, seed, found, skipped)
+    say("titles and repeats")
+    found.append(channels.target_in_history(slates, seed))
+    found.append(channels.duplicate_titles(slates, catalogue, seed))
+    found.append(floors.title_overlap(slates, catalogue))
+    found.append(floors.title_length(slates, catalogue, counts_I, seed))
+    repeated = contamination.repeated_slates({"audited": slates, **learn})
+    if repeated is None:
+        skipped.append({"name": "repeated_slates", "why": "no file names epochs (field `epoch`)"})
+    else:
+        found.append(repeated)
+    return found, skipped
+
+
+def _positions(
+    material: Material, counts_I: Floats | None, seed: int, found: list[Evidence], skipped: Skipped,
+    say: Callable[[str], None],
+) -> None:  # fmt: skip
+    slates = material.audited
+    if not slates.ordered:
+        for name in ("position_marginal", "position_per_target", "popularity_among_ties"):
+            skipped.append({"name": name, "why": "the file does not say in which order candidates are shown"})
+        return
+    say("positions")
+    ordered = [s for s in material.learn.values() if s.has_slates and s.ordered]
+    teacher = joined(ordered) if ordered else None
+    found.append(channels.position_marginal(slates, teacher, seed))
+    found.append(channels.position_per_target(slates, teacher, seed))
+    if counts_I is None:
+        skipped.append({"name": "popularity_among_ties", "why": "no popularity; give --train or --val"})
+    else:
+        found.append(channels.position_per_target(slates, teacher, seed, counts_I))
+
+
+def _against_learning(
+    material: Material, counting: SlateSet, counts_I: Floats, found: list[Evidence], skipped: Skipped
+) -> None:
+    slates, n_items = material.audited, material.catalogue.n_items
+    everything = joined(list(material.learn.values()))
+    if not slates.history_RH.shape[1]:
+        for name in ("first_order_markov", "exact_windows", "near_windows"):
+            skipped.append({"name": name, "why": "the rows show no history"})
+    else:
+        found.append(floors.first_order_markov(slates, counting, counts_I))
+        found.append(contamination.exact_windows(slates, everything))
+        found.append(contamination.near_windows(slates, everything))
+    timed = contamination.split_time_order(slates, counting, n_items)
+    if timed is None:
+        skipped.append({"name": "split_time_order", "why": "the rows have no timestamps"})
+    else:
+        found.append(timed)
+
+
+def _orders(material: Material, counting: SlateSet | None, seed: int, found: list[Evidence], skipped: Skipped) -> None:
+    slates, catalogue = material.audited, material.catalogue
+    if not slates.history_RH.shape[1]:
+        skipped.append({"name": "order", "why": "the rows show no history"})
+        return
+    if not catalogue.columns:
+        skipped.append({"name": "order:item_id", "why": "no numeric ids; give --items or --ids"})
+    found += order.id_order(slates, catalogue, seed)
+    # Learned on other rows than it is tried on; a weak order is what honest sequences are made of, so only a strong
+    # one is reported.
+    teacher = counting if counting is not None else slates.select(slates.group_R % 2 == 0)
+    rows = np.arange(slates.n_rows) if counting is not None else np.flatnonzero(slates.group_R % 2 == 1)
+    sequences = teacher.history_RH
+    if counting is not None:
+        sequences = np.hstack([sequences, teacher.target_R[:, None]])
+    learned = learned_order(sequences, catalogue.n_items) if len(rows) else None
+    if learned is not None:
+        tried = order.id_order(slates.select(rows), Catalogue(catalogue.titles, {"learned": learned}), seed, weak=CLEAN)
+        for one in tried:
+            one.rows_R = rows[one.rows_R]
+            one.learned_from = teacher.where
+        found += tried
+
+
+def _as_json(material: Material, found: list[Evidence], skipped: Skipped, seed: int) -> dict[str, Any]:
+    slates = material.audited
+    sizes = np.unique(slates.size_R)
+    plans = bootstraps(slates, np.arange(slates.n_rows), seed)
+    guessers = [_entry(one, slates, plans, seed) for one in found]
+    leaky = material.slates_name is not None and SlateName.parse(material.slates_name).leaky
+    notes = list(material.notes)
+    if leaky:
+        notes.append("LEAKY: these slates follow the published protocol on purpose, seeded by the target")
+    return {
+        "format": FORMAT,
+        "slates": material.slates_name or slates.where,
+        "form": material.form,
+        "rows": slates.n_rows,
+        "slate_size": int(sizes[0]) if len(sizes) == 1 else float(slates.size_R.mean()),
+        "chance": float(slates.chance_R.mean()),
+        "guessers": guessers,
+        "skipped": skipped,
+        "verdict": worst([one.verdict for one in found]),
+        "leaks": [one.name for one in found if one.verdict == LEAK],
+        "rule": {"family_wise_level": ALPHA, "adjustment": "Holm", "least_excess_for_leak": MIN_EFFECT},
+        "learned_from": {name: s.where for name, s in material.learn.items()},
+        "notes": notes,
+        "seed": seed,
+    }
+
+
+def _entry(one: Evidence, slates: SlateSet, plans: list[GroupBootstrap], seed: int) -> dict[str, Any]:
+    if one.hits_R.size < slates.n_rows:
+        plans = bootstraps(slates, one.rows_R, seed)
+    spread = interval(one.hits_R, plans) if one.hits_R.size else None
+    return {
+        "name": one.name,
+        "kind": one.kind,
+        "hr1": one.hr1,
+        "ci_low": spread.low if spread else None,
+        "ci_high": spread.high if spread else None,
+        "verdict": one.verdict,
+        "why": one.why,
+        "rows": len(one.rows_R) if one.hits_R.size else None,
+        "chance": float(slates.chance_R[one.rows_R].mean()) if one.hits_R.size else None,
+        "control": float(one.control_R.mean()) if one.control_R is not None and one.control_R.size else None,
+        "excess": one.excess,
+        "p": one.p,
+        "learned_from": one.learned_from,
+        **one.facts,
+    }
+
+
+def _write(path: Path, result: dict[str, Any]) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(json.dumps(result, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written ({error.strerror}); the folder must be writable") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_audit(folder: Path | str) -> dict[str, Any] | None:
+    """What `audit` last found on a dataset folder, None where it was not audited.
+
+    Raises:
+        DataError: the file is not an audit of this version.
+    """
+    path = Path(folder) / AUDIT_FILE
+    if not path.is_file():
+        return None
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        known = result["format"] == FORMAT
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: not an audit ({error}); run `sirius audit {folder}` again") from error
+    if not known:
+        raise DataError(f"{path}: format {result['format']}, this version reads {FORMAT}; audit again")
+    return dict(result)

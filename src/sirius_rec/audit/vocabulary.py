@@ -1,0 +1,136 @@
+"""Names of items in files of several makers → one numbering, and numeric id columns beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from sirius_rec.audit.slates import Catalogue, Floats
+from sirius_rec.errors import DataError
+from sirius_rec.schema import ITEM_ID, TITLE
+
+_SAMPLE = 2000
+
+
+class Vocabulary:
+    """Numbers items as they come. An items table, where there is one, ties ids and titles together."""
+
+    def __init__(self, items: pl.DataFrame | None = None) -> None:
+        self.ids: list[str | None] = []
+        self.titles: list[str] = []
+        self.by_id: dict[str, int] = {}
+        self.by_title: dict[str, int] = {}
+        self.known = 0
+        if items is not None:
+            for item_id, title in items.select(ITEM_ID, TITLE).iter_rows():
+                self._add(item_id, title)
+            self.known = len(self.titles)
+
+    def _add(self, item_id: str | None, title: str) -> int:
+        number = len(self.titles)
+        self.ids.append(item_id)
+        self.titles.append(title)
+        if item_id is not None:
+            self.by_id.setdefault(item_id, number)
+        self.by_title.setdefault(title, number)
+        return number
+
+    def speaks_ids(self, names: Iterable[object]) -> bool:
+        """Whether a file's names are ids rather than titles: numbers, or text that the items table knows as ids."""
+        sample = [name for name, _ in zip(names, range(_SAMPLE), strict=False)]
+        if any(isinstance(name, int) for name in sample):
+            return True
+        texts = {str(name) for name in sample}
+        as_ids, as_titles = sum(t in self.by_id for t in texts), sum(t in self.by_title for t in texts)
+        return as_ids > as_titles if as_ids or as_titles else all(t.isdigit() for t in texts)
+
+    def number(self, name: object, *, is_id: bool) -> int:
+        """The item's number; an unknown name becomes a new item."""
+        text = str(name)
+        if is_id:
+            found = self.by_id.get(text)
+            return self._add(text, text) if found is None else found
+        found = self.by_title.get(text)
+        return self._add(None, text) if found is None else found
+
+    def catalogue(self, columns: dict[str, Floats] | None = None) -> Catalogue:
+        """Titles, the raw ids where enough of them are numbers, and further id columns."""
+        named: dict[str, Floats] = {}
+        raw = np.array([_as_number(i) for i in self.ids], dtype=np.float64)
+        if np.isfinite(raw).mean() > 0.5:
+            named[ITEM_ID] = raw
+        for name, values in (columns or {}).items():
+            padded = np.full(len(self.titles), np.nan)
+            padded[: len(values)] = values
+            if ITEM_ID in named and np.array_equal(padded, named[ITEM_ID], equal_nan=True):
+                continue
+            named[name] = padded
+        return Catalogue(list(self.titles), named)
+
+
+def _as_number(text: str | None) -> float:
+    """The number that an id is, or ends on (`nm0001234`, `B-17`); NaN otherwise."""
+    if text is None:
+        return np.nan
+    digits = text[len(text.rstrip("0123456789")) :]
+    return float(digits) if digits else np.nan
+
+
+def read_csv(path: Path, what: str) -> pl.DataFrame:
+    """A CSV as text columns. DataError when it cannot be read."""
+    try:
+        return pl.read_csv(path, infer_schema=False, null_values=[""])
+    except (pl.exceptions.PolarsError, OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not a readable {what} CSV ({str(error).splitlines()[0]}); mend the file") from error
+
+
+def read_items(path: Path) -> pl.DataFrame:
+    """item_id, title of an items CSV; rows without a title keep their id as title."""
+    frame = read_csv(path, "items")
+    missing = [name for name in (ITEM_ID, TITLE) if name not in frame.columns]
+    if missing:
+        raise DataError(f"{path}: no column {missing[0]!r} (found {', '.join(frame.columns)}); an items CSV needs both")
+    if (empty := frame[ITEM_ID].is_null()).any():
+        raise DataError(f"{path}, line {int(empty.arg_true()[0]) + 2}: empty item_id; fill it in")
+    return frame.select(ITEM_ID, pl.coalesce(pl.col(TITLE).str.strip_chars(), ITEM_ID))
+
+
+def read_id_columns(path: Path, vocabulary: Vocabulary) -> dict[str, Floats]:
+    """Every numeric column of a CSV keyed by item_id or title → float64 by item number, NaN where an item is missing.
+
+    Raises:
+        DataError: no key column, no numeric column, or no row that belongs to an item.
+    """
+    frame = read_csv(path, "ids")
+    keys = [name for name in (ITEM_ID, TITLE) if name in frame.columns]
+    if not keys:
+        raise DataError(
+            f"{path}: no column item_id or title (found {', '.join(frame.columns)}); name the key column so"
+        )
+    index: Sequence[int | None] = []
+    key = keys[0]
+    for key in keys:
+        known = vocabulary.by_id if key == ITEM_ID else vocabulary.by_title
+        index = [known.get(name) if name is not None else None for name in frame[key].to_list()]
+        if any(number is not None for number in index):
+            break
+    rows = np.array([k for k, number in enumerate(index) if number is not None], dtype=np.int64)
+    if not rows.size:
+        raise DataError(
+            f"{path}: no {key} belongs to an item of the slates; where slates hold titles, also give --items items.csv"
+        )
+    numbers = np.array([number for number in index if number is not None], dtype=np.int64)
+    found: dict[str, Floats] = {}
+    for name in frame.columns:
+        values = frame[name].cast(pl.Float64, strict=False).to_numpy()
+        if name == key or not np.isfinite(values[rows]).any():
+            continue
+        column = np.full(len(vocabulary.titles), np.nan)
+        column[numbers] = values[rows]
+        found[name] = column
+    if not found:
+        raise DataError(f"{path}: no column of numbers beside {key} (found {', '.join(frame.columns)}); add one")
+    return found

@@ -1,0 +1,174 @@
+"""Events gathered from raw files: ids as numbers while they are many, each user's in time order at the end.
+
+Many logs stamp events by the second or the day only, so a user's events of one time have no order of their own, and
+the order of the file is often that of the item ids: keeping it would let a ranker guess the next item from the ids
+alone. Ties are therefore put in a seeded random order unless the file's order is asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from sirius_rec.data.slates import mix64
+from sirius_rec.schema import ITEM_ID, TIMESTAMP, USER_ID
+
+Ties = Literal["shuffle", "file"]
+# exact time of an event, seconds since 1970 (int64 or float64); only equality and order are used beyond whole seconds
+TIME = "__time__"
+
+Codes = npt.NDArray[np.int32]
+
+
+class Codebook:
+    """Texts as numbers in order of first appearance."""
+
+    def __init__(self) -> None:
+        self._number: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._number)
+
+    def add(self, texts: pl.Series) -> Codes:
+        """int32 numbers of texts, which must not be null."""
+        distinct = texts.unique(maintain_order=True)
+        number = self._number
+        codes: Codes = np.array([number.setdefault(text, len(number)) for text in distinct.to_list()], dtype=np.int32)
+        local = texts.cast(pl.Enum(distinct)).to_physical().to_numpy()
+        return codes.take(local)
+
+    def texts(self) -> pl.Series:
+        """All texts by number."""
+        return pl.Series(list(self._number), dtype=pl.String)
+
+    def hashes(self, salt: str) -> npt.NDArray[np.uint64]:
+        """64 bits per text, from the text and the salt alone."""
+        start = hashlib.blake2b(salt.encode(), digest_size=8)
+        digests = bytearray()
+        for text in self._number:
+            one = start.copy()
+            one.update(text.encode())
+            digests += one.digest()
+        return np.frombuffer(bytes(digests), dtype="<u8").astype(np.uint64)
+
+
+@dataclass(frozen=True)
+class Ordered:
+    """events: user_id, item_id, timestamp, as `schema.Interactions` wants them.
+
+    repeated: events dropped because the user had the item before. of_short_users: of users with too few events.
+    ties: for the notes.
+    """
+
+    events: pl.DataFrame
+    repeated: int
+    of_short_users: int
+    ties: dict[str, Any]
+
+
+class EventLog:
+    """Collects events, about 24 bytes each, and puts them in order."""
+
+    def __init__(self) -> None:
+        self._users, self._items = Codebook(), Codebook()
+        self._parts: list[tuple[Codes, Codes, npt.NDArray[Any]]] = []
+
+    def add(self, frame: pl.DataFrame) -> None:
+        """Add user_id, item_id (text, not null) and `TIME` of a part of the file, in the file's order."""
+        if frame.height:
+            user, item = self._users.add(frame[USER_ID]), self._items.add(frame[ITEM_ID])
+            self._parts.append((user, item, frame[TIME].to_numpy()))
+
+    def __len__(self) -> int:
+        return sum(user.size for user, _, _ in self._parts)
+
+    def items(self) -> pl.Series:
+        """The ids of all items added so far."""
+        return self._items.texts()
+
+    def finish(self, *, ties: Ties, seed: int, min_user: int = 1) -> Ordered:
+        """All events: users in order of first appearance, each user's by time, ties by `ties`; empties the log.
+
+        A repeated (user, item) pair keeps its first event. After that, users with fewer than `min_user` are dropped.
+
+        Args:
+            ties: `shuffle`: events of one user and time in an order drawn from the seed, the user and the item, and
+                thus not from the file; `file`: as they stand in the file.
+        """
+        user, item, time = self._gathered()
+        order = self._order(user, item, time, ties, seed)
+        user, item, time = user[order], item[order], time[order]
+        del order
+        pair = user.astype(np.int64) * max(len(self._items), 1) + item
+        first = pl.Series(pair).is_first_distinct().to_numpy()
+        del pair
+        kept = first
+        if min_user > 1:
+            counts = np.bincount(user[first], minlength=len(self._users))
+            kept = first & (counts[user] >= min_user)
+        if not kept.all():
+            user, item, time = user[kept], item[kept], time[kept]
+        events = pl.DataFrame(
+            {
+                USER_ID: self._users.texts().gather(user),
+                ITEM_ID: self._items.texts().gather(item),
+                TIMESTAMP: np.floor(time).astype(np.int64),
+            }
+        )
+        by = f"seeded shuffle, seed {seed}" if ties == "shuffle" else "order in the file"
+        repeated, short = int((~first).sum()), int(first.sum() - kept.sum())
+        return Ordered(events, repeated, short, {"broken_by": by, **_ties(user, time)})
+
+    def _gathered(self) -> tuple[Codes, Codes, npt.NDArray[Any]]:
+        """user, item and time of all events in the file's order."""
+        parts, self._parts = self._parts, []
+        user = np.concatenate([np.empty(0, np.int32), *(part[0] for part in parts)])
+        item = np.concatenate([np.empty(0, np.int32), *(part[1] for part in parts)])
+        time = np.concatenate([part[2] for part in parts]) if parts else np.empty(0, np.int64)
+        return user, item, time
+
+    def _order(self, user: Codes, item: Codes, time: npt.NDArray[Any], ties: Ties, seed: int) -> npt.NDArray[np.int64]:
+        """Positions by user, then time, then as `ties` says."""
+        key = user.astype(np.int64) << 32
+        key |= _ranks(time)
+        order: npt.NDArray[np.int64] = np.argsort(key, kind="stable")
+        if ties == "file":
+            return order
+        key = key[order]
+        same = np.r_[False, key[1:] == key[:-1]]
+        tied = np.flatnonzero(same | np.r_[same[1:], False])  # places in the order that ties fill
+        if not tied.size:
+            return order
+        group = np.cumsum(~same[tied])
+        del key, same
+        who, what = user[order[tied]], item[order[tied]]
+        luck = self._users.hashes(f"users {seed}")[who] ^ self._items.hashes(f"items {seed}")[what]
+        order[tied] = order[tied][np.lexsort((mix64(luck), group))]
+        return order
+
+
+def _ranks(time: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Numbers from 0 below 2^32 in the order of the times, equal for equal times."""
+    if not time.size:
+        return np.empty(0, np.int64)
+    low, high = time.min(), time.max()
+    whole = time.dtype.kind == "i" or bool((time == np.floor(time)).all())
+    if whole and high - low < 2**32:
+        shifted: npt.NDArray[np.int64] = (time - low).astype(np.int64)
+        return shifted
+    ranks: npt.NDArray[np.int64] = np.unique(time, return_inverse=True)[1].astype(np.int64)
+    return ranks
+
+
+def _ties(user: Codes, time: npt.NDArray[Any]) -> dict[str, int]:
+    """How many events share user and time with another, and in how many groups; they are sorted by both."""
+    if not user.size:
+        return {"groups": 0, "rows": 0}
+    same = (user[1:] == user[:-1]) & (time[1:] == time[:-1])
+    after, before = np.r_[False, same], np.r_[same, False]
+    return {"groups": int((before & ~after).sum()), "rows": int((before | after).sum())}

@@ -1,0 +1,235 @@
+"""UCSD Goodreads (Wan & McAuley 2018): who shelved, read and rated which book.
+
+Two forms: `goodreads_interactions_GENRE.json.gz` with dates, and `goodreads_interactions.csv`, which covers all genres
+and has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import polars as pl
+
+from sirius_rec.data.sources.catalogue import MissingTitles, gather_titles, titled_items
+from sirius_rec.data.sources.delimited import delimited
+from sirius_rec.data.sources.events import TIME, EventLog, Ties
+from sirius_rec.data.sources.files import ROW, check_choice, file_note, require_file
+from sirius_rec.data.sources.lines import (
+    MAX_MALFORMED,
+    Account,
+    check_share,
+    keep,
+    number_of,
+    only_one,
+    records,
+    reject,
+    text_id,
+)
+from sirius_rec.data.sources.literals import parse_json
+from sirius_rec.errors import ConfigError, DataError
+from sirius_rec.progress import Advance
+from sirius_rec.schema import ITEM_ID, RATING, TIMESTAMP, USER_ID, Interactions
+
+DateField = Literal["date_added", "read_at", "read_at_or_date_added"]
+Undated = Literal["error", "oldest_first", "newest_first", "shuffle"]
+
+_DATE = "%a %b %d %H:%M:%S %z %Y"  # Fri Apr 19 08:15:15 -0700 2013
+_TEXT = "__date__"
+
+
+def load(
+    path: Path,
+    *,
+    seed: int = 0,
+    books: Path | str | None = None,
+    book_ids: Path | str | None = None,
+    min_rating: float | None = 5,
+    min_user: int = 20,
+    date: DateField = "date_added",
+    undated: Undated = "error",
+    missing_titles: MissingTitles = "drop",
+    ties: Ties = "shuffle",
+    max_malformed: float = MAX_MALFORMED,
+    advance: Advance | None = None,
+) -> Interactions:
+    """Read interactions and books; by default what the paper keeps (E.1): ratings of 5, users with at least 20 such.
+
+    Args:
+        path: the interactions file (JSON lines or CSV, plain or gzip), or a folder with one of them.
+        seed: of the order inside ties.
+        books: `goodreads_books*.json[.gz]`, for the titles; default the one beside the interactions.
+        book_ids: `book_id_map.csv`, the CSV's book numbers → the ids in the books file; default beside the CSV. Without
+            it, item ids are the CSV's own numbers, which no books file knows.
+        min_rating: interactions rated lower are dropped, 0 being "not rated"; null keeps all.
+        min_user: users with fewer of the interactions kept are dropped.
+        date: which field is the time; interactions in which it is empty are dropped.
+        undated: the CSV has no dates. 'oldest_first' and 'newest_first' take the rows of a user to be in that order
+            (the file does not say which it is), 'shuffle' a random one. Timestamps are then positions, not times.
+        missing_titles: books without a title are an 'error', 'drop'ped, or shown by their 'id'.
+        ties: interactions of one user and second in a seeded random order ('shuffle'), or as in the 'file'.
+        max_malformed: the share of malformed lines above which the run stops.
+        advance: called as bytes are read.
+
+    A repeated (user, book) pair keeps its first interaction.
+
+    Raises:
+        ConfigError: an option is not what it may be.
+        DataError: a file is missing or broken, has too many malformed lines, or nothing is left.
+    """
+    for name, value, choices in (
+        ("date", date, DateField),
+        ("undated", undated, Undated),
+        ("missing_titles", missing_titles, MissingTitles),
+        ("ties", ties, Ties),
+    ):
+        check_choice(name, value, choices)
+    check_share(max_malformed)
+    if min_user < 1:
+        raise ConfigError(f"min_user={min_user} is not at least 1")
+    path = Path(path)
+    events_path = _interactions_in(path) if path.is_dir() else require_file(path, "interactions file")
+    folder = events_path.parent
+    books_path = Path(books) if books is not None else only_one(folder, _BOOKS, "books file", optional=True)
+    if books_path is None and missing_titles != "id":
+        raise DataError(f"{folder}: no books file for the titles ({_BOOKS[0]}); name it with option books, or set "
+                        "missing_titles: id")  # fmt: skip
+    is_csv = _is_csv(events_path)
+    files = [events_path]
+    account = Account(events_path)
+    if is_csv:
+        frames = _csv_frames(events_path, account, undated, advance)
+    else:
+        frames = _json_frames(events_path, account, date, advance)
+    frames = _liked(frames, min_rating, account)
+    if is_csv and (map_path := _map_of_books(folder, book_ids)) is not None:
+        frames = _with_ids(frames, _book_ids(map_path, max_malformed, advance), account)
+        files.append(map_path)
+    log = EventLog()
+    for frame in frames:
+        log.add(frame)
+    account.check(max_malformed)
+
+    titles: dict[str, str] = {}
+    accounts = [account]
+    if books_path is not None:
+        titles, of_books = _titles(books_path, set(log.items()), max_malformed, advance)
+        files.append(books_path)
+        accounts.append(of_books)
+    shuffled = is_csv and undated == "shuffle"
+    ordered = log.finish(ties="shuffle" if shuffled else ties, seed=seed, min_user=min_user)
+    account.drop("user had the book before", ordered.repeated)
+    account.drop(f"user with fewer than {min_user}", ordered.of_short_users)
+    events = ordered.events
+    if not events.height:
+        raise DataError(f"{events_path}: no interactions left of {account.read:,}; dropped: {dict(account.dropped)}")
+    items, item_notes = titled_items(
+        events[ITEM_ID].unique(maintain_order=True), titles, missing_titles, books_path or folder
+    )
+    untitled = events.height
+    events = events.filter(pl.col(ITEM_ID).is_in(items[ITEM_ID].implode()))
+    account.drop("book without title", untitled - events.height)
+    account.kept = events.height
+    if is_csv:
+        events = events.with_columns(pl.int_range(pl.len()).over(USER_ID).alias(TIMESTAMP))
+    notes: dict[str, Any] = {
+        "files": [file_note(file) for file in files],
+        "lines": [one.note() for one in accounts],
+        **item_notes,
+        "time": f"none: positions, rows taken as {undated}" if is_csv else date,
+        "ties": ordered.ties,
+    }
+    return Interactions(events, items, notes)
+
+
+_EVENTS = ("goodreads_interactions*.json.gz", "goodreads_interactions*.json", "goodreads_interactions*.csv*")
+_BOOKS = ("goodreads_books*.json.gz", "goodreads_books*.json")
+
+
+def _interactions_in(folder: Path) -> Path:
+    found = only_one(folder, _EVENTS, "interactions file")
+    assert found is not None
+    return found
+
+
+def _is_csv(path: Path) -> bool:
+    return ".csv" in path.suffixes[-2:]
+
+
+def _json_frames(path: Path, account: Account, date: DateField, advance: Advance | None) -> Iterator[pl.DataFrame]:
+    def extract(record: Mapping[str, Any]) -> tuple[Any, ...] | str:
+        user, book = text_id(record, USER_ID), text_id(record, "book_id")
+        if not user or not book:
+            return "without user_id" if not user else "without book_id"
+        when = record.get("read_at" if date != "date_added" else date)
+        if not when and date == "read_at_or_date_added":
+            when = record.get("date_added")
+        if not when:
+            return f"without {date}"
+        if not isinstance(when, str):
+            raise ValueError(f"the date is {when!r}; text such as 'Fri Apr 19 08:15:15 -0700 2013' is expected")
+        return user, book, number_of(record, RATING), when
+
+    schema = {USER_ID: pl.String, ITEM_ID: pl.String, RATING: pl.Float64, _TEXT: pl.String}
+    for frame in records(path, parse_json, extract, schema, account, advance):
+        moment = frame[_TEXT].str.to_datetime(_DATE, strict=False, time_unit="ms")
+        frame = frame.with_columns((moment.dt.epoch("ms") // 1000).alias(TIME))
+        yield reject(frame, pl.col(TIME).is_null(), _TEXT, "date does not parse:", account)
+
+
+def _liked(frames: Iterator[pl.DataFrame], least: float | None, account: Account) -> Iterator[pl.DataFrame]:
+    for frame in frames:
+        yield frame if least is None else keep(frame, pl.col(RATING) >= least, f"rating below {least:g}", account)
+
+
+def _titles(
+    path: Path, wanted: set[str], max_malformed: float, advance: Advance | None
+) -> tuple[dict[str, str], Account]:
+    require_file(path, "books file")
+    fields = ("title", "title_without_series")
+    return gather_titles(
+        path, parse_json, "book_id", fields, wanted=wanted, max_malformed=max_malformed, advance=advance
+    )
+
+
+def _csv_frames(path: Path, account: Account, undated: Undated, advance: Advance | None) -> Iterator[pl.DataFrame]:
+    if undated == "error":
+        raise DataError(
+            f"{path}: the CSV form has no dates; set undated to oldest_first, newest_first or shuffle, or use the JSON "
+            "files of a genre"
+        )
+    wanted = {USER_ID: pl.Int64, "book_id": pl.Int64, RATING: pl.Int64}
+    position = {"oldest_first": pl.col(ROW), "newest_first": -pl.col(ROW)}.get(undated, pl.lit(0, pl.Int64))
+    for frame in delimited(path, wanted, account, advance=advance):
+        yield frame.select(
+            ROW,
+            pl.col(USER_ID).cast(pl.String),
+            pl.col("book_id").cast(pl.String).alias(ITEM_ID),
+            RATING,
+            position.alias(TIME),
+        )
+
+
+def _map_of_books(folder: Path, given: Path | str | None) -> Path | None:
+    if given is not None:
+        return Path(given)
+    return only_one(folder, ("book_id_map.csv*",), "map of books", optional=True)
+
+
+def _book_ids(path: Path, max_malformed: float, advance: Advance | None) -> pl.DataFrame:
+    account = Account(require_file(path, "map of books"))
+    wanted = {"book_id_csv": pl.Int64, "book_id": pl.Int64}
+    parts = list(delimited(path, wanted, account, advance=advance))
+    account.check(max_malformed)
+    if not parts:
+        raise DataError(f"{path}: no lines; book_id_csv,book_id are expected")
+    table = pl.concat(parts).select(pl.all().exclude(ROW).cast(pl.String))
+    return table.unique("book_id_csv", keep="first", maintain_order=True)
+
+
+def _with_ids(frames: Iterator[pl.DataFrame], ids: pl.DataFrame, account: Account) -> Iterator[pl.DataFrame]:
+    for frame in frames:
+        known = frame.join(ids, left_on=ITEM_ID, right_on="book_id_csv", how="left", maintain_order="left")
+        known = keep(known, pl.col("book_id").is_not_null(), "book not in the map of books", account)
+        yield known.with_columns(pl.col("book_id").alias(ITEM_ID)).drop("book_id")

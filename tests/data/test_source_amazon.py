@@ -1,0 +1,78 @@
+"""Amazon reviews, with and without metadata."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sirius_rec.data.sources.amazon import load
+from sirius_rec.errors import DataError
+
+DAY = 86_400
+
+
+def review(user: str, item: str, day: int, stars: float = 5.0) -> dict[str, Any]:
+    return {"reviewerID": user, "asin": item, "overall": stars, "unixReviewTime": day * DAY, "reviewText": "ok"}
+
+
+ROWS = [review("A", "B2", 3), review("A", "B1", 1), review("C", "B1", 2, 1.0), review("A", "B2", 9)]
+
+
+def write(folder: Path, meta: str | None = None, rows: list[Any] = ROWS) -> Path:
+    text = "".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows)
+    (folder / "reviews_Toys_5.json").write_text(text)
+    if meta is not None:
+        (folder / "meta_Toys.json.gz").write_bytes(gzip.compress(meta.encode()))
+    return folder
+
+
+def test_with_metadata_in_python_literals(tmp_path: Path) -> None:
+    first = "{'asin': 'B1', 'title': \"Bear's Tea &amp; Cake\", 'price': 3.5, 'related': {'also': ('B2',)}}"
+    write(tmp_path, f"{first}\n{{'asin': 'B2'}}\n{{'asin': 'B9', 'title': 'Unseen'}}\n")
+    loaded = load(tmp_path)
+    assert loaded.events.rows() == [("A", "B1", DAY), ("C", "B1", 2 * DAY)]
+    assert loaded.items.rows() == [("B1", "Bear's Tea & Cake")]
+    assert loaded.notes["lines"][0]["dropped"] == {"product without title": 1, "user had the product before": 1}
+    assert loaded.notes["lines"][1]["dropped"] == {"without events": 1}
+    shown = load(tmp_path, missing_titles="id", min_rating=2)
+    assert shown.items.rows() == [("B1", "Bear's Tea & Cake"), ("B2", "B2")]
+    assert shown.notes["lines"][0]["dropped"] == {"rating below 2": 1, "user had the product before": 1}
+    assert "caution" not in shown.notes
+
+
+def test_without_metadata_ids_stand_in_and_the_notes_say_so(tmp_path: Path) -> None:
+    loaded = load(write(tmp_path) / "reviews_Toys_5.json")
+    assert loaded.items.rows() == [("B1", "B1"), ("B2", "B2")]
+    assert loaded.notes["caution"] == "no metadata file: product ids (ASINs) stand in for titles"
+
+
+@pytest.mark.parametrize(
+    ("bad", "why"),
+    [
+        ({**ROWS[0], "unixReviewTime": 10**15}, "unixReviewTime 1e[+]15 lies outside the years 1 to 9999"),
+        ({**ROWS[0], "overall": None}, "field 'overall' holds None"),
+        ({**ROWS[0], "asin": {"x": 1}}, "field 'asin' holds"),
+        ("{" * 3000, "neither JSON nor a Python literal"),
+    ],
+    ids=range(4),
+)
+def test_bad_lines_are_named(tmp_path: Path, bad: Any, why: str) -> None:
+    with pytest.raises(DataError, match=rf"reviews_Toys_5.json, line 5: {why}"):
+        load(write(tmp_path, rows=[*ROWS, bad]))
+
+
+def test_musical_instruments_against_the_raw_lines(shared_data: Path) -> None:
+    path = shared_data / "raw_samples" / "amazon" / "reviews_Musical_Instruments_5.json.gz"
+    loaded = load(path)
+    with gzip.open(path, "rt", encoding="utf-8") as stream:
+        raw = [json.loads(line) for line in stream]
+    expected = {(r["reviewerID"], r["asin"], r["unixReviewTime"]) for r in raw}
+    assert set(loaded.events.iter_rows()) == expected
+    assert (loaded.events.height, loaded.events["user_id"].n_unique(), loaded.items.height) == (10_261, 1429, 900)
+    assert loaded.events["user_id"][0] == "A2IBPI20UZIR0U"
+    for _, mine in loaded.events.group_by("user_id"):
+        assert mine["timestamp"].is_sorted()
