@@ -6,251 +6,44 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    StrictBool,
-    StrictInt,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import ValidationError, field_validator, model_validator
 
 from sirius_rec.config_problems import Contradiction, Contradictions, describe, further_problems, nearest
+from sirius_rec.config_sections import (
+    AlignSection,
+    ArmSection,
+    BackboneSection,
+    ComputeSection,
+    DataSection,
+    EvaluationSection,
+    MethodSection,
+    PromptSection,
+    Section,
+    Seed,
+    SlateSection,
+    StageSection,
+    TinySection,
+)
 from sirius_rec.config_yaml import apply_overrides, read_yaml
 from sirius_rec.errors import ConfigError
 from sirius_rec.evaluation.floors import FLOORS
 
-if TYPE_CHECKING:
-    from sirius_rec.prompts.templates import Template
+__all__ = ["ArmSection", "Config", "MethodSection", "StageSection", "TinySection", "load_config", "parse_config"]
 
-
-def _number(value: Any) -> Any:
-    """Text stays allowed, because YAML reads 1e-3 (without a dot) as text; true and false are no numbers."""
-    if isinstance(value, bool):
-        raise ValueError(f"must be a number, got {value}")
-    return value
-
-
-Number = Annotated[float, BeforeValidator(_number)]
-Positive = Annotated[StrictInt, Field(ge=1)]
-Count = Annotated[StrictInt, Field(ge=0)]
-Seed = Count
-Rate = Annotated[Number, Field(gt=0)]
-Share = Annotated[Number, Field(ge=0, lt=1)]
-# Ω_ε: a sensitivity below ε; from 1 on the unsampled pair moves as much as the sampled one.
-Epsilon = Annotated[Number, Field(gt=0, le=1)]
-NotNegative = Annotated[Number, Field(ge=0)]
 # What score tables allow in the name of a method.
 _ARM_NAME = re.compile(r"[A-Za-z0-9_.]+")
 _RESERVED = ("sft", "pretrain", *FLOORS)
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+class Config(Section):
+    """One run: data, backbone, SFT, arms, evaluation. `name` names the default run folder, runs/<name>.
 
-
-class SplitSection(_Section):
-    kind: Literal["user", "time", "leave_last_out"] = "user"
-    seed: Seed = 0
-    ratios: tuple[Count, Count, Count] = (8, 1, 1)
-
-
-class FilterSection(_Section):
-    min_item: Positive = 1
-    min_user: Positive = 1
-    min_sequence: Positive = 1
-
-
-class WindowSection(_Section):
-    max_history: Positive = 10
-    min_history: Count = 10
-
-
-class SlateSection(_Section):
-    """`full` is the whole catalogue: it takes no size, and only floors are scored on it (splits: [test])."""
-
-    protocol: Literal["uniform", "popularity", "hard", "full", "sdpo-legacy", "given"] = "uniform"
-    size: Annotated[StrictInt, Field(ge=2)] | None = 20
-    seed: Seed = 0
-    splits: tuple[Literal["train", "val", "test"], ...] = ("train", "val", "test")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _full_has_no_size(cls, value: Any) -> Any:
-        """Protocol full stands without a size; any other has one."""
-        if not isinstance(value, dict):
-            return value
-        if value.get("protocol") != "full":
-            if "size" in value and value["size"] is None:
-                raise ValueError("size: null is for protocol full only: give a number")
-            return value
-        if value.get("size") is not None:
-            raise ValueError(f"size: protocol full takes the whole catalogue: remove size {value['size']}")
-        return {**value, "size": None}
-
-
-class DataSection(_Section):
-    """What to prepare. `input` is relative to the working directory; `options` go to the source."""
-
-    source: str = "simulated"
-    input: Path | None = None
-    options: dict[str, Any] = {}
-    seed: Seed = 0
-    filter: FilterSection = FilterSection()
-    split: SplitSection = SplitSection()
-    window: WindowSection = WindowSection()
-    slates: tuple[SlateSection, ...] = (SlateSection(),)
-    limits: dict[Literal["train", "val", "test"], Positive] = {}
-
-
-class PromptSection(_Section):
-    """How a row becomes text. slate: list the candidates in the prompt, as the paper does; without them the model
-    answers from the history alone, and rows of one history share one prompt whatever their slate."""
-
-    template: str = "generic"
-    slate: StrictBool = True
-    chat: StrictBool = False
-
-    def form(self) -> Template:
-        """The template with these options; ConfigError for an unknown name."""
-        from sirius_rec.prompts.templates import get_template
-
-        return get_template(self.template, shows_slate=self.slate)
-
-
-class TinySection(_Section):
-    hidden_size: Positive = 96
-    layers: Positive = 3
-    heads: Positive = 4
-    intermediate_size: Positive = 256
-    vocab_size: Annotated[StrictInt, Field(ge=300)] = 512
-    title_tokens: Count = 32768
-    context: Positive = 2048
-
-
-class LoraSection(_Section):
-    """LoRA on all linear layers; the paper's "32×8" read as rank 32, alpha 8."""
-
-    rank: Positive = 32
-    alpha: Rate = 8.0
-    dropout: Share = 0.0
-
-
-class StageSection(_Section):
-    """How a stage is trained. batch_size is the effective batch, whatever the number of processes.
-
-    examples_per_epoch: null takes every training row in each epoch.
-    save_steps: null saves at the end of each epoch.
+    methods: recommenders without a language model, on the same slates. With methods and `arms: []` no language model
+    is trained.
     """
-
-    epochs: Positive = 5
-    examples_per_epoch: Positive | None = None
-    batch_size: Positive = 128
-    micro_batch_size: Positive | None = None
-    learning_rate: Rate = 1e-4
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup: Share = 0.05
-    weight_decay: NotNegative = 0.01
-    max_grad_norm: Rate = 1.0
-    gradient_checkpointing: StrictBool = False
-    save_steps: Positive | None = None
-    logging_steps: Positive = 1
-
-
-class PretrainSection(StageSection):
-    """What the tiny backbone reads before SFT: the training users' histories as plain text.
-
-    Every history is written `epochs` times, each time in another random order and cut elsewhere into pieces of at most
-    `piece` titles. All these pieces are mixed by the seed and read once; an epoch is an equal part of the mix, so it
-    may hold a history twice or not at all. The epoch whose next-title HR@1 on validation slates is best goes on to SFT.
-    """
-
-    piece: Annotated[StrictInt, Field(ge=2)] = 24
-
-
-class BackboneSection(_Section):
-    """`name`: tiny, a Hugging Face id, or a local folder. `lora: null` trains all weights; tiny takes no LoRA.
-
-    dtype bfloat16: with LoRA the frozen base is held in bfloat16; otherwise float32 weights compute in bfloat16.
-    `tiny` and `pretrain` are for the tiny backbone only; `pretrain: null` starts SFT from random weights.
-    """
-
-    name: str = "tiny"
-    tiny: TinySection = TinySection()
-    pretrain: PretrainSection | None = PretrainSection()
-    lora: LoraSection | None = None
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    attention: Literal["sdpa", "eager"] = "sdpa"
-
-
-class AlignSection(StageSection):
-    """Alignment; score_unsampled: candidates scored in each step beyond the sampled negatives, for the logs.
-
-    epsilons: the ε of the logged insensitive shares, 0 < ε ≤ 1.
-    """
-
-    score_unsampled: Count | Literal["all"] = "all"
-    epsilons: tuple[Epsilon, ...] = (0.1, 0.5)
-    beta: Rate | None = None
-    gamma: NotNegative | None = None
-
-
-class ArmSection(_Section):
-    """One arm: a preset of `objectives.LOSSES` and what differs from it.
-
-    `name` is how tables and folders call it: letters, digits, _ and . only.
-    """
-
-    loss: str
-    name: str | None = None
-    beta: Number | None = None
-    gamma: Number | None = None
-    negatives: Positive | Literal["all"] | None = None
-    anchor: str | None = None
-    anchor_constant: Number | None = None
-    anchor_margin: Number | None = None
-    nll_weight: Number | None = None
-    nll_per_token: StrictBool | None = None
-    filter: StrictBool | None = None
-    learning_rate: Rate | None = None
-
-    @property
-    def key(self) -> str:
-        return self.name or self.loss
-
-
-class EvaluationSection(_Section):
-    """checkpoints: the best epoch by held-out HR@1, the last, or both. slates: null means all test slates.
-
-    generation_rows: how many test prompts are answered by greedy generation (ValidRatio); 0 for none.
-    validation_rows: how many validation rows are ranked after each epoch; null for all.
-    """
-
-    checkpoints: tuple[Literal["best", "last"], ...] = ("best",)
-    slates: tuple[str, ...] | None = None
-    generation_rows: Count = 500
-    validation_rows: Positive | None = None
-    batch_tokens: Positive = 8192
-    baseline: str = "sft_continued"
-
-
-class ComputeSection(_Section):
-    """jobs: how many trainings run side by side, each with `threads` CPU threads. Results depend on threads only."""
-
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    jobs: Positive = 1
-    threads: Positive | None = None
-    scoring: Literal["auto", "packed", "naive"] = "auto"
-
-
-class Config(_Section):
-    """One run: data, backbone, SFT, arms, evaluation. `name` names the default run folder, runs/<name>."""
 
     name: str = "run"
     seeds: tuple[Seed, ...] = (0,)
@@ -260,6 +53,7 @@ class Config(_Section):
     sft: StageSection = StageSection()
     align: AlignSection = AlignSection()
     arms: tuple[ArmSection, ...] = (ArmSection(loss="dpo"), ArmSection(loss="dpo_sirius"))
+    methods: tuple[MethodSection, ...] = ()
     evaluation: EvaluationSection = EvaluationSection()
     compute: ComputeSection = ComputeSection()
 
@@ -270,6 +64,18 @@ class Config(_Section):
         if isinstance(value, list | tuple):
             return [{"loss": arm} if isinstance(arm, str) else arm for arm in value]
         return value
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _names_are_methods(cls, value: Any) -> Any:
+        """A bare name stands for the method of that name, tuned."""
+        if isinstance(value, list | tuple):
+            return [{"method": method} if isinstance(method, str) else method for method in value]
+        return value
+
+    @property
+    def trains_language_model(self) -> bool:
+        return bool(self.arms) or not self.methods
 
     @field_validator("name")
     @classmethod
@@ -282,7 +88,7 @@ class Config(_Section):
     def _check(self) -> Config:
         found = [
             *self._list_problems(), *self._data_problems(), *self._backbone_problems(), *self._name_problems(),
-            *self._arm_problems(),
+            *self._arm_problems(), *self._method_problems(),
         ]  # fmt: skip
         if found:
             raise Contradictions(found)
@@ -358,7 +164,7 @@ class Config(_Section):
             from sirius_rec.objectives.losses import LOSSES
         except ImportError:  # data-only installation
             return
-        known = list(dict.fromkeys(["sft", *(arm.key for arm in self.arms), *LOSSES]))
+        known = list(dict.fromkeys(["sft", *(arm.key for arm in self.arms), *(m.key for m in self.methods), *LOSSES]))
         if self.evaluation.baseline not in known:
             baseline = self.evaluation.baseline
             message = f"evaluation.baseline: no arm is called '{baseline}'{nearest(baseline, known)}"
@@ -385,6 +191,28 @@ class Config(_Section):
                 has = f"a train slate of {slate_size} has {slate_size - 1}"
                 message = f"{place} ({arm.key}): {sampled} negatives, but {has}"
                 yield Contradiction(message, f"{place}.loss", f"{place}.negatives", "data.slates")
+
+    def _method_problems(self) -> Iterator[Contradiction]:
+        from sirius_rec.rankers.methods import METHODS, check_options
+
+        taken = [*_RESERVED, *(arm.key for arm in self.arms)]
+        for number, method in enumerate(self.methods):
+            place, named = f"methods.{number}", (f"methods.{number}.name", f"methods.{number}.method")
+            if method.method not in METHODS:
+                message = f"{place}: no method is called '{method.method}'{nearest(method.method, METHODS)}"
+                yield Contradiction(message, *named)
+                continue
+            if not _ARM_NAME.fullmatch(method.key):
+                yield Contradiction(f"{named[0]}: '{method.key}' may hold letters, digits, _ and . only", *named)
+            elif method.key in taken:
+                yield Contradiction(f"{named[0]}: '{method.key}' is taken: give the method another name", *named)
+            taken.append(method.key)
+            try:
+                check_options(method.method, method.preset, method.options)
+            except ConfigError as error:
+                yield Contradiction(f"{place} ({method.key}): {error}", f"{place}.options", f"{place}.preset")
+            except ImportError:  # data-only installation
+                continue
 
     def objective(self, arm: ArmSection) -> Any:
         """The arm's `Objective`: its own options over align's β and γ over the preset's."""

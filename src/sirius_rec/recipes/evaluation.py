@@ -46,9 +46,11 @@ def model_slates(config: Config, dataset: Dataset) -> list[str]:
 def method_labels(config: Config) -> dict[str, str]:
     """Method key → how tables call it: an arm's own name, else its preset's label and what differs from the preset."""
     from sirius_rec.objectives.losses import LOSSES
+    from sirius_rec.rankers.methods import method_label
 
     arms = {arm.key: arm.name or _arm_label(config, arm) for arm in config.arms}
-    return {**FLOOR_LABELS, "sft": LOSSES["sft"].label, **arms}
+    methods = {m.key: m.name or method_label(m.method, m.preset, m.options) for m in config.methods}
+    return {**FLOOR_LABELS, "sft": LOSSES["sft"].label, **arms, **methods}
 
 
 def _arm_label(config: Config, arm: ArmSection) -> str:
@@ -87,12 +89,17 @@ def objectives(config: Config) -> dict[str, dict[str, str]]:
 
 def check_trained(run: RunFolder, config: Config) -> None:
     """RunError naming the first model that is not trained yet, and the command that trains it."""
-    stages = [("sft", "sft"), *(("align", arm.key) for arm in config.arms)]
-    for command, method in stages:
-        for seed in config.seeds:
-            if not (run.stage(method, seed) / "done.json").is_file():
-                how = f"sirius {command} {run.config_file} --out {run.path}"
-                raise RunError(f"{run.path}: {method} of seed {seed} is not trained yet: train it with `{how}`")
+    from sirius_rec.recipes.baselines import method_seeds
+
+    language = [("sft", "sft"), *(("align", arm.key) for arm in config.arms)] if config.trains_language_model else []
+    wanted = [(command, key, seed, run.stage(key, seed)) for command, key in language for seed in config.seeds]
+    wanted += [
+        ("run", m.key, seed, run.method(m.key, seed)) for m in config.methods for seed in method_seeds(config, m)
+    ]
+    for command, key, seed, folder in wanted:
+        if not (folder / "done.json").is_file():
+            how = f"sirius {command} {run.config_file} --out {run.path}"
+            raise RunError(f"{run.path}: {key} of seed {seed} is not trained yet: train it with `{how}`")
 
 
 def floors(path: str) -> None:
@@ -101,7 +108,7 @@ def floors(path: str) -> None:
 
     run, config, dataset = open_job(path)
     names = test_slates(config, dataset)
-    if all(_all_there(run, config, method, 0, slates) for method in FLOOR_LABELS for slates in names):
+    if all(all_there(run, config, method, 0, slates) for method in FLOOR_LABELS for slates in names):
         return
     sequences, train = dataset.train_sequences(), dataset.examples("train")
     rankers: dict[str, Any] = {
@@ -113,13 +120,11 @@ def floors(path: str) -> None:
         ),
     }
     for slates in names:
-        histories, candidates = _slate_arrays(dataset, slates)
+        histories, candidates = slate_arrays(dataset, slates)
         for method, ranker in rankers.items():
-            if _all_there(run, config, method, 0, slates):
+            if all_there(run, config, method, 0, slates):
                 continue
-            scores = ranker.score(histories, candidates)
-            for checkpoint in config.evaluation.checkpoints:
-                _write(run, config, dataset, method, 0, slates, checkpoint, scores)
+            write_scores(run, config, dataset, method, 0, slates, ranker.score(histories, candidates))
 
 
 def evaluate_model(path: str, method: str, seed: int) -> None:
@@ -146,7 +151,7 @@ def evaluate_model(path: str, method: str, seed: int) -> None:
             if step in scored:  # best and last are the same step: same weights, same scores
                 _copy(run, config, dataset, method, seed, slates, scored[step], checkpoint, generates)
                 continue
-            histories, candidates = _slate_arrays(dataset, slates)
+            histories, candidates = slate_arrays(dataset, slates)
             if ranker is None:
                 ranker = LLMRanker(
                     place(load_stage_model(config, folder / checkpoint), config),
@@ -166,7 +171,7 @@ def evaluate_model(path: str, method: str, seed: int) -> None:
         scored.setdefault(step, checkpoint)
 
 
-def _slate_arrays(dataset: Dataset, slates: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def slate_arrays(dataset: Dataset, slates: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
     examples = dataset.examples(SlateName.parse(slates).split)
     return (
         [row.to_numpy() for row in examples[HISTORY]],
@@ -174,7 +179,7 @@ def _slate_arrays(dataset: Dataset, slates: str) -> tuple[list[np.ndarray], list
     )
 
 
-def _all_there(run: RunFolder, config: Config, method: str, seed: int, slates: str) -> bool:
+def all_there(run: RunFolder, config: Config, method: str, seed: int, slates: str) -> bool:
     return all(
         (run.scores / table_name(method, seed, slates, checkpoint)).is_file()
         for checkpoint in config.evaluation.checkpoints
@@ -188,6 +193,14 @@ def _write(
     rows = [np.asarray(row).tolist() for row in scores]
     frame = frame.with_columns(pl.Series("scores", rows, dtype=pl.List(pl.Float32)))
     write_table(ScoreTable(method, method_labels(config)[method], seed, slates, checkpoint, frame), run.scores)
+
+
+def write_scores(
+    run: RunFolder, config: Config, dataset: Dataset, method: str, seed: int, slates: str, scores: Any
+) -> None:
+    """The score tables of a method without checkpoints: the same scores under each name of one."""
+    for checkpoint in config.evaluation.checkpoints:
+        _write(run, config, dataset, method, seed, slates, checkpoint, scores)
 
 
 def _answers_file(run: RunFolder, method: str, seed: int, slates: str, checkpoint: str) -> Path:
@@ -220,7 +233,7 @@ def _generate(
     """Greedy answers on a seeded sample of the slates' rows, the same for every method."""
     from sirius_rec.rankers.generation import generate_answers
 
-    histories, candidates = _slate_arrays(dataset, slates)
+    histories, candidates = slate_arrays(dataset, slates)
     examples = dataset.examples(SlateName.parse(slates).split)
     n = min(config.evaluation.generation_rows, len(histories))
     rows = np.sort(np.random.default_rng(0).permutation(len(histories))[:n]).tolist()

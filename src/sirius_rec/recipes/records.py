@@ -80,6 +80,7 @@ def continuation_records(dataset: Dataset, name: SlateName, form: Template, rows
 def train_slates(config: Config) -> SlateName:
     """The slates that training uses."""
     slate = next(s for s in config.data.slates if "train" in s.splits)
+    assert slate.size is not None, "only protocol full has no size, and it covers no train split"
     return SlateName("train", slate.protocol, slate.size, slate.seed)
 
 

@@ -4,6 +4,7 @@ RUN/
   config.yaml  environment.json       what was run, on what
   data/                               the prepared data set (schema.py)
   backbone/                           tokenizer of the tiny backbone
+  methods/<method>/s<seed>/           recommenders without a language model
   pretrain/s<seed>/  sft/s<seed>/  align/<arm>/s<seed>/
       metrics.jsonl  held_out/  checkpoints/  best/  last/  done.json
   reference/s<seed>.npz               cached log π_ref
@@ -109,6 +110,10 @@ class RunFolder:
         """Folder of `pretrain`, `sft` or an arm's training."""
         parts = (name,) if name in ("pretrain", "sft") else ("align", name)
         return self.path.joinpath(*parts, f"s{seed}")
+
+    def method(self, key: str, seed: int) -> Path:
+        """Folder of a recommender without a language model."""
+        return self.path / "methods" / key / f"s{seed}"
 
     def reference(self, seed: int) -> Path:
         return self.path / "reference" / f"s{seed}.npz"

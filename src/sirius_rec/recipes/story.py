@@ -48,14 +48,15 @@ def prepare_data(
 
 def stage_jobs(run: RunFolder, config: Config, stages: Iterable[str]) -> list[Job]:
     """Jobs of the training and scoring stages, each after what it needs."""
-    from sirius_rec.recipes import evaluation, reference, training
+    from sirius_rec.recipes import baselines, evaluation, reference, training
 
     wanted = set(stages)
     path = str(run.path)
     jobs: list[Job] = []
     tiny = config.backbone.name == "tiny" and config.backbone.pretrain is not None
     references = any(config.objective(arm).needs_reference for arm in config.arms)
-    for seed in config.seeds:
+    language = config.trains_language_model
+    for seed in config.seeds if language else ():
         if "sft" in wanted:
             if tiny:
                 jobs.append(Job(f"pretrain s{seed}", training.pretrain, (path, seed)))
@@ -69,7 +70,10 @@ def stage_jobs(run: RunFolder, config: Config, stages: Iterable[str]) -> list[Jo
                 jobs.append(Job(f"{arm.key} s{seed}", training.align, (path, arm.key, seed), frozenset(needs)))
     if "evaluate" in wanted:
         jobs.append(Job("floors", evaluation.floors, (path,)))
-        for method in ("sft", *(arm.key for arm in config.arms)):
+        for entry in config.methods:
+            for seed in baselines.method_seeds(config, entry):
+                jobs.append(Job(f"{entry.key} s{seed}", baselines.fit_method, (path, entry.key, seed)))
+        for method in ("sft", *(arm.key for arm in config.arms)) if language else ():
             for seed in config.seeds:
                 needs = {f"{method} s{seed}"}
                 name = f"evaluate {method} s{seed}"
@@ -89,8 +93,9 @@ def run_stages(run: RunFolder, config: Config, stages: Iterable[str], say: Say) 
         try:
             models.check_device(config)
             dataset = prepare_data(config, run, say)
-            models.prepare_backbone(run, config, dataset)
-            check_prompts(run, config, dataset)
+            if config.trains_language_model:
+                models.prepare_backbone(run, config, dataset)
+                check_prompts(run, config, dataset)
         except SiriusError:
             run.discard_if_untrained()
             raise
