@@ -115,6 +115,32 @@ def _run(config: Path, overrides: list[str] | None, out: Path | None, json_file:
 
 
 @app.command()
+def compare(
+    config: ConfigArg, overrides: OverridesArg = None, out: OutOption = None, json_file: JsonOption = None
+) -> None:
+    """Train and score every method and arm × seed on the same slates; tests against the strongest baseline.
+
+    Does what is missing of `sirius run` and goes on where it stopped.
+
+    Example: sirius compare configs/compare.yaml --out runs/compare --json table.json
+    """
+    from sirius_rec.data.store import open_dataset
+    from sirius_rec.recipes import comparison
+    from sirius_rec.recipes.story import STAGES, finish
+    from sirius_rec.terminal import print_comparison
+
+    _check_json(json_file)
+    folder = _stages(config, overrides, out, STAGES)
+    loaded = folder.config()
+    finish(folder, loaded, say)
+    results = comparison.compare(folder, loaded, open_dataset(folder.data))
+    print_comparison(results)
+    _write_json(json_file, results)
+    say(f"comparison: {folder.path / comparison.FILE}")
+    say(f"report:     {folder.path / 'report.html'}")
+
+
+@app.command()
 def prepare(
     config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help="YAML file with a data section.")] = None,
     overrides: OverridesArg = None,

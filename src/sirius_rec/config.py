@@ -164,7 +164,9 @@ class Config(Section):
             from sirius_rec.objectives.losses import LOSSES
         except ImportError:  # data-only installation
             return
-        known = list(dict.fromkeys(["sft", *(arm.key for arm in self.arms), *(m.key for m in self.methods), *LOSSES]))
+        known = list(
+            dict.fromkeys(["sft", *(arm.key for arm in self.arms), *(m.key for m in self.methods), *FLOORS, *LOSSES])
+        )
         if self.evaluation.baseline not in known:
             baseline = self.evaluation.baseline
             message = f"evaluation.baseline: no arm is called '{baseline}'{nearest(baseline, known)}"

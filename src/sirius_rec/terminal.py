@@ -16,6 +16,41 @@ _COLUMNS = {"hr@1": "HR@1", "ndcg@10": "NDCG@10", "mrr": "MRR", VALID: "Valid", 
 _HIT_WIDTH = len("0.000* [0.000, 0.000]")
 
 
+_WIDE = {"hr@1": "HR@1", "hr@5": "HR@5", "hr@10": "HR@10", "ndcg@5": "NDCG@5", "ndcg@10": "NDCG@10", VALID: "Valid"}
+
+
+def print_comparison(results: Mapping[str, Any], console: Console | None = None) -> None:
+    """Per slates: every method by falling HR@1 with the paper's columns, cost, and its test against the baseline."""
+    console = console or Console(highlight=False)
+    labels = {row["method"]: row["label"] for row in results["summary"]}
+    for slates, checkpoint in sorted({(row["slates"], row["checkpoint"]) for row in results["summary"]}):
+        here = [
+            [row for row in results[part] if (row["slates"], row["checkpoint"]) == (slates, checkpoint)]
+            for part in ("summary", "rows", "paired")
+        ]
+        _print_comparison_part(console, f"{slates}, {checkpoint} epoch", here, labels, results["baseline"])
+
+
+def _print_comparison_part(
+    console: Console, title: str, parts: Sequence[Sequence[Row]], labels: Mapping[str, str], baseline: str
+) -> None:
+    summary, rows, tests = parts
+    room = max(map(len, labels.values()))
+    console.print(f"\n{title}, {summary[0]['n']:,} rows; tests: HR@1 against {labels[baseline]}, p by Holm\n")
+    head = "method".ljust(room) + "".join(f"{name:>9}" for name in _WIDE.values()) + "  95 % HR@1        seconds"
+    console.print(Text(head + "  against", style="underline"), soft_wrap=True)
+    found = {test["method"]: test for test in tests if test["against"] == baseline}
+    for row in sorted(summary, key=lambda r: -r["hr@1"]):
+        cells = "".join(f"{row[key]:9.3f}" if row.get(key) is not None else f"{'–':>9}" for key in _WIDE)
+        span = f"[{row['hr@1_low']:.3f}, {row['hr@1_high']:.3f}]" if row["hr@1_low"] is not None else ""
+        seconds = [r["training_seconds"] for r in rows if r["method"] == row["method"] and r.get("training_seconds")]
+        cost = f"{sum(seconds) / len(seconds):9.0f}" if seconds else " " * 9
+        test = found.get(row["method"])
+        said = f"{test['difference']:+.3f} {decision(test)}" if test else ""
+        line = f"{row['label']:<{room}}{cells}  {span:<16}{cost}  {said}"
+        console.print(Text(line.rstrip(), style="dim" if row["method"] in FLOORS else ""), soft_wrap=True)
+
+
 def _width(key: str) -> int:
     return _HIT_WIDTH if key == "hr@1" else max(len(_COLUMNS[key]), len("0.000*"))
 
@@ -44,7 +79,7 @@ def _print_part(console: Console, slates: str, checkpoint: str, rows: Sequence[R
         console.print("\n+ SIRIUS against its base, HR@1 on the same rows (paired test, p by Holm)")
     wide = max((len(labels[test["against"]]) for test in pairs), default=0)
     for test in pairs:
-        console.print(_pair(test, labels[test["against"]].ljust(wide)), no_wrap=True, crop=False)
+        console.print(_pair(test, labels[test["against"]].ljust(wide)), soft_wrap=True)
 
 
 def _table(rows: Sequence[Row], width: int) -> list[Text]:
@@ -117,7 +152,7 @@ def print_theory(content: Mapping[str, Any], console: Console | None = None) -> 
         estimate = f"{row['monte_carlo']:.4f} ± {row['stderr']:.4f}"
         square = f"({row['coordinates'].replace(',', ', ')})"
         line = f"{row['epsilon']:6g}  {square}  {row['area']:.4f}  {estimate}  {printed:>9}"
-        console.print(line.rstrip(), no_wrap=True, crop=False)
+        console.print(line.rstrip(), soft_wrap=True)
     console.print("\nExample 1 (printed: p_ik 0.04, derivative 0.19)\n")
     for row in content["example1"]:
         rewards = ", ".join(f"{r:g}" for r in row["rewards"])

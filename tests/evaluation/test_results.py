@@ -84,6 +84,16 @@ def test_paired_tests():
     assert results["curves"] == {} and results["notes"]
 
 
+def test_a_method_without_seeds_stands_against_every_seed():
+    """EASE has one table, DPO two: both seeds of DPO are paired with it."""
+    tables = [table("dpo", seed=s, wins=lambda r, s=s: r % 5 != s) for s in (0, 1)]
+    tables.append(table("ease", wins=lambda r: r % 2 == 0))
+    (test,) = build(tables, baseline="ease", unseeded=("ease",))["paired"]
+    assert test["seeds"] == [0, 1] and test["difference"] == pytest.approx(0.3)
+    (floor,) = build([*tables[:2], table("popularity", wins=lambda r: r % 2 == 0)], baseline="popularity")["paired"]
+    assert {**floor, "against": "ease"} == test
+
+
 def test_missing_baseline_is_noted_and_floors_are_not_tested():
     results = build([table("dpo", wins=lambda r: True), table("popularity", wins=lambda r: False)])
     assert results["paired"] == []

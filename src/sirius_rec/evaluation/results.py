@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -219,17 +219,24 @@ def _summary(block: _Block, members: list[_Scored], generated: list[_Generated])
 
 
 def _pairs(methods: Iterable[str], baseline: str) -> list[tuple[str, str]]:
-    """(method, against): every trained method against the baseline, every <x>_sirius against <x>."""
-    trained = [method for method in methods if method not in FLOORS]
-    pairs = [(method, baseline) for method in trained if method != baseline and baseline in trained]
+    """(method, against): every method but the floors against the baseline, every <x>_sirius against <x>."""
+    known = list(methods)
+    trained = [method for method in known if method not in FLOORS]
+    pairs = [(method, baseline) for method in trained if method != baseline and baseline in known]
     bases = [(method, method.removesuffix("_sirius")) for method in trained if method.endswith("_sirius")]
     return pairs + [pair for pair in bases if pair[1] in trained and pair not in pairs]
 
 
-def _paired(block: _Block, by_method: dict[str, list[_Scored]], baseline: str, seed: int) -> list[dict[str, Any]]:
+def _paired(
+    block: _Block, by_method: dict[str, list[_Scored]], baseline: str, seed: int, unseeded: Collection[str]
+) -> list[dict[str, Any]]:
     tests: list[dict[str, Any]] = []
     for method, against in _pairs(by_method, baseline):
         left, right = ({m.table.seed: m.values[PAIRED_METRIC] for m in by_method[name]} for name in (method, against))
+        if method in unseeded:  # stands against every seed of the other
+            left = dict.fromkeys(right, next(iter(left.values())))
+        if against in unseeded:
+            right = dict.fromkeys(left, next(iter(right.values())))
         shared = sorted(left.keys() & right.keys())
         # without a common seed there is nothing to pair but the seed means
         a, b = (
@@ -296,6 +303,7 @@ def build_results(
     data: Mapping[str, Any] | None = None,
     objectives: Mapping[str, Mapping[str, str]] | None = None,
     baseline: str,
+    unseeded: Collection[str] = FLOORS,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Everything results.json holds, ready for `write_results`.
@@ -305,7 +313,7 @@ def build_results(
     generation: per method, seed, slates and checkpoint one dict with these four keys and "row_id", "valid", "hit"
     (equally long; 0 or 1; a hit is valid). curves: {method: {seed: [{"epoch", "step", …}]}}. objectives:
     {method: {"reward", "comparison"}} of trained methods, for `diagnose`. baseline: the method that every trained
-    method is tested against. seed: of resampling.
+    method is tested against. unseeded: methods that come out the same with every seed. seed: of resampling.
 
     Raises DataError, naming the table and row, when a table does not fit the examples or the other tables.
     """
@@ -334,7 +342,7 @@ def build_results(
             generations = [made.get(member.table.key) for member in members]
             rows += [_row(block, member, entry) for member, entry in zip(members, generations, strict=True)]
             summary.append(_summary(block, members, [entry for entry in generations if entry is not None]))
-        paired += _paired(block, by_method, baseline, seed)
+        paired += _paired(block, by_method, baseline, seed, unseeded)
         if baseline not in by_method and any(method not in FLOORS for method in by_method):
             missing.append(f"{slates}, checkpoint {checkpoint}")
     results = {

@@ -12,9 +12,10 @@ import polars as pl
 
 from sirius_rec.config import ArmSection, Config
 from sirius_rec.errors import ConfigError, RunError
-from sirius_rec.evaluation.floors import FLOOR_LABELS
+from sirius_rec.evaluation.floors import FLOOR_LABELS, FLOORS
 from sirius_rec.evaluation.results import build_results, read_results, write_results
 from sirius_rec.evaluation.tables import ScoreTable, read_tables, table_name, write_table
+from sirius_rec.rankers.methods import METHODS, method_label
 from sirius_rec.recipes.diagnosis import read_curves
 from sirius_rec.recipes.job import Ticker, open_job, say
 from sirius_rec.recipes.models import computes_in_bf16, load_run_tokenizer, load_stage_model, place
@@ -46,7 +47,6 @@ def model_slates(config: Config, dataset: Dataset) -> list[str]:
 def method_labels(config: Config) -> dict[str, str]:
     """Method key → how tables call it: an arm's own name, else its preset's label and what differs from the preset."""
     from sirius_rec.objectives.losses import LOSSES
-    from sirius_rec.rankers.methods import method_label
 
     arms = {arm.key: arm.name or _arm_label(config, arm) for arm in config.arms}
     methods = {m.key: m.name or method_label(m.method, m.preset, m.options) for m in config.methods}
@@ -262,6 +262,13 @@ def _generate(
 
 def collect(run: RunFolder, config: Config, dataset: Dataset) -> dict[str, Any]:
     """Score tables, answers and curves → results.json."""
+    results = gather(run, config, dataset, config.evaluation.baseline)
+    write_results(results, run.results)
+    return results
+
+
+def gather(run: RunFolder, config: Config, dataset: Dataset, baseline: str) -> dict[str, Any]:
+    """What results.json holds, with paired tests against `baseline`."""
     tables = read_tables(run.scores) if run.scores.is_dir() else []
     if not tables:
         raise RunError(f"{run.scores}: no score tables: run `sirius evaluate` first")
@@ -270,7 +277,7 @@ def collect(run: RunFolder, config: Config, dataset: Dataset) -> dict[str, Any]:
     splits = sorted({SlateName.parse(name).split for name in names})
     examples = pl.concat([dataset.examples(split).select(ROW_ID, USER_ID, TARGET) for split in splits])
     info = dataset.info
-    results = build_results(
+    return build_results(
         tables,
         examples=examples,
         truths={name: truth for name, truth in truths.items() if truth is not None},
@@ -288,10 +295,9 @@ def collect(run: RunFolder, config: Config, dataset: Dataset) -> dict[str, Any]:
             "slates": info["slates"],
         },
         objectives=objectives(config),
-        baseline=config.evaluation.baseline,
+        baseline=baseline,
+        unseeded=(*FLOORS, *(m.key for m in config.methods if not METHODS[m.method].trained)),
     )
-    write_results(results, run.results)
-    return results
 
 
 def report_run(run: RunFolder) -> Path:

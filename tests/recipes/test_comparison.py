@@ -1,0 +1,147 @@
+"""`sirius compare`: methods without a language model in the run's folder, slates and tables; resumable."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from sirius_rec import cli
+from sirius_rec.config import parse_config
+from sirius_rec.errors import ConfigError, RunError
+from sirius_rec.evaluation.floors import FLOORS
+from sirius_rec.evaluation.metrics import per_example, target_positions
+from sirius_rec.rankers.linear import EASE
+from sirius_rec.rankers.methods import METHODS
+from sirius_rec.rankers.sequential.ranker import SequentialRanker
+from sirius_rec.recipes.evaluation import check_trained, slate_arrays
+from sirius_rec.recipes.run_folder import RunFolder
+
+CONFIG = """
+name: c
+seeds: [0, 1]
+data:
+  source: simulated
+  options: {n_items: 80, n_users: 60, events_per_user: 14}
+  window: {max_history: 5, min_history: 5}
+  slates: [{size: 6}, {size: 12, splits: [test]}]
+arms: []
+methods:
+  - markov
+  - recency
+  - item_knn_shrunk
+  - {method: ease, options: {l2: 7.0}}
+  - {method: sasrec, options: {epochs: 2, dimension: 8, length: 5}}
+  - {method: gru4rec, preset: paper, options: {epochs: 1}}
+  - {method: caser, name: conv, options: {epochs: 1}}
+"""
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], str]:
+    folder = tmp_path_factory.mktemp("compare")
+    (folder / "c.yaml").write_text(CONFIG)
+    arguments = ["compare", str(folder / "c.yaml"), "--out", str(folder / "run"), "--json", str(folder / "t.json")]
+    result = CliRunner().invoke(cli.app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return folder / "run", json.loads((folder / "t.json").read_text()), result.output
+
+
+def test_every_method_on_the_same_slates(compared: tuple[Path, dict[str, Any], str]) -> None:
+    run, found, output = compared
+    seeded = {"sasrec": [0, 1], "gru4rec_paper": [0, 1], "conv": [0, 1]}
+    once = {key: [0] for key in (*FLOORS, "markov", "recency", "item_knn_shrunk", "ease")}
+    slates = {"test-uniform-6-s0", "test-uniform-12-s0"}
+    made: dict[str, dict[str, list[int]]] = {}
+    for row in found["rows"]:
+        made.setdefault(row["slates"], {}).setdefault(row["method"], []).append(row["seed"])
+        assert {"method", "seed", "slates", "hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10", "valid_ratio"} <= set(row)
+    assert set(made) == slates and all(seeds == {**seeded, **once} for seeds in made.values())
+    assert "EASE^R, l2=7" in output and "GRU4Rec, paper's settings, epochs=1" in output and "conv" in output
+    sasrec = next(row for row in found["rows"] if row["method"] == "sasrec")
+    assert sasrec["parameters"] == sasrec["trainable_parameters"] > 0 and sasrec["training_seconds"] > 0
+    assert not (run / "sft").exists() and not (run / "backbone").exists()
+
+
+def test_the_table_holds_what_the_ranker_scores(compared: tuple[Path, dict[str, Any], str]) -> None:
+    run, found, _ = compared
+    folder = RunFolder(run)
+    from sirius_rec.data.store import open_dataset
+
+    dataset = open_dataset(folder.data)
+    histories, candidates = slate_arrays(dataset, "test-uniform-12-s0")
+    targets = target_positions(candidates, dataset.examples("test")["target"].to_numpy())
+    rankers = {
+        ("ease", 0): EASE(7.0).fit(dataset.train_sequences(), dataset.n_items),
+        ("sasrec", 1): SequentialRanker.load(folder.method("sasrec", 1)),
+    }
+    for (method, seed), ranker in rankers.items():
+        hit = per_example(ranker.score(histories, candidates), targets)["hr@1"].to_numpy().mean()
+        key = (method, seed, "test-uniform-12-s0")
+        row = next(r for r in found["rows"] if (r["method"], r["seed"], r["slates"]) == key)
+        assert row["hr@1"] == pytest.approx(hit)
+
+
+def test_tests_are_against_the_strongest_baseline(compared: tuple[Path, dict[str, Any], str]) -> None:
+    _, found, output = compared
+    first = [row for row in found["summary"] if row["slates"] == "test-uniform-6-s0"]
+    best = max(row["hr@1"] for row in first)
+    assert next(row["hr@1"] for row in first if row["method"] == found["baseline"]) == best
+    tested = [t for t in found["paired"] if t["slates"] == "test-uniform-6-s0"]
+    assert {t["against"] for t in tested} == {found["baseline"]} and len(tested) >= 6
+    assert any("chosen for its HR@1" in note for note in found["notes"]) and "p by Holm" in output
+
+
+def test_a_second_time_nothing_is_trained(compared: tuple[Path, dict[str, Any], str]) -> None:
+    run, _, _ = compared
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.suffix in (".safetensors", ".parquet")}
+    (run / "scores" / "sasrec-s1-test-uniform-12-s0-best.parquet").unlink()
+    kept = (run / "comparison.json").read_bytes()
+    result = CliRunner().invoke(cli.app, ["compare", str(run.parent / "c.yaml"), "--out", str(run)])
+    assert result.exit_code == 0 and "epoch" not in result.output.split("done in")[0]
+    assert (run / "comparison.json").read_bytes() == kept
+    after = {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.suffix in (".safetensors", ".parquet")}
+    assert {p for p in before if after[p] != before[p]} == {
+        run / "scores" / "sasrec-s1-test-uniform-12-s0-best.parquet"
+    }
+
+
+def test_evaluate_trains_nothing(compared: tuple[Path, dict[str, Any], str], tmp_path: Path) -> None:
+    run, _, _ = compared
+    folder = RunFolder(run)
+    check_trained(folder, folder.config())
+    done = folder.method("conv", 1) / "done.json"
+    done.rename(tmp_path / "done.json")
+    with pytest.raises(RunError, match="conv of seed 1 is not trained yet"):
+        check_trained(folder, folder.config())
+    (tmp_path / "done.json").rename(done)
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        ("[sasreq]", "no method is called 'sasreq', did you mean 'sasrec'"),
+        ("[sasrec, sasrec]", "methods.1.name: 'sasrec' is taken"),
+        ("[{method: ease, name: popularity}]", "methods.0.name: 'popularity' is taken"),
+        ("[{method: ease, name: a/b}]", "letters, digits"),
+        ("[{method: sasrec, options: {epoch: 3}}]", r"methods.0 \(sasrec\): unknown option 'epoch'"),
+        ("[{method: sasrec, options: {loss: hinge}}]", "unknown loss 'hinge'"),
+        ("[{method: ease, options: {l2: -1}}]", "ease l2: -1"),
+        ("[{method: markov, preset: paper}]", "markov has no settings of the paper"),
+        ("[{method: markov, options: {order: 2}}]", "unknown option 'order' of markov: it takes none"),
+    ],
+)
+def test_wrong_methods_are_one_line(methods: str, message: str) -> None:
+    import yaml
+
+    raw = yaml.safe_load(CONFIG) | {"methods": yaml.safe_load(methods)}
+    with pytest.raises(ConfigError, match=message):
+        parse_config(raw, "c.yaml")
+
+
+def test_every_method_has_a_label() -> None:
+    assert all(method.label for method in METHODS.values()) and np.all([m not in FLOORS for m in METHODS])
