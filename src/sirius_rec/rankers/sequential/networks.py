@@ -22,7 +22,7 @@ class Network(nn.Module):
         self.items = nn.Embedding(n_items + 1, dimension, padding_idx=n_items)
         self.bias = nn.Parameter(torch.zeros(n_items))
         self.dropout = nn.Dropout(dropout)
-        nn.init.normal_(self.items.weight, std=dimension**-0.5)
+        nn.init.normal_(self.items.weight, std=0.02)
         with torch.no_grad():
             self.items.weight[n_items].zero_()
 

@@ -78,10 +78,12 @@ PAPER: dict[str, SequentialOptions] = {
     "gru4rec": SequentialOptions("gru4rec", layers=1, loss="bpr", negatives=1, weight_decay=1e-5, decoupled=False),
     "caser": SequentialOptions("caser", layers=1, loss="bce", negatives=3, weight_decay=1e-5, decoupled=False),
 }
+# Chosen on Last.fm validation slates (docs/experiments.md): small steps of few pieces, and longer pieces than windows.
+_TUNED: dict[str, Any] = {"length": 20, "batch_size": 16, "weight_decay": 0.1}
 TUNED: dict[str, SequentialOptions] = {
-    "sasrec": SequentialOptions("sasrec", weight_decay=0.1),
-    "gru4rec": SequentialOptions("gru4rec", layers=1, weight_decay=0.1),
-    "caser": SequentialOptions("caser", layers=1, weight_decay=0.1),
+    "sasrec": SequentialOptions("sasrec", **_TUNED),
+    "gru4rec": SequentialOptions("gru4rec", layers=1, **_TUNED),
+    "caser": SequentialOptions("caser", layers=1, weight_decay=0.1, batch_size=64),
 }
 PRESETS = {"paper": PAPER, "tuned": TUNED}
 
