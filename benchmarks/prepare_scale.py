@@ -6,7 +6,8 @@ Each size runs in a process of its own, so that its peak memory is its own. The 
 events (mean 50), items by Zipf's law, seconds as timestamps, several events in a second (ties), rows in order of time.
 Preparing means all of it: read CSV, break ties, 5-core, split by user, window, freeze uniform slates of 20 for every
 row of train, val and test, fingerprint, write. Beside that, how long a raw gzip dump takes to read, and with which
-memory, at two lengths. `--quick` runs a tenth of every size.
+memory, at two lengths. `--quick` runs a tenth of every size. The load average before each part stands beside its
+figures: where other work keeps the cores busy, seconds are an upper bound.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ def write_log(folder: Path, events: int, seed: int = 0) -> None:
 
 def one(folder: Path) -> dict[str, Any]:
     """Prepare the log in `folder`; seconds and peak memory of this process."""
-    from sirius_rec.data.prepare import FilterOptions, SlateOptions, prepare
+    from sirius_rec.data.options import FilterOptions, SlateOptions
+    from sirius_rec.data.prepare import prepare
 
     stages: list[tuple[str, float]] = []
     start = time.perf_counter()
@@ -157,6 +159,17 @@ def _child(*arguments: str) -> dict[str, Any]:
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
+def _load() -> float:
+    """What keeps the cores busy, this script's own work of the last minute included."""
+    return round(os.getloadavg()[0], 1)
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run all sizes and print, or write, one JSON object."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -182,23 +195,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "polars": pl.__version__,
         "numpy": np.__version__,
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpu": _cpu(),
+        "quick": options.quick,
         "prepare": [],
         "stream": [],
-        "slates": _child("--slates", str(SLATE_ROWS // share)),
+        "slates": {"load_before": _load(), **_child("--slates", str(SLATE_ROWS // share))},
     }
     print(f"slates: {outcome['slates']}", file=sys.stderr)
     for lines in (line // share for line in STREAMS):
         with tempfile.TemporaryDirectory() as folder:
             write_dump(Path(folder), lines)
             size_mib = (Path(folder) / "goodreads_interactions_x.json.gz").stat().st_size / 2**20
-            outcome["stream"].append({"gz_mib": round(size_mib), **_child("--stream", folder)})
+            measured = {"gz_mib": round(size_mib), "load_before": _load(), **_child("--stream", folder)}
+            outcome["stream"].append(measured)
         print(json.dumps(outcome["stream"][-1]), file=sys.stderr)
     for size in options.sizes or [size // share for size in SIZES]:
         with tempfile.TemporaryDirectory() as folder:
             write_log(Path(folder), size)
             size_mib = (Path(folder) / "interactions.csv").stat().st_size / 2**20
-            load = round(os.getloadavg()[0], 1)  # what else kept the cores busy
-            measured = {"interactions": size, "csv_mib": round(size_mib), "load_before": load}
+            measured = {"interactions": size, "csv_mib": round(size_mib), "load_before": _load()}
             measured |= _child("--one", folder)
         outcome["prepare"].append(measured)
         print(json.dumps(measured), file=sys.stderr)

@@ -10,6 +10,7 @@ import yaml
 
 from sirius_rec.config import Config, TinySection, load_config, parse_config
 from sirius_rec.config_yaml import apply_overrides
+from sirius_rec.data.sources import SOURCES
 from sirius_rec.errors import ConfigError
 
 
@@ -132,8 +133,8 @@ def test_wrong_types_and_ranges(text: str, message: str) -> None:
         ),
         ("data: {source: tabel}", "data.source: no source is called 'tabel', did you mean 'table'?"),
         (
-            "data: {source: amazon}",
-            "data.source: no source is called 'amazon' (known: table, windows, lastfm, simulated)",
+            "data: {source: netflix}",
+            f"data.source: no source is called 'netflix' (known: {', '.join(SOURCES)})",
         ),
         (
             "align: {batch_size: 32, micro_batch_size: 5}",

@@ -53,14 +53,15 @@ def _open(config: Path, overrides: list[str] | None, out: Path | None) -> tuple[
     return open_run(out or Path("runs") / loaded.name, loaded), loaded
 
 
-def _check_json(path: Path | None) -> None:
+def _check_json(path: Path | None, option: str = "--json") -> None:
     """Say before the work, not after it, that its outcome cannot be written."""
     if path is None:
         return
     if path.is_dir():
-        raise ConfigError(f"--json {path}: is a folder: name a file in it, for example {path / 'outcome.json'}")
+        example = path / ("report.html" if option == "--out" else "outcome.json")
+        raise ConfigError(f"{option} {path}: is a folder: name a file in it, for example {example}")
     if not path.absolute().parent.is_dir():
-        raise ConfigError(f"--json {path}: the folder {path.absolute().parent} does not exist: make it first")
+        raise ConfigError(f"{option} {path}: the folder {path.absolute().parent} does not exist: make it first")
 
 
 def _write_json(path: Path | None, content: Any) -> None:
@@ -326,17 +327,25 @@ def diagnose(
 
 
 @app.command()
-def report(run: RunArg) -> None:
-    """Write report.html and figures/ from a run's results.json.
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders over the same data and slates.")],
+    baseline: Annotated[str | None, typer.Option(metavar="METHOD", help="What paired tests are against.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The page. Default: RUN/report.html, and RUN/figures/.")] = None,
+) -> None:
+    """One self-contained HTML page of one run, or of several side by side; figures as PNG and SVG beside it.
 
-    Example: sirius report runs/lastfm
+    Example: sirius report runs/lastfm --baseline item_knn
+
+    Example: sirius report runs/a runs/b --out compared.html
     """
     from sirius_rec.recipes.evaluation import report_run
     from sirius_rec.recipes.run_folder import RunFolder
 
-    folder = RunFolder(run)
-    folder.config()
-    say(f"report: {report_run(folder)}")
+    _check_json(out, "--out")
+    folders = [RunFolder(run) for run in runs]
+    for folder in folders:
+        folder.config()
+    say(f"report: {report_run(*folders, baseline=baseline, out=out)}")
 
 
 @app.command()

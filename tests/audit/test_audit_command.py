@@ -12,7 +12,8 @@ import pytest
 
 from sirius_rec.audit.audit import read_audit
 from sirius_rec.cli import main
-from sirius_rec.data.prepare import SlateOptions, WindowOptions, prepare
+from sirius_rec.data.options import SlateOptions, WindowOptions
+from sirius_rec.data.prepare import prepare
 from sirius_rec.data.store import open_dataset
 from sirius_rec.evaluation.tables import ScoreTable, write_table
 

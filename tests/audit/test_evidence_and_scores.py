@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sirius_rec.audit.audit import audit, read_audit
+from sirius_rec.audit.companions import _teachers
 from sirius_rec.audit.evidence import Evidence, judge, monte_carlo_p, worst
 from sirius_rec.audit.learned_order import learned_order
 from sirius_rec.audit.model_scores import surviving
@@ -66,6 +67,17 @@ def test_monte_carlo_p_is_at_least_the_binomial_tail() -> None:
     assert monte_carlo_p(hits, np.full(100, 0.2), np.arange(10.0) + 20) == 1.0
 
 
+def test_no_row_teaches_itself_its_companions() -> None:
+    """Under any dealing: its own negatives would agree with its slate whole, whatever target they are dealt to."""
+    rng = np.random.default_rng(0)
+    slates = slate_set(np.sort(rng.permuted(np.tile(np.arange(30), (12, 1)), axis=1)[:, :8]).tolist(), [3] * 12)
+    rows = np.arange(12)
+    for _ in range(200):
+        dealt = rng.permutation(12)
+        teacher = _teachers(slates, slates.target_R[dealt], (rows, np.argsort(dealt)), rng)
+        assert (teacher != rows[:, None]).all()
+
+
 def test_learned_order_puts_a_hidden_order_right() -> None:
     rng = np.random.default_rng(0)
     hidden = rng.permutation(60)  # item → place
@@ -103,6 +115,8 @@ def test_share_of_a_model_that_survives(tmp_path: Path) -> None:
         ('{"row": 9, "scores": [1, 2]}', r"line 1: row 9 is not among the 2 rows"),
         ('{"row": 0, "scores": [1]}', r"line 1: 1 scores for a slate of 2"),
         ('{"row": 0}', r"line 1: not \{\"row\": 0"),
+        ('{"row": 1e999, "scores": [1, 2]}', r"line 1: not \{\"row\": 0"),
+        ('{"row": 0, "scores": [1, 2]}\n{"row": 0, "scores": [2, 1]}', r"line 2: row 0 has scores already"),
         ("nonsense", r"line 1: not \{\"row\": 0"),
     ],
 )

@@ -136,6 +136,7 @@ def test_id_columns_by_item_id_and_by_title(tmp_path: Path) -> None:
 
 
 GOOD = '{"history": ["a"], "target": "b", "candidates": ["b", "c"]}'
+LONG_NUMBER = GOOD.replace("}", ', "more": ' + "9" * 5000 + "}")
 
 
 @pytest.mark.parametrize(
@@ -158,6 +159,11 @@ GOOD = '{"history": ["a"], "target": "b", "candidates": ["b", "c"]}'
         (f'{GOOD}\n{{"history": ["a"], "target": "b"}}', r"line 2: no candidates, but other rows have them"),
         (GOOD.replace("}", ', "split": "dev"}'), r"line 1: split 'dev' is not one of train, val, test"),
         (GOOD.replace("}", ', "timestamp": "now"}'), r"line 1: timestamp 'now' is not a number"),
+        (GOOD.replace("}", ', "timestamp": 1e999}'), r"line 1: timestamp is out of range"),
+        (GOOD.replace("}", ', "epoch": NaN}'), r"line 1: epoch is out of range"),
+        (GOOD.replace("}", f', "row_id": {10**20}}}'), r"line 1: row_id is out of range"),
+        (LONG_NUMBER, r"x\.jsonl, line 1: not JSON"),
+        (f"[{LONG_NUMBER}]", r"x\.jsonl: not JSON"),
         ('{"prompt": 3, "chosen": "a", "rejected": "b"}', r"line 1: 3 is neither text nor messages"),
         ('{"prompt": "p", "chosen": "", "rejected": "b"}', r"line 1: chosen or rejected is empty"),
     ],
@@ -177,6 +183,14 @@ def test_faults_of_the_other_files(tmp_path: Path) -> None:
         read_material(tmp_path / "none.json")
     with pytest.raises(ConfigError, match="--slates chooses among the slates of a dataset folder"):
         read_material(path, slates="test-uniform-20-s0")
+    for row, message in (
+        ("u,,5", "line 3: empty item_id"),
+        (",a,5", "line 3: empty user_id"),
+        ("u,a,inf", "line 3: timestamp 'inf' is not"),
+    ):
+        (tmp_path / "log.csv").write_text(f"user_id,item_id,timestamp\nu,a,1\n{row}\n")
+        with pytest.raises(DataError, match=message):
+            read_material(path, train=[tmp_path / "log.csv"])
     (tmp_path / "ids.csv").write_text("key,year\n1,2\n")
     with pytest.raises(DataError, match="no column item_id or title"):
         read_material(path, ids=tmp_path / "ids.csv")

@@ -63,6 +63,18 @@ def test_undecodable_and_endless_lines_are_counted(tmp_path: Path, monkeypatch: 
     assert "not UTF-8 text" in account.first[0][1] and "longer than" in account.first[1][1]
 
 
+def test_lines_behind_a_long_one_in_its_block_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """55 bytes, of which 48 were read while no line end had come: the fourth read brings two more lines with it."""
+    monkeypatch.setattr(module, "_LONGEST", 50)
+    monkeypatch.setattr(module.blocks, "__kwdefaults__", {"size": 16})
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * 55 + b"\ntwo\n3\n")
+    account = Account(path)
+    got = [pair for block in lines(path, account) for pair in block]
+    assert got == [(1, "x" * 55), (2, "two"), (3, "3")]
+    assert (account.read, account.malformed) == (3, 0)
+
+
 def test_the_share_decides(tmp_path: Path) -> None:
     account = Account(tmp_path / "f.json", read=1000, kept=998)
     account.bad(17, "not JSON")

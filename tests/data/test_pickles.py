@@ -64,6 +64,43 @@ def test_what_is_no_table(tmp_path: Path, content: bytes, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def called(name: str, args: bytes, state: bytes = b"") -> bytes:
+    """Opcodes that call `name` with args and give the result a state."""
+    module, _, function = name.rpartition(".")
+    return f"c{module}\n{function}\n".encode() + args + b"R" + (state + b"b" if state else b"")
+
+
+def text_of(word: str) -> bytes:
+    return b"X" + len(word).to_bytes(4, "little") + word.encode()
+
+
+def number(value: int) -> bytes:
+    return b"J" + value.to_bytes(4, "little")
+
+
+def array_of(data: bytes) -> bytes:
+    dtype = called("numpy.dtype", b"(" + text_of("i8") + b"t")
+    state = b"(" + number(1) + b"(" + number(1 << 20) + b"t" + dtype + b"\x89" + data + b"t"
+    return called("numpy.core.multiarray._reconstruct", b"(t", state)
+
+
+@pytest.mark.parametrize(
+    ("index_args", "message"),
+    [
+        (number(1) + number(2), "'int' object has no attribute 'get'"),
+        # bytes(8 << 20) would be a column of a million zeros out of four bytes
+        (number(1) + b"}" + text_of("data") + array_of(number(8 << 20)) + b"s", "the entries of an array are int"),
+    ],
+)
+def test_calls_with_other_arguments_than_pandas_gives(tmp_path: Path, index_args: bytes, message: str) -> None:
+    index = called("pandas.core.indexes.base._new_Index", b"(" + index_args + b"t")
+    manager = called("pandas.core.internals.managers.BlockManager", b"((t]" + index + b"at")
+    file = tmp_path / "x.df"
+    file.write_bytes(called("pandas.core.frame.DataFrame", b")", b"}" + text_of("_mgr") + manager + b"s") + b".")
+    with pytest.raises(DataError, match=message):
+        read_frame(file)
+
+
 def test_equals_pandas(shared_data: Path) -> None:
     """Every row of the published files as pandas itself reads them."""
     pandas = pytest.importorskip("pandas", reason="pandas comes with the dev extra's datasets")

@@ -14,7 +14,8 @@ import pytest
 from scipy import stats
 
 from sirius_rec.data.fingerprint import table_fingerprint
-from sirius_rec.data.prepare import FilterOptions, SlateOptions, SplitOptions, WindowOptions, prepare
+from sirius_rec.data.options import FilterOptions, SlateOptions, SplitOptions, WindowOptions
+from sirius_rec.data.prepare import prepare
 from sirius_rec.data.sources.simulated import SimulatedWorld
 from sirius_rec.data.statistics import summary_lines
 from sirius_rec.data.store import Dataset, check_slates, open_dataset
@@ -130,6 +131,19 @@ def test_limits_keep_the_same_rows_with_the_same_slates(world: Dataset, tmp_path
     assert few.slates(name).join(world.slates(name), on=["row_id", "candidates"]).height == 25
 
 
+@pytest.mark.parametrize("protocol", ["popularity", "hard"])
+def test_protocols_that_learn_from_train_get_all_of_it_whatever_the_limits(tmp_path: Path, protocol: str) -> None:
+    """Near and popular negatives have more train events than uniform ones; a limit changes no slate."""
+    asked = (SlateOptions(size=10, splits=("test",)), SlateOptions(protocol=protocol, size=10, splits=("test",)))
+    whole = prepare("simulated", None, tmp_path / "whole", slates=asked)
+    few = prepare("simulated", None, tmp_path / "few", slates=asked, limits={"train": 10})
+    counts = np.bincount(whole.examples("train")["target"].to_numpy(), minlength=whole.n_items)
+    uniform, learned = (whole.slates(f"test-{name}-10-s0")["candidates"] for name in ("uniform", protocol))
+    assert counts[learned.explode().to_numpy()].mean() > 1.1 * counts[uniform.explode().to_numpy()].mean()
+    assert few.examples("train").height == 10
+    assert few.slates(f"test-{protocol}-10-s0")["candidates"].equals(learned)
+
+
 def test_fingerprint_is_of_content(world: Dataset) -> None:
     frame = world.examples("test")
     same = pl.concat([frame.head(3), frame.tail(-3)], rechunk=False).with_columns(pl.col("row_id").cast(pl.Int32))
@@ -219,6 +233,7 @@ def test_ready_made_windows(tmp_path: Path) -> None:
     assert dataset.examples("test")["row_id"].to_list() == [2]
     assert dataset.slates("test-given-2-s0")["candidates"].to_list() == [[1, 5]]
     assert dataset.info["filters"]["rows_with_short_history_dropped"] == 1
+    assert "rows with a history below min_history, dropped: 1" in summary_lines(dataset)
     assert dataset.info["filters"]["targets_in_own_history"] == 1
     assert [s.tolist() for s in dataset.train_sequences()] == [[1, 2, 3]]
     assert "train-uniform-3-s0" in dataset.slate_names and "val-uniform-3-s0" not in dataset.slate_names

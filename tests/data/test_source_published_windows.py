@@ -10,7 +10,8 @@ from typing import Any
 import polars as pl
 import pytest
 
-from sirius_rec.data.prepare import SlateOptions, WindowOptions, prepare
+from sirius_rec.data.options import SlateOptions, WindowOptions
+from sirius_rec.data.prepare import prepare
 from sirius_rec.data.sources import llara, sdpo
 from sirius_rec.data.sources.llara import _window
 from sirius_rec.errors import DataError

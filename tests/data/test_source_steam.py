@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sirius_rec.data.sources.steam import load
+from sirius_rec.data.sources.steam import _sample, load
 from sirius_rec.errors import ConfigError, DataError
 
 GAMES = [
@@ -89,6 +89,12 @@ def test_the_sample_of_games_is_seeded_and_of_the_stated_size(tmp_path: Path) ->
     assert {("10",), ("20",), ("10", "20")} >= set(samples) and len(set(samples)) > 1
     with pytest.raises(ConfigError, match="games_share=0 is not above 0"):
         load(tmp_path, games_share=0)
+
+
+def test_the_sample_does_not_depend_on_the_order_of_the_games_file() -> None:
+    titles = {str(k): f"Game {k}" for k in range(40)}
+    backwards = dict(reversed(titles.items()))
+    assert _sample(titles, 0.3, 5) == _sample(backwards, 0.3, 5)
 
 
 def test_code_in_a_line_is_not_run_and_bad_lines_are_named(tmp_path: Path) -> None:

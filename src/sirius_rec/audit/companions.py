@@ -33,7 +33,8 @@ def companions(slates: SlateSet, learn: SlateSet | None, seed: int) -> Evidence:
     negatives_L = np.sort(np.where(_negatives(source), source.candidates_RC, NONE), axis=1)
 
     def hits(dealt_L: Int) -> Floats:
-        teacher_RC = _teachers(asked, source.target_R[dealt_L], np.argsort(dealt_L)[rows] if own else None, rng)
+        own_rows = (rows, np.argsort(dealt_L)[rows]) if own else None
+        teacher_RC = _teachers(asked, source.target_R[dealt_L], own_rows, rng)
         score_RC = _overlaps(asked, negatives_L, teacher_RC)
         return expected_hits(score_RC, asked.position_R, asked.valid_RC)
 
@@ -60,10 +61,11 @@ def companions(slates: SlateSet, learn: SlateSet | None, seed: int) -> Evidence:
     return evidence
 
 
-def _teachers(asked: SlateSet, target_L: Int, taught_by_itself_R: Int | None, rng: np.random.Generator) -> Int:
+def _teachers(asked: SlateSet, target_L: Int, own: tuple[Int, Int] | None, rng: np.random.Generator) -> Int:
     """int64[R, C]: for each candidate a random learning row whose target it is, or any row where there is none.
 
-    taught_by_itself_R: for each asked row the learning row that carries its own target, and must not teach it.
+    own: where the asked rows are learning rows too, for each the learning row that holds its own negatives and the one
+        that carries its own target; neither may teach it.
     """
     order = np.argsort(target_L, kind="stable")
     ordered = target_L[order]
@@ -71,16 +73,19 @@ def _teachers(asked: SlateSet, target_L: Int, taught_by_itself_R: Int | None, rn
     count = np.searchsorted(ordered, asked.candidates_RC, side="right") - start
     shape = asked.candidates_RC.shape
     pick = start + (rng.random(shape) * count).astype(np.int64)
-    if taught_by_itself_R is not None:
+    if own is not None:
         # leave the row itself out: draw from one fewer, and step over its place
         row = np.arange(shape[0]), asked.position_R
-        place = np.argsort(order)[taught_by_itself_R]
+        place = np.argsort(order)[own[1]]
         fewer = count[row] - 1
         drawn = start[row] + (rng.random(shape[0]) * fewer).astype(np.int64)
         pick[row] = drawn + (drawn >= place)
         count[row] = fewer
-    anyone = rng.integers(0, len(order), shape)
-    return np.where(count > 0, order[np.minimum(pick, len(order) - 1)], anyone)
+    teacher = np.where(count > 0, order[np.minimum(pick, len(order) - 1)], rng.integers(0, len(order), shape))
+    if own is None:
+        return teacher
+    # its own negatives, dealt to another target or drawn as anyone's, would agree with the slate whole
+    return np.where(teacher == own[0][:, None], (teacher + 1) % len(order), teacher)
 
 
 def _some(learn: SlateSet, most: int, rng: np.random.Generator) -> SlateSet:

@@ -80,7 +80,7 @@ def _read_scores(path: Path, slates: SlateSet) -> Floats:
                 entry = json.loads(line)
                 row = entry.get("row", entry.get(ROW_ID))
                 entries.append((f"line {number}", int(row), [float(s) for s in entry[SCORES]], None))
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
+            except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
                 raise DataError(
                     f'{path}, line {number}: not {{"row": 0, "scores": [...]}} ({error}); mend it'
                 ) from error
@@ -91,6 +91,7 @@ def _aligned(path: Path, slates: SlateSet, entries: list[tuple[str, int, list[fl
     """float64[R, C] in the order of the slates' rows."""
     by_id = {int(row_id): number for number, row_id in enumerate(slates.row_id_R)}
     scores_RC = np.full(slates.candidates_RC.shape, np.nan)
+    done: set[int] = set()
     for where, row_id, scores, slate in entries:
         row = by_id.get(row_id)
         if row is None:
@@ -100,6 +101,9 @@ def _aligned(path: Path, slates: SlateSet, entries: list[tuple[str, int, list[fl
             raise DataError(f"{path}, {where}: {len(scores)} scores for a slate of {slates.size_R[row]}; give one each")
         if slate is not None and slates.candidates_RC[row, :size].tolist() != list(slate):
             raise DataError(f"{path}, {where}: other candidates than the slate's; score these very slates")
+        if row in done:
+            raise DataError(f"{path}, {where}: row {row_id} has scores already; give every row once")
+        done.add(row)
         scores_RC[row, :size] = scores
     bad = np.isnan(scores_RC) & slates.valid_RC
     if bad.any():

@@ -210,11 +210,14 @@ def _interactions(path: Path, vocabulary: Vocabulary) -> SlateSet:
             raise DataError(
                 f"{path}: no column {name!r} (found {', '.join(frame.columns)}); give user_id, item_id, timestamp"
             )
+    for name in (USER_ID, ITEM_ID):
+        if (empty := frame[name].is_null()).any():
+            raise DataError(f"{path}, line {int(empty.arg_true()[0]) + 2}: empty {name}; fill it in")
     times = frame[TIMESTAMP].cast(pl.Float64, strict=False)
-    if times.is_nan().any() or times.null_count():
-        row = int((times.is_nan() | times.is_null()).fill_null(True).arg_true()[0])
+    if not (finite := times.is_finite().fill_null(False)).all():
+        row = int((~finite).arg_true()[0])
         raise DataError(f"{path}, line {row + 2}: timestamp {frame[TIMESTAMP][row]!r} is not a number; give seconds")
-    users = np.unique(frame[USER_ID].fill_null("").to_numpy().astype(str), return_inverse=True)[1]
+    users = np.unique(frame[USER_ID].to_numpy().astype(str), return_inverse=True)[1]
     order = np.lexsort((np.arange(frame.height), times.to_numpy(), users))
     is_id = vocabulary.speaks_ids(frame[ITEM_ID].to_list())
     item_E = np.array([vocabulary.number(name, is_id=is_id) for name in frame[ITEM_ID].to_list()], dtype=np.int64)

@@ -17,6 +17,7 @@ SDPO_KEYS: Final = ("historyList", "itemList", "trueSelection")
 TRL_KEYS: Final = ("prompt", "chosen", "rejected")
 PLAIN_KEYS: Final = (HISTORY, TARGET)
 _SEPARATOR: Final = "::"
+_LARGEST: Final = 2**62  # of row ids, epochs and times; NaN and infinity are out of range too
 
 
 @dataclass
@@ -62,7 +63,7 @@ def read_records(path: Path) -> tuple[list[Record], str]:
 def _guarded(parse: Callable[[str, dict[str, Any]], Record], where: str, entry: dict[str, Any]) -> Record:
     try:
         record = parse(where, entry)
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, OverflowError) as error:
         text = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise DataError(f"{where}: {text}; mend the row") from error
     if record.candidates is not None:
@@ -81,7 +82,7 @@ def _objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     if text.lstrip().startswith("["):
         try:
             entries = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
             raise DataError(f"{path}{line}: not JSON ({error}); mend the file") from error
         places = ((f"{path}, entry {k + 1}", entry) for k, entry in enumerate(entries))
@@ -98,9 +99,10 @@ def _lines(path: Path, text: str) -> Iterator[tuple[str, Any]]:
         if not line.strip():
             continue
         try:
-            yield f"{path}, line {number}", json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+            entry = json.loads(line)
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path}, line {number}: not JSON ({error}); write one object per line") from error
+        yield f"{path}, line {number}", entry
 
 
 def _names(value: object, what: str, split: str | None = None) -> list[Any]:
@@ -133,6 +135,8 @@ def _plain(where: str, entry: dict[str, Any]) -> Record:
         value = entry.get(key)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise ValueError(f"{key} {value!r} is not a number")
+        if value is not None and not abs(value) < _LARGEST:
+            raise ValueError(f"{key} is out of range")
         numbers[key] = value
     return Record(
         where,

@@ -7,7 +7,7 @@ import inspect
 import json
 import types
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -17,6 +17,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from sirius_rec.data.fingerprint import combined_fingerprint, table_fingerprint
 from sirius_rec.data.material import EXAMPLE_SCHEMA, Material, check_no_filters, from_examples, from_interactions
+from sirius_rec.data.options import FilterOptions, SlateOptions, SplitOptions, WindowOptions, check_whole
 from sirius_rec.data.protocols import (
     HARD_CAUTION,
     LEGACY_WARNING,
@@ -28,7 +29,6 @@ from sirius_rec.data.protocols import (
 from sirius_rec.data.slates import slates_from_examples, uniform_slates
 from sirius_rec.data.sources import SOURCES
 from sirius_rec.data.sources.simulated import SimulatedWorld
-from sirius_rec.data.splitting import KINDS, check_ratios
 from sirius_rec.data.statistics import paper_statistics, row_statistics
 from sirius_rec.data.store import FORMAT, INFO_FILE, Dataset, check_slates, full_slates, open_dataset, write_dataset
 from sirius_rec.data.windows import as_lists
@@ -48,96 +48,7 @@ from sirius_rec.schema import (
     SlateName,
 )
 
-PROTOCOLS = ("uniform", "popularity", "hard", "full", "sdpo-legacy", "given")
-DEFAULT_SIZE = 20
-
-
-def _check_whole(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"{name}={value!r} is not a whole number of at least {least}")
-
-
-@dataclass(frozen=True)
-class SplitOptions:
-    """kind: `user`, `time` or `leave_last_out` (see `splitting`); ratios of train (> 0), val, test for the first two.
-
-    Sources that bring ready-made windows bring their splits too; for them this is not used.
-    """
-
-    kind: str = "user"
-    seed: int = 0
-    ratios: tuple[int, int, int] = (8, 1, 1)
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ConfigError(f"split kind {self.kind!r} is unknown; use one of {', '.join(KINDS)}")
-        _check_whole("split seed", self.seed, 0)
-        check_ratios(self.ratios)
-        if self.ratios[0] == 0:
-            raise ConfigError(f"split ratios {list(self.ratios)} leave nothing to train on; make the first above 0")
-
-
-@dataclass(frozen=True)
-class FilterOptions:
-    """Least events per item and per user (iterated to a fixed point), then least events per sequence; 1 is off."""
-
-    min_item: int = 1
-    min_user: int = 1
-    min_sequence: int = 1
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            _check_whole(f"filter {name}", value, 1)
-
-
-@dataclass(frozen=True)
-class WindowOptions:
-    """The history is the last max_history items; an event with fewer than min_history before it is no target."""
-
-    max_history: int = 10
-    min_history: int = 10
-
-    def __post_init__(self) -> None:
-        _check_whole("window max_history", self.max_history, 1)
-        _check_whole("window min_history", self.min_history, 0)
-        if self.min_history > self.max_history:
-            raise ConfigError(
-                f"window min_history={self.min_history} is above max_history={self.max_history}; lower it"
-            )
-
-
-@dataclass(frozen=True)
-class SlateOptions:
-    """One frozen set of slates per split. docs/protocol.md says how the protocols differ and when to use which.
-
-    protocol: `uniform` (negatives uniform over items that the row's user never touched), `popularity` (by train count),
-    `hard` (near the history in train co-occurrence), `full` (the whole catalogue, written as a description), `given`
-    (the source's own candidates), `sdpo-legacy` (the published target-seeded slates, LEAKY).
-    size counts the target; 20 when not given; `full` takes none. Splits without rows are passed over.
-
-    A negative is an item that the row's user never touched, in any split (`given` and `sdpo-legacy` aside). Where users
-    have rows in several splits (`time`, `leave_last_out`), a user's val and test targets are therefore never among the
-    same user's train negatives: a weak train–test channel, recorded as a `caution` in dataset.json.
-    """
-
-    protocol: str = "uniform"
-    size: int | None = None
-    seed: int = 0
-    splits: tuple[str, ...] = SPLITS
-
-    def __post_init__(self) -> None:
-        if self.protocol not in PROTOCOLS:
-            raise ConfigError(f"slate protocol {self.protocol!r} is unknown; use one of {', '.join(PROTOCOLS)}")
-        if self.protocol == "full":
-            if self.size is not None:
-                raise ConfigError(f"slate size {self.size}: protocol full takes the whole catalogue; leave size out")
-        else:
-            object.__setattr__(self, "size", DEFAULT_SIZE if self.size is None else self.size)
-            _check_whole("slate size", self.size, 2)
-        _check_whole("slate seed", self.seed, 0)
-        for split in self.splits:
-            if split not in SPLITS:
-                raise ConfigError(f"slate split {split!r} is unknown; use some of {', '.join(SPLITS)}")
+_LEARNING = ("popularity", "hard")  # protocols that need the train rows
 
 
 def prepare(
@@ -191,7 +102,8 @@ def prepare(
         {"items": table_fingerprint(material.items), "examples": table_fingerprint(material.examples)}
     )
     continued = _continued_splits(material)
-    train = material.examples.filter(pl.col(SPLIT) == "train")
+    learns = any(option.protocol in _LEARNING for option in slates)  # before the limits, which are no reason to unlearn
+    train = material.examples.filter(pl.lit(learns) & (pl.col(SPLIT) == "train"))
     material = _limited(material, limits, seed)
     examples = material.examples.select(list(EXAMPLE_SCHEMA))
     world = SimulatedWorld.from_notes(notes) if "world" in notes else None
@@ -300,7 +212,7 @@ def _limited(material: Material, limits: Mapping[str, int], seed: int) -> Materi
         rows = np.flatnonzero(split_R == name)
         if name in limits and len(rows) > limits[name]:
             keep[np.random.default_rng([seed, number]).permutation(rows)[limits[name] :]] = False
-    return material.select(keep)
+    return material if keep.all() else material.select(keep)
 
 
 def _slate_names(slates: Sequence[SlateOptions], material: Material) -> list[SlateName]:
@@ -341,11 +253,11 @@ def _check_request(
         if name not in known:
             raise ConfigError(f"source {source!r} has no option {name!r}; it has {', '.join(known) or 'none'}")
     _check_option_types(source, options)
-    _check_whole("seed", seed, 0)
+    check_whole("seed", seed, 0)
     for name, limit in limits.items():
         if name not in SPLITS:
             raise ConfigError(f"limit for split {name!r}: use some of {', '.join(SPLITS)}")
-        _check_whole(f"limit for {name}", limit, 1)
+        check_whole(f"limit for {name}", limit, 1)
     names = [str(SlateName(s, o.protocol, o.size or 0, o.seed)) for o in slates for s in o.splits]
     for name in names:
         if names.count(name) > 1:

@@ -61,6 +61,8 @@ def summary_lines(dataset: Dataset) -> list[str]:
     ]
     for step in info["filters"]["steps"]:
         lines.append(f"filter {step['name']}: -{step['users']} users, -{step['items']} items, -{step['events']} events")
+    if short := info["filters"].get("rows_with_short_history_dropped"):
+        lines.append(f"rows with a history below min_history, dropped: {short:,}")
     if (ties := notes.get("ties", {})).get("rows"):
         lines.append(
             f"ties: {ties['rows']:,} events share user and time with another one; their order: {ties['broken_by']}"

@@ -24,6 +24,7 @@ from sirius_rec.schema import CANDIDATES, HISTORY, ROW_ID, TARGET, USER_ID, Slat
 
 if TYPE_CHECKING:
     from sirius_rec.data.store import Dataset
+    from sirius_rec.report.material import RunMaterial
 
 
 def test_slates(config: Config, dataset: Dataset) -> list[str]:
@@ -300,9 +301,44 @@ def gather(run: RunFolder, config: Config, dataset: Dataset, baseline: str) -> d
     )
 
 
-def report_run(run: RunFolder) -> Path:
-    """results.json (and diagnostics.json) → report.html and figures/."""
+def report_run(run: RunFolder, *others: RunFolder, baseline: str | None = None, out: Path | None = None) -> Path:
+    """results.json, diagnostics.json, audit, scores and data of one run or several → one page.
+
+    baseline: what the paired tests are against, instead of the configured one; any method that was scored. out: the
+    page's file; without it RUN/report.html of one run, with its figures in RUN/figures/.
+    """
     from sirius_rec.report.page import write_report
 
-    diagnostics = json.loads(run.diagnostics.read_text()) if run.diagnostics.is_file() else None
-    return write_report(read_results(run.results), run.path, diagnostics)
+    if others and out is None:
+        raise ConfigError("report: several runs have no folder of their own: name the page with --out FILE")
+    material = [_report_material(one, baseline) for one in (run, *others)]
+    return write_report(material, out or run.path / "report.html", run.path / "figures" if out is None else None)
+
+
+def _report_material(run: RunFolder, baseline: str | None) -> RunMaterial:
+    from sirius_rec.audit.audit import read_audit
+    from sirius_rec.data.store import open_dataset
+    from sirius_rec.report.against import check_baseline, paired_against
+    from sirius_rec.report.explorer import sample_examples
+    from sirius_rec.report.material import RunMaterial
+
+    results = read_results(run.results)
+    name = run.path.resolve().name
+    there = run.scores.is_dir() and run.data.is_dir()
+    tables = read_tables(run.scores) if there else []
+    dataset = open_dataset(run.data) if there else None
+    if baseline is not None and baseline != results.get("baseline"):
+        check_baseline(results, baseline)
+        if dataset is None:
+            raise RunError(f"{run.path}: tests against another baseline need its scores/ and data/: evaluate it again")
+        splits = sorted({SlateName.parse(table.slates).split for table in tables})
+        examples = pl.concat([dataset.examples(split).select(ROW_ID, USER_ID, TARGET) for split in splits])
+        results |= {"paired": paired_against(tables, examples, baseline), "baseline": baseline}
+    return RunMaterial(
+        name,
+        results,
+        json.loads(run.diagnostics.read_text()) if run.diagnostics.is_file() else None,
+        read_audit(run.data),
+        f"sirius audit {run.data}",
+        sample_examples(tables, dataset, run.config().prompts.form()) if dataset is not None else None,
+    )

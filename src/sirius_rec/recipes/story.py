@@ -23,7 +23,8 @@ def prepare_data(
     """Prepare the configured data set into the run folder (or `path`); reuses one of the same recipe."""
     from pathlib import Path
 
-    from sirius_rec.data.prepare import FilterOptions, SlateOptions, SplitOptions, WindowOptions, prepare
+    from sirius_rec.data.options import FilterOptions, SlateOptions, SplitOptions, WindowOptions
+    from sirius_rec.data.prepare import prepare
 
     data = config.data
     target = Path(str(path)) if path is not None else None

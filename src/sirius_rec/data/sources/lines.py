@@ -151,7 +151,7 @@ def lines(path: Path, account: Account, advance: Advance | None = None, encoding
         DataError: as `blocks`, or the first 1,000 lines are all malformed.
     """
     for first, block in blocks(path, advance):
-        if len(block) > _LONGEST:
+        if len(block) > _LONGEST and b"\n" not in block:
             account.read += 1
             account.bad(first, f"longer than {_LONGEST >> 20} MiB")
             continue

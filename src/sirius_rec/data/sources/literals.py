@@ -1,8 +1,8 @@
 """Records as JSON, or as the Python literals that UCSD's older dumps are written in. Nothing is ever evaluated.
 
-`ast.literal_eval` builds a syntax tree and takes some 20 times as long as JSON: many minutes for the larger dumps. So a
-literal is first rewritten as JSON, string by string; whatever that does not cover (tuples, bytes, adjacent strings)
-goes to `ast.literal_eval` itself.
+`ast.literal_eval` builds a syntax tree and takes some 12 times as long as JSON (measured on a thousand short Steam
+reviews, as literals and as JSON). So a literal is first rewritten as JSON, string by string, some 7 times as long with
+the reading; whatever that does not cover (tuples, bytes, adjacent strings) goes to `ast.literal_eval` itself.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ def parse_json(text: str) -> Any:
 
 
 def parse_literal(text: str) -> Any:
-    """The value of one line that holds a Python literal (of Python 2 or 3) or JSON.
+    """The value of one line that holds a Python literal, of Python 2 or 3 (for JSON too: `parse_either`).
 
     >>> parse_literal("{u'user': u'It\\\\'s \\\\xe9', 'hours': 0.1, 'early': False, 'tags': (1, 2)}")
     {'user': "It's é", 'hours': 0.1, 'early': False, 'tags': (1, 2)}
 
     Raises:
-        ValueError: in one line, why it is neither.
+        ValueError: in one line, why it is none.
     """
     try:
         return _decoder.decode(_as_json(text))

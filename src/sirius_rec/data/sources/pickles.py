@@ -81,7 +81,9 @@ def read_frame(path: Path) -> dict[str, list[Any]]:
             return _columns(_Reader().read(content))
     except _Refused as error:
         raise DataError(f"{path}: {error}; only plain pandas tables are read, save it as one") from error
-    except (ValueError, TypeError, LookupError, ArithmeticError, MemoryError, RecursionError) as error:
+    except (
+            ValueError, TypeError, AttributeError, LookupError, ArithmeticError, MemoryError, RecursionError,
+        ) as error:  # fmt: skip
         why = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{path}: not a pickled pandas table, or damaged ({why[:120]}); fetch it again") from error
 
@@ -348,11 +350,13 @@ def _array(made: Any) -> npt.NDArray[Any]:
     size = 1
     for length in shape:
         size *= int(length)
-    if not dtype.hasobject:
-        flat = np.frombuffer(bytes(data), dtype=dtype)
-    else:
+    if not dtype.hasobject and isinstance(data, bytes | bytearray):  # bytes(n) of a number would be n zeros
+        flat = np.frombuffer(data, dtype=dtype)
+    elif dtype.hasobject and isinstance(data, list):
         flat = np.empty(len(data), dtype=object)
-        flat[:] = [*data]
+        flat[:] = data
+    else:
+        raise ValueError(f"the entries of an array are {type(data).__name__}")
     if flat.size != size or any(length < 0 for length in shape):
         raise ValueError("an array has another size than its shape")
     return flat.reshape(shape, order="F" if order == "F" else "C")
