@@ -244,7 +244,36 @@ def test_evaluate_diagnose_report(sirius: Sirius, finished: Path, tmp_path: Path
     trained = {method: entry["margin_trained"] for method, entry in diagnostics.items()}
     assert trained == {"sft": False, "dpo_sirius": True, "softmax_dpo": True}
     assert sirius("report", run).code == 0
-    assert (run / "report.html").is_file()
+    page = (run / "report.html").read_text()
+    assert f"sirius audit {run / 'data'}" in page and 'id="explorer-data"' in page
+    assert (run / "figures" / "golden_softmax_dpo.png").is_file() and (run / "figures" / "figure2.svg").is_file()
+
+
+def test_report_against_another_baseline(
+    sirius: Sirius, refused: Callable[..., str], finished: Path, tmp_path: Path
+) -> None:
+    said = refused("report", finished, "--baseline", "ppo", "--out", tmp_path / "r.html")
+    assert said.startswith("--baseline 'ppo' was not scored: choose one of dpo_sirius, item_knn, ")
+    assert sirius("report", finished, "--baseline", "item_knn", "--out", tmp_path / "r.html").code == 0
+    assert "Paired tests, HR@1, against Item-kNN (cosine)" in (tmp_path / "r.html").read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["r.html"]
+
+
+def test_report_of_several_runs(sirius: Sirius, refused: Callable[..., str], finished: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(finished, other)
+    assert "name the page with --out FILE" in refused("report", finished, other)
+    assert refused("report", finished, "--out", tmp_path).startswith(f"--out {tmp_path}: is a folder")
+    assert sirius("report", finished, other, "--out", tmp_path / "both.html").code == 0
+    assert "HR@1, run" in (page := (tmp_path / "both.html").read_text()) and "HR@1, other" in page
+    results = json.loads((other / "results.json").read_text())
+    results["data"]["slates"]["test-uniform-6-s0"]["fingerprint"] = "0" * 64
+    (other / "results.json").write_text(json.dumps(results))
+    said = refused("report", finished, other, "--out", tmp_path / "no.html")
+    assert said.startswith("report: run and other are over different slates (test-uniform-6-s0 is ")
+    (other / "results.json").unlink()
+    assert refused("report", other) == f"{other / 'results.json'}: no such file; run `sirius evaluate` first"
+    assert not (tmp_path / "no.html").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
-"""One self-contained HTML page per run: nothing is fetched, figures are inline, tables work without scripts."""
+"""One self-contained HTML page for one run or several: nothing is fetched, tables and figures work without scripts."""
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -12,192 +13,141 @@ from typing import Any, Final
 import jinja2
 from markupsafe import Markup
 
+from sirius_rec import __version__
 from sirius_rec.diagnostics import curves as evidence
-from sirius_rec.errors import DataError
-from sirius_rec.evaluation.floors import FLOORS
-from sirius_rec.evaluation.metrics import METRICS
-from sirius_rec.evaluation.results import ALL_METRICS, GENERATED, TRUE_REWARD, VALID, decision
-from sirius_rec.report import plots
-from sirius_rec.schema import SlateName
+from sirius_rec.report import plots, sections, svg
+from sirius_rec.report.evidence_plots import Drawn, epoch_figures, hacking_figures
+from sirius_rec.report.material import RunMaterial, check_comparable, check_run
+from sirius_rec.report.text import flat
+from sirius_rec.report.theory_plots import anchor_figure, sensitivity_figure
 
-_HEADINGS: Final = {TRUE_REWARD: "True reward", VALID: "Valid ratio", GENERATED: "HR@1 generated", "mrr": "MRR"}
-_MINUS: Final = "\u2212"
-
-
-def _number(value: float | None, digits: int = 3, signed: bool = False) -> str:
-    """Fixed digits with a typographic minus; a dash for what was not measured."""
-    if value is None:
-        return "–"
-    return f"{value:{'+' if signed else ''}.{digits}f}".replace("-", _MINUS)
-
-
-def _p_value(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+_THEORY_POINTS: Final = 161  # of the grid, per side: a page needs fewer than print
+_MARGIN: Final = (
+    "Above, what the loss pushes up: the mean reward of the positive minus that of the sampled negatives, in each "
+    "loss's own scale. Below, what it is for: how often the held-out item is ranked first. The paper's sign of reward "
+    "hacking is a margin that rises while HR@1 falls."
+)
+_GOLDEN: Final = (
+    "Every dot is one evaluation of one seed; the curve is R(d) = d (α − β log d) by least squares, drawn as far as "
+    "the data reach; a star marks its peak where the data reach it."
+)
 
 
-def _interval(row: Mapping[str, Any], low: str, high: str, signed: bool = False) -> str:
-    if row[low] is None:
-        return ""
-    return f"[{_number(row[low], signed=signed)}, {_number(row[high], signed=signed)}]"
+def write_report(runs: Sequence[RunMaterial], out: Path | str, figures: Path | str | None = None) -> Path:
+    """Write the page to the file `out`, and every figure as PNG and SVG into the folder `figures`, if one is given.
 
-
-def _slates_in_words(name: str) -> str:
-    try:
-        slate = SlateName.parse(name)
-    except ValueError:
-        return name
-    return f"{slate.split} split, {slate.size} candidates, {slate.protocol} negatives, slate seed {slate.seed}"
-
-
-def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """Nested facts as ("a.b", text) pairs; long lists are shortened."""
-    if isinstance(value, Mapping):
-        return [pair for key in value for pair in _flat(value[key], f"{prefix}.{key}" if prefix else str(key))]
-    if isinstance(value, list):
-        shown = ", ".join(json.dumps(entry, ensure_ascii=False) for entry in value[:8])
-        return [(prefix, shown + (f", … ({len(value)})" if len(value) > 8 else "") if value else "none")]
-    if isinstance(value, bool):
-        return [(prefix, "yes" if value else "no")]
-    if isinstance(value, int):
-        return [(prefix, f"{value:,}" if abs(value) >= 10_000 else str(value))]
-    return [(prefix, "–" if value is None else str(value))]
-
-
-def _metric_rows(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> list[dict[str, Any]]:
-    best = {metric: max((row[metric] for row in rows if row[metric] is not None), default=None) for metric in metrics}
-    shown = []
-    for row in sorted(rows, key=lambda row: -row["hr@1"]):
-        cells = [
-            {
-                "text": _number(row[metric]),
-                "value": row[metric] if row[metric] is not None else -1,
-                "interval": _interval(row, f"{metric}_low", f"{metric}_high"),
-                "best": row[metric] is not None and row[metric] == best[metric],
-            }
-            for metric in metrics
-        ]
-        sd = row["hr@1_seed_sd"]
-        seeds = ", ".join(map(str, row["seeds"])) if row["method"] not in FLOORS else "–"
-        shown.append({"label": row["label"], "method": row["method"], "floor": row["method"] in FLOORS, "cells": cells,
-                      "seeds": seeds, "sd": _number(sd, 4) if sd is not None else "–"})  # fmt: skip
-    return shown
-
-
-def _test_rows(tests: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> list[dict[str, Any]]:
-    rows = []
-    for test in tests:
-        word = decision(test)
-        rows.append({
-            "method": labels.get(test["method"], test["method"]),
-            "against": labels.get(test["against"], test["against"]),
-            "difference": _number(test["difference"], signed=True), "value": test["difference"],
-            "interval": _interval(test, "low", "high", signed=True), "p": _p_value(test["p"]), "p_value": test["p"],
-            "p_holm": _p_value(test["p_holm"]), "p_holm_value": test["p_holm"], "word": word,
-            "decided": word in ("better", "worse"),
-        })  # fmt: skip
-    return rows
-
-
-def _in_short(rows: Sequence[Mapping[str, Any]], tests: Sequence[Mapping[str, Any]], baseline: str | None) -> list[str]:
-    """Two or three sentences about one slate set; only what the tables below say."""
-    trained, floors = ([row for row in rows if (row["method"] in FLOORS) is floor] for floor in (False, True))
-    said = []
-    if trained:
-        top = max(trained, key=lambda row: row["hr@1"])
-        said.append(f"Highest HR@1: {top['label']}, {_number(top['hr@1'])} {_interval(top, 'hr@1_low', 'hr@1_high')}.")
-    if trained and floors:
-        floor = max(floors, key=lambda row: row["hr@1"])
-        below = [row["label"] for row in trained if row["hr@1"] <= floor["hr@1"]]
-        text = f"Strongest floor: {floor['label']}, {_number(floor['hr@1'])}"
-        said.append(f"{text}; {'not above it: ' + ', '.join(below) if below else 'every trained method is above it'}.")
-    sirius = [test for test in tests if test["method"].removesuffix("_sirius") == test["against"]]
-    against = [test for test in tests if test["against"] == baseline]
-    for name, group in (("+SIRIUS against its base", sirius), ("Against the baseline", against)):
-        if group:
-            words = [decision(test) for test in group]
-            up, down = words.count("better"), words.count("worse")
-            said.append(f"{name}: {up} of {len(group)} better, {down} worse, {len(group) - up - down} undecided.")
-    return said
-
-
-def _sections(results: Mapping[str, Any], figures: Path) -> list[dict[str, Any]]:
-    """One section per slate set and checkpoint; floors stand in every section of their slates."""
-    summary, labels = results["summary"], evidence.labels_of(results)
-    keys = sorted({(row["slates"], row["checkpoint"]) for row in summary if row["method"] not in FLOORS})
-    keys = keys or sorted({(row["slates"], row["checkpoint"]) for row in summary})
-    sections = []
-    for index, (slates, checkpoint) in enumerate(keys):
-        here = [row for row in summary if row["slates"] == slates and row["checkpoint"] == checkpoint]
-        named = {row["method"] for row in here}
-        here += [r for r in summary if r["slates"] == slates and r["method"] in FLOORS and r["method"] not in named]
-        tests = [t for t in results["paired"] if t["slates"] == slates and t["checkpoint"] == checkpoint]
-        ranking = list(METRICS)
-        other = [m for m in ALL_METRICS if m not in METRICS and any(row[m] is not None for row in here)]
-        name = re.sub(r"\W+", "_", f"hr_1_{slates}_{checkpoint}")
-        svg = plots.save(plots.dot_figure(here), figures, name)
-        words = _slates_in_words(slates)
-        sections.append({
-            "slates": slates, "checkpoint": checkpoint, "words": words, "n": f"{here[0]['n']:,}",
-            "chance": _number(here[0]["chance"]), "short": _in_short(here, tests, results.get("baseline")),
-            "tables": [
-                {"headings": [_HEADINGS.get(metric, metric.upper()) for metric in part],
-                 "rows": _metric_rows(here, part), "ranking": part is ranking}
-                for part in (ranking, other) if part
-            ],
-            "tests": _test_rows(tests, labels),
-            "svg": Markup(plots.inline(svg, f"dots{index}", f"HR@1 with intervals on {words}")),
-        })  # fmt: skip
-    return sections
-
-
-def _evidence_rows(diagnostics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    entries = diagnostics["methods"].values()
-    found = [entry["hacking"] or {"flagged": False} for entry in entries]
-    return [
-        {"label": row[0], "cells": [cell.replace("-", _MINUS) for cell in row[1:-1]],
-         "verdict": row[-1].replace("[-", f"[{_MINUS}").replace(" -", f" {_MINUS}"),
-         "alarm": hacking["flagged"] and (hacking["hr@1_fall_low"] or 0) > 0}
-        for hacking, row in zip(found, evidence.lines(diagnostics), strict=True)
-    ]  # fmt: skip
-
-
-def write_report(results: Mapping[str, Any], out_dir: Path | str, diagnostics: Mapping[str, Any] | None = None) -> Path:
-    """Write `<out_dir>/report.html` and `<out_dir>/figures/*.png|svg`; returns the page's path.
-
-    results: what `build_results` or `read_results` gave. diagnostics: what `diagnose` gave, or None to leave the table
-    of evidence out. Raises DataError when the results hold no scores or a curve holds a NaN.
+    Equal runs give equal bytes. Raises DataError, in one line, for a run without scores, a NaN in its metrics or
+    curves, a curve of one epoch, or runs over different data or slates.
     """
-    if not results.get("summary"):
-        raise DataError("report: the results hold no scores; evaluate at least one method first")
-    out_dir = Path(out_dir)
-    folder = out_dir / "figures"
-    made = plots.all_figures(results)
-    drawn = {name: plots.save(figure, folder, name) for name, _, _, figure in made}
-    config, data = results.get("config") or {}, results.get("data") or {}
-    named = config.get("title") or config.get("name") or data.get("name")
-    title = str(named or "Preference alignment of a recommender")
+    for run in runs:
+        check_run(run)
+    check_comparable(runs)
+    folder = Path(figures) if figures is not None else None
+    shown = [_run(run, n, folder if len(runs) == 1 or folder is None else folder / run.name)
+             for n, run in enumerate(runs)]  # fmt: skip
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("sirius_rec.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
-    seeds = sorted({seed for row in results["summary"] if row["method"] not in FLOORS for seed in row["seeds"]})
+    versions = (runs[0].results.get("environment") or {}).get("versions") or {}
     page = environment.get_template("report.html.j2").render(
-        title=title,
-        sections=_sections(results, folder),
-        data=_flat(data),
-        curves=[{"title": t, "reading": reading, "svg": Markup(plots.inline(drawn[name], name, t)), "name": name}
-                for name, t, reading, _ in made],
-        evidence=_evidence_rows(diagnostics) if diagnostics else [],
-        evidence_heads=list(evidence.HEADER[1:-1]),
-        evidence_notes=list(diagnostics["notes"]) if diagnostics else [],
-        notes=results.get("notes", []),
-        config=json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False),
-        versions=_flat(results.get("environment") or {}),
-        seeds=", ".join(map(str, seeds)) or "none",
-        baseline=evidence.labels_of(results).get(results.get("baseline", ""), results.get("baseline", "")),
-    )  # fmt: skip
-    path = out_dir / "report.html"
-    partial = out_dir / f".report.html.{os.getpid()}.partial"
+        title=shown[0]["title"] if len(runs) == 1 else "Runs side by side: " + ", ".join(run.name for run in runs),
+        runs=shown,
+        several=len(runs) > 1,
+        names=[run.name for run in runs],
+        side_by_side=sections.side_by_side(runs) if len(runs) > 1 else [],
+        theory=_theory(folder),
+        explorer=_embedded([{"run": run.name, **run.explorer} for run in runs if run.explorer is not None]),
+        light=Markup(svg.colour_scheme(False)),
+        dark=Markup(svg.colour_scheme(True)),
+        version=versions.get("sirius-rec", __version__),
+    )
+    return _write(Path(out), page)
+
+
+def _run(run: RunMaterial, number: int, folder: Path | None) -> dict[str, Any]:
+    """One run's part of the page."""
+    results, diagnostics, labels = run.results, run.diagnostics, run.labels
+    curves, config = results.get("curves") or {}, results.get("config") or {}
+    drawn = hacking_figures(curves, labels, diagnostics)
+    found = sections.result_sections(run)
+    for n, section in enumerate(found):
+        name = re.sub(r"\W+", "_", f"hr_1_{section['slates']}_{section['checkpoint']}")
+        figure = plots.dot_figure(section.pop("rows"))
+        title = f"HR@1 with intervals on {section['words']}"
+        section["svg"] = _svg(Drawn(name, title, "", figure), folder, f"r{number}dots{n}")
+    named = config.get("title") or config.get("name") or (results.get("data") or {}).get("name")
+    return {
+        "id": f"r{number}",
+        "name": run.name,
+        "title": str(named or "Preference alignment of a recommender"),
+        "facts": sections.what_was_run(run),
+        "audit": sections.audit_facts(run),
+        "audit_command": run.audit_command,
+        "sections": found,
+        "baseline": labels.get(results.get("baseline", ""), results.get("baseline", "")),
+        "margins": _figures(drawn["margin"], folder, number),
+        "margin_reading": _MARGIN,
+        "shares": _figures(drawn["share"], folder, number),
+        "share_sentence": sections.share_sentence(run),
+        "share_rows": sections.share_rows(run),
+        "golden": _figures(drawn["golden"], folder, number),
+        "golden_reading": _GOLDEN,
+        "fits": sections.fit_rows(diagnostics, labels),
+        "influence": sections.influence_rows(diagnostics, labels),
+        "influence_sentence": sections.influence_sentence(diagnostics, labels),
+        "epochs": _figures(epoch_figures(curves, labels, diagnostics), folder, number),
+        "evidence": sections.evidence_rows(diagnostics),
+        "evidence_heads": list(evidence.HEADER[1:-1]),
+        "evidence_notes": list(diagnostics["notes"]) if diagnostics else [],
+        "onset_sentence": sections.onset_sentence(diagnostics, labels),
+        "notes": list(results.get("notes", [])),
+        "data": sections.data_facts(run),
+        "config": json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False),
+        "versions": flat(results.get("environment") or {}),
+        "explorer": run.explorer is not None,
+    }
+
+
+def _figures(drawn: Sequence[Drawn], folder: Path | None, number: int) -> list[dict[str, Any]]:
+    return [{"title": one.title, "reading": one.reading, "svg": _svg(one, folder, f"r{number}{one.name}")}
+            for one in drawn]  # fmt: skip
+
+
+def _svg(drawn: Drawn, folder: Path | None, prefix: str, *, recolour: bool = True) -> Markup:
+    text = plots.save(drawn.figure, folder, drawn.name) if folder is not None else plots.as_svg(drawn.figure)
+    return Markup(svg.inline(text, prefix, drawn.title, recolour=recolour))
+
+
+def _theory(folder: Path | None) -> list[dict[str, Any]]:
+    """Figures 2 and 5, on paper white, because their shades are the message."""
+    return [dict(one) for one in _drawn_theory()] if folder is None else _draw_theory(folder)
+
+
+@functools.cache
+def _drawn_theory() -> list[dict[str, Any]]:
+    return _draw_theory(None)
+
+
+def _draw_theory(folder: Path | None) -> list[dict[str, Any]]:
+    two = Drawn("figure2", "Figure 2: where the derivative is small", "", sensitivity_figure(points=_THEORY_POINTS))
+    five = Drawn("figure5", "Figure 5: with an anchor above all rewards", "", anchor_figure(points=_THEORY_POINTS))
+    return [{"title": one.title, "svg": _svg(one, folder, one.name, recolour=False)} for one in (two, five)]
+
+
+def _embedded(content: Sequence[Mapping[str, Any]]) -> Markup | None:
+    """JSON for a script element: nothing in it can end the element."""
+    if not content:
+        return None
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for sign in "<>&":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return Markup(text)
+
+
+def _write(path: Path, page: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         partial.write_text(page, encoding="utf-8")
         os.replace(partial, path)

@@ -7,7 +7,6 @@ no legend has to be matched by colour alone. Colours: Okabe and Ito (2008), with
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,24 +14,27 @@ from typing import Any, Final
 
 import matplotlib
 import numpy as np
-from markupsafe import escape
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_rgb
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from sirius_rec.diagnostics.curves import HIT, labels_of, mean_interval, ordered, series
+from sirius_rec.diagnostics.curves import HIT, mean_interval, ordered, series
 from sirius_rec.evaluation.floors import FLOORS
 
-_COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7B3F00", "#4B0082")
-_GREY: Final = "#6B6B6B"
-_INK: Final = "#222222"
+COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7B3F00", "#4B0082")
+GREY: Final = "#6B6B6B"
+INK: Final = "#222222"
+FADED: Final = "#BBBBBB"
+FRAME: Final = "#888888"
+GRID: Final = "#E6E6E6"
 STYLE: Final[dict[Any, Any]] = {
     "font.family": ["DejaVu Sans", "sans-serif"],
     "font.size": 9.5,
-    "axes.edgecolor": "#888888",
-    "axes.labelcolor": _INK,
+    "axes.edgecolor": FRAME,
+    "axes.labelcolor": INK,
+    "text.color": INK,
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
@@ -40,13 +42,16 @@ STYLE: Final[dict[Any, Any]] = {
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.grid.axis": "y",
-    "grid.color": "#E6E6E6",
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "grid.color": GRID,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "svg.fonttype": "none",
     "svg.hashsalt": "sirius_rec",
 }
 _FLOOR_STYLES: Final[dict[str, Any]] = dict(zip(FLOORS, (":", "--", "-.", (0, (6, 1, 1, 1, 1, 1))), strict=True))
+
+
+EPOCHS: Final = "epoch (0 = after SFT)"
 
 
 @dataclass(frozen=True)
@@ -105,22 +110,25 @@ def family(method: str) -> str:
 def colours_of(methods: Sequence[str]) -> dict[str, str]:
     """A colour per method; a base and its +SIRIUS version share it, SFT and floors are grey."""
     names = sorted({family(method) for method in methods if not method.startswith("sft") and method not in FLOORS})
-    shared = {name: _COLOURS[index % len(_COLOURS)] for index, name in enumerate(names)}
-    return {method: shared.get(family(method), _GREY) for method in methods}
+    shared = {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(names)}
+    return {method: shared.get(family(method), GREY) for method in methods}
 
 
-def _dark(colour: str) -> tuple[float, ...]:
+def text_colour(colour: str) -> str:
     """The colour for text: dark enough to read on white."""
-    return tuple(0.72 * part for part in to_rgb(colour))
+    red, green, blue = (0.66 * part for part in to_rgb(colour))
+    return to_hex((red, green, blue))
 
 
-def _line_style(method: str) -> str:
+def line_style(method: str) -> str:
+    """Base methods solid, +SIRIUS dashed, SFT dotted."""
     if method.endswith("_sirius"):
         return "--"
     return ":" if method.startswith("sft") else "-"
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure of one pair of axes, without pyplot's global state; inside `rc_context(STYLE)`."""
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -128,8 +136,11 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _band(by_seed: Mapping[str, Sequence[Mapping[str, Any]]], key: str, method: str) -> Any:
-    """(epochs, mean, low, high) over the epochs that all seeds share, or None where the key was not logged."""
+def seed_band(by_seed: Mapping[str, Sequence[Mapping[str, Any]]], key: str, method: str) -> Any:
+    """(epochs, mean, low, high) over the epochs that all seeds share, or None where the key was not logged.
+
+    low … high: 95 % t interval over three seeds or more, the seeds themselves where there are two.
+    """
     found: list[dict[float, float]] = []
     for seed, points in by_seed.items():
         where = f"curve of {method}, seed {seed}"
@@ -142,10 +153,17 @@ def _band(by_seed: Mapping[str, Sequence[Mapping[str, Any]]], key: str, method: 
     epochs = sorted(set.intersection(*(set(entry) for entry in found)))
     if not epochs:
         return None
-    parts = [mean_interval([entry[epoch] for entry in found]) for epoch in epochs]
-    mean = [part[0] for part in parts]
-    low, high = ([part[0] if part[i] is None else part[i] for part in parts] for i in (1, 2))
+    parts = [seed_spread([entry[epoch] for entry in found]) for epoch in epochs]
+    mean, low, high = ([part[i] for part in parts] for i in range(3))
     return epochs, mean, low, high
+
+
+def seed_spread(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean, low and high over seeds; with two seeds the t interval would say nothing, so the seeds themselves."""
+    mean, low, high = mean_interval(values)
+    if low is None or high is None or len(values) < 3:
+        return mean, min(values), max(values)
+    return mean, low, high
 
 
 def _spread(targets: Sequence[float], gap: float, low: float, high: float) -> list[float]:
@@ -174,31 +192,42 @@ def _name_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> Non
     fractions = [(y - low) / (high - low) for _, y, _, _ in ends]
     for (x, y, text, colour), at in zip(ends, _spread(fractions, 0.066, 0.0, 1.0), strict=True):
         axes.annotate(
-            text, (x, y), xytext=(1.06, at), textcoords="axes fraction", color=_dark(colour), fontsize=9, va="center",
+            text, (x, y), xytext=(1.06, at), textcoords="axes fraction", color=text_colour(colour), fontsize=9,
+            va="center", annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6, "alpha": 0.6, "shrinkA": 2, "shrinkB": 2,
                         "relpos": (0, 0.5)},
-            annotation_clip=False,
         )  # fmt: skip
 
 
 def curve_figure(
-    curves: Mapping[str, Any], panel: Panel, labels: Mapping[str, str], *, epoch_axis: str = "epoch (0 = after SFT)"
+    curves: Mapping[str, Any],
+    panel: Panel,
+    labels: Mapping[str, str],
+    *,
+    epoch_axis: str = EPOCHS,
+    onsets: Mapping[str, float] | None = None,
 ) -> Figure | None:
-    """Seed means per epoch with 95 % t bands over seeds; None where no method logged `panel.key`."""
+    """Seed means per epoch with bands over seeds; None where no method logged `panel.key`.
+
+    onsets: method → epoch at which hacking set in, marked on its line.
+    """
     colours = colours_of(sorted(curves))
-    bands = {method: _band(curves[method], panel.key, method) for method in sorted(curves)}
+    bands = {method: seed_band(curves[method], panel.key, method) for method in sorted(curves)}
     bands = {method: band for method, band in bands.items() if band is not None}
     if not bands:
         return None
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(5.6, 3.7)
+        figure, axes = new_figure(5.6, 3.7)
         ends = []
         for method, (epochs, mean, low, high) in bands.items():
             colour = colours[method]
             marker = "o" if len(epochs) <= 12 else ""
-            axes.plot(epochs, mean, _line_style(method), color=colour, lw=1.8, marker=marker, ms=3.2)
+            axes.plot(epochs, mean, line_style(method), color=colour, lw=1.8, marker=marker, ms=3.2)
             if low != mean:
                 axes.fill_between(epochs, low, high, color=colour, alpha=0.1, lw=0)
+            at = (onsets or {}).get(method)
+            if at is not None and at in epochs:
+                axes.plot([at], [mean[epochs.index(at)]], "v", color=text_colour(colour), ms=9, mec="white", zorder=4)
             ends.append((epochs[-1], mean[-1], labels.get(method, method), colour))
         axes.set(title=panel.title, xlabel=epoch_axis, ylabel=panel.axis)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -214,7 +243,7 @@ def dot_figure(rows: Sequence[Mapping[str, Any]], metric: str = HIT, axis: str =
     floors = [row for row in rows if row["method"] in FLOORS]
     colours = colours_of([row["method"] for row in trained])
     with matplotlib.rc_context({**STYLE, "axes.grid.axis": "x"}):
-        figure, axes = _figure(5.6, 1.5 + 0.28 * max(2, len(trained)))
+        figure, axes = new_figure(5.2, 1.5 + 0.28 * max(2, len(trained)))
         for y, row in enumerate(trained):
             colour, value = colours[row["method"]], row[metric]
             if row[f"{metric}_low"] is not None:
@@ -224,9 +253,9 @@ def dot_figure(rows: Sequence[Mapping[str, Any]], metric: str = HIT, axis: str =
         for row in sorted(floors, key=lambda row: row[metric]):
             style = _FLOOR_STYLES.get(row["method"], "--")
             name = f"{row['label']} {row[metric]:.3f}"
-            axes.axvline(row[metric], color=_GREY, lw=1.2, ls=style, label=name, zorder=1)
+            axes.axvline(row[metric], color=GREY, lw=1.2, ls=style, label=name, zorder=1)
         if rows:
-            axes.axvline(rows[0]["chance"], color="#BBBBBB", lw=1, label=f"chance {rows[0]['chance']:.3f}", zorder=0)
+            axes.axvline(rows[0]["chance"], color=FADED, lw=1, label=f"chance {rows[0]['chance']:.3f}", zorder=0)
         axes.set_yticks(range(len(trained)), [row["label"] for row in trained])
         axes.set_ylim(-0.7, max(len(trained), 1) - 0.3)
         axes.set_xlabel(f"{axis} with 95 % interval")
@@ -238,38 +267,16 @@ def dot_figure(rows: Sequence[Mapping[str, Any]], metric: str = HIT, axis: str =
 def save(figure: Figure, folder: Path, name: str) -> str:
     """Write `<folder>/<name>.png` (200 dpi) and `.svg`; returns the SVG. No dates: equal figures are equal files."""
     folder.mkdir(parents=True, exist_ok=True)
-    buffer = io.StringIO()
     with matplotlib.rc_context(STYLE):
         figure.savefig(folder / f"{name}.png", dpi=200, metadata={"Software": None})
+    text = as_svg(figure)
+    (folder / f"{name}.svg").write_text(text, encoding="utf-8")
+    return text
+
+
+def as_svg(figure: Figure) -> str:
+    """The figure as SVG text, without a date."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context(STYLE):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    (folder / f"{name}.svg").write_text(buffer.getvalue(), encoding="utf-8")
     return buffer.getvalue()
-
-
-def inline(svg: str, name: str, description: str) -> str:
-    """The SVG for use inside a page: as wide as its column, ids prefixed by `name` so that several fit on one page."""
-    text = svg[svg.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
-    text = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", text)
-    text = re.sub(r'(xlink:href|href)="#([^"]+)"', rf'\1="#{name}-\2"', text)
-    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
-    return text.replace("<svg", f'<svg role="img" aria-label="{escape(description)}"', 1)
-
-
-def all_figures(results: Mapping[str, Any]) -> list[tuple[str, str, str, Figure]]:
-    """(name, title, reading, figure) of every figure over epochs that the run's curves allow."""
-    curves, labels = results.get("curves") or {}, labels_of(results)
-    aligned = {method: seeds for method, seeds in curves.items() if method != "sft"}
-    found = []
-    for panel in PANELS:
-        figure = curve_figure(aligned, panel, labels) if aligned else None
-        if figure is not None:
-            found.append((re.sub(r"\W+", "_", panel.key), panel.title, panel.reading, figure))
-    if any(len(points) > 1 for points in curves.get("sft", {}).values()):
-        panel = Panel(HIT, "Held-out HR@1 during SFT", "HR@1", "The start that every preference arm shares.")
-        figure = curve_figure({"sft": curves["sft"]}, panel, labels, epoch_axis="SFT epoch")
-        if figure is not None:
-            found.append(("sft_hr_1", panel.title, panel.reading, figure))
-    return found

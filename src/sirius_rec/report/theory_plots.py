@@ -37,15 +37,15 @@ def _legend(figure: Figure, derivative: str, columns: int) -> None:
     figure.legend(handles=patches, loc="outside lower center", ncols=columns, title=derivative, frameon=False)
 
 
-def _grid(upper: float) -> np.ndarray:
-    return (np.arange(_POINTS) + 0.5) * (upper / _POINTS)
+def _grid(upper: float, points: int) -> np.ndarray:
+    return (np.arange(points) + 0.5) * (upper / points)
 
 
-def sensitivity_figure(model: PreferenceModel = BRADLEY_TERRY) -> Figure:
-    """Figure 2, in both coordinate systems, with Example 1 as printed and as meant."""
+def sensitivity_figure(model: PreferenceModel = BRADLEY_TERRY, points: int = _POINTS) -> Figure:
+    """Figure 2, in both coordinate systems, with Example 1 as printed and as meant. points: of the grid, per side."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.2, 5.2), layout="constrained")
-        grid = _grid(1.0)
+        grid = _grid(1.0, points)
         x, y = np.meshgrid(grid, grid)
         systems: tuple[tuple[Coordinates, str, np.ndarray], ...] = (
             ("p_ij,p_kj", "$p_{kj}$", model.sensitivity_ij_kj(x, y)),
@@ -72,12 +72,12 @@ def sensitivity_figure(model: PreferenceModel = BRADLEY_TERRY) -> Figure:
         return figure
 
 
-def anchor_figure(model: PreferenceModel = BRADLEY_TERRY) -> Figure:
+def anchor_figure(model: PreferenceModel = BRADLEY_TERRY, points: int = _POINTS) -> Figure:
     """Figure 5: with an anchor above every reward, misordered pairs lie above the diagonal, outside every region."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5.6, 6.7), layout="constrained")
         axes = figure.add_subplot()
-        grid = _grid(0.5)
+        grid = _grid(0.5, points)
         x, y = np.meshgrid(grid, grid)
         _contours(axes, x, y, model.sensitivity_ij_kj(x, y))
         axes.plot([0, 0.5], [0, 0.5], color="#D55E00", linewidth=1.2)

@@ -1,0 +1,324 @@
+"""The page's tables as plain values: result tables, paired tests, evidence, audit. What is shown is decided here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from sirius_rec.diagnostics import curves as evidence
+from sirius_rec.diagnostics.wording import golden_line, influence_line, onset_line
+from sirius_rec.evaluation.floors import FLOORS
+from sirius_rec.evaluation.metrics import METRICS
+from sirius_rec.evaluation.results import ALL_METRICS, GENERATED, TRUE_REWARD, VALID, decision
+from sirius_rec.report.evidence_plots import PAPER_SHARE, shares
+from sirius_rec.report.material import RunMaterial
+from sirius_rec.report.text import flat, interval, minus, number, p_value, slate_size, slates_in_words
+
+_HEADINGS: Final = {TRUE_REWARD: "True reward", VALID: "Valid ratio", GENERATED: "HR@1 generated", "mrr": "MRR"}
+_VERDICTS: Final = {"leak": "leak", "caution": "caution", "clean": "clean"}
+
+
+def _metric_rows(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> list[dict[str, Any]]:
+    best = {metric: max((row[metric] for row in rows if row[metric] is not None), default=None) for metric in metrics}
+    shown = []
+    for row in sorted(rows, key=lambda row: -row["hr@1"]):
+        cells = [
+            {
+                "text": number(row[metric]),
+                "value": row[metric] if row[metric] is not None else -1,
+                "interval": interval(row, f"{metric}_low", f"{metric}_high"),
+                "best": row[metric] is not None and row[metric] == best[metric],
+            }
+            for metric in metrics
+        ]
+        sd = row["hr@1_seed_sd"]
+        shown.append({
+            "label": row["label"], "method": row["method"], "floor": row["method"] in FLOORS, "cells": cells,
+            "sd": number(sd, 4), "sd_value": -1 if sd is None else sd,
+        })  # fmt: skip
+    return shown
+
+
+def _test_rows(tests: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> list[dict[str, Any]]:
+    rows = []
+    for test in tests:
+        word = decision(test)
+        rows.append({
+            "method": labels.get(test["method"], test["method"]),
+            "against": labels.get(test["against"], test["against"]),
+            "difference": number(test["difference"], signed=True), "value": test["difference"],
+            "interval": interval(test, "low", "high", signed=True), "p": p_value(test["p"]), "p_value": test["p"],
+            "p_holm": p_value(test["p_holm"]), "p_holm_value": test["p_holm"], "word": word,
+            "decided": word in ("better", "worse"),
+        })  # fmt: skip
+    return rows
+
+
+def _in_short(rows: Sequence[Mapping[str, Any]], tests: Sequence[Mapping[str, Any]], baseline: str | None) -> list[str]:
+    """Two or three sentences about one slate set; only what the tables below say."""
+    trained, floors = ([row for row in rows if (row["method"] in FLOORS) is floor] for floor in (False, True))
+    labels = {row["method"]: row["label"] for row in rows}
+    said = []
+    if trained:
+        top = max(trained, key=lambda row: row["hr@1"])
+        said.append(f"Highest HR@1: {top['label']}, {number(top['hr@1'])} {interval(top, 'hr@1_low', 'hr@1_high')}.")
+    if trained and floors:
+        floor = max(floors, key=lambda row: row["hr@1"])
+        below = [row["label"] for row in trained if row["hr@1"] <= floor["hr@1"]]
+        text = f"Strongest floor: {floor['label']}, {number(floor['hr@1'])}"
+        if not below:
+            said.append(f"{text}; every trained method is above it.")
+        elif len(below) == len(trained):
+            said.append(f"{text}; no trained method is above it.")
+        else:
+            said.append(f"{text}; not above it: {', '.join(below)}.")
+    sirius = [test for test in tests if test["method"].removesuffix("_sirius") == test["against"]]
+    against = [test for test in tests if test["against"] == baseline]
+    named = f"Against {labels.get(baseline or '', baseline)}"
+    for name, group in (("+SIRIUS against its base", sirius), (named, against)):
+        if group:
+            words = [decision(test) for test in group]
+            up, down = words.count("better"), words.count("worse")
+            said.append(f"{name}: {up} of {len(group)} better, {down} worse, {len(group) - up - down} undecided.")
+    return said
+
+
+def result_keys(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(slates, checkpoint) of every section, small slates first; slates with floors alone have their own."""
+    summary = results["summary"]
+    keys = {(row["slates"], row["checkpoint"]) for row in summary if row["method"] not in FLOORS}
+    models_on = {slates for slates, _ in keys}
+    keys |= {(row["slates"], row["checkpoint"]) for row in summary if row["slates"] not in models_on}
+    return sorted(keys, key=lambda key: (slate_size(key[0]), *key))
+
+
+def rows_of(results: Mapping[str, Any], slates: str, checkpoint: str) -> list[Mapping[str, Any]]:
+    """Summary rows of one section; floors stand in every checkpoint of their slates."""
+    summary = results["summary"]
+    here = [row for row in summary if row["slates"] == slates and row["checkpoint"] == checkpoint]
+    named = {row["method"] for row in here}
+    return here + [r for r in summary if r["slates"] == slates and r["method"] in FLOORS and r["method"] not in named]
+
+
+def result_sections(run: RunMaterial) -> list[dict[str, Any]]:
+    """One section per slate set and checkpoint: tables, tests, and what they say in short."""
+    results = run.results
+    sections = []
+    for slates, checkpoint in result_keys(results):
+        here = rows_of(results, slates, checkpoint)
+        tests = [t for t in results["paired"] if t["slates"] == slates and t["checkpoint"] == checkpoint]
+        ranking = list(METRICS)
+        other = [m for m in ALL_METRICS if m not in METRICS and any(row[m] is not None for row in here)]
+        sections.append({
+            "slates": slates, "checkpoint": checkpoint, "words": slates_in_words(slates), "n": f"{here[0]['n']:,}",
+            "chance": number(here[0]["chance"]), "short": _in_short(here, tests, results.get("baseline")),
+            "tables": [
+                {"headings": [_HEADINGS.get(metric, metric.upper()) for metric in part],
+                 "rows": _metric_rows(here, part), "ranking": part is ranking}
+                for part in (ranking, other) if part
+            ],
+            "tests": _test_rows(tests, run.labels), "rows": here,
+        })  # fmt: skip
+    return sections
+
+
+def side_by_side(runs: Sequence[RunMaterial]) -> list[dict[str, Any]]:
+    """HR@1 and NDCG@10 of every method in every run, one table per slates and checkpoint that all runs share."""
+    shared = set.intersection(*(set(result_keys(run.results)) for run in runs))
+    keys = [key for key in result_keys(runs[0].results) if key in shared]
+    tables = []
+    for slates, checkpoint in keys:
+        by_run = [{row["method"]: row for row in rows_of(run.results, slates, checkpoint)} for run in runs]
+        labels = {method: row["label"] for rows in reversed(by_run) for method, row in rows.items()}
+        order = sorted(labels, key=lambda m: -max(rows[m]["hr@1"] for rows in by_run if m in rows))
+        tables.append({
+            "slates": slates, "checkpoint": checkpoint, "words": slates_in_words(slates),
+            "rows": [
+                {"label": labels[method], "floor": method in FLOORS,
+                 "cells": [_side_cell(rows.get(method), metric) for metric in ("hr@1", "ndcg@10") for rows in by_run]}
+                for method in order
+            ],
+        })  # fmt: skip
+    return tables
+
+
+def _side_cell(row: Mapping[str, Any] | None, metric: str) -> dict[str, Any]:
+    if row is None or row[metric] is None:
+        return {"text": "–", "value": -1, "interval": ""}
+    return {"text": number(row[metric]), "value": row[metric],
+            "interval": interval(row, f"{metric}_low", f"{metric}_high")}  # fmt: skip
+
+
+def evidence_rows(diagnostics: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """One row per method: verdict, onset, and what moved between the first epoch and the last."""
+    if not diagnostics:
+        return []
+    onsets = diagnostics.get("onset") or {}
+    rows = []
+    for (method, entry), line in zip(diagnostics["methods"].items(), evidence.lines(diagnostics), strict=True):
+        hacking = entry["hacking"] or {"flagged": False}
+        onset = onsets.get(method)
+        rows.append({
+            "label": line[0], "cells": [minus(cell) for cell in line[1:-1]], "verdict": minus(line[-1]),
+            "alarm": hacking["flagged"] and (hacking["hr@1_fall_low"] or 0) > 0,
+            "onset": minus(onset_line(onset)) if onset else "–",
+            "found": bool(onset and onset["all"]["step"] is not None),
+        })  # fmt: skip
+    return rows
+
+
+def onset_sentence(diagnostics: Mapping[str, Any] | None, labels: Mapping[str, str]) -> str | None:
+    """Where hacking set in, over all methods."""
+    onsets = (diagnostics or {}).get("onset")
+    if not onsets:
+        return None
+    found = {m: o["all"] for m, o in onsets.items() if o["all"]["step"] is not None}
+    if not found:
+        return f"Onset: none in {_count(len(onsets), 'method')}."
+    named = ", ".join(f"{labels.get(m, m)} at step {one['step']}" for m, one in found.items())
+    return f"Onset in {len(found)} of {len(onsets)} methods: {named}."
+
+
+def fit_rows(diagnostics: Mapping[str, Any] | None, labels: Mapping[str, str]) -> list[tuple[str, str]]:
+    """(method, golden-reward fit in words)."""
+    fits = (diagnostics or {}).get("golden_fit") or {}
+    return [(labels.get(method, method), minus(golden_line(fit))) for method, fit in fits.items()]
+
+
+def influence_rows(diagnostics: Mapping[str, Any] | None, labels: Mapping[str, str]) -> list[tuple[str, str]]:
+    """(method, the influence probe in words)."""
+    probed = (diagnostics or {}).get("influence") or {}
+    return [(labels.get(method, method), minus(influence_line(entry))) for method, entry in probed.items()]
+
+
+def influence_sentence(diagnostics: Mapping[str, Any] | None, labels: Mapping[str, str]) -> str | None:
+    """The probe of all methods in one sentence with its numbers."""
+    probed = (diagnostics or {}).get("influence") or {}
+    slopes = sorted((entry["slope"], method) for method, entry in probed.items() if entry["slope"] is not None)
+    if not slopes:
+        return None
+    (low, least), (high, most) = slopes[0], slopes[-1]
+    examples = max(entry["examples"] for entry in probed.values())
+    span = f"{number(low, 2)} ({labels.get(least, least)})"
+    if len(slopes) > 1:
+        span += f" to {number(high, 2)} ({labels.get(most, most)})"
+    return (
+        f"A real gradient step on a sampled pair (i, j) moved p_ik by {span} of what Eq. 10 predicts, "
+        f"on {_count(examples, 'held-out slate')}."
+    )
+
+
+def share_rows(run: RunMaterial) -> list[dict[str, Any]]:
+    """Share inside Ω_ε per method, ε by ε."""
+    found = shares(run.results.get("curves") or {})
+    epsilons = sorted({row["epsilon"] for row in found})
+    by = {(row["method"], row["epsilon"]): row for row in found}
+    methods = sorted({row["method"] for row in found}, key=lambda m: run.labels.get(m, m))
+    rows = []
+    for method in methods:
+        cells = []
+        for epsilon in epsilons:
+            row = by.get((method, epsilon))
+            spread = "" if row is None or len(row["seeds"]) < 2 else f"[{number(row['low'])}, {number(row['high'])}]"
+            cells.append({"text": number(row["mean"] if row else None), "value": row["mean"] if row else -1,
+                          "interval": spread, "epsilon": epsilon})  # fmt: skip
+        rows.append({"label": run.labels.get(method, method), "cells": cells})
+    return rows
+
+
+def share_sentence(run: RunMaterial) -> str | None:
+    """The insensitive share at ε = 0.1 beside the paper's."""
+    found = [row for row in shares(run.results.get("curves") or {}) if row["epsilon"] == 0.1]
+    if not found:
+        return None
+    ends = sorted((row["mean"], run.labels.get(row["method"], row["method"])) for row in found)
+    (low, least), (high, most) = ends[0], ends[-1]
+    share = f"{_percent(low)} ({least})" + (f" to {_percent(high)} ({most})" if len(ends) > 1 else "")
+    return (
+        f"Inside the 0.1-insensitive region after the last epoch: {share} of the triples; the paper reports more than "
+        f"{PAPER_SHARE * 100:.0f} % on each of its three data sets."
+    )
+
+
+def audit_facts(run: RunMaterial) -> dict[str, Any] | None:
+    """The audit as the page shows it; None where the data were not audited."""
+    audit = run.audit
+    if audit is None:
+        return None
+    rows = [
+        {
+            "name": one["name"], "kind": one["kind"], "text": number(one["hr1"]), "verdict": one["verdict"],
+            "value": -1 if one["hr1"] is None else one["hr1"], "why": one["why"],
+            "interval": interval(one, "ci_low", "ci_high"), "control": number(one.get("control")),
+        }
+        for one in audit["guessers"]
+    ]  # fmt: skip
+    leaks = [row["name"] for row in rows if row["verdict"] == "leak"]
+    cautions = [row["name"] for row in rows if row["verdict"] == "caution"]
+    said = f"{audit['rows']:,} rows of {audit['slates']}, {_count(len(rows), 'blind guesser')}"
+    for name, group in (("leak", leaks), ("caution", cautions)):
+        said += f"; {name}: {', '.join(group)}" if group else ""
+    return {"verdict": _VERDICTS.get(audit["verdict"], "caution"), "said": said, "rows": rows,
+            "notes": list(audit.get("notes") or [])}  # fmt: skip
+
+
+def what_was_run(run: RunMaterial) -> list[tuple[str, str]]:
+    """Data, protocol, model, methods and seeds in a few lines."""
+    results = run.results
+    config, data = results.get("config") or {}, results.get("data") or {}
+    numbers = data.get("statistics") or {}
+    facts: list[tuple[str, str]] = []
+    counts = [
+        f"{numbers[key]:,} {name}"
+        for key, name in (("n_users", "users"), ("n_items", "items"), ("n_interactions", "interactions"))
+        if numbers.get(key) is not None
+    ]
+    source = data.get("source") or data.get("name")
+    if source:
+        facts.append(("Data", ", ".join([str(source), *counts])))
+    for name in dict.fromkeys(slates for slates, _ in result_keys(results)):
+        n = next(row["n"] for row in results["summary"] if row["slates"] == name)
+        facts.append(("Slates", f"{slates_in_words(name)}; {n:,} rows"))
+    backbone, prompts = config.get("backbone") or {}, config.get("prompts") or {}
+    if backbone.get("name"):
+        facts.append(("Language model", _backbone(backbone)))
+    if prompts.get("template"):
+        shown = "history and slate" if prompts.get("slate", True) else "history alone"
+        facts.append(("Prompt", f"{prompts['template']}, {shown}"))
+    lengths = [
+        f"{name} {_count(config[part]['epochs'], 'epoch')}" for part, name in (("sft", "SFT"), ("align", "alignment"))
+        if (config.get(part) or {}).get("epochs") is not None
+    ]  # fmt: skip
+    if lengths:
+        facts.append(("Training", ", ".join(lengths)))
+    trained = [row for row in results["summary"] if row["method"] not in FLOORS]
+    seeds = sorted({seed for row in trained for seed in row["seeds"]})
+    methods = dict.fromkeys(row["label"] for row in trained)
+    facts.append(("Methods", ", ".join(methods) or "floors alone"))
+    facts.append(("Seeds", ", ".join(map(str, seeds)) or "none"))
+    if results.get("baseline"):
+        facts.append(("Baseline of the tests", run.labels.get(results["baseline"], results["baseline"])))
+    return facts
+
+
+def _backbone(backbone: Mapping[str, Any]) -> str:
+    tiny, lora = backbone.get("tiny"), backbone.get("lora")
+    text = str(backbone["name"])
+    if text == "tiny" and tiny:
+        text += f", from scratch: {_count(tiny['layers'], 'layer')}, width {tiny['hidden_size']}"
+    if lora:
+        text += f", LoRA rank {lora.get('rank')}, alpha {lora.get('alpha')}"
+    return text + (f", {backbone['dtype']}" if backbone.get("dtype") else "")
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
+
+
+def data_facts(run: RunMaterial) -> list[tuple[str, str]]:
+    """Everything the results say about their data, fingerprints included."""
+    return flat(run.results.get("data") or {})

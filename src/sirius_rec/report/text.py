@@ -1,0 +1,72 @@
+"""How the page writes numbers, intervals, names of slates and nested facts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+from sirius_rec.schema import SlateName
+
+MINUS: Final = "\u2212"
+
+
+def number(value: float | None, digits: int = 3, signed: bool = False) -> str:
+    """Fixed digits with a typographic minus; a dash for what was not measured."""
+    if value is None:
+        return "–"
+    return f"{value:{'+' if signed else ''}.{digits}f}".replace("-", MINUS)
+
+
+def p_value(value: float) -> str:
+    """Three digits; smaller ones as "< 0.001"."""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def interval(row: Mapping[str, Any], low: str, high: str, signed: bool = False) -> str:
+    """[low, high], empty where there is none."""
+    if row[low] is None:
+        return ""
+    return f"[{number(row[low], signed=signed)}, {number(row[high], signed=signed)}]"
+
+
+def minus(text: str) -> str:
+    """Hyphens that are signs, as minus signs."""
+    for before in ("[", " ", "("):
+        text = text.replace(f"{before}-", f"{before}{MINUS}")
+    return MINUS + text[1:] if text.startswith("-") else text
+
+
+def slates_in_words(name: str) -> str:
+    """What a set of slates is, for people; the name itself where it is not one of ours."""
+    try:
+        slate = SlateName.parse(name)
+    except ValueError:
+        return name
+    if slate.protocol == "full":
+        return f"{slate.split} split, the whole catalogue of {slate.size:,} items"
+    leaky = "LEAKY, seeded by the target as published: " if slate.leaky else ""
+    negatives = f"{slate.protocol} negatives, slate seed {slate.seed}"
+    return f"{leaky}{slate.split} split, {slate.size} candidates, {negatives}"
+
+
+def slate_size(name: str) -> int:
+    """Number of candidates; 0 where the name is not one of ours."""
+    try:
+        return SlateName.parse(name).size
+    except ValueError:
+        return 0
+
+
+def flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """Nested facts as ("a.b", text) pairs; long lists are shortened."""
+    if isinstance(value, Mapping):
+        return [pair for key in value for pair in flat(value[key], f"{prefix}.{key}" if prefix else str(key))]
+    if isinstance(value, list):
+        shown = ", ".join(json.dumps(entry, ensure_ascii=False) for entry in value[:8])
+        return [(prefix, shown + (f", … ({len(value)})" if len(value) > 8 else "") if value else "none")]
+    if isinstance(value, bool):
+        return [(prefix, "yes" if value else "no")]
+    if isinstance(value, int):
+        return [(prefix, f"{value:,}" if abs(value) >= 10_000 else str(value))]
+    return [(prefix, "–" if value is None else str(value))]
