@@ -222,11 +222,11 @@ def test_published_slates_are_repeated_exactly(shared_data: Path, tmp_path: Path
 
 
 def test_reports_say_leaky() -> None:
-    from sirius_rec.report.page import _slates_in_words
+    from sirius_rec.report.text import slates_in_words
 
-    words = _slates_in_words("test-sdpo-legacy-LEAKY-20-s0")
+    words = slates_in_words("test-sdpo-legacy-LEAKY-20-s0")
     assert words == (
         "LEAKY, seeded by the target as published: test split, 20 candidates, sdpo-legacy negatives, slate seed 0"
     )
-    assert _slates_in_words("test-full-4606-s0") == "test split, the whole catalogue of 4,606 items"
-    assert _slates_in_words("test-uniform-20-s0") == "test split, 20 candidates, uniform negatives, slate seed 0"
+    assert slates_in_words("test-full-4606-s0") == "test split, the whole catalogue of 4,606 items"
+    assert slates_in_words("test-uniform-20-s0") == "test split, 20 candidates, uniform negatives, slate seed 0"
