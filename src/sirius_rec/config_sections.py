@@ -204,10 +204,11 @@ class ArmSection(Section):
 
 
 class MethodSection(Section):
-    """A recommender without a language model, from `rankers.methods.METHODS`.
+    """Another recommender, from `rankers.methods.METHODS`.
 
     preset: `tuned` (as strong as we could make it) or `paper` (the SIRIUS paper's settings), for trained ones.
-    options: differ from the preset. `name` is how tables and folders call it, as with arms.
+    options: differ from the preset; methods that are trained as SFT is take those of the `sft` section too, in its
+    place. `name` is how tables and folders call it, as with arms.
     """
 
     method: str
