@@ -18,7 +18,7 @@ import numpy.typing as npt
 from sirius_rec.prompts.encoding import normalise_title
 
 _THOUGHT = re.compile(r"<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL)
-_MARKER = re.compile(r"^\s*(?:#+\s*)?(?:\*\*)?(?:[-*•+–]|\(?\d{1,3}[.):\]])\s*(?=\S)")
+_MARKER = re.compile(r"^\s*(?:#+\s*)?(?:\*\*)?(?:[-*•+–]\s+|\(?\d{1,3}[.):\]]\s*)(?=\S)")
 _FENCE = re.compile(r"^\s*```")
 _QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "`": "`", "*": "*", "_": "_", "[": "]", "「": "」"}
 # What may stand between a title and an explanation, tried from the right: the longest title wins.
