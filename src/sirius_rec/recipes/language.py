@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sirius_rec.config import Config, MethodSection
-from sirius_rec.prompts.templates import Template, get_template
+from sirius_rec.prompts.encoding import Encoder
+from sirius_rec.prompts.templates import NO, QUESTION, YES, Template, get_template
 from sirius_rec.rankers.methods import LanguageOptions, split_options
 from sirius_rec.recipes.baselines import fitted_network, shared_sasrec
 from sirius_rec.recipes.evaluation import llm_ranker, score_checkpoints
@@ -43,6 +44,19 @@ def method_form(config: Config, method: MethodSection) -> Template:
     return form if slate is None else get_template(config.prompts.template, shows_slate=slate)
 
 
+def method_tokenizer(run: RunFolder, config: Config, method: MethodSection) -> Any:
+    """The run's tokenizer; for TALLRec on the tiny backbone with its question and answers as single tokens.
+
+    They are added for it alone: the ids, and so the results, of all other models stay as they are.
+    """
+    tokenizer = load_run_tokenizer(run, config)
+    if method.method != "tallrec" or config.backbone.name != "tiny":
+        return tokenizer
+    from sirius_rec.training.tiny import with_lines
+
+    return with_lines(tokenizer, [QUESTION, YES, NO])
+
+
 def fit_and_score(run: RunFolder, config: Config, dataset: Dataset, method: MethodSection, seed: int) -> None:
     """Train what is not trained yet, and score every slate that language models rank."""
     folder = run.method(method.key, seed)
@@ -59,7 +73,8 @@ def fit_and_score(run: RunFolder, config: Config, dataset: Dataset, method: Meth
         if method.method == "tallrec":
             from sirius_rec.rankers.yes_no import YesNoRanker
 
-            return llm_ranker(run, config, dataset, model, form, YesNoRanker)
+            encoder = Encoder(method_tokenizer(run, config, method), chat=config.prompts.chat)
+            return llm_ranker(run, config, dataset, model, form, YesNoRanker, encoder=encoder)
         if method.method == "llara":
             from sirius_rec.training.hybrid import load_projector
 
@@ -101,13 +116,18 @@ def _tallrec(run: RunFolder, config: Config, dataset: Dataset, method: MethodSec
     records = question_records(dataset, name, form, question_pairs(dataset, name, rows, options.negatives, seed))
     if stage.examples_per_epoch is not None:
         stage = stage.model_copy(update={"examples_per_epoch": stage.examples_per_epoch * (1 + options.negatives)})
-    tokenizer = load_run_tokenizer(run, config)
+    tokenizer = method_tokenizer(run, config, method)
+    model = starting_model(run, config, tokenizer, seed)
+    if config.backbone.name == "tiny":
+        from sirius_rec.training.tiny import with_embeddings
+
+        model = with_embeddings(model, tokenizer, seed)
     train_stage(
         config,
         stage,
         run.method(method.key, seed),
         name=f"{method.key} s{seed}",
-        model=starting_model(run, config, tokenizer, seed),
+        model=model,
         tokenizer=tokenizer,
         records=records,
         loss={"loss": "sft", "score_unsampled": 0},

@@ -47,7 +47,7 @@ def check_prompts(run: RunFolder, config: Config, dataset: Dataset) -> None:
     from sirius_rec.prompts.encoding import Encoder
     from sirius_rec.recipes.baselines import method_seeds
     from sirius_rec.recipes.evaluation import model_slates
-    from sirius_rec.recipes.language import method_form
+    from sirius_rec.recipes.language import method_form, method_tokenizer
     from sirius_rec.recipes.models import load_run_tokenizer
     from sirius_rec.recipes.records import train_slates
     from sirius_rec.recipes.training import DONE
@@ -61,13 +61,15 @@ def check_prompts(run: RunFolder, config: Config, dataset: Dataset) -> None:
         return
     encoder = Encoder(load_run_tokenizer(run, config), chat=config.prompts.chat)
     encoder.check_distinct(dataset.titles)
-    asked = {(config.prompts.form(), "sft")} if config.trains_language_model else set()
-    asked |= {(method_form(config, m), m.method) for m in config.language_methods}
+    asked = [(config.prompts.form(), "sft", encoder)] if config.trains_language_model else []
+    for method in config.language_methods:
+        its_own = Encoder(method_tokenizer(run, config, method), chat=config.prompts.chat)
+        asked.append((method_form(config, method), method.method, its_own))
     train = train_slates(config)
     used = {str(train), str(SlateName("val", train.protocol, train.size, train.seed)), *model_slates(config, dataset)}
     for name in sorted(used & set(dataset.slate_names)):
-        for form, method in sorted(asked, key=lambda pair: pair[1]):
-            _check_slates(dataset, encoder, form, method, name, context)
+        for form, kind, encoder in asked:
+            _check_slates(dataset, encoder, form, kind, name, context)
 
 
 def _check_slates(dataset: Dataset, encoder: Encoder, form: Template, method: str, name: str, context: int) -> None:
