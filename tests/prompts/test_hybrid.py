@@ -15,7 +15,17 @@ from sirius_rec.prompts.hybrid import HybridEncoder, marked_titles, without_mark
 from sirius_rec.prompts.templates import TEMPLATES
 
 FIRST = 50_000
-TITLES = ("Red", "Red House Painters", "Björk", "10,000 Maniacs", "!!!", "Sigur Rós", "Мумий Тролль", "椎名林檎", "A.\u0301")
+TITLES = (
+    "Red",
+    "Red House Painters",
+    "Björk",
+    "10,000 Maniacs",
+    "!!!",
+    "Sigur Rós",
+    "Мумий Тролль",
+    "椎名林檎",
+    "A.\u0301",
+)
 FORM = TEMPLATES["music"]
 
 

@@ -105,7 +105,9 @@ def test_text_rows_are_the_plain_prompts(
     made = trainer(tokenizer, tiny_llama(tokenizer), catalogue, tmp_path)
     first, n = installed(made.model).first_virtual, len(made.train_dataset.rows)
     for hybrid, text in zip(made.collator.rows[:n], made.collator.rows[n:], strict=True):
-        assert [i for i in hybrid.prompt if i < first] == list(text.prompt) and len(hybrid.prompt) == len(text.prompt) + 3
+        assert [i for i in hybrid.prompt if i < first] == list(text.prompt) and len(hybrid.prompt) == len(
+            text.prompt
+        ) + 3
     assert isinstance(made.encoder, Encoder)
     with pytest.raises(IndexError):
         made.collator.rows[2 * n]

@@ -1,4 +1,4 @@
-"""Ranked lists as chat models write them: numbered, quoted, in markdown, partial, with titles inside titles or made up."""
+"""Ranked lists as chat models write them: numbered, quoted, in markdown, partial, titles inside titles or made up."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def named(text: str) -> list[str]:
         ("(1) Blur\n(2) Red", ["Blur", "Red"]),
         ("1.Blur\n2.Red", ["Blur", "Red"]),
         ("- Blur\n* Red\n• Can", ["Blur", "Red", "Can"]),
-        ('1. "Blur"\n2. “Red”\n3. \'Can\'', ["Blur", "Red", "Can"]),
+        ("1. \"Blur\"\n2. “Red”\n3. 'Can'", ["Blur", "Red", "Can"]),
         ("1. **Blur**\n2. *Red*\n3. `Can`", ["Blur", "Red", "Can"]),
         ("**1. Blur**\n**2. Red**", ["Blur", "Red"]),
         ('1. **"Blur"**,\n2. "Red".', ["Blur", "Red"]),

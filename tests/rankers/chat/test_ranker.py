@@ -58,9 +58,7 @@ def test_a_served_language_model_that_learnt_its_lists_is_read(
         FORM.render_ranking([catalogue[i] for i in h], [catalogue[i] for i in s])
         for h, s in zip(histories, slates, strict=True)
     ]
-    answers = [
-        "\n".join(catalogue[s[c]] for c in order) for s, order in zip(slates, wanted, strict=True)
-    ]
+    answers = ["\n".join(catalogue[s[c]] for c in order) for s, order in zip(slates, wanted, strict=True)]
     model, encoder = tiny_llama(tokenizer, max_position_embeddings=512), Encoder(tokenizer)
     optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
     for _ in range(60):
