@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from sirius_rec.errors import ConfigError, SiriusError
+from sirius_rec import stopping
+from sirius_rec.errors import ConfigError, SiriusError, Stopped
 
 if TYPE_CHECKING:
     from sirius_rec.config import Config
@@ -393,10 +394,17 @@ def _fail(message: str) -> NoReturn:
 
 
 def main() -> None:
-    """Entry point: what a user can mend becomes one line on stderr and exit code 2; a bug of ours a traceback."""
+    """Entry point: what a user can mend becomes one line on stderr and exit code 2; a bug of ours a traceback.
+
+    SIGTERM saves, says how to go on, and exits with 0.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    stopping.listen()
     try:
         code = app(prog_name="sirius", standalone_mode=False)
+    except Stopped as stopped:
+        print(f"sirius: {stopped}; start the same command again to go on", file=sys.stderr)
+        sys.exit(0)
     except SiriusError as error:
         _fail(str(error))
     except _UsageError as error:

@@ -9,7 +9,8 @@
     └── RunError                 a run folder cannot be used (another config, truncated checkpoint)
 
 Library code raises these with a message that says what, where, and what to do. Only `cli.py` turns them into one
-line and exit code 2. Broken invariants of our own are `assert`s, not `SiriusError`s.
+line and exit code 2. Broken invariants of our own are `assert`s, not `SiriusError`s. `Stopped` stands beside the tree,
+as KeyboardInterrupt does, so that no handler takes it for an error.
 """
 
 
@@ -39,3 +40,7 @@ class TrainingError(SiriusError, RuntimeError):
 
 class RunError(SiriusError, RuntimeError):
     """A run folder cannot be used."""
+
+
+class Stopped(BaseException):
+    """SIGTERM ended the work at a point from which it can go on; the command line exits with 0."""

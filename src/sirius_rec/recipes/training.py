@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from sirius_rec import stopping
 from sirius_rec.config import ArmSection, Config, StageSection
 from sirius_rec.errors import TrainingError
 from sirius_rec.recipes.job import open_job, say
@@ -152,7 +153,7 @@ def _train(
 ) -> None:
     """Train one stage, resuming where it stopped; leaves best/, last/ and done.json."""
     from sirius_rec.recipes.arguments import training_arguments
-    from sirius_rec.recipes.callbacks import EpochLines
+    from sirius_rec.recipes.callbacks import EpochLines, SaveOnStop
     from sirius_rec.training.trainer import SiriusTrainer
 
     started = time.monotonic()
@@ -172,9 +173,10 @@ def _train(
         eval_ref_logps=eval_ref_logps,
         eval_hook=validation["hook"] if validation else None,
         metrics_file=folder / "metrics.jsonl",
-        callbacks=[EpochLines(name, say)],
+        callbacks=[EpochLines(name, say), SaveOnStop()],
     )
-    trainer.train(resume_from_checkpoint=True)
+    with stopping.after_a_checkpoint():
+        trainer.train(resume_from_checkpoint=True)
     if trainer.is_world_process_zero():
         _finish(trainer, folder, time.monotonic() - started)
     trainer.accelerator.wait_for_everyone()
