@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import sys
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from sirius_rec import stopping
-from sirius_rec.errors import ConfigError, SiriusError, Stopped
+from sirius_rec.errors import ConfigError, SiriusError, Stopped, place_fault
 
 if TYPE_CHECKING:
     from sirius_rec.config import Config
@@ -381,8 +380,6 @@ def theory(
         say(f"figure: {path}")
 
 
-# Faults of the place, not of the program: disk full, no permission, read-only, quota.
-_PLACE = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT)
 _INTERRUPTED = 130
 # click's own error for a wrong command line; typer brings its own copy of click, so it is reached through typer.
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
@@ -415,9 +412,11 @@ def main() -> None:
         command = context.command_path if context is not None else "sirius"
         _fail(f"{error.format_message()} See `{command} --help`.")  # type: ignore[attr-defined]
     except OSError as error:
-        if error.errno not in _PLACE:
+        reason = place_fault(error)
+        if reason is None:
             raise
-        _fail(f"{error.filename or 'the disk'}: {error.strerror}: nothing more can be read or written there")
+        where = error.filename or "a file"
+        _fail(f"{where}: {reason}: mend that and start the same command again; what was finished is kept")
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED
     if code == _INTERRUPTED:  # newer typer answers Ctrl-C itself, with this code and no word

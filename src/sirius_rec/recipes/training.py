@@ -184,7 +184,7 @@ def _train(
 
 def _finish(trainer: Any, folder: Path, seconds: float) -> None:
     """Turn checkpoints into best/ and last/ (weights only), then say done."""
-    from sirius_rec.training.checkpoints import PREFIX, list_checkpoints
+    from sirius_rec.training.checkpoints import PREFIX, list_checkpoints, writing
 
     checkpoints = list_checkpoints(folder / "checkpoints")
     if not checkpoints:
@@ -196,7 +196,8 @@ def _finish(trainer: Any, folder: Path, seconds: float) -> None:
         if target.exists():
             shutil.rmtree(target)
         ignored = shutil.ignore_patterns("optimizer*", "scheduler*", "rng_state*", "complete.json", "training_args*")
-        shutil.copytree(source, target, ignore=ignored)
+        with writing(target):
+            shutil.copytree(source, target, ignore=ignored)
     write_json(
         folder / DONE,
         {
