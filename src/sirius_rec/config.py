@@ -41,8 +41,8 @@ _RESERVED = ("sft", "pretrain", *FLOORS)
 class Config(Section):
     """One run: data, backbone, SFT, arms, evaluation. `name` names the default run folder, runs/<name>.
 
-    methods: recommenders without a language model, on the same slates. With methods and `arms: []` no language model
-    is trained.
+    methods: other recommenders on the same slates, some on the same backbone. With methods and `arms: []` there is no
+    SFT, and a backbone only if a method asks for it.
     """
 
     name: str = "run"
@@ -75,7 +75,38 @@ class Config(Section):
 
     @property
     def trains_language_model(self) -> bool:
+        """Whether the run has SFT (and arms)."""
         return bool(self.arms) or not self.methods
+
+    @property
+    def language_methods(self) -> tuple[MethodSection, ...]:
+        """The methods on the run's backbone."""
+        from sirius_rec.rankers.methods import METHODS
+
+        return tuple(m for m in self.methods if METHODS[m.method].kind == "language")
+
+    @property
+    def needs_backbone(self) -> bool:
+        return self.trains_language_model or bool(self.language_methods)
+
+    def method_stage(self, method: MethodSection) -> StageSection:
+        """How a method that is trained as SFT is trained: the `sft` section with the method's own options in it.
+
+        ConfigError naming the option that is unknown or out of range.
+        """
+        from sirius_rec.rankers.methods import PAPER_STAGE, split_options
+
+        _, changes = split_options(method.method, method.options)
+        paper = PAPER_STAGE if method.preset == "paper" else {}
+        try:
+            stage = StageSection.model_validate({**self.sft.model_dump(), **paper, **changes})
+        except ValidationError as error:
+            raise ConfigError("; ".join(describe(error, StageSection))) from None
+        if stage.micro_batch_size and stage.batch_size % stage.micro_batch_size:
+            raise ConfigError(
+                f"batch_size {stage.batch_size} is not a multiple of micro_batch_size {stage.micro_batch_size}"
+            )
+        return stage
 
     @field_validator("name")
     @classmethod
@@ -209,12 +240,27 @@ class Config(Section):
             elif method.key in taken:
                 yield Contradiction(f"{named[0]}: '{method.key}' is taken: give the method another name", *named)
             taken.append(method.key)
+            if method.seeds is not None and (
+                METHODS[method.method].kind != "sequential" or not set(self.seeds) <= set(method.seeds)
+            ):
+                message = (
+                    f"{place}.seeds: only gru4rec, caser, sasrec and morec may have seeds of their own, which must "
+                    f"include the run's ({', '.join(map(str, self.seeds))})"
+                )
+                yield Contradiction(message, f"{place}.seeds")
             try:
-                check_options(method.method, method.preset, method.options)
+                check_options(method.method, method.preset, method.options, lambda _, m=method: self.method_stage(m))
+                self._check_against_data(method)
             except ConfigError as error:
                 yield Contradiction(f"{place} ({method.key}): {error}", f"{place}.options", f"{place}.preset")
             except ImportError:  # data-only installation
                 continue
+
+    def _check_against_data(self, method: MethodSection) -> None:
+        """ConfigError for negatives that a train slate does not have."""
+        size = next((slate.size for slate in self._train_slates()), None)
+        if method.method == "tallrec" and size and (asked := method.options.get("negatives", 1)) > size - 1:
+            raise ConfigError(f"{asked} negatives, but a train slate of {size} has {size - 1}")
 
     def objective(self, arm: ArmSection) -> Any:
         """The arm's `Objective`: its own options over align's β and γ over the preset's."""

@@ -43,6 +43,10 @@ EXPECTED = {
     # anchor: r_i − r_0 = β log π_θ(y_i) = −4
     "dpo_sirius": softplus(-1.5) + softplus(4.0),
     "dpo_nll": softplus(-1.5) + 4.0,
+    # 4 nats over 2 tokens
+    "rpo": softplus(-1.5) + 2.0,
+    # weight σ(r_j − r_i) = σ(−1.5), times −r_i = −0.5
+    "sft_reward_weighted": -0.5 / (1 + math.exp(1.5)),
     # log(1 + e^−1.5 + e^0.7 + e^−1.5)
     "softmax_dpo": math.log(1 + 2 * math.exp(-1.5) + math.exp(0.7)),
     "softmax_dpo_sirius": math.log(1 + 2 * math.exp(-1.5) + math.exp(0.7)) + softplus(4.0),
@@ -104,6 +108,8 @@ def test_gradcheck(name: str) -> None:
         (by_hand,) = torch.autograd.grad(total(logp).sum(), logp)
         (ours,) = torch.autograd.grad(compute_loss(objective, logp, length, mask, valid).loss_B.sum(), logp)
         torch.testing.assert_close(ours, by_hand)
+    elif objective.comparison == "weighted_positive":  # so do its weights; they are checked against pairwise below
+        return
     else:
 
         def total(x: Tensor) -> Tensor:
@@ -159,6 +165,32 @@ def test_pairwise_is_the_mean_over_pairs() -> None:
     assert loss_of(Objective(), 3).loss_B.item() == pytest.approx(sum(singles) / 3, rel=1e-12)
     # 1.5, −0.7, 1.5
     assert sum(singles) == pytest.approx(2 * softplus(-1.5) + softplus(0.7), rel=1e-12)
+
+
+@pytest.mark.parametrize("beta", [0.1, 1.0, 2.5])
+@pytest.mark.parametrize(("reward", "gamma"), [("dpo", 0.0), ("simpo", 0.7), ("simpo_no_ln", 0.7)])
+def test_weighted_positive_is_pairwise_without_the_push_on_negatives(reward: str, gamma: float, beta: float) -> None:
+    """The same gradient on y_i, none on any y_j; three negatives, one of them ranked above the positive."""
+    grads = []
+    for comparison in ("pairwise", "weighted_positive"):
+        logp = LOGP.clone().requires_grad_()
+        objective = Objective(reward=reward, comparison=comparison, gamma=gamma, beta=beta)
+        grads.append(torch.autograd.grad(loss_of(objective, 3, logp).loss_B.sum(), logp)[0])
+    pairwise, weighted = grads
+    torch.testing.assert_close(weighted[:, 0], pairwise[:, 0], rtol=1e-12, atol=0)
+    assert pairwise[0, 1:4].all() and not weighted[0, 1:].any()
+
+
+def test_reward_weighted_sft_by_hand() -> None:
+    """w = mean σ(r_j − r_i) over differences −1.5, 0.7, −1.5; the gradient on log π_θ(y_i|x) is −β w."""
+    weight = sum(1 / (1 + math.exp(-x)) for x in (-1.5, 0.7, -1.5)) / 3
+    logp = LOGP.clone().requires_grad_()
+    out = loss_of(build_objective("sft_reward_weighted"), 3, logp)
+    assert out.loss_B.item() == pytest.approx(-weight * 0.5, rel=1e-12)
+    (grad,) = torch.autograd.grad(out.loss_B.sum(), logp)
+    assert grad[0, 0].item() == pytest.approx(-weight, rel=1e-12)
+    frozen = torch.tensor(weight, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda x: -frozen * (x[:, 0] - REF[:, 0]), (logp,))
 
 
 @pytest.mark.parametrize("comparison", ["pairwise", "softmax"])

@@ -33,9 +33,25 @@ def softmax(reward_BC: Tensor, kept_BC: Tensor, gamma: float) -> Tensor:
     return F.softplus(torch.logsumexp(excess_BC, 1)).masked_fill(~any_kept_B, 0.0)
 
 
+def weighted_positive(reward_BC: Tensor, kept_BC: Tensor, gamma: float) -> Tensor:
+    """Mean over the kept negatives of −sg(σ(r_j − r_i + γ)) · r_i: pairwise's gradient without its push on r_j.
+
+    With the DPO reward this is −β w log π_θ(y_i|x), w DPO's own weight, up to the constant w β log π_ref(y_i|x): SFT on
+    the positive, which counts less the better the pair is ordered already. Weights are not normalised over the batch,
+    so that the step is DPO's, and an example that DPO has learnt adds as little here.
+    """
+    weight_BC = torch.sigmoid(reward_BC - reward_BC[:, :1] + gamma).detach().masked_fill(~kept_BC, 0.0)
+    return -reward_BC[:, 0] * weight_BC.sum(1) / kept_BC.sum(1).clamp(min=1)
+
+
 def none(reward_BC: Tensor, kept_BC: Tensor, gamma: float) -> Tensor:
     """No comparison at all (SFT and other likelihood-only objectives)."""
     return reward_BC[:, 0] * 0.0
 
 
-COMPARISONS: dict[str, ComparisonFn] = {"none": none, "pairwise": pairwise, "softmax": softmax}
+COMPARISONS: dict[str, ComparisonFn] = {
+    "none": none,
+    "pairwise": pairwise,
+    "softmax": softmax,
+    "weighted_positive": weighted_positive,
+}

@@ -23,7 +23,7 @@ from sirius_rec.objectives.rewards import NEEDS_REFERENCE, REWARDS
 class Objective:
     """One training objective, composed.
 
-    reward: `dpo`, `simpo` or `simpo_no_ln`. comparison: `none`, `pairwise` or `softmax`.
+    reward: `dpo`, `simpo` or `simpo_no_ln`. comparison: `none`, `pairwise`, `softmax` or `weighted_positive`.
     anchor: `none`, `reference` (DPO reward only), `constant`, `slate`.
     beta: reward scale, > 0. gamma: target margin ≥ 0; 0 for the DPO family.
     negatives: how many are drawn from the slate anew each epoch, or "all".
@@ -64,7 +64,7 @@ class Objective:
         if self.negatives != "all" and not (isinstance(self.negatives, int) and self.negatives >= 1):
             raise ConfigError(f"negatives must be a whole number from 1, or 'all', got {self.negatives!r}")
         if self.filter and self.comparison == "none":
-            raise ConfigError("filter drops sampled negatives: it needs comparison 'pairwise' or 'softmax'")
+            raise ConfigError("filter drops sampled negatives: it needs a comparison with them")
         if self.comparison == "none" and self.anchor == "none" and not self.nll_weight:
             raise ConfigError("nothing to train on: comparison 'none' needs an anchor or nll_weight > 0")
 
@@ -103,6 +103,9 @@ LOSSES: dict[str, Preset] = {
     "dpo": Preset("DPO"),
     "dpo_sirius": Preset("DPO + SIRIUS", {"anchor": "reference"}),
     "dpo_nll": Preset("DPO + NLL", {"nll_weight": 1.0}),
+    # λ = 1, per token: the NLL term of iterative reasoning preference optimisation (Pang et al. 2024).
+    "rpo": Preset("RPO (DPO + NLL per token)", {"nll_weight": 1.0, "nll_per_token": True}),
+    "sft_reward_weighted": Preset("SFT, reward-weighted", {"comparison": "weighted_positive"}),
     "softmax_dpo": Preset("S-DPO (softmax, 3)", _SOFTMAX),
     "softmax_dpo_sirius": Preset("S-DPO (softmax, 3) + SIRIUS", {**_SOFTMAX, "anchor": "reference"}),
     "softmax_dpo_all": Preset("S-DPO (softmax, whole slate)", {**_SOFTMAX, "negatives": "all"}),

@@ -11,6 +11,13 @@ from dataclasses import dataclass, replace
 
 from sirius_rec.errors import ConfigError
 
+YES, NO = "Yes", "No"
+QUESTION = f"Will this user choose it? {YES} or {NO}:"
+RANKING = (
+    "Rank these candidates by how likely each is to come next. Answer with their titles alone, spelled as above, one "
+    "per line, the most likely first."
+)
+
 
 @dataclass(frozen=True)
 class Template:
@@ -35,6 +42,22 @@ class Template:
         """
         slate = [self.candidates, *candidates] if self.shows_slate else []
         return "\n".join([self.history, *history, *slate, self.answer, ""])
+
+    def render_question(self, history: Sequence[str], candidate: str) -> str:
+        """The prompt that asks about one candidate; its answer is `YES` or `NO`.
+
+        >>> print(TEMPLATES["music"].render_question(["Air"], "Can"), end="")
+        This user has listened to these artists, oldest first:
+        Air
+        Next artist:
+        Can
+        Will this user choose it? Yes or No:
+        """
+        return "\n".join([self.history, *history, self.answer, candidate, QUESTION, ""])
+
+    def render_ranking(self, history: Sequence[str], candidates: Sequence[str]) -> str:
+        """The prompt that asks for the whole slate in order, for models that follow instructions."""
+        return "\n".join([self.history, *history, self.candidates, *candidates, "", RANKING])
 
 
 def _template(name: str, past: str, noun: str) -> Template:

@@ -19,6 +19,7 @@ class LLMRanker:
     """Ranks slates with a causal LM.
 
     model, encoder: the LM and its tokenizer. template, titles: how items are shown; titles by dense item number.
+    shown: what stands for an item in prompts, where that is not its title (hybrid prompts).
     scoring: "auto", "packed" or "naive". batch_tokens: padded tokens per batch. bf16: see
     `scoring.scorer.score_rows`. progress: gets the rows just done.
     """
@@ -30,6 +31,7 @@ class LLMRanker:
         template: Template,
         titles: Sequence[str],
         *,
+        shown: Sequence[str] | None = None,
         scoring: str = "auto",
         batch_tokens: int = 8192,
         bf16: bool = False,
@@ -39,6 +41,7 @@ class LLMRanker:
         self.encoder = encoder
         self.template = template
         self.titles = titles
+        self.shown = titles if shown is None else shown
         self.scoring = scoring
         self.batch_tokens = batch_tokens
         self.bf16 = bf16
@@ -46,9 +49,9 @@ class LLMRanker:
 
     def prompts(self, histories: Sequence[Items], candidates: Sequence[Items]) -> list[str]:
         """The prompt texts of rows, the slate in the order given."""
-        titles = self.titles
+        shown = self.shown
         return [
-            self.template.render([titles[i] for i in history], [titles[i] for i in slate])
+            self.template.render([shown[i] for i in history], [shown[i] for i in slate])
             for history, slate in zip(histories, candidates, strict=True)
         ]
 

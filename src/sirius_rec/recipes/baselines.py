@@ -1,4 +1,4 @@
-"""Jobs of the recommenders without a language model: fit, save, score the test slates."""
+"""Jobs of the recommenders beside SFT and its arms: fit, save, score the test slates."""
 
 from __future__ import annotations
 
@@ -20,17 +20,39 @@ from sirius_rec.schema import CANDIDATES, HISTORY, TARGET, TIMESTAMP, SlateName
 DONE = "done.json"
 
 
+def seeded(config: Config, method: MethodSection) -> bool:
+    """Whether seeds matter: to what is trained by gradient, and to the random weights of an untrained tiny backbone."""
+    return METHODS[method.method].trained or (method.method == "zero_shot" and config.backbone.name == "tiny")
+
+
 def method_seeds(config: Config, method: MethodSection) -> tuple[int, ...]:
-    """A method that is not trained comes out the same with every seed: it runs once."""
-    return config.seeds if METHODS[method.method].trained else (0,)
+    """The method's own seeds, else the run's; a method that comes out the same with every seed runs once."""
+    return (method.seeds or config.seeds) if seeded(config, method) else (0,)
+
+
+def builds_on(config: Config, method: MethodSection) -> tuple[str, ...]:
+    """Names of the jobs (without seed) whose results a method starts from, where the run has them."""
+    needs = ("pretrain",) if METHODS[method.method].stage else ()
+    sasrec = shared_sasrec(config) if method.method == "llara" else None
+    return (*needs, sasrec.key) if sasrec is not None else needs
+
+
+def shared_sasrec(config: Config) -> MethodSection | None:
+    """The run's own tuned SASRec, if it has one."""
+    return next((m for m in config.methods if m.method == "sasrec" and m.preset == "tuned"), None)
 
 
 def fit_method(path: str, key: str, seed: int) -> None:
     """Job: fit one method with one seed, keep it, and score every test slate."""
-    from sirius_rec.recipes import evaluation
+    from sirius_rec.recipes import chat, evaluation, language
 
     run, config, dataset = open_job(path)
     method = next(m for m in config.methods if m.key == key)
+    kind = METHODS[method.method].kind
+    if kind in ("language", "remote"):
+        job = language.fit_and_score if kind == "language" else chat.ask_and_score
+        job(run, config, dataset, method, seed)
+        return
     folder = run.method(key, seed)
     names = evaluation.test_slates(config, dataset)
     if (folder / DONE).is_file() and all(evaluation.all_there(run, config, key, seed, name) for name in names):
@@ -45,7 +67,7 @@ def fit_method(path: str, key: str, seed: int) -> None:
 def _fitted(method: MethodSection, config: Config, dataset: Dataset, folder: Path, seed: int) -> Any:
     if not METHODS[method.method].trained:
         started = time.monotonic()
-        ranker = build_closed(method.method, method.options)
+        ranker: Any = build_closed(method.method, method.options)
         if method.method == "recency":
             train = dataset.examples("train")
             ranker.fit(train[TARGET].to_numpy(), train[TIMESTAMP].to_numpy(), dataset.n_items)
@@ -53,15 +75,21 @@ def _fitted(method: MethodSection, config: Config, dataset: Dataset, folder: Pat
             ranker.fit(dataset.train_sequences(), dataset.n_items)
         write_json(folder / DONE, {"parameters": None, "seconds": round(time.monotonic() - started, 1)})
         return ranker
-    from sirius_rec.rankers.sequential.ranker import PRESETS, SequentialRanker, with_options
+    return fitted_network(method, config, dataset, folder, seed)
+
+
+def fitted_network(method: MethodSection, config: Config, dataset: Dataset, folder: Path, seed: int) -> Any:
+    """The sequential ranker in `folder`, trained and saved there first if need be."""
+    from sirius_rec.rankers.methods import network_options
+    from sirius_rec.rankers.sequential.morec import MoRecRanker, load_ranker
+    from sirius_rec.rankers.sequential.ranker import SequentialRanker
 
     if (folder / DONE).is_file():
-        return SequentialRanker.load(folder)
-    options = with_options(PRESETS[method.preset][method.method], **method.options)
+        return load_ranker(folder)
+    options = network_options(method.method, method.preset, method.options)
     started = time.monotonic()
-    trained = SequentialRanker(options, seed).fit(
-        dataset.train_sequences(), dataset.n_items, _validation(config, dataset), progress=say
-    )
+    ranker = MoRecRanker(options, dataset.titles, seed) if method.method == "morec" else SequentialRanker(options, seed)
+    trained = ranker.fit(dataset.train_sequences(), dataset.n_items, _validation(config, dataset), progress=say)
     trained.save(folder)
     write_json(
         folder / DONE,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from sirius_rec.errors import ConfigError, RunError
 from sirius_rec.evaluation.floors import FLOOR_LABELS, FLOORS
 from sirius_rec.evaluation.results import build_results, read_results, write_results
 from sirius_rec.evaluation.tables import ScoreTable, read_tables, table_name, write_table
-from sirius_rec.rankers.methods import METHODS, method_label
+from sirius_rec.rankers.methods import method_label
 from sirius_rec.recipes.diagnosis import read_curves
 from sirius_rec.recipes.job import Ticker, open_job, say
 from sirius_rec.recipes.models import computes_in_bf16, load_run_tokenizer, load_stage_model, place
@@ -24,6 +25,8 @@ from sirius_rec.schema import CANDIDATES, HISTORY, ROW_ID, TARGET, USER_ID, Slat
 
 if TYPE_CHECKING:
     from sirius_rec.data.store import Dataset
+    from sirius_rec.prompts.templates import Template
+    from sirius_rec.rankers.llm import LLMRanker
     from sirius_rec.report.material import RunMaterial
 
 
@@ -51,6 +54,8 @@ def method_labels(config: Config) -> dict[str, str]:
 
     arms = {arm.key: arm.name or _arm_label(config, arm) for arm in config.arms}
     methods = {m.key: m.name or method_label(m.method, m.preset, m.options) for m in config.methods}
+    if config.backbone.name == "tiny":  # nothing was learnt anywhere
+        methods |= {m.key: f"{methods[m.key]} (random weights)" for m in config.methods if m.method == "zero_shot"}
     return {**FLOOR_LABELS, "sft": LOSSES["sft"].label, **arms, **methods}
 
 
@@ -130,41 +135,71 @@ def floors(path: str) -> None:
 
 def evaluate_model(path: str, method: str, seed: int) -> None:
     """Job: score one trained model's checkpoints on every test slate, and let it answer by generation."""
+    run, config, dataset = open_job(path)
+    folder = run.stage(method, seed)
+
+    def build(checkpoint: str) -> LLMRanker:
+        model = load_stage_model(config, folder / checkpoint)
+        return llm_ranker(run, config, dataset, model, config.prompts.form())
+
+    score_checkpoints(run, config, dataset, method, seed, json.loads((folder / "done.json").read_text()), build)
+
+
+def llm_ranker(
+    run: RunFolder, config: Config, dataset: Dataset, model: Any, form: Template, kind: Any = None, **further: Any
+) -> Any:
+    """A ranker around a model of this run, placed and precise as configured. kind: `LLMRanker`, or one like it."""
     from sirius_rec.prompts.encoding import Encoder
     from sirius_rec.rankers.llm import LLMRanker
 
-    run, config, dataset = open_job(path)
-    folder = run.stage(method, seed)
-    encoder = Encoder(load_run_tokenizer(run, config), chat=config.prompts.chat)
-    done = json.loads((folder / "done.json").read_text())
+    encoder = further.pop("encoder", None) or Encoder(load_run_tokenizer(run, config), chat=config.prompts.chat)
+    return (kind or LLMRanker)(
+        place(model, config),
+        encoder,
+        form,
+        dataset.titles,
+        scoring=config.compute.scoring,
+        batch_tokens=config.evaluation.batch_tokens,
+        bf16=computes_in_bf16(config),
+        **further,
+    )
+
+
+def score_checkpoints(
+    run: RunFolder,
+    config: Config,
+    dataset: Dataset,
+    method: str,
+    seed: int,
+    done: dict[str, Any],
+    build: Callable[[str], Any],
+    *,
+    answers: bool = True,
+) -> None:
+    """Score tables and generated answers of a model's checkpoints, those that are missing.
+
+    done: `steps` and `best_step`. build: the ranker of a checkpoint. answers: whether what it generates is a title.
+    """
     scored: dict[int, str] = {}
     if len(model_slates(config, dataset)) < len(test_slates(config, dataset)):
         say(f"{method} s{seed}: a language model does not rank the whole catalogue; full slates are for floors")
     for checkpoint in config.evaluation.checkpoints:
         step = done["best_step"] if checkpoint == "best" else done["steps"]
-        ranker: LLMRanker | None = None
+        ranker: Any = None
         for number, slates in enumerate(model_slates(config, dataset)):
-            generates = number == 0 and config.evaluation.generation_rows > 0
-            answers = _answers_file(run, method, seed, slates, checkpoint)
+            generates = answers and number == 0 and config.evaluation.generation_rows > 0
+            file = answers_file(run, method, seed, slates, checkpoint)
             there = (run.scores / table_name(method, seed, slates, checkpoint)).is_file()
-            if there and (not generates or answers.is_file()):
+            if there and (not generates or file.is_file()):
                 continue
             if step in scored:  # best and last are the same step: same weights, same scores
                 _copy(run, config, dataset, method, seed, slates, scored[step], checkpoint, generates)
                 continue
             histories, candidates = slate_arrays(dataset, slates)
             if ranker is None:
-                ranker = LLMRanker(
-                    place(load_stage_model(config, folder / checkpoint), config),
-                    encoder,
-                    config.prompts.form(),
-                    dataset.titles,
-                    scoring=config.compute.scoring,
-                    batch_tokens=config.evaluation.batch_tokens,
-                    bf16=computes_in_bf16(config),
-                )
+                ranker = build(checkpoint)
             if generates:
-                write_json(answers, _generate(ranker, config, dataset, slates, method, seed, checkpoint))
+                write_json(file, _generate(ranker, config, dataset, slates, method, seed, checkpoint))
             if not there:
                 ranker.progress = Ticker(f"{method} s{seed} on {slates}", len(histories))
                 scores = ranker.score(histories, candidates)
@@ -204,7 +239,7 @@ def write_scores(
         _write(run, config, dataset, method, seed, slates, checkpoint, scores)
 
 
-def _answers_file(run: RunFolder, method: str, seed: int, slates: str, checkpoint: str) -> Path:
+def answers_file(run: RunFolder, method: str, seed: int, slates: str, checkpoint: str) -> Path:
     return run.generation / table_name(method, seed, slates, checkpoint).replace(".parquet", ".json")
 
 
@@ -224,8 +259,8 @@ def _copy(
     table = read_table(run.scores / table_name(method, seed, slates, source))
     _write(run, config, dataset, method, seed, slates, checkpoint, table.frame["scores"].to_list())
     if generates:
-        entry = json.loads(_answers_file(run, method, seed, slates, source).read_text())
-        write_json(_answers_file(run, method, seed, slates, checkpoint), {**entry, "checkpoint": checkpoint})
+        entry = json.loads(answers_file(run, method, seed, slates, source).read_text())
+        write_json(answers_file(run, method, seed, slates, checkpoint), {**entry, "checkpoint": checkpoint})
 
 
 def _generate(
@@ -235,20 +270,31 @@ def _generate(
     from sirius_rec.rankers.generation import generate_answers
 
     histories, candidates = slate_arrays(dataset, slates)
-    examples = dataset.examples(SlateName.parse(slates).split)
-    n = min(config.evaluation.generation_rows, len(histories))
-    rows = np.sort(np.random.default_rng(0).permutation(len(histories))[:n]).tolist()
+    rows = answered_rows(config, len(histories))
     titles = dataset.titles
-    targets = examples[TARGET].to_list()
+    targets = dataset.examples(SlateName.parse(slates).split)[TARGET].to_list()
     answers = generate_answers(
         ranker.model,
         ranker.encoder,
         ranker.prompts([histories[r] for r in rows], [candidates[r] for r in rows]),
         [[titles[i] for i in candidates[r]] for r in rows],
         [titles[targets[r]] for r in rows],
-        progress=Ticker(f"{method} s{seed} answers", n),
+        progress=Ticker(f"{method} s{seed} answers", len(rows)),
     )
-    row_ids = examples[ROW_ID].to_list()
+    return answers_entry(dataset, slates, method, seed, checkpoint, rows, answers)
+
+
+def answered_rows(config: Config, n_rows: int) -> list[int]:
+    """The rows whose generated answers are judged: a seeded sample, the same for every method."""
+    n = min(config.evaluation.generation_rows, n_rows)
+    return [int(r) for r in np.sort(np.random.default_rng(0).permutation(n_rows)[:n])]
+
+
+def answers_entry(
+    dataset: Dataset, slates: str, method: str, seed: int, checkpoint: str, rows: list[int], answers: Sequence[Any]
+) -> dict[str, Any]:
+    """What a file of generated answers holds; answers: `rankers.generation.Answer`s of those rows."""
+    row_ids = dataset.examples(SlateName.parse(slates).split)[ROW_ID].to_list()
     return {
         "method": method,
         "seed": seed,
@@ -270,6 +316,8 @@ def collect(run: RunFolder, config: Config, dataset: Dataset) -> dict[str, Any]:
 
 def gather(run: RunFolder, config: Config, dataset: Dataset, baseline: str) -> dict[str, Any]:
     """What results.json holds, with paired tests against `baseline`."""
+    from sirius_rec.recipes.baselines import seeded
+
     tables = read_tables(run.scores) if run.scores.is_dir() else []
     if not tables:
         raise RunError(f"{run.scores}: no score tables: run `sirius evaluate` first")
@@ -297,7 +345,7 @@ def gather(run: RunFolder, config: Config, dataset: Dataset, baseline: str) -> d
         },
         objectives=objectives(config),
         baseline=baseline,
-        unseeded=(*FLOORS, *(m.key for m in config.methods if not METHODS[m.method].trained)),
+        unseeded=(*FLOORS, *(m.key for m in config.methods if not seeded(config, m))),
     )
 
 

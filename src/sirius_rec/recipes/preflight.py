@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,11 +10,14 @@ import numpy as np
 
 from sirius_rec.config import Config
 from sirius_rec.errors import ConfigError, PromptError
+from sirius_rec.prompts.templates import NO, YES
 from sirius_rec.recipes.run_folder import RunFolder
 from sirius_rec.schema import CANDIDATES, HISTORY, SlateName
 
 if TYPE_CHECKING:
     from sirius_rec.data.store import Dataset
+    from sirius_rec.prompts.encoding import Encoder
+    from sirius_rec.prompts.templates import Template
 
 _ROWS = 4096  # prompts held at once
 
@@ -38,41 +42,78 @@ def context_of(config: Config) -> int | None:
 def check_prompts(run: RunFolder, config: Config, dataset: Dataset) -> None:
     """PromptError if a prompt of any slates, test slates too, does not fit into the context with its longest candidate.
 
-    Asked once, before the first training of a run.
+    Asked once, before the first training of a run, for SFT's prompts and those of every method on the backbone.
     """
     from sirius_rec.prompts.encoding import Encoder
+    from sirius_rec.recipes.baselines import method_seeds
     from sirius_rec.recipes.evaluation import model_slates
+    from sirius_rec.recipes.language import method_form, method_tokenizer
     from sirius_rec.recipes.models import load_run_tokenizer
     from sirius_rec.recipes.records import train_slates
     from sirius_rec.recipes.training import DONE
 
-    if all((run.stage("sft", seed) / DONE).is_file() for seed in config.seeds):
+    folders = [run.stage("sft", seed) for seed in config.seeds] if config.trains_language_model else []
+    folders += [run.method(m.key, seed) for m in config.language_methods for seed in method_seeds(config, m)]
+    if all((folder / DONE).is_file() for folder in folders):
         return
     context = context_of(config)
     if context is None:
         return
     encoder = Encoder(load_run_tokenizer(run, config), chat=config.prompts.chat)
-    template, titles = config.prompts.form(), dataset.titles
-    encoder.check_distinct(titles)
-    title_tokens = np.array([len(encoder.completion(title)) for title in titles])
+    encoder.check_distinct(dataset.titles)
+    asked = [(config.prompts.form(), "sft", encoder)] if config.trains_language_model else []
+    for method in config.language_methods:
+        its_own = Encoder(method_tokenizer(run, config, method), chat=config.prompts.chat)
+        asked.append((method_form(config, method), method.method, its_own))
     train = train_slates(config)
     used = {str(train), str(SlateName("val", train.protocol, train.size, train.seed)), *model_slates(config, dataset)}
     for name in sorted(used & set(dataset.slate_names)):
-        histories = dataset.examples(SlateName.parse(name).split)[HISTORY].to_list()
-        slates = dataset.slates(name)[CANDIDATES].to_list()
-        lengths: list[int] = []
-        for start in range(0, len(slates), _ROWS):
-            part = slice(start, start + _ROWS)
-            texts = [
-                template.render([titles[i] for i in history], [titles[i] for i in slate])
-                for history, slate in zip(histories[part], slates[part], strict=True)
-            ]
-            # The last token of a completion is never an input.
-            longest = [int(title_tokens[slate].max()) - 1 for slate in slates[part]]
-            lengths += [len(ids) + more for ids, more in zip(encoder.prompts(texts), longest, strict=True)]
-        too_long = int((np.array(lengths) > context).sum())
-        if too_long:
-            raise PromptError(
-                f"slates {name}: {too_long} of {len(lengths)} prompts with their longest candidate exceed the context "
-                f"of {context} tokens (longest: {max(lengths)}): shorten histories or slates, or lengthen the context"
-            )
+        for form, kind, encoder in asked:
+            _check_slates(dataset, encoder, form, kind, name, context)
+
+
+def _check_slates(dataset: Dataset, encoder: Encoder, form: Template, method: str, name: str, context: int) -> None:
+    histories = dataset.examples(SlateName.parse(name).split)[HISTORY].to_list()
+    slates = dataset.slates(name)[CANDIDATES].to_list()
+    lengths: list[int] = []
+    for start in range(0, len(slates), _ROWS):
+        part = slice(start, start + _ROWS)
+        lengths += _lengths(dataset.titles, encoder, form, method, histories[part], slates[part])
+    too_long = int((np.array(lengths) > context).sum())
+    if too_long:
+        raise PromptError(
+            f"slates {name}: {too_long} of {len(lengths)} prompts with their longest candidate exceed the context "
+            f"of {context} tokens (longest: {max(lengths)}): shorten histories or slates, or lengthen the context"
+        )
+
+
+def _lengths(
+    titles: Sequence[str],
+    encoder: Encoder,
+    form: Template,
+    method: str,
+    histories: Sequence[Sequence[int]],
+    slates: Sequence[Sequence[int]],
+) -> list[int]:
+    """Tokens of each row's prompt with its longest candidate, as `method` prompts."""
+    sizes = [[len(encoder.completion(titles[i])) for i in slate] for slate in slates]
+    if method == "tallrec":  # the candidate stands in the prompt
+        widest = [slate[int(np.argmax(size))] for slate, size in zip(slates, sizes, strict=True)]
+        texts = [
+            form.render_question([titles[i] for i in history], titles[item])
+            for history, item in zip(histories, widest, strict=True)
+        ]
+        more = [max(len(encoder.completion(answer)) for answer in (YES, NO))] * len(texts)
+    else:
+        texts = [
+            form.render([titles[i] for i in history], [titles[i] for i in slate])
+            for history, slate in zip(histories, slates, strict=True)
+        ]
+        more = [max(size) for size in sizes]
+    if method == "llara":  # a virtual token behind every title
+        more = [
+            extra + len(history) + len(slate) * form.shows_slate
+            for extra, history, slate in zip(more, histories, slates, strict=True)
+        ]
+    # The last token of a completion is never an input.
+    return [len(ids) + extra - 1 for ids, extra in zip(encoder.prompts(texts), more, strict=True)]

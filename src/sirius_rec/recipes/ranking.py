@@ -14,6 +14,7 @@ from sirius_rec.config import Config
 from sirius_rec.data.store import Dataset
 from sirius_rec.errors import RunError
 from sirius_rec.rankers.requests import Request
+from sirius_rec.recipes.baselines import method_seeds
 from sirius_rec.recipes.run_folder import RunFolder
 from sirius_rec.schema import ITEM_ID
 
@@ -52,7 +53,7 @@ def _chosen(run: RunFolder, config: Config, method: str | None, seed: int | None
             if (done := run.stage(key, s) / "done.json").is_file():
                 trained[key, s] = json.loads(done.read_text()).get("best_hr@1") or 0.0
     for entry in config.methods:
-        for s in config.seeds:
+        for s in method_seeds(config, entry):
             if (run.method(entry.key, s) / "ranker.json").is_file():
                 history = json.loads((run.method(entry.key, s) / "ranker.json").read_text())["history"]
                 trained[entry.key, s] = max((point.get("hr@1", 0.0) for point in history), default=0.0)
@@ -181,9 +182,9 @@ def _numbered(
 
 
 def _method(run: RunFolder, dataset: Dataset, method: str, seed: int, titles: bool) -> Served:
-    from sirius_rec.rankers.sequential.ranker import SequentialRanker
+    from sirius_rec.rankers.sequential.morec import load_ranker
 
-    ranker = SequentialRanker.load(run.method(method, seed))
+    ranker = load_ranker(run.method(method, seed))
     number = {item: n for n, item in enumerate(dataset.titles if titles else _item_ids(dataset))}
 
     def check(request: Request) -> str | None:

@@ -49,18 +49,19 @@ def prepare_data(
 
 def stage_jobs(run: RunFolder, config: Config, stages: Iterable[str]) -> list[Job]:
     """Jobs of the training and scoring stages, each after what it needs."""
+    from sirius_rec.rankers.methods import METHODS
     from sirius_rec.recipes import baselines, evaluation, reference, training
 
     wanted = set(stages)
     path = str(run.path)
     jobs: list[Job] = []
-    tiny = config.backbone.name == "tiny" and config.backbone.pretrain is not None
     references = any(config.objective(arm).needs_reference for arm in config.arms)
     language = config.trains_language_model
+    pretrained = any(METHODS[m.method].stage for m in config.methods) or language
+    if "sft" in wanted and pretrained and training.pretrains(config):
+        jobs += [Job(f"pretrain s{seed}", training.pretrain, (path, seed)) for seed in config.seeds]
     for seed in config.seeds if language else ():
         if "sft" in wanted:
-            if tiny:
-                jobs.append(Job(f"pretrain s{seed}", training.pretrain, (path, seed)))
             jobs.append(Job(f"sft s{seed}", training.sft, (path, seed), frozenset({f"pretrain s{seed}"})))
         if "align" in wanted and references:
             jobs.append(Job(f"reference s{seed}", reference.reference, (path, seed), frozenset({f"sft s{seed}"})))
@@ -71,9 +72,11 @@ def stage_jobs(run: RunFolder, config: Config, stages: Iterable[str]) -> list[Jo
                 jobs.append(Job(f"{arm.key} s{seed}", training.align, (path, arm.key, seed), frozenset(needs)))
     if "evaluate" in wanted:
         jobs.append(Job("floors", evaluation.floors, (path,)))
-        for entry in config.methods:
+        # What others build on comes first.
+        for entry in sorted(config.methods, key=lambda m: METHODS[m.method].kind == "language"):
             for seed in baselines.method_seeds(config, entry):
-                jobs.append(Job(f"{entry.key} s{seed}", baselines.fit_method, (path, entry.key, seed)))
+                after = frozenset(f"{name} s{seed}" for name in baselines.builds_on(config, entry))
+                jobs.append(Job(f"{entry.key} s{seed}", baselines.fit_method, (path, entry.key, seed), after))
         for method in ("sft", *(arm.key for arm in config.arms)) if language else ():
             for seed in config.seeds:
                 needs = {f"{method} s{seed}"}
@@ -94,7 +97,7 @@ def run_stages(run: RunFolder, config: Config, stages: Iterable[str], say: Say) 
         try:
             models.check_device(config)
             dataset = prepare_data(config, run, say)
-            if config.trains_language_model:
+            if config.needs_backbone:
                 models.prepare_backbone(run, config, dataset)
                 check_prompts(run, config, dataset)
         except SiriusError:

@@ -28,10 +28,15 @@ from sirius_rec.recipes.records import (
     validation_set,
 )
 from sirius_rec.recipes.reference import read_reference
-from sirius_rec.recipes.run_folder import write_json
+from sirius_rec.recipes.run_folder import RunFolder, write_json
 from sirius_rec.schema import SlateName
 
 DONE = "done.json"
+
+
+def pretrains(config: Config) -> bool:
+    """Whether the backbone is ours and reads training histories before anything else."""
+    return config.backbone.name == "tiny" and config.backbone.pretrain is not None
 
 
 def pretrain(path: str, seed: int) -> None:
@@ -51,7 +56,7 @@ def pretrain(path: str, seed: int) -> None:
         name = SlateName("val", name.protocol, name.size, name.seed)
         validation["records"] = continuation_records(dataset, name, config.prompts.form(), rows)
     tokenizer = load_run_tokenizer(run, config)
-    _train(
+    train_stage(
         config,
         stage,
         folder,
@@ -66,14 +71,9 @@ def pretrain(path: str, seed: int) -> None:
     )
 
 
-def sft(path: str, seed: int) -> None:
-    """Job: supervised fine-tuning on (prompt, next title), Eq. 1."""
-    run, config, dataset = open_job(path)
-    folder = run.stage("sft", seed)
-    if (folder / DONE).is_file():
-        return
-    tokenizer = load_run_tokenizer(run, config)
-    if config.backbone.name == "tiny" and config.backbone.pretrain is not None:
+def starting_model(run: RunFolder, config: Config, tokenizer: Any, seed: int) -> Any:
+    """What SFT, and every baseline trained like it, starts from: the backbone (pretrained where ours), with LoRA."""
+    if pretrains(config):
         model = load_stage_model(config, run.stage("pretrain", seed) / "best")
     else:
         model = initial_model(config, tokenizer, seed)
@@ -81,14 +81,24 @@ def sft(path: str, seed: int) -> None:
         from sirius_rec.training.backbones import add_lora
 
         model = add_lora(model, **config.backbone.lora.model_dump())
+    return model
+
+
+def sft(path: str, seed: int) -> None:
+    """Job: supervised fine-tuning on (prompt, next title), Eq. 1."""
+    run, config, dataset = open_job(path)
+    folder = run.stage("sft", seed)
+    if (folder / DONE).is_file():
+        return
+    tokenizer = load_run_tokenizer(run, config)
     name = train_slates(config)
     rows = stage_rows(dataset.examples("train").height, config.sft, seed, SFT_STREAM)
-    _train(
+    train_stage(
         config,
         config.sft,
         folder,
         name=f"sft s{seed}",
-        model=model,
+        model=starting_model(run, config, tokenizer, seed),
         tokenizer=tokenizer,
         records=slate_records(dataset, name, config.prompts.form(), rows),
         loss={"loss": "sft", "score_unsampled": 0},
@@ -109,7 +119,7 @@ def align(path: str, arm_key: str, seed: int) -> None:
         stage = stage.model_copy(update={"learning_rate": arm.learning_rate})
     rows = stage_rows(dataset.examples("train").height, stage, seed, ALIGN_STREAM)
     ref = read_reference(run, config, seed) if config.objective(arm).needs_reference else {}
-    _train(
+    train_stage(
         config,
         stage,
         folder,
@@ -136,7 +146,7 @@ def _loss_options(config: Config, arm: ArmSection) -> dict[str, Any]:
     }
 
 
-def _train(
+def train_stage(
     config: Config,
     stage: StageSection,
     folder: Path,
@@ -150,8 +160,13 @@ def _train(
     validation: dict[str, Any] | None = None,
     ref_logps: list[np.ndarray] | None = None,
     eval_ref_logps: list[np.ndarray] | None = None,
+    trainer_class: Any = None,
+    **further: Any,
 ) -> None:
-    """Train one stage, resuming where it stopped; leaves best/, last/ and done.json."""
+    """Train one stage, resuming where it stopped; leaves best/, last/ and done.json.
+
+    trainer_class: a `SiriusTrainer` of another kind, which `further` goes to.
+    """
     from sirius_rec.recipes.arguments import training_arguments
     from sirius_rec.recipes.callbacks import EpochLines, SaveOnStop
     from sirius_rec.training.trainer import SiriusTrainer
@@ -163,7 +178,7 @@ def _train(
     )
     if stage.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    trainer = SiriusTrainer(
+    trainer = (trainer_class or SiriusTrainer)(
         model,
         args,
         records,
@@ -174,6 +189,7 @@ def _train(
         eval_hook=validation["hook"] if validation else None,
         metrics_file=folder / "metrics.jsonl",
         callbacks=[EpochLines(name, say), SaveOnStop()],
+        **further,
     )
     with stopping.after_a_checkpoint():
         trainer.train(resume_from_checkpoint=True)

@@ -24,7 +24,9 @@ def naive_logps(model: nn.Module, rows: Sequence[PromptCompletions], pad_id: int
         scored_RT[r, len(prompt) : n] = True
     input_ids_RT, seen_RT, scored_RT = (t.to(device) for t in (input_ids_RT, seen_RT, scored_RT))
     logits_RTV = model(input_ids=input_ids_RT, attention_mask=seen_RT, use_cache=False).logits[:, :-1].float()
-    token_logp_RT = torch.log_softmax(logits_RTV, -1).gather(2, input_ids_RT[:, 1:, None])[..., 0]
+    # Ids of the prompt are not predicted, and may stand for inputs that no logit belongs to (hybrid prompts).
+    target_RT = input_ids_RT.masked_fill(~scored_RT, 0)[:, 1:]
+    token_logp_RT = torch.log_softmax(logits_RTV, -1).gather(2, target_RT[..., None])[..., 0]
     logp_R = token_logp_RT.masked_fill(~scored_RT[:, 1:], 0.0).sum(1)
     widest = max(len(row.completions) for row in rows)
     per_row = torch.split(logp_R, [len(row.completions) for row in rows])

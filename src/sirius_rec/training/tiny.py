@@ -42,8 +42,26 @@ def train_tokenizer(titles_by_frequency: Sequence[str], template_lines: Sequence
     )
     tokenizer.train_from_iterator(titles_by_frequency, trainer)
     single = [line for line in template_lines if line.strip()] + list(titles_by_frequency[: options.title_tokens])
-    tokenizer.add_tokens([AddedToken(text, lstrip=True, single_word=True, normalized=False) for text in single])
+    tokenizer.add_tokens(_whole(single))
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD)
+
+
+def _whole(texts: Sequence[str]) -> list[AddedToken]:
+    return [AddedToken(text, lstrip=True, single_word=True, normalized=False) for text in texts]
+
+
+def with_lines(tokenizer: Any, lines: Sequence[str]) -> Any:
+    """The tokenizer with these lines as single tokens too: spelled in bytes, a question of a dozen words stands between
+    what a small model has to compare, and it does not learn to."""
+    tokenizer.add_tokens(_whole(lines))
+    return tokenizer
+
+
+def with_embeddings(model: Any, tokenizer: Any, seed: int) -> Any:
+    """The model with (seeded, random) embeddings for tokens that the tokenizer was given later."""
+    set_seed(seed)
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    return model
 
 
 def build_tiny(tokenizer: Any, options: TinyOptions, seed: int) -> LlamaForCausalLM:

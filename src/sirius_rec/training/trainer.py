@@ -84,6 +84,7 @@ class SiriusTrainer(Trainer):
     ref_logps, eval_ref_logps: log π_ref per record and completion (nats), where they are cached already; otherwise
         the model as it is before the first step is the reference, and its log-probs are computed once.
     eval_hook: gets the log-probs of every evaluation record (completion 0 the chosen one) and returns more metrics.
+    encoder: how texts become ids, where that is not `processing_class` as it is.
 
     Evaluation ranks the chosen text among the rejected ones by log π(y|x): HR@K, NDCG@K, MRR and the evidence of
     `objectives.evidence`. Everything logged also goes to `metrics_file` (default: metrics.jsonl in the output folder),
@@ -102,6 +103,7 @@ class SiriusTrainer(Trainer):
         ref_logps: Sequence[np.ndarray] | None = None,
         eval_ref_logps: Sequence[np.ndarray] | None = None,
         eval_hook: EvalHook | None = None,
+        encoder: Encoder | None = None,
         metrics_file: Path | None = None,
         callbacks: list[TrainerCallback] | None = None,
         **kwargs: Any,
@@ -118,7 +120,7 @@ class SiriusTrainer(Trainer):
             model = get_peft_model(model, peft_config)
         if self.objective.uses_negatives and args.disable_dropout:
             disable_dropout(model)
-        self.encoder = Encoder(processing_class, chat=args.chat)
+        self.encoder = encoder or Encoder(processing_class, chat=args.chat)
         self.scoring = resolve_mode(model, args.scoring)
         context = args.max_length or getattr(unwrapped(model).config, "max_position_embeddings", None)
         train_rows = encode_records(train_dataset, self.encoder)

@@ -287,3 +287,12 @@ def morec_options(options: SequentialOptions, **changes: Any) -> MoRecOptions:
         if name not in known:
             raise ConfigError(f"unknown option '{name}' of morec: choose from {', '.join(sorted(known))}")
     return MoRecOptions(**{**taken, **changes})
+
+
+def load_ranker(folder: Path) -> SequentialRanker:
+    """A saved sequential ranker of either kind; RunError if it is not there or damaged."""
+    try:
+        texts = "morec" in json.loads((folder / "ranker.json").read_text())
+    except (OSError, ValueError, TypeError):
+        texts = False  # SequentialRanker.load says what is wrong
+    return MoRecRanker.load(folder) if texts else SequentialRanker.load(folder)

@@ -1,0 +1,1 @@
+"""ChatRec: any OpenAI-compatible chat endpoint as a ranker."""

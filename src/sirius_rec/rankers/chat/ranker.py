@@ -1,0 +1,63 @@
+"""ChatRec (Gao et al. 2023): a chat model is shown the history and the slate and writes the slate in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from sirius_rec.errors import ScoringError
+from sirius_rec.prompts.templates import Template
+from sirius_rec.rankers.chat.client import ChatClient, Reply
+from sirius_rec.rankers.chat.parsing import Ranking, parse_ranking
+from sirius_rec.rankers.protocol import Items
+
+# What a remote method cost, in done.json and in comparisons; request_seconds adds up requests that ran side by side.
+SPENT: Final = ("requests", "prompt_tokens", "completion_tokens", "cost", "request_seconds")
+
+
+class ChatRanker:
+    """Ranks slates by what a chat endpoint answers; the slate is shown in the order given.
+
+    A named candidate scores above all that are named later; what is not named shares the last place. An item that
+    training never saw is a title like any other, and an empty history an empty list. progress: rows just answered.
+    """
+
+    def __init__(
+        self,
+        client: ChatClient,
+        template: Template,
+        titles: Sequence[str],
+        *,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        self.client, self.template, self.titles, self.progress = client, template, titles, progress
+        self._replies: dict[str, Reply] = {}
+
+    def rankings(self, histories: Sequence[Items], candidates: Sequence[Items]) -> list[Ranking]:
+        """What was answered about each row."""
+        if len(histories) != len(candidates):
+            raise ScoringError(f"{len(histories)} histories for {len(candidates)} slates; give one history per slate")
+        slates = [[self.titles[i] for i in slate] for slate in candidates]
+        prompts = [
+            self.template.render_ranking([self.titles[i] for i in history], slate)
+            for history, slate in zip(histories, slates, strict=True)
+        ]
+        replies = self.client.ask_all(prompts, self.progress)
+        self._replies |= dict(zip(prompts, replies, strict=True))
+        return [parse_ranking(reply.content, slate) for reply, slate in zip(replies, slates, strict=True)]
+
+    def score(self, histories: Sequence[Items], candidates: Sequence[Items]) -> list[npt.NDArray[np.float32]]:
+        """Places from the end of the answered list, 0 for what it does not name; one array per row."""
+        found = self.rankings(histories, candidates)
+        return [ranking.scores(len(slate)) for ranking, slate in zip(found, candidates, strict=True)]
+
+    def spent(self) -> dict[str, Any]:
+        """`SPENT` of every answer used so far, also of those that were in the cache already."""
+        replies = list(self._replies.values())
+        prompt, completion = (sum(getattr(r, f"{part}_tokens") for r in replies) for part in ("prompt", "completion"))
+        cost = round(self.client.options.cost(prompt, completion), 6)
+        seconds = round(sum(r.seconds for r in replies), 1)
+        return dict(zip(SPENT, (len(replies), prompt, completion, cost, seconds), strict=True))

@@ -1,0 +1,69 @@
+"""TALLRec's scoring (Bao et al. 2023): one question per candidate, ranked by how probable Yes is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sirius_rec.errors import ScoringError
+from sirius_rec.prompts.encoding import Encoder
+from sirius_rec.prompts.templates import NO, YES, Template
+from sirius_rec.rankers.protocol import Items
+from sirius_rec.scoring.rows import PromptCompletions
+from sirius_rec.scoring.scorer import score_rows
+
+_SLATES = 256  # slates whose questions are held at once
+
+
+class YesNoRanker:
+    """Ranks slates by p(Yes) = π(Yes) / (π(Yes) + π(No)), each candidate asked about alone.
+
+    The score is the log-odds log π(Yes) − log π(No) in nats: the order of p(Yes), without its ties at 0 and 1. A score
+    does not depend on the other candidates. A title that training never asked about is a text like any other.
+    Arguments as `LLMRanker`.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        encoder: Encoder,
+        template: Template,
+        titles: Sequence[str],
+        *,
+        scoring: str = "auto",
+        batch_tokens: int = 8192,
+        bf16: bool = False,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        self.model, self.encoder, self.template, self.titles = model, encoder, template, titles
+        self.scoring, self.batch_tokens, self.bf16, self.progress = scoring, batch_tokens, bf16, progress
+
+    def score(self, histories: Sequence[Items], candidates: Sequence[Items]) -> list[npt.NDArray[np.float32]]:
+        """Log-odds of Yes, one array per row, aligned with its candidates."""
+        if len(histories) != len(candidates):
+            raise ScoringError(f"{len(histories)} histories for {len(candidates)} slates; give one history per slate")
+        out: list[npt.NDArray[np.float32]] = []
+        for start in range(0, len(histories), _SLATES):
+            part = slice(start, start + _SLATES)
+            out += self._score(histories[part], candidates[part])
+            if self.progress:
+                self.progress(len(candidates[part]))
+        return out
+
+    def _score(self, histories: Sequence[Items], candidates: Sequence[Items]) -> list[npt.NDArray[np.float32]]:
+        titles = self.titles
+        texts = [
+            self.template.render_question([titles[i] for i in history], titles[item])
+            for history, slate in zip(histories, candidates, strict=True)
+            for item in slate
+        ]
+        answers = [self.encoder.completion(YES), self.encoder.completion(NO)]
+        rows = [PromptCompletions(ids, answers) for ids in self.encoder.prompts(texts)]
+        scored = score_rows(
+            self.model, rows, self.encoder.pad_id, mode=self.scoring, max_tokens=self.batch_tokens, bf16=self.bf16
+        )
+        odds = np.array([yes - no for yes, no in scored], dtype=np.float32)
+        return np.split(odds, np.cumsum([len(slate) for slate in candidates])[:-1]) if len(candidates) else []

@@ -1,0 +1,225 @@
+"""`sirius compare` with baselines on the backbone and `arms: []`: a planted rule is learnt, kept, resumed, counted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from sirius_rec import cli
+from sirius_rec.config import Config, parse_config
+from sirius_rec.data.store import Dataset, open_dataset
+from sirius_rec.errors import ConfigError
+from sirius_rec.evaluation.tables import read_table, table_name
+from sirius_rec.recipes import language
+from sirius_rec.recipes.evaluation import llm_ranker, slate_arrays
+from sirius_rec.recipes.models import load_stage_model
+from sirius_rec.recipes.run_folder import RunFolder
+
+CONFIG = """
+name: planted
+seeds: [0]
+data:
+  source: table
+  window: {max_history: 4, min_history: 2}
+  slates: [{size: 6}, {size: 10, splits: [test]}]
+prompts: {slate: false}
+backbone:
+  tiny: {hidden_size: 32, layers: 2, heads: 4, intermediate_size: 64, vocab_size: 300, context: 256}
+  pretrain: {epochs: 1, batch_size: 32, learning_rate: 3.0e-3}
+sft: {epochs: 8, batch_size: 16, learning_rate: 5.0e-3}
+arms: []
+methods:
+  - {method: llara, options: {curriculum: 0.6}}
+  - zero_shot
+  - {method: tallrec, options: {negatives: 2, epochs: 6}}
+  - tallrec_listwise
+  - {method: sasrec, options: {epochs: 3, dimension: 16, length: 5}}
+evaluation: {generation_rows: 20, checkpoints: [best, last]}
+compute: {device: cpu, threads: 1}
+"""
+SLATES = ("test-uniform-6-s0", "test-uniform-10-s0")
+TRAINED = ("llara", "tallrec", "tallrec_listwise")
+
+
+def write_world(folder: Path) -> None:
+    """Walks in which item i is always followed by i + 7 (mod 20), without meeting one twice."""
+    rng = np.random.default_rng(0)
+    lines = ["user_id,item_id,timestamp"]
+    for user in range(160):
+        start = int(rng.integers(20))
+        lines += [f"u{user},{(start + 7 * n) % 20},{1000 + n}" for n in range(8)]
+    (folder / "interactions.csv").write_text("\n".join(lines) + "\n")
+    titles = ["item_id,title", *(f"{i},thing {chr(97 + i)}" for i in range(20))]
+    (folder / "items.csv").write_text("\n".join(titles) + "\n")
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunFolder, dict[str, Any], str]]:
+    folder = tmp_path_factory.mktemp("planted")
+    (folder / "log").mkdir()
+    write_world(folder / "log")
+    raw = yaml.safe_load(CONFIG)
+    raw["data"]["input"] = str(folder / "log")
+    (folder / "c.yaml").write_text(yaml.safe_dump(raw))
+    arguments = ["compare", str(folder / "c.yaml"), "--out", str(folder / "run"), "--json", str(folder / "t.json")]
+    result = CliRunner().invoke(cli.app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    yield RunFolder(folder / "run"), json.loads((folder / "t.json").read_text()), result.output
+
+
+def row(found: dict[str, Any], method: str, slates: str, checkpoint: str = "best") -> dict[str, Any]:
+    key = (method, slates, checkpoint)
+    return next(r for r in found["rows"] if (r["method"], r["slates"], r["checkpoint"]) == key)
+
+
+@pytest.mark.parametrize("method", TRAINED)
+def test_the_planted_rule_is_learnt(planted: tuple[RunFolder, dict[str, Any], str], method: str) -> None:
+    _, found, _ = planted
+    for slates, chance in zip(SLATES, (1 / 6, 1 / 10), strict=True):
+        untrained = row(found, "zero_shot", slates)["hr@1"]
+        assert row(found, method, slates)["hr@1"] > max(0.8, untrained + 0.3), (slates, chance)
+
+
+def test_labels_answers_and_costs(planted: tuple[RunFolder, dict[str, Any], str]) -> None:
+    run, found, output = planted
+    for label in ("Zero-shot LLM (random weights)", "TALLRec (yes/no per item), epochs=6, negatives=2",
+                  "TALLRec (listwise)", "LLaRA, curriculum=0.6"):  # fmt: skip
+        assert label in output
+    seconds = {method: row(found, method, SLATES[0])["training_seconds"] for method in (*TRAINED, "zero_shot")}
+    read = {name: json.loads((path / "done.json").read_text())["seconds"] for name, path in
+            (("pretrain", run.stage("pretrain", 0)), ("sasrec", run.method("sasrec", 0)),
+             *((m, run.method(m, 0)) for m in TRAINED))}  # fmt: skip
+    assert seconds["zero_shot"] == 0
+    assert seconds["tallrec"] == pytest.approx(read["pretrain"] + read["tallrec"], abs=0.11)
+    assert seconds["llara"] == pytest.approx(read["pretrain"] + read["sasrec"] + read["llara"], abs=0.11)
+    sizes = {method: row(found, method, SLATES[0])["parameters"] for method in (*TRAINED, "zero_shot")}
+    # LLaRA: and a projector, 16 → 32 → 32
+    assert sizes["tallrec"] == sizes["zero_shot"] == sizes["llara"] - (16 * 32 + 32 + 32 * 32 + 32)
+    assert row(found, "zero_shot", SLATES[0])["trainable_parameters"] == 0
+    for method in ("llara", "tallrec_listwise", "zero_shot"):
+        assert row(found, method, SLATES[0])["n_generated"] == 20
+        assert row(found, method, SLATES[1])["valid_ratio"] is None
+    assert row(found, "llara", SLATES[0])["hr@1_generated"] > 0.5
+    assert row(found, "tallrec", SLATES[0])["valid_ratio"] is None
+    assert not (run.path / "sft").exists() and (run.path / "pretrain").is_dir()
+    assert not (run.method("llara", 0) / "sasrec").exists()
+
+
+def loaded(run: RunFolder, config: Config, dataset: Dataset, key: str, checkpoint: str = "best") -> Any:
+    """The ranker that the saved files make."""
+    from sirius_rec.rankers.yes_no import YesNoRanker
+    from sirius_rec.training.hybrid import load_projector
+
+    method = next(m for m in config.methods if m.key == key)
+    model, further = load_stage_model(config, run.method(key, 0) / checkpoint), {}
+    if key == "llara":
+        load_projector(model, run.method(key, 0) / checkpoint)
+        further = language._hybrid(run, config, dataset, method, 0, model)
+    kind = YesNoRanker if key == "tallrec" else None
+    return llm_ranker(run, config, dataset, model, language.method_form(config, method), kind, **further)
+
+
+@pytest.mark.parametrize("key", TRAINED)
+def test_contract_of_what_was_saved(planted: tuple[RunFolder, dict[str, Any], str], key: str) -> None:
+    """Saved = scored; batch = single; permuting candidates permutes scores unless the prompt shows them; an empty
+    history and a slate of one are rows like any other."""
+    run, _, _ = planted
+    config, dataset = run.config(), open_dataset(run.data)
+    ranker = loaded(run, config, dataset, key)
+    histories, candidates = slate_arrays(dataset, SLATES[1])
+    table = read_table(run.scores / table_name(key, 0, SLATES[1], "best"))
+    for scores, kept in zip(ranker.score(histories, candidates), table.frame["scores"].to_list(), strict=True):
+        np.testing.assert_allclose(scores, kept, atol=1e-4)
+    rows = ([histories[0], np.array([], int), histories[1]], [candidates[0], candidates[0][:1], candidates[1][:5]])
+    together = ranker.score(*rows)
+    for history, slate, scores in zip(*rows, together, strict=True):
+        np.testing.assert_allclose(ranker.score([history], [slate])[0], scores, atol=1e-4)
+    order = np.random.default_rng(0).permutation(len(candidates[0]))
+    (mixed,) = ranker.score([histories[0]], [candidates[0][order]])
+    same = np.allclose(mixed, together[0][order], atol=1e-4)
+    assert same == (key != "tallrec_listwise")
+
+
+def test_a_second_time_nothing_is_trained_or_scored(
+    planted: tuple[RunFolder, dict[str, Any], str], tmp_path: Path
+) -> None:
+    run, found, _ = planted
+    watched = (".safetensors", ".parquet", ".json")
+    before = {p: p.stat().st_mtime_ns for p in run.path.rglob("*") if p.suffix in watched and p.parent != run.path}
+    gone = run.scores / table_name("llara", 0, SLATES[1], "best")
+    kept = read_table(gone).frame
+    gone.unlink()
+    config = run.path.parent / "c.yaml"
+    result = CliRunner().invoke(
+        cli.app, ["compare", str(config), "--out", str(run.path), "--json", str(tmp_path / "t")]
+    )
+    assert result.exit_code == 0 and "epoch 1" not in result.output.split("done in")[0]
+    after = {p: p.stat().st_mtime_ns for p in before}
+    assert {p for p in before if after[p] != before[p]} == {gone}
+    for one, other in zip(read_table(gone).frame["scores"], kept["scores"], strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
+    assert json.loads((tmp_path / "t").read_text())["rows"] == found["rows"]
+
+
+def test_llara_trains_its_own_sasrec_where_the_run_has_none(
+    planted: tuple[RunFolder, dict[str, Any], str], tmp_path: Path
+) -> None:
+    run, _, _ = planted
+    raw = yaml.safe_load((run.path.parent / "c.yaml").read_text())
+    raw["methods"] = [{"method": "llara", "preset": "paper", "options": {"examples_per_epoch": 32}}]
+    raw["evaluation"] = {"generation_rows": 0, "validation_rows": 10}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(raw))
+    result = CliRunner().invoke(
+        cli.app, ["compare", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "run")], catch_exceptions=False
+    )
+    assert result.exit_code == 0, result.output
+    own = tmp_path / "run" / "methods" / "llara_paper" / "s0"
+    assert (own / "sasrec" / "weights.safetensors").is_file() and (own / "best" / "projector.safetensors").is_file()
+    found = json.loads((tmp_path / "run" / "comparison.json").read_text())
+    assert "LLaRA, paper's settings" in result.output and row(found, "llara_paper", SLATES[0])["training_seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        ("[zero_shut]", "no method is called 'zero_shut', did you mean 'zero_shot'"),
+        ("[{method: tallrec, options: {negative: 2}}]", "unknown key 'negative', did you mean|unknown key 'negative'"),
+        ("[{method: tallrec, options: {epoch: 2}}]", "unknown key 'epoch', did you mean 'epochs'"),
+        ("[{method: tallrec, options: {epochs: 0}}]", "epochs: must be at least 1"),
+        ("[{method: tallrec, options: {negatives: 6}}]", "6 negatives, but a train slate of 6 has 5"),
+        ("[{method: tallrec, options: {negatives: 0}}]", "negatives must be a whole number from 1"),
+        ("[{method: llara, options: {curriculum: 0}}]", "curriculum must lie in"),
+        ("[{method: llara, options: {slate: 1}}]", "slate must be true or false"),
+        ("[{method: llara, options: {batch_size: 10, micro_batch_size: 4}}]", "not a multiple of micro_batch_size"),
+        ("[{method: zero_shot, options: {epochs: 1}}]", "unknown option 'epochs' of zero_shot: choose from slate"),
+        ("[{method: zero_shot, options: {slat: true}}]", "unknown option 'slat' of zero_shot, did you mean 'slate'"),
+        ("[{method: zero_shot, preset: paper}]", "zero_shot has no settings of the paper"),
+        ("[{method: chatrec, options: {modle: x}}]", "unknown option 'modle' of chatrec, did you mean 'model'"),
+        ("[chatrec]", "model: which one should be asked"),
+    ],
+)
+def test_wrong_methods_are_one_line(methods: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        parse_config(yaml.safe_load(CONFIG) | {"methods": yaml.safe_load(methods)}, "c.yaml")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("method", [*TRAINED, "zero_shot"])
+def test_prompts_too_long_are_found_before_training(
+    planted: tuple[RunFolder, dict[str, Any], str], tmp_path: Path, method: str
+) -> None:
+    run, _, _ = planted
+    raw = yaml.safe_load((run.path.parent / "c.yaml").read_text())
+    raw["methods"] = [method]
+    raw["backbone"]["tiny"]["context"] = 6
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(raw))
+    result = CliRunner().invoke(cli.app, ["compare", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "run")])
+    assert "exceed the context of 6 tokens" in str(result.exception)
+    assert not (tmp_path / "run").exists()
