@@ -2,7 +2,8 @@
 
 python benchmarks/publish.py RUN NAME HARDWARE DATE     for example: runs/lastfm lastfm-hetrec 2cpu-epyc 2026-11-23
 
-Writes benchmarks/results/NAME_HARDWARE_DATE.json (results.json with the environment and the seconds of every training)
+Writes benchmarks/results/NAME_HARDWARE_DATE.json (comparison.json where there is one, else results.json, with the
+environment and the seconds of every training)
 and the run's HR@1 figure beside it, and prints the Markdown table.
 """
 
@@ -42,7 +43,8 @@ def table(results: dict[str, Any]) -> str:
 
 def main(run: Path, name: str, hardware: str, date: str) -> None:
     """Publish one run."""
-    results = json.loads((run / "results.json").read_text())
+    compared = run / "comparison.json"
+    results = json.loads((compared if compared.is_file() else run / "results.json").read_text())
     environment = json.loads((run / "environment.json").read_text())
     environment.pop("argv")  # paths of one machine
     results["run"] = {

@@ -371,7 +371,8 @@ def test_a_bug_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_
         (
             OSError(errno.ENOSPC, "No space left on device", "/data/x"),
             2,
-            "sirius: /data/x: No space left on device: nothing more can be read or written there\n",
+            "sirius: /data/x: No space left on device: mend that and start the same command again; what was finished "
+            "is kept\n",
         ),
     ],
 )

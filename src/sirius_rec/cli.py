@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
-from sirius_rec.errors import ConfigError, SiriusError
+from sirius_rec import stopping
+from sirius_rec.errors import ConfigError, SiriusError, Stopped, place_fault
 
 if TYPE_CHECKING:
     from sirius_rec.config import Config
@@ -349,6 +349,52 @@ def report(
 
 
 @app.command()
+def rank(
+    model: Annotated[str, typer.Option(help="Run folder, or a causal LM: hub id or folder.")],
+    input: Annotated[Path, typer.Option(help='JSON lines: {"history": [...], "candidates": [...][, "id": …]}.')],
+    out: Annotated[Path, typer.Option("--out", help="JSON lines to write, one answer per request, in their order.")],
+    method: Annotated[str | None, typer.Option(help="Of a run: sft, an arm or a method. Default: best on val.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of a run. Default: the best on val.")] = None,
+    checkpoint: Annotated[Literal["best", "last"], typer.Option(help="Of a run's language model.")] = "best",
+    titles: Annotated[bool, typer.Option("--titles", help="Requests hold titles instead of item ids.")] = False,
+    top: Annotated[int | None, typer.Option(min=1, help="Write the first K only.")] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Pass over bad lines, saying so in their place.")
+    ] = False,
+    template: Annotated[str, typer.Option(help="Prompt of a plain model.")] = "generic",
+    slate: Annotated[bool, typer.Option(help="Whether the prompt of a plain model lists the candidates.")] = True,
+    max_history: Annotated[int, typer.Option(min=0, help="Newest items shown to a plain model.")] = 10,
+) -> None:
+    """Rank requests with a trained model, in a stream; killed and started again, it goes on where it stopped.
+
+    Requests hold item ids of the run's catalogue, or titles (--titles; always with a plain model). Bounded memory.
+
+    Example: sirius rank --model runs/lastfm --input requests.jsonl --out ranked.jsonl --top 10
+    """
+    from sirius_rec.progress import byte_bar
+    from sirius_rec.rankers.requests import AnswerFile, rank_file
+    from sirius_rec.recipes.ranking import load_plain_model, load_run_ranker
+    from sirius_rec.recipes.run_folder import RunFolder
+
+    _check_json(out, "--out")
+    folder = RunFolder(Path(model))
+    if folder.config_file.is_file():
+        served = load_run_ranker(folder, method=method, seed=seed, checkpoint=checkpoint, titles=titles)
+    else:
+        served = load_plain_model(model, template=template, shows_slate=slate, max_history=max_history)
+    say(f"ranking with {served.name}")
+    recipe = {**served.recipe, "input": str(input.resolve()), "top": top}
+    with AnswerFile(out, recipe) as answers, byte_bar("ranking") as advance:
+        if answers.answered:
+            say(f"going on behind line {answers.answered}")
+        answered, skipped = rank_file(
+            input, answers, served.score, served.check, top=top, skip_bad=skip_bad, advance=advance
+        )
+        answers.finish()
+    say(f"done: {out} (requests answered: {answered:,}; bad lines passed over: {skipped:,})")
+
+
+@app.command()
 def theory(
     out: Annotated[Path, typer.Option("--out", help="Folder for figure2 and figure5 (PNG and SVG).")] = Path("theory"),
     model: Annotated[str, typer.Option(help="Preference model: bradley_terry or thurstone.")] = "bradley_terry",
@@ -380,8 +426,6 @@ def theory(
         say(f"figure: {path}")
 
 
-# Faults of the place, not of the program: disk full, no permission, read-only, quota.
-_PLACE = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT)
 _INTERRUPTED = 130
 # click's own error for a wrong command line; typer brings its own copy of click, so it is reached through typer.
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
@@ -393,10 +437,17 @@ def _fail(message: str) -> NoReturn:
 
 
 def main() -> None:
-    """Entry point: what a user can mend becomes one line on stderr and exit code 2; a bug of ours a traceback."""
+    """Entry point: what a user can mend becomes one line on stderr and exit code 2; a bug of ours a traceback.
+
+    SIGTERM saves, says how to go on, and exits with 0.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    stopping.listen()
     try:
         code = app(prog_name="sirius", standalone_mode=False)
+    except Stopped as stopped:
+        print(f"sirius: {stopped}; start the same command again to go on", file=sys.stderr)
+        sys.exit(0)
     except SiriusError as error:
         _fail(str(error))
     except _UsageError as error:
@@ -407,9 +458,11 @@ def main() -> None:
         command = context.command_path if context is not None else "sirius"
         _fail(f"{error.format_message()} See `{command} --help`.")  # type: ignore[attr-defined]
     except OSError as error:
-        if error.errno not in _PLACE:
+        reason = place_fault(error)
+        if reason is None:
             raise
-        _fail(f"{error.filename or 'the disk'}: {error.strerror}: nothing more can be read or written there")
+        where = error.filename or "a file"
+        _fail(f"{where}: {reason}: mend that and start the same command again; what was finished is kept")
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED
     if code == _INTERRUPTED:  # newer typer answers Ctrl-C itself, with this code and no word

@@ -244,6 +244,14 @@ class Config(Section):
             elif method.key in taken:
                 yield Contradiction(f"{named[0]}: '{method.key}' is taken: give the method another name", *named)
             taken.append(method.key)
+            if method.seeds is not None and (
+                METHODS[method.method].kind != "sequential" or not set(self.seeds) <= set(method.seeds)
+            ):
+                message = (
+                    f"{place}.seeds: only gru4rec, caser, sasrec and morec may have seeds of their own, which must "
+                    f"include the run's ({', '.join(map(str, self.seeds))})"
+                )
+                yield Contradiction(message, f"{place}.seeds")
             try:
                 check_options(method.method, method.preset, method.options, lambda _, m=method: self.method_stage(m))
                 self._check_against_data(method)

@@ -208,11 +208,13 @@ class MethodSection(Section):
 
     preset: `tuned` (as strong as we could make it) or `paper` (the SIRIUS paper's settings), for trained ones.
     options: differ from the preset; methods that are trained as SFT is take those of the `sft` section too, in its
-    place. `name` is how tables and folders call it, as with arms.
+    place. `name` is how tables and folders call it, as with arms. seeds: the run's and more of them, for networks that
+    train in minutes beside language models that do not; null takes the run's.
     """
 
     method: str
     name: str | None = None
+    seeds: tuple[Seed, ...] | None = None
     preset: Literal["tuned", "paper"] = "tuned"
     options: dict[str, Any] = {}
 

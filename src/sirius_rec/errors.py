@@ -9,8 +9,18 @@
     └── RunError                 a run folder cannot be used (another config, truncated checkpoint)
 
 Library code raises these with a message that says what, where, and what to do. Only `cli.py` turns them into one
-line and exit code 2. Broken invariants of our own are `assert`s, not `SiriusError`s.
+line and exit code 2. Broken invariants of our own are `assert`s, not `SiriusError`s. `Stopped` stands beside the tree,
+as KeyboardInterrupt does, so that no handler takes it for an error.
 """
+
+import errno
+import os
+import re
+
+# Faults of the place, not of the program: disk full, no permission, read-only, quota, file size limit.
+_PLACE = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.EFBIG)
+_CUT_OFF = ("inline_container.cc", "iostream error")
+_NUMBER = re.compile(r"(?:os error|\[Errno) (\d+)")
 
 
 class SiriusError(Exception):
@@ -39,3 +49,26 @@ class TrainingError(SiriusError, RuntimeError):
 
 class RunError(SiriusError, RuntimeError):
     """A run folder cannot be used."""
+
+
+class Stopped(BaseException):
+    """SIGTERM ended the work at a point from which it can go on; the command line exits with 0."""
+
+
+def place_fault(error: BaseException) -> str | None:
+    """The system's words if an error, or one that it grew out of, says that a place cannot be written; else None.
+
+    Libraries dress such errors differently: safetensors and shutil quote the number, torch's zip writer complains
+    about its own position or stream.
+    """
+    at: BaseException | None = error
+    while at is not None:
+        numbers = [at.errno] if isinstance(at, OSError) else []
+        numbers += [int(number) for number in _NUMBER.findall(str(at))]
+        for number in numbers:
+            if number in _PLACE:
+                return os.strerror(number)
+        if isinstance(at, RuntimeError) and any(words in str(at) for words in _CUT_OFF):
+            return "the file was cut off in writing, the disk may be full"
+        at = at.__cause__ or at.__context__
+    return None

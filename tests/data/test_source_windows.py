@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from sirius_rec.data.sources.windows import load
@@ -76,3 +77,29 @@ def test_published_slates(shared_data: Path) -> None:
 def test_goodreads(shared_data: Path) -> None:
     rows = load(shared_data / "goodreads_sprec").rows
     assert dict(rows.group_by("split").len().iter_rows()) == {"train": 5000, "val": 2494}
+
+
+def test_stitching_windows_that_continue_each_other(tmp_path: Path) -> None:
+    def row(history: str, target: str, split: str = "train") -> dict[str, Any]:
+        return {"history": list(history), "target": target, "split": split}
+
+    rows = [
+        row("", "a"), row("a", "b"), row("ab", "c"),  # grows
+        row("bc", "7"),  # windows of two slide
+        row("a", "b"),  # "a" is not what the row before ended with
+        row("ab", "c", "val"),  # another split
+        row("", "c", "val"),  # an empty history begins anew
+    ]  # fmt: skip
+    loaded = load(write(tmp_path, *rows), stitch=True)
+    users = [f"stitched-{n}" for n in (1, 1, 1, 1, 2, 3, 4)]
+    assert loaded.rows["user_id"].to_list() == users
+    assert loaded.notes["stitched_users"] == 4
+    with pytest.raises(DataError, match="windows without user ids, and there are some: leave it out"):
+        load(write(tmp_path, {**GOOD, "user_id": "u"}), stitch=True)
+
+
+def test_stitched_lastfm_has_its_users(shared_data: Path) -> None:
+    """976 train users, whose whole histories LLaRA's windows hold (SOURCE.md counts them)."""
+    rows = load(shared_data / "lastfm", stitch=True).rows
+    train = rows.filter(pl.col("split") == "train")
+    assert train.height == 50800 and train["user_id"].n_unique() == 976

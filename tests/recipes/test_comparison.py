@@ -18,6 +18,7 @@ from sirius_rec.evaluation.metrics import per_example, target_positions
 from sirius_rec.rankers.linear import EASE
 from sirius_rec.rankers.methods import METHODS
 from sirius_rec.rankers.sequential.ranker import SequentialRanker
+from sirius_rec.recipes.baselines import method_seeds
 from sirius_rec.recipes.evaluation import check_trained, slate_arrays
 from sirius_rec.recipes.run_folder import RunFolder
 
@@ -38,6 +39,7 @@ methods:
   - {method: sasrec, options: {epochs: 2, dimension: 8, length: 5}}
   - {method: gru4rec, preset: paper, options: {epochs: 1}}
   - {method: caser, name: conv, options: {epochs: 1}}
+  - {method: morec, options: {epochs: 1, dimension: 8, length: 5, negatives: 8}}
 """
 
 
@@ -53,7 +55,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
 
 def test_every_method_on_the_same_slates(compared: tuple[Path, dict[str, Any], str]) -> None:
     run, found, output = compared
-    seeded = {"sasrec": [0, 1], "gru4rec_paper": [0, 1], "conv": [0, 1]}
+    seeded = {"sasrec": [0, 1], "gru4rec_paper": [0, 1], "conv": [0, 1], "morec": [0, 1]}
     once = {key: [0] for key in (*FLOORS, "markov", "recency", "item_knn_shrunk", "ease")}
     slates = {"test-uniform-6-s0", "test-uniform-12-s0"}
     made: dict[str, dict[str, list[int]]] = {}
@@ -145,3 +147,20 @@ def test_wrong_methods_are_one_line(methods: str, message: str) -> None:
 
 def test_every_method_has_a_label() -> None:
     assert all(method.label for method in METHODS.values()) and np.all([m not in FLOORS for m in METHODS])
+
+
+def test_own_seeds_are_for_networks_and_hold_the_runs() -> None:
+    def problem(methods: dict[str, Any]) -> str:
+        with pytest.raises(ConfigError) as caught:
+            parse_config({"seeds": [0, 3], "arms": [], "methods": [methods]}, "c")
+        return str(caught.value)
+
+    rule = "may have seeds of their own, which must include the run's (0, 3)"
+    assert f"methods.0.seeds: only gru4rec, caser, sasrec and morec {rule}" in problem(
+        {"method": "ease", "seeds": [0, 3]}
+    )
+    assert rule in problem({"method": "sasrec", "seeds": [1, 2]})
+    config = parse_config(
+        {"seeds": [0], "arms": [], "methods": [{"method": "sasrec", "seeds": [0, 1, 2]}, "caser", "ease"]}, "c"
+    )
+    assert [method_seeds(config, m) for m in config.methods] == [(0, 1, 2), (0,), (0,)]

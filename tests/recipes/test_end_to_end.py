@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -38,16 +39,16 @@ def finish(out: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(out, *overrides), capture_output=True, text=True, timeout=120, check=False)
 
 
-def kill_in_alignment(out: Path, *overrides: str) -> Path:
-    """Start a run, kill it as soon as an alignment has a whole checkpoint; the arm's folder."""
-    process = subprocess.Popen(command(out, *overrides), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def kill_in_alignment(out: Path, *overrides: str, sent: int = signal.SIGKILL) -> tuple[Path, int, str]:
+    """Start a run, send a signal once an alignment has a whole checkpoint; the arm's folder, exit code, stderr."""
+    process = subprocess.Popen(command(out, *overrides), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 90
     try:
         while time.monotonic() < deadline and process.poll() is None:
             for marker in out.glob("align/*/s0/checkpoints/checkpoint-*/complete.json"):
-                process.kill()
-                process.wait()
-                return marker.parents[2]
+                process.send_signal(sent)
+                _, said = process.communicate(timeout=60)
+                return marker.parents[2], process.returncode, said
             time.sleep(0.002)
     finally:
         process.kill()
@@ -185,7 +186,7 @@ def test_a_finished_run_started_again_changes_nothing(whole: Path, here: Here) -
 def test_killed_then_damaged_then_resumed(whole: Path, tmp_path: Path, here: Here) -> None:
     """SIGKILL in mid-alignment; a truncated checkpoint is one line; without it the run goes on to the same bytes."""
     out = tmp_path / "run"
-    arm = kill_in_alignment(out)
+    arm, _, _ = kill_in_alignment(out)
     assert not (arm / "done.json").exists() and not (out / "results.json").exists()
     marked = sorted(
         (marker.parent for marker in arm.glob("checkpoints/*/complete.json")),
@@ -205,14 +206,35 @@ def test_killed_then_damaged_then_resumed(whole: Path, tmp_path: Path, here: Her
     assert (out / "results.json").read_bytes() == (whole / "results.json").read_bytes()
 
 
-def test_killed_with_workers_then_resumed(whole: Path, tmp_path: Path, here: Here) -> None:
-    """The same with two trainings side by side: their number changes nothing that comes out."""
-    out = tmp_path / "run"
-    shutil.copytree(whole, out)  # up to the alignment, to save its time
+def before_alignment(whole: Path, out: Path) -> Path:
+    """A copy of the whole run up to the alignment, to save its time."""
+    shutil.copytree(whole, out)
     for made in ("align", "scores", "generation"):
         shutil.rmtree(out / made)
     (out / "results.json").unlink()
-    arm = kill_in_alignment(out, "compute.jobs=2")
+    return out
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_sigterm_saves_and_ends_well(whole: Path, tmp_path: Path, here: Here, jobs: int) -> None:
+    """A batch system's SIGTERM: exit code 0, one line, no step lost, and the same bytes in the end."""
+    out = before_alignment(whole, tmp_path / "run")
+    override = f"compute.jobs={jobs}"
+    arm, code, said = kill_in_alignment(out, override, sent=signal.SIGTERM)
+    assert code == 0, said
+    assert re.fullmatch(r"sirius: stopped by SIGTERM.*; start the same command again to go on\n", said)
+    assert not (arm / "done.json").exists() and not (out / "results.json").exists()
+    lines = read_metrics(arm / "metrics.jsonl")
+    newest = max(int(path.name.removeprefix("checkpoint-")) for path in arm.glob("checkpoints/checkpoint-*"))
+    assert newest == max(line["step"] for line in lines), "a step was done that no checkpoint holds"
+    assert here(out, override) == (0, "")
+    assert (out / "results.json").read_bytes() == (whole / "results.json").read_bytes()
+
+
+def test_killed_with_workers_then_resumed(whole: Path, tmp_path: Path, here: Here) -> None:
+    """The same with two trainings side by side: their number changes nothing that comes out."""
+    out = before_alignment(whole, tmp_path / "run")
+    arm, _, _ = kill_in_alignment(out, "compute.jobs=2")
     newest = max(int(path.name.removeprefix("checkpoint-")) for path in arm.glob("checkpoints/checkpoint-*"))
     assert here(out, "compute.jobs=2") == (0, "")
     held_out = [read_held_out(folder / arm.relative_to(out) / "held_out") for folder in (out, whole)]

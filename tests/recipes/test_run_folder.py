@@ -30,7 +30,7 @@ def test_the_same_configuration_goes_on(mini: Mini, tmp_path: Path) -> None:
     ("override", "difference"),
     [
         ("align.epochs=3", r"align\.epochs: 2 there, 3 here"),
-        ("seeds=[0, 1]", r"seeds: \[0\] there, \[0, 1\] here"),
+        ("seeds=[1]", r"seeds: \[0\] there, \[1\] here"),
         ("compute.threads=2", r"compute\.threads: 1 there, 2 here"),
         ("backbone.pretrain=null", r"backbone\.pretrain: \{.*\} there, None here"),
         ("arms=[dpo]", "arms: "),
@@ -42,6 +42,21 @@ def test_another_configuration_is_refused(mini: Mini, tmp_path: Path, override: 
     with pytest.raises(RunError, match=f"another configuration \\({difference}.*: choose another --out"):
         open_run(run.path, mini(override))
     assert run.config_file.read_bytes() == before
+
+
+def test_seeds_arms_and_methods_may_be_added(mini: Mini, tmp_path: Path) -> None:
+    """What is done stays valid: each of them is computed for itself. Taking one away is another configuration."""
+    run = open_run(tmp_path / "run", mini())
+    more = mini("seeds=[0, 1]", "arms=[dpo_sirius, dpo, softmax_dpo]", "methods=[markov]")
+    assert open_run(run.path, more).config() == more
+    with pytest.raises(RunError, match=r"another configuration \(arms: "):
+        open_run(run.path, mini())
+    with pytest.raises(RunError, match=r"another configuration \(align\.epochs: 2 there, 3 here\)"):
+        open_run(
+            run.path,
+            mini("align.epochs=3", "seeds=[0, 1, 2]", "arms=[dpo_sirius, dpo, softmax_dpo]", "methods=[markov]"),
+        )
+    assert run.config() == more
 
 
 def test_jobs_are_free(mini: Mini, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import re
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ from sirius_rec.report.evidence_plots import (
     onset_epochs,
     shares,
 )
-from sirius_rec.report.plots import PANELS, _spread, as_svg, colours_of, curve_figure, dot_figure, seed_spread
+from sirius_rec.report.plots import PANELS, _spread, as_svg, colours_of, curve_figure, dot_figure, save, seed_spread
 
 LABELS = {"dpo": "DPO", "dpo_sirius": "DPO + SIRIUS"}
 
@@ -159,3 +161,12 @@ def test_inline_recolours_and_keeps_ids_apart(results):
     assert ids and all(name.startswith("one-") for name in ids)
     assert all(link in ids for link in re.findall(r'href="#([^"]+)"', made))
     assert "#222222" in svg.inline(text, "one", "", recolour=False)
+
+
+def test_a_label_of_many_options_leaves_room_for_the_figure(tmp_path: Path) -> None:
+    """Warnings of ours are errors in tests: the layout used to collapse, which is one."""
+    label = "MoRec (SASRec over titles), " + ", ".join(f"option{n}={n}" for n in range(20))
+    row = {"method": "morec", "label": label, "hr@1": 0.3, "hr@1_low": 0.2, "hr@1_high": 0.4, "chance": 0.05}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        save(dot_figure([row]), tmp_path, "dots")

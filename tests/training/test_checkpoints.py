@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import re
+import resource
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from transformers import TrainerCallback
 
+from sirius_rec import SiriusConfig, SiriusTrainer
 from sirius_rec.errors import RunError
 from sirius_rec.training.checkpoints import (
     MARKER,
@@ -98,3 +105,50 @@ def test_a_torn_line_in_the_middle_is_an_error(tmp_path: Path) -> None:
     for tolerate in (False, True):
         with pytest.raises(RunError, match="line 2: not a metrics line"):
             read_metrics(path, tolerate_tail=tolerate)
+
+
+class Full(TrainerCallback):
+    """From step `step` on, no file may grow beyond `size` bytes: what a full disk or a quota does to a writer."""
+
+    def __init__(self, step: int, size: int) -> None:
+        self.step, self.size = step, size
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+@pytest.mark.parametrize("cut", ["model.safetensors", "optimizer.pt"])
+def test_a_full_disk_is_one_line_and_costs_no_finished_checkpoint(
+    cut: str, tmp_path: Path, tokenizer: Any, tiny_llama: Callable[..., Any]
+) -> None:
+    """The writer of the weights and that of the optimiser word it differently; both runs go on to the same weights."""
+    titles = ["Red", "Blur", "Air"]
+    records = [{"prompt": f"{n}: ", "chosen": titles[n % 3], "rejected": titles[(n + 1) % 3]} for n in range(12)]
+
+    def trainer(folder: str, *callbacks: TrainerCallback) -> SiriusTrainer:
+        args = SiriusConfig(
+            str(tmp_path / folder), per_device_train_batch_size=2, num_train_epochs=1, save_steps=2, use_cpu=True,
+            disable_tqdm=True, learning_rate=1e-2,
+        )  # fmt: skip
+        return SiriusTrainer(tiny_llama(tokenizer), args, records, tokenizer, callbacks=list(callbacks))
+
+    whole = trainer("whole")
+    whole.train()
+    limit = (tmp_path / "whole" / "checkpoint-2" / cut).stat().st_size - 1
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(RunError) as caught:
+            trainer("run", Full(3, limit)).train()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert re.fullmatch(
+        r".*/run/checkpoint-4: cannot be written \(.+\): mend that and start the same command again; finished "
+        "checkpoints are kept",
+        str(caught.value),
+    )
+    assert resume_point(tmp_path / "run") == tmp_path / "run" / "checkpoint-2"
+    resumed = trainer("run")
+    resumed.train(resume_from_checkpoint=True)
+    for ours, theirs in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)

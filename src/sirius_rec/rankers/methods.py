@@ -34,6 +34,7 @@ METHODS: dict[str, Method] = {
     "gru4rec": Method("GRU4Rec", "sequential", trained=True),
     "caser": Method("Caser", "sequential", trained=True),
     "sasrec": Method("SASRec", "sequential", trained=True),
+    "morec": Method("MoRec (SASRec over titles)", "sequential", trained=True),
     "zero_shot": Method("Zero-shot LLM", "language", options=("slate",)),
     # TALLRec as published: yes or no for each item.
     "tallrec": Method("TALLRec (yes/no per item)", "language", trained=True, options=("negatives",), stage=True),
@@ -89,9 +90,7 @@ def check_options(
     """
     entry = METHODS[method]
     if entry.kind == "sequential":
-        from sirius_rec.rankers.sequential.ranker import PRESETS, with_options
-
-        with_options(PRESETS[preset][method], **options)
+        network_options(method, preset, options)
         return
     if preset != "tuned" and not entry.trained:
         raise ConfigError(f"preset '{preset}': {method} has no settings of the paper, leave it out")
@@ -111,6 +110,16 @@ def check_options(
             if key not in entry.options:
                 raise unknown_option(key, method, entry.options)
         build_closed(method, options)
+
+
+def network_options(method: str, preset: str, options: Mapping[str, Any]) -> Any:
+    """`SequentialOptions` (MoRec: `MoRecOptions`) of a preset with some options changed; ConfigError as theirs."""
+    from sirius_rec.rankers.sequential.morec import morec_options
+    from sirius_rec.rankers.sequential.ranker import PRESETS, with_options
+
+    if method == "morec":
+        return morec_options(PRESETS[preset]["sasrec"], **options)
+    return with_options(PRESETS[preset][method], **options)
 
 
 def unknown_option(key: str, method: str, known: tuple[str, ...]) -> ConfigError:

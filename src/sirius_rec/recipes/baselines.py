@@ -26,8 +26,8 @@ def seeded(config: Config, method: MethodSection) -> bool:
 
 
 def method_seeds(config: Config, method: MethodSection) -> tuple[int, ...]:
-    """A method that comes out the same with every seed runs once."""
-    return config.seeds if seeded(config, method) else (0,)
+    """The method's own seeds, else the run's; a method that comes out the same with every seed runs once."""
+    return (method.seeds or config.seeds) if seeded(config, method) else (0,)
 
 
 def builds_on(config: Config, method: MethodSection) -> tuple[str, ...]:
@@ -80,15 +80,16 @@ def _fitted(method: MethodSection, config: Config, dataset: Dataset, folder: Pat
 
 def fitted_network(method: MethodSection, config: Config, dataset: Dataset, folder: Path, seed: int) -> Any:
     """The sequential ranker in `folder`, trained and saved there first if need be."""
-    from sirius_rec.rankers.sequential.ranker import PRESETS, SequentialRanker, with_options
+    from sirius_rec.rankers.methods import network_options
+    from sirius_rec.rankers.sequential.morec import MoRecRanker, load_ranker
+    from sirius_rec.rankers.sequential.ranker import SequentialRanker
 
     if (folder / DONE).is_file():
-        return SequentialRanker.load(folder)
-    options = with_options(PRESETS[method.preset][method.method], **method.options)
+        return load_ranker(folder)
+    options = network_options(method.method, method.preset, method.options)
     started = time.monotonic()
-    trained = SequentialRanker(options, seed).fit(
-        dataset.train_sequences(), dataset.n_items, _validation(config, dataset), progress=say
-    )
+    ranker = MoRecRanker(options, dataset.titles, seed) if method.method == "morec" else SequentialRanker(options, seed)
+    trained = ranker.fit(dataset.train_sequences(), dataset.n_items, _validation(config, dataset), progress=say)
     trained.save(folder)
     write_json(
         folder / DONE,

@@ -8,6 +8,27 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from sirius_rec import stopping
+from sirius_rec.errors import Stopped
+
+
+def _ends_epoch(args: Any, state: Any) -> bool:
+    """A checkpoint between an epoch's last step and its evaluation would, on resuming, skip that evaluation."""
+    return bool(state.global_step % max(round(state.max_steps / args.num_train_epochs), 1) == 0)
+
+
+class SaveOnStop(TrainerCallback):
+    """After SIGTERM: a checkpoint at the next step (at an epoch's last step: after its evaluation), then `Stopped`."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        if stopping.requested() and not _ends_epoch(args, state):
+            control.should_save = True
+        return control
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if stopping.requested():
+            raise Stopped(f"stopped by SIGTERM after step {state.global_step} of {state.max_steps}, which is saved")
+
 
 class EpochLines(TrainerCallback):
     """One line per evaluation and, in between, one about every 15 seconds; a checkpoint at the end of each epoch."""
@@ -16,8 +37,7 @@ class EpochLines(TrainerCallback):
         self.name, self.say, self.said = name, say, time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        # A checkpoint between an epoch's last step and its evaluation would, on resuming, skip that evaluation.
-        if state.global_step % max(round(state.max_steps / args.num_train_epochs), 1) == 0:
+        if _ends_epoch(args, state):
             control.should_save = False
         return control
 

@@ -32,6 +32,8 @@ from sirius_rec.errors import RunError
 
 # Sections that change how a run is computed but not what comes out.
 _FREE = {"compute": {"jobs"}}
+# Lists that may grow: every entry is computed for itself, so a longer list leaves what is done as it is.
+_GROW = ("seeds", "arms", "methods")
 ENVIRONMENT = "environment.json"
 _LOCK = ".lock"
 _VERSIONS = ("sirius-rec", "torch", "transformers", "peft", "accelerate", "tokenizers", "polars", "numpy")
@@ -157,29 +159,41 @@ class RunFolder:
 
 
 def open_run(path: Path, config: Config) -> RunFolder:
-    """Make the run folder, or go on in one of the same configuration.
+    """Make the run folder, or go on in one of the same configuration, to which seeds, arms and methods may be added.
 
     RunError if it was made with another configuration (naming the first difference) or holds something else.
     """
     folder = RunFolder(path)
     if folder.config_file.is_file():
-        difference = _difference(folder.config().model_dump(mode="json"), config.model_dump(mode="json"))
+        there, here = folder.config().model_dump(mode="json"), config.model_dump(mode="json")
+        grown = [place for place in _GROW if _holds_all(here[place], there[place]) and here[place] != there[place]]
+        difference = _difference({**there, **{place: here[place] for place in grown}}, here)
         if difference:
             raise RunError(
                 f"{path}: this run folder was made with another configuration ({difference}): choose another --out"
             )
+        if grown:
+            _write_config(folder, config)
         return folder
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise RunError(f"{path}: exists and is not a run folder: choose another --out")
     try:
         path.mkdir(parents=True, exist_ok=True)
         write_json(path / ENVIRONMENT, environment(config))
-        temporary = path / ".config.yaml.tmp"
-        temporary.write_text(config.to_yaml(), encoding="utf-8")
-        temporary.replace(folder.config_file)
+        _write_config(folder, config)
     except OSError as error:
         raise RunError(f"{path}: cannot write the run folder ({error.strerror}): choose another --out") from error
     return folder
+
+
+def _write_config(folder: RunFolder, config: Config) -> None:
+    temporary = folder.path / ".config.yaml.tmp"
+    temporary.write_text(config.to_yaml(), encoding="utf-8")
+    temporary.replace(folder.config_file)
+
+
+def _holds_all(longer: list[Any], shorter: list[Any]) -> bool:
+    return all(entry in longer for entry in shorter)
 
 
 def _difference(old: Any, new: Any, place: str = "") -> str | None:

@@ -20,7 +20,11 @@ from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from sirius_rec.errors import TrainingError
+from sirius_rec import stopping
+from sirius_rec.errors import Stopped, TrainingError
+
+# Seconds that workers get: after an error or Ctrl-C, and after SIGTERM, when trainings still save their step.
+_TO_END, _TO_SAVE = 5.0, 300.0
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,16 @@ def _workers_ignore_interrupts() -> Iterator[None]:
 
 def _start_worker(parent: int, threads: int | None) -> None:
     _end_with(parent)
+    stopping.listen(ends=True)
     limit_threads(threads)
+
+
+def _work(run: Callable[..., None], args: tuple[Any, ...]) -> None:
+    """A job in a worker; after SIGTERM the worker ends instead of waiting for its next job."""
+    try:
+        run(*args)
+    except Stopped:
+        os._exit(0)
 
 
 def limit_threads(threads: int | None) -> None:
@@ -105,12 +118,13 @@ def run_jobs(
     _run_in_workers(jobs, workers, threads, finished)
 
 
-def _end(processes: Collection[BaseProcess]) -> None:
-    """Terminate, and kill what does not listen."""
+def _end(processes: Collection[BaseProcess], seconds: float) -> None:
+    """Terminate, and kill what has not ended after so many seconds."""
+    deadline = time.monotonic() + seconds
     for process in processes:
         process.terminate()
     for process in processes:
-        process.join(5)
+        process.join(max(deadline - time.monotonic(), 0.1))
         if process.is_alive():
             process.kill()
 
@@ -135,7 +149,7 @@ def _run_in_workers(
             for job in list(waiting.values()):
                 if len(running) < workers and (job.after & names) <= ready:
                     with _workers_ignore_interrupts():
-                        future = pool.submit(job.run, *job.args)
+                        future = pool.submit(_work, job.run, job.args)
                     running[future] = (waiting.pop(job.name), time.monotonic())
             assert running, f"jobs that wait for each other: {', '.join(waiting)}"
             started_workers |= set(multiprocessing.active_children()) - others
@@ -149,8 +163,11 @@ def _run_in_workers(
                 ready.add(job.name)
                 finished(job, time.monotonic() - started)
     except BaseException as error:
-        _end(set(multiprocessing.active_children()) - others)
+        stopped = stopping.requested()
+        _end(set(multiprocessing.active_children()) - others, _TO_SAVE if stopped else _TO_END)
         pool.shutdown(wait=False, cancel_futures=True)
+        if stopped:
+            raise Stopped("stopped by SIGTERM") from None
         if isinstance(error, BrokenProcessPool):
             raise TrainingError(
                 "the process of a job was killed (out of memory?): start the same command again to go on"

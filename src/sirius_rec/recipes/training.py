@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from sirius_rec import stopping
 from sirius_rec.config import ArmSection, Config, StageSection
 from sirius_rec.errors import TrainingError
 from sirius_rec.recipes.job import open_job, say
@@ -167,7 +168,7 @@ def train_stage(
     trainer_class: a `SiriusTrainer` of another kind, which `further` goes to.
     """
     from sirius_rec.recipes.arguments import training_arguments
-    from sirius_rec.recipes.callbacks import EpochLines
+    from sirius_rec.recipes.callbacks import EpochLines, SaveOnStop
     from sirius_rec.training.trainer import SiriusTrainer
 
     started = time.monotonic()
@@ -187,10 +188,11 @@ def train_stage(
         eval_ref_logps=eval_ref_logps,
         eval_hook=validation["hook"] if validation else None,
         metrics_file=folder / "metrics.jsonl",
-        callbacks=[EpochLines(name, say)],
+        callbacks=[EpochLines(name, say), SaveOnStop()],
         **further,
     )
-    trainer.train(resume_from_checkpoint=True)
+    with stopping.after_a_checkpoint():
+        trainer.train(resume_from_checkpoint=True)
     if trainer.is_world_process_zero():
         _finish(trainer, folder, time.monotonic() - started)
     trainer.accelerator.wait_for_everyone()
@@ -198,7 +200,7 @@ def train_stage(
 
 def _finish(trainer: Any, folder: Path, seconds: float) -> None:
     """Turn checkpoints into best/ and last/ (weights only), then say done."""
-    from sirius_rec.training.checkpoints import PREFIX, list_checkpoints
+    from sirius_rec.training.checkpoints import PREFIX, list_checkpoints, writing
 
     checkpoints = list_checkpoints(folder / "checkpoints")
     if not checkpoints:
@@ -210,7 +212,8 @@ def _finish(trainer: Any, folder: Path, seconds: float) -> None:
         if target.exists():
             shutil.rmtree(target)
         ignored = shutil.ignore_patterns("optimizer*", "scheduler*", "rng_state*", "complete.json", "training_args*")
-        shutil.copytree(source, target, ignore=ignored)
+        with writing(target):
+            shutil.copytree(source, target, ignore=ignored)
     write_json(
         folder / DONE,
         {

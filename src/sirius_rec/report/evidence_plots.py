@@ -34,6 +34,7 @@ from sirius_rec.report.plots import (
     seed_spread,
     text_colour,
 )
+from sirius_rec.report.text import on_axis
 
 PAPER_SHARE: Final = 0.4
 """The paper's claim on its three data sets: more than 40 % of the triples inside the 0.1-insensitive region."""
@@ -155,7 +156,7 @@ def share_figure(rows: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -
                       label=f"ε = {epsilon:g}")  # fmt: skip
         if 0.1 in epsilons:
             axes.axvline(PAPER_SHARE, color=INK, lw=1, ls="--", label="paper, ε = 0.1: more than 0.40")
-        axes.set_yticks(range(len(methods)), [labels.get(m, m) for m in methods])
+        axes.set_yticks(range(len(methods)), [on_axis(labels.get(m, m)) for m in methods])
         axes.set(xlabel=r"share of triples inside $\Omega_\varepsilon$, last epoch", ylim=(-0.7, len(methods) - 0.3))
         axes.set_xlim(-0.01, max(0.5, axes.get_xlim()[1]))
         axes.tick_params(axis="y", length=0)

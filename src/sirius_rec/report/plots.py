@@ -22,6 +22,7 @@ from matplotlib.ticker import MaxNLocator
 
 from sirius_rec.diagnostics.curves import HIT, mean_interval, ordered, series
 from sirius_rec.evaluation.floors import FLOORS
+from sirius_rec.report.text import on_axis
 
 COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7B3F00", "#4B0082")
 GREY: Final = "#6B6B6B"
@@ -256,7 +257,7 @@ def dot_figure(rows: Sequence[Mapping[str, Any]], metric: str = HIT, axis: str =
             axes.axvline(row[metric], color=GREY, lw=1.2, ls=style, label=name, zorder=1)
         if rows:
             axes.axvline(rows[0]["chance"], color=FADED, lw=1, label=f"chance {rows[0]['chance']:.3f}", zorder=0)
-        axes.set_yticks(range(len(trained)), [row["label"] for row in trained])
+        axes.set_yticks(range(len(trained)), [on_axis(row["label"]) for row in trained])
         axes.set_ylim(-0.7, max(len(trained), 1) - 0.3)
         axes.set_xlabel(f"{axis} with 95 % interval")
         axes.tick_params(axis="y", length=0)

@@ -4,12 +4,29 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from sirius_rec.errors import RunError
+from sirius_rec.errors import RunError, place_fault
 
 MARKER = "complete.json"
 PREFIX = "checkpoint-"
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """RunError in one line if what is written inside fails for the place: disk full, read-only, quota."""
+    try:
+        yield
+    except Exception as error:
+        reason = place_fault(error)
+        if reason is None:
+            raise
+        raise RunError(
+            f"{folder}: cannot be written ({reason}): mend that and start the same command again; finished "
+            "checkpoints are kept"
+        ) from error
 
 
 def mark_complete(checkpoint: Path) -> None:

@@ -26,7 +26,15 @@ from sirius_rec.scoring.naive import naive_logps
 from sirius_rec.scoring.packed import packed_logps, unwrapped
 from sirius_rec.scoring.rows import PackedBatch
 from sirius_rec.scoring.scorer import resolve_mode, score_rows, self_check
-from sirius_rec.training.checkpoints import PREFIX, list_checkpoints, mark_complete, prune, resume_point, step_of
+from sirius_rec.training.checkpoints import (
+    PREFIX,
+    list_checkpoints,
+    mark_complete,
+    prune,
+    resume_point,
+    step_of,
+    writing,
+)
 from sirius_rec.training.config import SiriusConfig
 from sirius_rec.training.held_out import HeldOutLog
 from sirius_rec.training.metrics_log import MetricsLog
@@ -352,13 +360,15 @@ class SiriusTrainer(Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save, mark complete, and only then remove what is no longer needed (the best is kept)."""
         self._check_weights()
-        super()._save_checkpoint(model, trial)
-        if self.args.should_save:
-            folder = Path(self.args.output_dir)
-            mark_complete(folder / f"{PREFIX}{self.state.global_step}")
-            if self._keep_checkpoints is not None:
-                steps = [step_of(p) for p in list_checkpoints(folder)]
-                keep = set(steps[-self._keep_checkpoints :])
-                if self.state.best_global_step:
-                    keep.add(self.state.best_global_step)
-                prune(folder, keep)
+        folder = Path(self.args.output_dir)
+        checkpoint = folder / f"{PREFIX}{self.state.global_step}"
+        with writing(checkpoint):
+            super()._save_checkpoint(model, trial)
+            if self.args.should_save:
+                mark_complete(checkpoint)
+        if self.args.should_save and self._keep_checkpoints is not None:
+            steps = [step_of(p) for p in list_checkpoints(folder)]
+            keep = set(steps[-self._keep_checkpoints :])
+            if self.state.best_global_step:
+                keep.add(self.state.best_global_step)
+            prune(folder, keep)

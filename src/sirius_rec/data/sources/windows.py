@@ -34,6 +34,7 @@ def load(
     item_columns: dict[str, str] | None = None,
     missing_titles: OnFault = "error",
     max_malformed: float = 0.0,
+    stitch: bool = False,
     advance: Advance | None = None,
 ) -> Examples:
     """Read JSON lines {"history": [ids, oldest first], "target": id, "split": "train"|"val"|"test"
@@ -45,6 +46,9 @@ def load(
         items: the items file (item_id, title); default `items.*` beside the windows.
         item_columns, missing_titles: as for the `table` source.
         max_malformed: the share of malformed lines above which the run stops; below it they are dropped and counted.
+        stitch: for sliding windows without user ids: rows of which each continues the one before become one user
+            ("stitched-1", …), so that train histories are whole, negatives avoid all of a user's items, and intervals
+            resample users. A row that continues nothing is a user of its own.
         advance: called as bytes are read.
 
     Raises:
@@ -84,6 +88,8 @@ def load(
         USER_ID: pl.String,
         TIMESTAMP: pl.Int64,
     }
+    if stitch:
+        item_notes = {**item_notes, "stitched_users": _stitch(rows, path)}
     frame = pl.DataFrame(rows, schema=schema)
     optional = [c for c in (CANDIDATES, USER_ID, TIMESTAMP) if frame[c].null_count() == frame.height]
     notes = {
@@ -93,6 +99,27 @@ def load(
         **item_notes,
     }
     return Examples(catalogue, frame.drop(optional), notes)
+
+
+def _stitch(rows: list[dict[str, Any]], path: Path) -> int:
+    """Give rows without a user the user of the row that they continue; how many users that makes."""
+    if any(row[USER_ID] is not None for row in rows):
+        raise DataError(f"{path}: option stitch is for windows without user ids, and there are some: leave it out")
+    users, before = 0, None
+    for row in rows:
+        if before is None or not _continues(row, before):
+            users += 1
+        row[USER_ID] = f"stitched-{users}"
+        before = row
+    return users
+
+
+def _continues(row: dict[str, Any], before: dict[str, Any]) -> bool:
+    """Whether the history is the one before plus its target, cut off at the old end where windows have a length."""
+    if row[SPLIT] != before[SPLIT]:
+        return False
+    longer, history = [*before[HISTORY], before[TARGET]], row[HISTORY]
+    return len(history) > 0 and len(history) >= len(before[HISTORY]) and longer[-len(history) :] == history
 
 
 def _parse(line: str, known: set[str]) -> dict[str, Any]:

@@ -36,6 +36,20 @@ def sampled_softmax(
     return F.cross_entropy(scores_NC, torch.zeros_like(target_N))
 
 
+def shared_softmax(
+    model: Network, state_ND: Tensor, target_N: Tensor, negatives: int, generator: torch.Generator
+) -> Tensor:
+    """−log softmax over the target and `negatives` items drawn uniformly once for all positions.
+
+    For catalogues too large for full_softmax, and for items whose embedding costs something to compute.
+    """
+    drawn_K = torch.randint(model.n_items, (negatives,), generator=generator).to(target_N.device)
+    own_N = (state_ND * model.items(target_N)).sum(1) + model.bias[target_N]
+    drawn_NK = F.linear(state_ND, model.items(drawn_K), model.bias[drawn_K])
+    drawn_NK = drawn_NK.masked_fill(drawn_K[None, :] == target_N[:, None], float("-inf"))
+    return F.cross_entropy(torch.cat([own_N[:, None], drawn_NK], 1), torch.zeros_like(target_N))
+
+
 def bce(model: Network, state_ND: Tensor, target_N: Tensor, negatives: int, generator: torch.Generator) -> Tensor:
     """Binary cross-entropy of the target against each drawn item, SASRec's own loss (there with one negative)."""
     drawn_NK, hit_NK = _drawn(model, target_N, negatives, generator)
@@ -54,6 +68,7 @@ def bpr(model: Network, state_ND: Tensor, target_N: Tensor, negatives: int, gene
 LOSSES: dict[str, LossFn] = {
     "full_softmax": full_softmax,
     "sampled_softmax": sampled_softmax,
+    "shared_softmax": shared_softmax,
     "bce": bce,
     "bpr": bpr,
 }

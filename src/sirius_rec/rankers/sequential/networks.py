@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,7 +21,8 @@ class Network(nn.Module):
     def __init__(self, n_items: int, dimension: int, dropout: float) -> None:
         super().__init__()
         self.n_items = n_items
-        self.items = nn.Embedding(n_items + 1, dimension, padding_idx=n_items)
+        # Any: MoRec puts its text encoder here.
+        self.items: Any = nn.Embedding(n_items + 1, dimension, padding_idx=n_items)
         self.bias = nn.Parameter(torch.zeros(n_items))
         self.dropout = nn.Dropout(dropout)
         nn.init.normal_(self.items.weight, std=0.02)

@@ -32,7 +32,8 @@ class SequentialOptions:
     """What is trained and how.
 
     network: sasrec, gru4rec or caser. length: items of history looked at, and pieces that histories are cut into.
-    loss: full_softmax, sampled_softmax, bce or bpr; negatives: drawn per position, for all but the first.
+    loss: full_softmax, sampled_softmax, shared_softmax, bce or bpr; negatives: drawn per position (shared_softmax: for
+        the whole batch), for all but the first.
     learning_rate, weight_decay (L2 in Adam's gradient, as the papers' λ; decoupled: AdamW's), batch_size in pieces.
     shuffle: read every training history in a new random order in each epoch, for data whose order is mostly ties.
     epochs at most; patience: stop after so many epochs without a better validation NDCG@10 (the best is kept).
@@ -130,15 +131,14 @@ class SequentialRanker:
         if flat.min() < 0 or flat.max() >= n_items:
             raise DataError(f"a training sequence holds item {flat.min() if flat.min() < 0 else flat.max()}, the "
                             f"catalogue has {n_items} items (0 … {n_items - 1})")  # fmt: skip
-        self.seen_I = np.zeros(n_items, dtype=bool)
-        self.seen_I[flat] = True
+        self.seen_I = self._known_items(flat, n_items)
         self.history = []
         torch.manual_seed(self.seed)
-        self.network = network = build_network(self.options, n_items)
+        self.network = network = self._build(n_items)
         options, rng = self.options, np.random.default_rng([self.seed, 7])
         generator = torch.Generator().manual_seed(self.seed)
         kind = torch.optim.AdamW if options.decoupled else torch.optim.Adam
-        optimiser = kind(network.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
+        optimiser = kind(self._parameter_groups(network), lr=options.learning_rate, weight_decay=options.weight_decay)
         best, best_state, since = -1.0, None, 0
         for epoch in range(1, options.epochs + 1):
             point = {"epoch": float(epoch), "loss": self._epoch(kept, optimiser, rng, generator)}
@@ -163,6 +163,18 @@ class SequentialRanker:
             network.load_state_dict(best_state)
         network.eval()
         return self
+
+    def _known_items(self, flat: Items, n_items: int) -> npt.NDArray[np.bool_]:
+        """Which items can be scored, given all items of all training sequences."""
+        seen_I = np.zeros(n_items, dtype=bool)
+        seen_I[flat] = True
+        return seen_I
+
+    def _build(self, n_items: int) -> Network:
+        return build_network(self.options, n_items)
+
+    def _parameter_groups(self, network: Network) -> list[dict[str, Any]]:
+        return [{"params": list(network.parameters())}]
 
     def _epoch(
         self, sequences: Sequence[Items], optimiser: torch.optim.Optimizer, rng: np.random.Generator, generator: Any
@@ -232,28 +244,34 @@ class SequentialRanker:
         partial = folder / f".weights.{os.getpid()}.partial"
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
         partial.replace(folder / "weights.safetensors")
-        content = {"options": asdict(self.options), "seed": self.seed, "history": self.history}
         partial = folder / f".ranker.{os.getpid()}.partial"
-        partial.write_text(json.dumps(content, indent=1) + "\n")
+        partial.write_text(json.dumps(self._content(), indent=1) + "\n")
         partial.replace(folder / "ranker.json")
+
+    def _content(self) -> dict[str, Any]:
+        """What ranker.json holds."""
+        return {"options": asdict(self.options), "seed": self.seed, "history": self.history}
 
     @classmethod
     def load(cls, folder: Path) -> SequentialRanker:
         """What `save` wrote; RunError if it is not there or damaged."""
         try:
             content = json.loads((folder / "ranker.json").read_text())
-            tensors = load_file(folder / "weights.safetensors")
             ranker = cls(SequentialOptions(**content["options"]), content["seed"])
-            ranker.history = content["history"]
-            ranker.seen_I = tensors.pop("seen").numpy()
-            ranker.network = build_network(ranker.options, len(ranker.seen_I))
-            ranker.network.load_state_dict(tensors)
+            ranker._read(folder, content)
         except Exception as error:  # safetensors, torch and json each raise their own
             raise RunError(
                 f"{folder}: not a saved ranker ({type(error).__name__}): delete it and train again"
             ) from error
-        ranker.network.eval()
         return ranker
+
+    def _read(self, folder: Path, content: dict[str, Any]) -> None:
+        tensors = load_file(folder / "weights.safetensors")
+        self.history = content["history"]
+        self.seen_I = tensors.pop("seen").numpy()
+        self.network = self._build(len(self.seen_I))
+        self.network.load_state_dict(tensors)
+        self.network.eval()
 
     @property
     def parameters(self) -> int:

@@ -1,0 +1,214 @@
+"""Our rankers and metrics against other people's, on one data folder: figures that should agree, side by side.
+
+Not part of the test suite: it needs packages that pull in hundreds of megabytes. In an environment of its own:
+
+    pip install torch==2.13.0 -e . ranx implicit "rectools[torch]"
+    python benchmarks/crosscheck.py runs/compare-movielens/data --out crosscheck.json
+
+A package that is not installed is left out, and the file says so. RecTools' SASRec is trained on the same train
+sequences with the same sizes and epochs, and scored on the same frozen slates; the rest are its own defaults.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sirius_rec.data.store import Dataset, open_dataset
+from sirius_rec.evaluation.metrics import METRICS, per_example, target_positions
+from sirius_rec.rankers.floors import ItemKNN
+from sirius_rec.rankers.linear import EASE
+from sirius_rec.rankers.sequential.ranker import TUNED, SequentialRanker, with_options
+from sirius_rec.schema import CANDIDATES, HISTORY, TARGET, SlateName
+
+Rows = list[np.ndarray]
+
+
+def rows_of(data: Dataset, slates: str) -> tuple[Rows, Rows, np.ndarray]:
+    """Histories, candidates and the target's column."""
+    examples = data.examples(SlateName.parse(slates).split)
+    candidates = [c.to_numpy() for c in data.slates(slates)[CANDIDATES]]
+    position = target_positions(candidates, examples[TARGET].to_numpy())
+    return [h.to_numpy() for h in examples[HISTORY]], candidates, position
+
+
+def means(scores: Rows, position: np.ndarray) -> dict[str, float]:
+    found = per_example(scores, position)
+    return {name: float(found[name].to_numpy().mean()) for name in METRICS}
+
+
+def metrics_against_ranx(scores: Rows, candidates: Rows, position: np.ndarray) -> dict[str, Any]:
+    """The same scores through both. Distinct scores only: ranx breaks ties by position, we average over orders."""
+    from ranx import Qrels, Run, evaluate
+
+    distinct = [r for r, row in enumerate(scores) if len(np.unique(row)) == len(row)]
+    qrels = Qrels({f"q{r}": {str(candidates[r][position[r]]): 1} for r in distinct})
+    run = Run({f"q{r}": {str(c): float(s) for c, s in zip(candidates[r], scores[r], strict=True)} for r in distinct})
+    names = {"hr@1": "hit_rate@1", "hr@5": "hit_rate@5", "hr@10": "hit_rate@10", "ndcg@5": "ndcg@5",
+             "ndcg@10": "ndcg@10", "mrr": "mrr"}  # fmt: skip
+    theirs = evaluate(qrels, run, list(names.values()))
+    ours = means([scores[r] for r in distinct], position[distinct])
+    return {
+        "rows": len(distinct),
+        "ours": ours,
+        "ranx": {key: float(theirs[name]) for key, name in names.items()},
+        "largest_difference": max(abs(ours[key] - float(theirs[name])) for key, name in names.items()),
+    }
+
+
+def knn_against_implicit(data: Dataset) -> dict[str, Any]:
+    """Largest difference of cosine similarities between items, every pair of the first 300 items."""
+    from implicit.nearest_neighbours import CosineRecommender
+    from scipy import sparse
+
+    sequences, n = data.train_sequences(), data.n_items
+    users = np.repeat(np.arange(len(sequences)), [len(s) for s in sequences])
+    matrix = sparse.csr_matrix((np.ones(len(users)), (users, np.concatenate(sequences))), shape=(len(sequences), n))
+    theirs = CosineRecommender(K=n)
+    theirs.fit(matrix, show_progress=False)
+    dense = np.asarray(theirs.similarity[:300, :300].todense())
+    ours = ItemKNN().fit(sequences, n)
+    pairs = ours.score([np.array([i]) for i in range(300)], [np.arange(300) for _ in range(300)])
+    off = ~np.eye(300, dtype=bool)
+    return {"pairs": int(off.sum()), "largest_difference": float(np.abs(np.array(pairs) - dense)[off].max())}
+
+
+def ease_against_ridge(data: Dataset) -> dict[str, Any]:
+    """EASE's column for ten items against ridge regression on the other items, solved anew."""
+    from scipy import sparse
+
+    sequences, n = data.train_sequences(), data.n_items
+    users = np.repeat(np.arange(len(sequences)), [len(s) for s in sequences])
+    x = sparse.csr_matrix(
+        (np.ones(len(users)), (users, np.concatenate(sequences))), shape=(len(sequences), n)
+    ).toarray()
+    weights = EASE(l2=100.0).fit(sequences, n).weights_II
+    assert weights is not None
+    worst = 0.0
+    for item in range(0, n, max(1, n // 10)):
+        others = np.delete(np.arange(n), item)
+        a = x[:, others]
+        solved = np.linalg.solve(a.T @ a + 100.0 * np.eye(n - 1), a.T @ x[:, item])
+        worst = max(worst, float(np.abs(weights[others, item] - solved).max()))
+    return {"largest_difference": worst}
+
+
+def sasrec_against_rectools(data: Dataset, slates: list[str], epochs: int, seeds: list[int]) -> dict[str, Any]:
+    """Both with dimension 64, 2 blocks, 2 heads, sequences of 20, full softmax, batch 16 and as many epochs."""
+    import pandas as pd
+    from rectools import Columns
+    from rectools.dataset import Dataset as RecToolsDataset
+    from rectools.models import SASRecModel
+
+    sequences = data.train_sequences()
+    table = pd.DataFrame(
+        {
+            Columns.User: np.repeat(np.arange(len(sequences)), [len(s) for s in sequences]),
+            Columns.Item: np.concatenate(sequences),
+            Columns.Weight: 1.0,
+            Columns.Datetime: np.concatenate([np.arange(len(s)) for s in sequences]).astype("datetime64[s]"),
+        }
+    )
+    out: dict[str, Any] = {"epochs": epochs, "seeds": seeds, "ours": {}, "rectools": {}}
+    size = {"dimension": 64, "layers": 2, "heads": 2, "dropout": 0.2, "length": 20, "batch_size": 16}
+    for seed in seeds:
+        options = with_options(TUNED["sasrec"], **size, epochs=epochs, weight_decay=0.0)
+        ours = SequentialRanker(options, seed).fit(sequences, data.n_items, progress=print)
+        theirs = _fitted_rectools(SASRecModel, table, RecToolsDataset, epochs, seed)
+        for name in slates:
+            histories, candidates, position = rows_of(data, name)
+            out["ours"][f"{name} s{seed}"] = means(ours.score(histories, candidates), position)
+            scores = rectools_scores(theirs, histories, candidates)
+            out["rectools"][f"{name} s{seed}"] = means(scores, position)
+    return out
+
+
+def _fitted_rectools(model_class: Any, table: Any, dataset_class: Any, epochs: int, seed: int) -> Any:
+    import torch
+    from pytorch_lightning import Trainer, seed_everything
+
+    seed_everything(seed)
+
+    def trainer() -> Any:
+        return Trainer(max_epochs=epochs, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
+                       enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+
+    model = model_class(
+        n_factors=64, n_blocks=2, n_heads=2, dropout_rate=0.2, session_max_len=20, batch_size=16, loss="softmax",
+        lr=1e-3, get_trainer_func=trainer, deterministic=True, train_min_user_interactions=2,
+    )  # fmt: skip
+    model.fit(dataset_class.construct(table))
+    torch.set_grad_enabled(True)
+    return model
+
+
+def rectools_scores(model: Any, histories: Rows, candidates: Rows) -> Rows:
+    """Scores of its network's last state against its item embeddings; an item that it does not know is last."""
+    import torch
+
+    net = model.lightning_model.torch_model.eval()
+    known = model.data_preparator.item_id_map
+    inside = dict(zip(known.external_ids.tolist(), range(known.size), strict=True))
+    out: Rows = []
+    with torch.no_grad():
+        table_ID = net.item_model.get_all_embeddings()
+        for start in range(0, len(histories), 512):
+            part = histories[start : start + 512]
+            x_BT = torch.zeros(len(part), 20, dtype=torch.long)
+            for b, history in enumerate(part):
+                ids = [inside[int(i)] for i in history if int(i) in inside][-20:]
+                if ids:
+                    x_BT[b, -len(ids) :] = torch.tensor(ids)
+            state_BD = net.encode_sessions({"x": x_BT}, table_ID)[:, -1]
+            for state_D, slate in zip(state_BD, candidates[start : start + 512], strict=True):
+                ids = [inside.get(int(c), -1) for c in slate]
+                scores = (table_ID[ids] @ state_D).numpy().copy()
+                scores[np.array(ids) < 0] = -1e9
+                out.append(scores)
+    return out
+
+
+def attempt(name: str, needs: tuple[str, ...], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    try:
+        found = {package: metadata.version(package) for package in needs}
+    except metadata.PackageNotFoundError as error:
+        return {"left out": f"{error.name} is not installed"}
+    print(f"{name} …", flush=True)
+    return {"versions": found, **work()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path, help="a data folder with test slates")
+    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    data = open_dataset(arguments.data)
+    slates = [name for name in data.slate_names if name.startswith("test-uniform")]
+    histories, candidates, position = rows_of(data, slates[0])
+    knn = ItemKNN(shrinkage=10.0).fit(data.train_sequences(), data.n_items).score(histories, candidates)
+    content = {
+        "data": {"fingerprint": data.fingerprint, "source": data.info["source"]["name"], "slates": slates},
+        "python": platform.python_version(),
+        "metrics against ranx": attempt("ranx", ("ranx",), lambda: metrics_against_ranx(knn, candidates, position)),
+        "item-kNN against implicit": attempt("implicit", ("implicit",), lambda: knn_against_implicit(data)),
+        "EASE against ridge regression": attempt("EASE", ("numpy",), lambda: ease_against_ridge(data)),
+        "SASRec against RecTools": attempt(
+            "RecTools", ("rectools",),
+            lambda: sasrec_against_rectools(data, slates, arguments.epochs, arguments.seeds),
+        ),
+    }  # fmt: skip
+    arguments.out.write_text(json.dumps(content, indent=1) + "\n")
+    print(json.dumps(content, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""Ranking requests in JSON lines: reading them in order, and writing answers so that a killed run can go on.
+
+A request: {"history": [ids or titles, oldest first], "candidates": [ids or titles]}, and anything in "id".
+An answer: {"line": 1, "id": …, "candidates": [best first], "scores": [as ordered]}, one per request, in their order.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from sirius_rec.data.sources.lines import blocks
+from sirius_rec.errors import DataError, RunError
+from sirius_rec.progress import Advance
+
+_KNOWN = ("id", "history", "candidates")
+PARTIAL = ".partial"
+
+
+@dataclass(frozen=True)
+class Request:
+    """line: its number in the file, from 1. key: what "id" held; `unnamed` where there was none."""
+
+    line: int
+    history: tuple[str, ...]
+    candidates: tuple[str, ...]
+    key: Any = None
+    named: bool = False
+
+
+@dataclass(frozen=True)
+class BadRequest:
+    """A line that is no request, and why."""
+
+    line: int
+    why: str
+
+
+def parse_request(line: int, text: bytes) -> Request | BadRequest:
+    """One request, or the reason why it is none. Ids may be text or whole numbers; a candidate stands once."""
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return BadRequest(line, f"not a JSON object ({str(error) or type(error).__name__})")
+    if not isinstance(record, dict):
+        return BadRequest(line, 'not a JSON object; write {"history": [...], "candidates": [...]}')
+    if unknown := sorted(set(record) - set(_KNOWN)):
+        return BadRequest(line, f"unknown field {unknown[0]!r}; known are {', '.join(_KNOWN)}")
+    lists: list[tuple[str, ...]] = []
+    for name in ("history", "candidates"):
+        entries = record.get(name)
+        if not isinstance(entries, list):
+            return BadRequest(line, f"{name} is {'missing' if entries is None else repr(entries)}; give a list")
+        for entry in entries:
+            if isinstance(entry, bool) or not isinstance(entry, int | str) or entry == "":
+                return BadRequest(line, f"{name} holds {entry!r}; give ids or titles")
+        lists.append(tuple(map(str, entries)))
+    history, candidates = lists
+    if not candidates:
+        return BadRequest(line, "candidates is empty; there is nothing to rank")
+    if len(set(candidates)) < len(candidates):
+        twice = next(c for i, c in enumerate(candidates) if c in candidates[:i])
+        return BadRequest(line, f"candidate {twice!r} stands twice")
+    return Request(line, history, candidates, record.get("id"), "id" in record)
+
+
+def read_requests(path: Path, after: int = 0, advance: Advance | None = None) -> Iterator[Request | BadRequest]:
+    """Requests of a plain or gzip file behind its line `after`; blank lines are passed over. Bounded memory.
+
+    Raises DataError if the file cannot be read.
+    """
+    for first, block in blocks(path, advance, size=1 << 20):
+        for number, text in enumerate(block.split(b"\n"), first):
+            if number > after and text.strip():
+                yield parse_request(number, text)
+
+
+def in_parts(requests: Iterator[Request | BadRequest], size: int) -> Iterator[list[Request | BadRequest]]:
+    """Consecutive lists of at most `size` requests."""
+    for first in requests:
+        yield list(chain([first], islice(requests, size - 1)))
+
+
+class AnswerFile:
+    """Answers in the order of the requests: FILE.partial while they come, FILE once all are there.
+
+    A first line in FILE.partial says what makes them (`recipe`); one of another recipe is refused. `answered` is the
+    number of the last request line that has its answer on disk; a torn last line is cut off.
+    """
+
+    def __init__(self, path: Path, recipe: dict[str, Any]) -> None:
+        """RunError if the file is there already, or a partial one was made by another recipe."""
+        self.path, self.partial = path, path.with_name(path.name + PARTIAL)
+        if path.exists():
+            raise RunError(f"{path}: exists already: choose another --out, or remove it")
+        self.answered = 0
+        head = json.dumps(recipe, sort_keys=True).encode() + b"\n"
+        if not self.partial.exists():
+            self.partial.write_bytes(head)
+        self._file = self.partial.open("r+b")
+        if self._file.readline() != head:
+            self._file.close()
+            raise RunError(
+                f"{self.partial}: was made from another input, model or options: choose another --out, or remove it"
+            )
+        end = len(head)
+        for line in self._file:
+            if not line.endswith(b"\n"):
+                break
+            end += len(line)
+            self.answered = int(json.loads(line)["line"])
+        self._file.truncate(end)
+        self._file.seek(end)
+
+    def write(self, answers: list[dict[str, Any]]) -> None:
+        """Append answers and put them on the disk."""
+        text = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
+        self._file.write(text.encode("utf-8", "surrogatepass"))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def finish(self) -> None:
+        """Everything is answered: the head goes, and the file gets its name."""
+        self._file.seek(0)
+        self._file.readline()
+        whole = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        with whole.open("wb") as out:
+            while chunk := self._file.read(1 << 20):
+                out.write(chunk)
+        self._file.close()
+        whole.replace(self.path)
+        self.partial.unlink()
+
+    def __enter__(self) -> AnswerFile:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+
+def answer(request: Request, scores: Any, top: int | None) -> dict[str, Any]:
+    """Candidates by falling score, ties in the order given; scores rounded to 1e-6."""
+    order = sorted(range(len(request.candidates)), key=lambda c: -float(scores[c]))[:top]
+    named = {"id": request.key} if request.named else {}
+    return {
+        "line": request.line,
+        **named,
+        "candidates": [request.candidates[c] for c in order],
+        "scores": [round(float(scores[c]), 6) for c in order],
+    }
+
+
+def refusal(bad: BadRequest) -> dict[str, Any]:
+    """What stands in the place of an answer where bad lines are skipped."""
+    return {"line": bad.line, "error": bad.why}
+
+
+def refuse(path: Path, bad: BadRequest) -> DataError:
+    return DataError(f"{path}, line {bad.line}: {bad.why}; mend it, or pass over such lines with --skip-bad")
+
+
+Scorer = Callable[[list[Request]], list[Any]]
+Check = Callable[[Request], str | None]
+
+
+def rank_file(
+    path: Path,
+    out: AnswerFile,
+    score: Scorer,
+    check: Check,
+    *,
+    part: int = 256,
+    top: int | None = None,
+    skip_bad: bool = False,
+    advance: Advance | None = None,
+) -> tuple[int, int]:
+    """Answer every request of `path` behind those answered already; (answered, skipped) of this call.
+
+    score: requests → scores per candidate. check: why a request cannot be scored, or None. part: requests in memory.
+    Raises DataError at the first bad line, after its predecessors are answered, unless `skip_bad`.
+    """
+    answered = skipped = 0
+    for requests in in_parts(read_requests(path, out.answered, advance), part):
+        checked = [
+            BadRequest(r.line, why) if isinstance(r, Request) and (why := check(r)) is not None else r for r in requests
+        ]
+        first_bad = next((r for r in checked if isinstance(r, BadRequest)), None)
+        if first_bad is not None and not skip_bad:
+            checked = checked[: checked.index(first_bad)]
+        good = [r for r in checked if isinstance(r, Request)]
+        scores = iter(score(good) if good else [])
+        out.write([answer(r, next(scores), top) if isinstance(r, Request) else refusal(r) for r in checked])
+        answered, skipped = answered + len(good), skipped + len(checked) - len(good)
+        if first_bad is not None and not skip_bad:
+            raise refuse(path, first_bad)
+    return answered, skipped

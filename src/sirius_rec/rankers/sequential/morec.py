@@ -1,0 +1,298 @@
+"""MoRec (Yuan et al. 2023): SASRec whose item embeddings are its titles, read by a text encoder and projected.
+
+Items have no embedding of their own, so an item that training never saw is ranked by its title like any other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sirius_rec.errors import ConfigError, DataError, RunError
+from sirius_rec.rankers.sequential.networks import Network, SASRec
+from sirius_rec.rankers.sequential.ranker import Items, SequentialOptions, SequentialRanker, Validation
+
+TINY = "tiny"
+_TOKENS = 32  # of a title; the rest is cut off
+_TITLES = 512  # encoded at a time where nothing is trained
+
+
+@dataclass(frozen=True)
+class MoRecOptions(SequentialOptions):
+    """encoder: `tiny` (a small BERT from scratch, its tokenizer trained on the titles), or any Hugging Face encoder.
+
+    tune: train the encoder too; otherwise every title is encoded once and only the projection is trained.
+    encoder_learning_rate: of a tuned encoder; None takes learning_rate.
+    The default loss draws its negatives for a whole batch, so that a step encodes hundreds of titles, not all.
+    """
+
+    loss: str = "shared_softmax"
+    negatives: int = 512
+    encoder: str = TINY
+    tune: bool = True
+    encoder_learning_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.network != "sasrec":
+            raise ConfigError(f"network '{self.network}': MoRec is SASRec over texts, leave it out")
+        if self.encoder == TINY and not self.tune:
+            raise ConfigError("tune: false leaves the tiny encoder random: tune it, or name a trained encoder")
+        if self.tune and self.loss == "full_softmax":
+            raise ConfigError("loss full_softmax encodes every title in every step: use shared_softmax, or tune: false")
+
+
+class TextItems(nn.Module):
+    """Stands where a network has its embedding table; ids outside the catalogue (padding) are zero.
+
+    Frozen: features_IF, projected. Tuned: the encoder reads token_ids_IL of the items asked for.
+    """
+
+    features_IF: Tensor | None
+    token_ids_IL: Tensor | None
+
+    def __init__(
+        self, dimension: int, *, features_IF: Tensor | None, encoder: Any, token_ids_IL: Tensor | None
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        width = features_IF.shape[1] if features_IF is not None else encoder.config.hidden_size
+        self.norm, self.project = nn.LayerNorm(width), nn.Linear(width, dimension)
+        nn.init.normal_(self.project.weight, std=0.02)
+        nn.init.zeros_(self.project.bias)
+        self.register_buffer("features_IF", features_IF)
+        self.register_buffer("token_ids_IL", token_ids_IL)
+        self._table_ID: Tensor | None = None
+
+    @property
+    def n_items(self) -> int:
+        stored = self.features_IF if self.features_IF is not None else self.token_ids_IL
+        assert stored is not None
+        return len(stored)
+
+    def _embedded(self, items_N: Tensor) -> Tensor:
+        if self.features_IF is not None:
+            features_NF = self.features_IF[items_N]
+        else:
+            assert self.token_ids_IL is not None
+            features_NF = mean_over_tokens(self.encoder, self.token_ids_IL[items_N])
+        out: Tensor = self.project(self.norm(features_NF))
+        return out
+
+    def train(self, mode: bool = True) -> TextItems:
+        self._table_ID = None  # the weights are about to change, or just did
+        super().train(mode)
+        return self
+
+    @property
+    def weight(self) -> Tensor:
+        """[n_items + 1, dimension]; without training it is computed once."""
+        if self._table_ID is not None and not self.training:
+            return self._table_ID
+        every = torch.arange(self.n_items, device=self.project.weight.device)
+        parts = [self._embedded(part) for part in torch.split(every, _TITLES)]
+        table_ID = torch.cat([*parts, parts[0].new_zeros(1, parts[0].shape[1])])
+        if not self.training and not torch.is_grad_enabled():
+            self._table_ID = table_ID
+        return table_ID
+
+    def forward(self, items: Tensor) -> Tensor:
+        """[..., dimension] of item ids of any shape."""
+        if not self.training:
+            return self.weight[items]
+        asked_U, place = torch.unique(items, return_inverse=True)
+        known_U = asked_U < self.n_items
+        out_UD = self.project.weight.new_zeros(len(asked_U), self.project.out_features)
+        if bool(known_U.any()):
+            out_UD = out_UD.masked_scatter(known_U[:, None], self._embedded(asked_U[known_U]))
+        return out_UD[place]
+
+
+def mean_over_tokens(encoder: Any, token_ids_NL: Tensor) -> Tensor:
+    """[N, F]: the encoder's last states, averaged over real tokens; ids are padded with −1."""
+    real_NL = token_ids_NL >= 0
+    width = int(real_NL.sum(1).max())
+    real_NL = real_NL[:, :width]
+    states_NLF = encoder(
+        input_ids=token_ids_NL[:, :width].clamp(min=0), attention_mask=real_NL.long()
+    ).last_hidden_state
+    weight_NL1 = real_NL[:, :, None].to(states_NLF.dtype)
+    mean_NF: Tensor = (states_NLF * weight_NL1).sum(1) / weight_NL1.sum(1)
+    return mean_NF.float()
+
+
+class MoRecRanker(SequentialRanker):
+    """`SequentialRanker` over titles. titles: by dense item number. See `MoRecOptions`."""
+
+    def __init__(self, options: MoRecOptions, titles: Sequence[str], seed: int = 0) -> None:
+        super().__init__(options, seed)
+        self.titles = list(titles)
+        self._saved: dict[str, Any] | None = None
+
+    def fit(
+        self,
+        sequences: Sequence[Items],
+        n_items: int,
+        validation: Validation | None = None,
+        *,
+        progress: Callable[[str], None] | None = None,
+    ) -> MoRecRanker:
+        """As `SequentialRanker.fit`; DataError if there is not one title per item. Nothing counts as unseen."""
+        if len(self.titles) != n_items:
+            raise DataError(f"morec: {len(self.titles)} titles for {n_items} items; give one title per item")
+        super().fit(sequences, n_items, validation, progress=progress)
+        return self
+
+    def _known_items(self, flat: Items, n_items: int) -> Any:
+        known_I = super()._known_items(flat, n_items)
+        known_I[:] = True
+        return known_I
+
+    def _build(self, n_items: int) -> Network:
+        options = self.options
+        assert isinstance(options, MoRecOptions)
+        if self._saved is not None:
+            encoder, token_ids_IL, features_IF = _from_saved(self._saved)
+        else:
+            encoder, token_ids_IL = load_encoder(options.encoder, self.titles, options.dimension)
+            features_IF = None
+            if not options.tune:
+                with torch.no_grad():
+                    encoder.eval()
+                    parts = [mean_over_tokens(encoder, ids) for ids in torch.split(token_ids_IL, _TITLES)]
+                    features_IF = torch.cat(parts)
+                encoder = token_ids_IL = None
+        sizes = {name: getattr(options, name) for name in ("dimension", "layers", "heads", "dropout", "length")}
+        network = SASRec(n_items, **sizes)
+        network.items = TextItems(
+            options.dimension, features_IF=features_IF, encoder=encoder, token_ids_IL=token_ids_IL
+        )
+        # A bias per item would be an embedding by the back door: popularity must be read off the text.
+        network.bias.requires_grad_(False)
+        return network
+
+    def _parameter_groups(self, network: Network) -> list[dict[str, Any]]:
+        options = self.options
+        assert isinstance(options, MoRecOptions)
+        encoder = network.items.encoder
+        inside = [] if encoder is None else list(encoder.parameters())
+        known = set(map(id, inside))
+        rest = [p for p in network.parameters() if id(p) not in known and p.requires_grad]
+        rate = options.encoder_learning_rate or options.learning_rate
+        return [{"params": rest}, *([{"params": inside, "lr": rate}] if inside else [])]
+
+    def _content(self) -> dict[str, Any]:
+        assert self.network is not None
+        encoder = self.network.items.encoder
+        return {
+            **super()._content(),
+            "morec": {
+                "encoder": None if encoder is None else encoder.config.to_dict(),
+                "features": None if encoder is not None else list(self.network.items.features_IF.shape),
+                "tokens": None if encoder is None else list(self.network.items.token_ids_IL.shape),
+            },
+        }
+
+    @classmethod
+    def load(cls, folder: Path) -> MoRecRanker:
+        """What `save` wrote; needs neither titles nor the encoder's source. RunError if it is not there or damaged."""
+        try:
+            content = json.loads((folder / "ranker.json").read_text())
+            ranker = cls(MoRecOptions(**content["options"]), (), content["seed"])
+            ranker._saved = content["morec"]
+            ranker._read(folder, content)
+        except Exception as error:  # safetensors, torch, transformers and json each raise their own
+            raise RunError(
+                f"{folder}: not a saved ranker ({type(error).__name__}): delete it and train again"
+            ) from error
+        return ranker
+
+
+def _from_saved(saved: dict[str, Any]) -> tuple[Any, Tensor | None, Tensor | None]:
+    if saved["encoder"] is None:
+        return None, None, torch.empty(saved["features"])
+    from transformers import AutoConfig, AutoModel
+
+    config: Any = AutoConfig.for_model(**saved["encoder"])
+    build: Any = AutoModel.from_config
+    return build(config), torch.empty(saved["tokens"], dtype=torch.long), None
+
+
+def load_encoder(name: str, titles: Sequence[str], dimension: int) -> tuple[Any, Tensor]:
+    """An encoder (float32) and the titles' token ids [I, L], padded with −1, at most 32 of a title.
+
+    ConfigError in one line if it cannot be had.
+    """
+    if name == TINY:
+        encoder, tokenizer = _tiny(titles, dimension)
+    else:
+        from transformers import AutoModel, AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name)
+            encoder = AutoModel.from_pretrained(name, dtype=torch.float32)
+        except Exception as error:  # the hub raises many kinds
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ConfigError(f"encoder '{name}': cannot be loaded ({first})") from error
+    rows = tokenizer(list(titles), truncation=True, max_length=_TOKENS)["input_ids"]
+    if empty := next((title for title, row in zip(titles, rows, strict=True) if not row), None):
+        raise DataError(f"title {empty!r} has no tokens for the encoder '{name}': change the title")
+    token_ids_IL = torch.full((len(rows), max(map(len, rows))), -1, dtype=torch.long)
+    for r, row in enumerate(rows):
+        token_ids_IL[r, : len(row)] = torch.tensor(row)
+    return encoder, token_ids_IL
+
+
+def _tiny(titles: Sequence[str], dimension: int) -> tuple[Any, Any]:
+    """A BERT of two layers with random weights, and a byte-level tokenizer trained on the titles."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    trainer = trainers.BpeTrainer(
+        vocab_size=8192,
+        special_tokens=["[PAD]", "[CLS]"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(titles, trainer)
+    # Every title then has a token, an empty one too.
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A", special_tokens=[("[CLS]", 1)])
+    config = BertConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=dimension,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=2 * dimension,
+        max_position_embeddings=_TOKENS,
+        hidden_dropout_prob=0.1,
+    )
+    make: Any = PreTrainedTokenizerFast
+    fast = make(tokenizer_object=tokenizer, pad_token="[PAD]", cls_token="[CLS]")
+    return BertModel(config), fast
+
+
+def morec_options(options: SequentialOptions, **changes: Any) -> MoRecOptions:
+    """MoRec with the settings of a SASRec preset, but its own loss."""
+    taken = {k: v for k, v in asdict(options).items() if k not in ("loss", "negatives")}
+    known = set(MoRecOptions.__dataclass_fields__)
+    for name in changes:
+        if name not in known:
+            raise ConfigError(f"unknown option '{name}' of morec: choose from {', '.join(sorted(known))}")
+    return MoRecOptions(**{**taken, **changes})
+
+
+def load_ranker(folder: Path) -> SequentialRanker:
+    """A saved sequential ranker of either kind; RunError if it is not there or damaged."""
+    try:
+        texts = "morec" in json.loads((folder / "ranker.json").read_text())
+    except (OSError, ValueError, TypeError):
+        texts = False  # SequentialRanker.load says what is wrong
+    return MoRecRanker.load(folder) if texts else SequentialRanker.load(folder)

@@ -1,0 +1,166 @@
+"""Ranking requests as a stream: order, bad lines, going on after a kill, bounded memory."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sirius_rec.errors import DataError, RunError
+from sirius_rec.rankers.requests import (
+    PARTIAL,
+    AnswerFile,
+    BadRequest,
+    Request,
+    parse_request,
+    rank_file,
+    read_requests,
+)
+
+RECIPE = {"model": "lengths"}
+
+
+def by_length(requests: list[Request]) -> list[list[float]]:
+    """Longer names score higher."""
+    return [[float(len(c)) for c in r.candidates] for r in requests]
+
+
+def accept(request: Request) -> None:
+    return None
+
+
+def write(folder: Path, n: int = 10, bad: tuple[int, ...] = ()) -> Path:
+    """n requests; request k ranks "x" * 1 … "x" * (k + 2), shortest first; blank lines between them."""
+    lines = [
+        "{" if k in bad else json.dumps({"history": [], "candidates": ["x" * (c + 1) for c in range(k + 2)], "id": k})
+        for k in range(n)
+    ]
+    path = folder / "requests.jsonl"
+    path.write_text("\n\n".join(lines) + "\n")
+    return path
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_request_and_its_answer(tmp_path: Path) -> None:
+    source = tmp_path / "r.jsonl"
+    source.write_text('{"history": ["a", 7], "candidates": ["bb", "c", "ddd", "ee"], "id": {"session": 1}}\n')
+    assert list(read_requests(source)) == [Request(1, ("a", "7"), ("bb", "c", "ddd", "ee"), {"session": 1}, named=True)]
+    with AnswerFile(tmp_path / "out.jsonl", RECIPE) as out:
+        assert rank_file(source, out, by_length, accept, top=3) == (1, 0)
+        out.finish()
+    # "bb" and "ee" tie: in the order given
+    wanted = {"line": 1, "id": {"session": 1}, "candidates": ["ddd", "bb", "ee"], "scores": [3.0, 2.0, 2.0]}
+    assert read(tmp_path / "out.jsonl") == [wanted]
+    assert not (tmp_path / f"out.jsonl{PARTIAL}").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        (b"\xff", "not a JSON object"),
+        (b"[" * 100_000, "not a JSON object"),
+        (b"[]", "not a JSON object; write"),
+        (b'{"history": []}', "candidates is missing; give a list"),
+        (b'{"history": "a", "candidates": ["b"]}', "history is 'a'; give a list"),
+        (b'{"history": [1.5], "candidates": ["b"]}', "history holds 1.5; give ids or titles"),
+        (b'{"history": [true], "candidates": ["b"]}', "history holds True"),
+        (b'{"history": [], "candidates": []}', "nothing to rank"),
+        (b'{"history": [], "candidates": ["b", "b"]}', "candidate 'b' stands twice"),
+        (b'{"history": [], "candidates": ["b"], "user": 1}', "unknown field 'user'; known are id, history, candidates"),
+    ],
+)
+def test_bad_requests(line: bytes, why: str) -> None:
+    found = parse_request(3, line)
+    assert isinstance(found, BadRequest) and found.line == 3 and why in found.why
+
+
+def test_a_bad_line_stops_behind_its_predecessors_and_can_be_skipped_on_the_next_try(tmp_path: Path) -> None:
+    source, target = write(tmp_path, 10, bad=(6,)), tmp_path / "out.jsonl"
+    with AnswerFile(target, RECIPE) as out, pytest.raises(DataError, match=r"requests\.jsonl, line 13: .*--skip-bad"):
+        rank_file(source, out, by_length, accept, part=4)
+    assert not target.exists()
+    with AnswerFile(target, RECIPE) as out:
+        assert out.answered == 11
+        assert rank_file(source, out, by_length, accept, part=4, skip_bad=True) == (3, 1)
+        out.finish()
+    answers = read(target)
+    assert [a["line"] for a in answers] == [2 * k + 1 for k in range(10)]
+    assert [k for k, a in enumerate(answers) if "error" in a] == [6]
+    assert all(a["id"] == k and a["scores"][0] == k + 2 for k, a in enumerate(answers) if k != 6)
+
+
+def test_what_cannot_be_scored_is_a_bad_line(tmp_path: Path) -> None:
+    def no_five(request: Request) -> str | None:
+        return "five is right out" if len(request.candidates) == 5 else None
+
+    with AnswerFile(tmp_path / "o", RECIPE) as out, pytest.raises(DataError, match="line 7: five is right out; mend"):
+        rank_file(write(tmp_path), out, by_length, no_five)
+
+
+@pytest.mark.parametrize("torn", [0, 9])
+def test_going_on_where_it_was_killed(tmp_path: Path, torn: int) -> None:
+    """The second call scores the rest only; the bytes are those of an uninterrupted call. torn: cut off mid-line."""
+    source, target = write(tmp_path), tmp_path / "out.jsonl"
+    with AnswerFile(tmp_path / "whole.jsonl", RECIPE) as out:
+        rank_file(source, out, by_length, accept)
+        out.finish()
+    calls: list[int] = []
+
+    def dies(requests: list[Request]) -> list[list[float]]:
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(len(requests))
+        return by_length(requests)
+
+    with AnswerFile(target, RECIPE) as out, pytest.raises(KeyboardInterrupt):
+        rank_file(source, out, dies, accept, part=3)
+    partial = target.with_name(target.name + PARTIAL)
+    if torn:
+        partial.write_bytes(partial.read_bytes()[:-torn])
+    scored: list[int] = []
+
+    def counts(requests: list[Request]) -> list[list[float]]:
+        scored.extend(r.line for r in requests)
+        return by_length(requests)
+
+    with AnswerFile(target, RECIPE) as out:
+        rank_file(source, out, counts, accept, part=3)
+        out.finish()
+    assert scored == [2 * k + 1 for k in range(5 if torn else 6, 10)]
+    assert target.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_what_is_there_is_not_overwritten(tmp_path: Path) -> None:
+    target = tmp_path / "out.jsonl"
+    AnswerFile(target, RECIPE).__exit__()
+    with pytest.raises(RunError, match="was made from another input, model or options"):
+        AnswerFile(target, {"model": "other"})
+    target.write_text("precious\n")
+    with pytest.raises(RunError, match=r"out\.jsonl: exists already: choose another --out, or remove it"):
+        AnswerFile(target, RECIPE)
+    assert target.read_text() == "precious\n"
+
+
+def test_a_stream_never_holds_more_than_a_part(tmp_path: Path) -> None:
+    source = tmp_path / "many.jsonl.gz"
+    with gzip.open(source, "wt") as file:
+        for k in range(5000):
+            file.write(json.dumps({"history": ["h"], "candidates": ["a", "bb"], "id": k}) + "\n")
+    largest = 0
+
+    def score(requests: list[Request]) -> list[list[float]]:
+        nonlocal largest
+        largest = max(largest, len(requests))
+        return by_length(requests)
+
+    with AnswerFile(tmp_path / "o", RECIPE) as out:
+        assert rank_file(source, out, score, accept, part=64) == (5000, 0)
+        out.finish()
+    assert largest == 64
+    assert [a["id"] for a in read(tmp_path / "o")] == list(range(5000))
