@@ -171,6 +171,16 @@ def test_transformers_without_a_mask_for_kept_logits(name: str, monkeypatch: pyt
     assert_parity(build(name, lora=True), random_rows())
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2-window", "mistral-window"])
+def test_columns_instead_of_a_mask_for_kept_logits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What CUDA gets, so that the host need not wait for it."""
+    monkeypatch.setattr(packed, "_counting_waits", lambda device: True)
+    logits_RV, row_N = packed.kept_logits(build(name), pack(random_rows(), 0))
+    assert len(logits_RV) > len(row_N)
+    assert_parity(build(name), random_rows())
+    assert_parity(build(name, lora=True), random_rows())
+
+
 def test_models_whose_forward_keeps_all_logits() -> None:
     class AllLogits(torch.nn.Module):
         def __init__(self, inner: Any) -> None:

@@ -26,6 +26,7 @@ from sirius_rec.scoring.naive import naive_logps
 from sirius_rec.scoring.packed import packed_logps, unwrapped
 from sirius_rec.scoring.rows import PackedBatch
 from sirius_rec.scoring.scorer import resolve_mode, score_rows, self_check
+from sirius_rec.training.batching import StepLayout
 from sirius_rec.training.checkpoints import PREFIX, list_checkpoints, mark_complete, prune, resume_point, step_of
 from sirius_rec.training.config import SiriusConfig
 from sirius_rec.training.held_out import HeldOutLog
@@ -51,11 +52,18 @@ class Averages:
             else:
                 self._sums[name] = [total.clone(), count.clone()]
 
-    def means(self) -> dict[str, float]:
-        """Means of what has a count, and forget them."""
-        out = {name: float(total / count) for name, (total, count) in self._sums.items() if float(count) > 0}
+    def means(self, reduce: Callable[[Tensor], Tensor] | None = None) -> dict[str, float]:
+        """Means of what has a count, and forget them. One wait for the device, however many there are.
+
+        reduce: adds up a tensor over processes.
+        """
+        if not self._sums:
+            return {}
+        names = list(self._sums)
+        sums_S2 = torch.stack([torch.stack([part.float() for part in self._sums[name]]) for name in names])
         self._sums.clear()
-        return out
+        pairs = (reduce(sums_S2) if reduce else sums_S2).tolist()
+        return {name: total / count for name, (total, count) in zip(names, pairs, strict=True) if count > 0}
 
 
 def disable_dropout(model: torch.nn.Module) -> None:
@@ -129,8 +137,7 @@ class SiriusTrainer(Trainer):
             score_unsampled=others,
             seed=args.data_seed if args.data_seed is not None else args.seed,
             examples_per_epoch=args.examples_per_epoch,
-            # The examples of a step are then the same however the batch is split over processes and accumulation.
-            group=args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            layout=StepLayout(args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size),
         )
         self.collator = PackingCollator(train_rows, self.encoder.pad_id, with_rows=self.scoring == "naive")
         self.collator.ref_logps = ref_logps
@@ -212,7 +219,7 @@ class SiriusTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Mean over the batch of the objective's loss; the evidence is added up for the next log line."""
+        """The objective's loss, so weighted that a step's is the mean over its examples; the evidence is added up."""
         batch = PackedBatch(**{name: inputs[name] for name in _PACKED_FIELDS})
         if self.scoring == "naive":
             logp_BC = naive_logps(model, inputs["rows"], self.encoder.pad_id, batch.input_ids_BT.device)
@@ -226,18 +233,19 @@ class SiriusTrainer(Trainer):
             batch.valid_BC,
             inputs.get("ref_logp_BC"),
         )
-        loss = out.loss_B.mean()
+        loss = (out.loss_B * inputs["weight_B"]).sum()
         self._record(out, logp_BC, inputs, batch)
         if loss.device.type == "cpu" and not torch.isfinite(loss):
             self._stop_on_nan()
         return (loss, {"logp_BC": logp_BC}) if return_outputs else loss
 
     def _record(self, out: LossOutput, logp_BC: Tensor, inputs: dict[str, Any], batch: PackedBatch) -> None:
-        sampled_BC, valid_BC = inputs["sampled_BC"], batch.valid_BC
-        parts = evidence(out.reward_BC, logp_BC, sampled_BC, valid_BC, self.args.epsilons)
+        real = slice(inputs["n_real"])
+        sampled_BC, valid_BC = inputs["sampled_BC"][real], batch.valid_BC[real]
+        parts = evidence(out.reward_BC[real], logp_BC[real], sampled_BC, valid_BC, self.args.epsilons)
         one = torch.ones((), device=logp_BC.device)
         if self.objective.filter:
-            dropped = (sampled_BC & ~out.kept_BC).sum().float()
+            dropped = (sampled_BC & ~out.kept_BC[real]).sum().float()
             parts["dropped"] = (dropped, sampled_BC.sum().float())
         for name, tensor in (
             ("reference", inputs.get("ref_logp_BC")),
