@@ -206,3 +206,35 @@ def test_half_precision_stays_close(attention: str) -> None:
         ours, oracle = packed.packed_logps(model, pack(rows, 0)), naive_logps(model, rows, 0, CPU)
     assert ours.dtype == torch.float32
     assert (ours - oracle).abs().max() <= 0.02 * oracle.abs().max() + 0.1
+
+
+# transformers has no flex attention for GPT-2.
+@pytest.mark.parametrize("name", [n for n in ARCHITECTURES if n != "gpt2"])
+def test_flex_attention(name: str) -> None:
+    """The same tree as a BlockMask, windows by position included. Forward only: torch has no backward for it on CPU."""
+    model, rows = build(name), random_rows()
+    batch = pack(rows, pad_id=0)
+    with torch.no_grad():
+        oracle = naive_logps(model, rows, 0, CPU)
+        model.set_attn_implementation("flex_attention")
+        with torch.compiler.set_stance("force_eager"):
+            ours = packed.packed_logps(model, batch)
+    assert (ours - oracle)[batch.valid_BC].abs().max() <= 1e-4
+
+
+def test_flex_attention_stays_open_about_what_it_may_see(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A BlockMask that forgets the tree must not pass: otherwise the case above would prove nothing."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    model, rows = build("llama"), random_rows()
+    model.set_attn_implementation("flex_attention")
+
+    def causal(config: Any, segment_BT: Tensor, *rest: Any) -> Any:
+        n_rows, width = segment_BT.shape
+        return create_block_mask(lambda b, h, q, k: q >= k, n_rows, None, width, width, device="cpu")
+
+    monkeypatch.setattr(packed, "attention_masks", causal)
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        ours = packed.packed_logps(model, pack(rows, 0))
+        oracle = naive_logps(model, rows, 0, CPU)
+    assert (ours - oracle).abs().max() > 0.1

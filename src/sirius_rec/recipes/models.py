@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,10 +13,14 @@ import numpy as np
 
 from sirius_rec.config import Config
 from sirius_rec.errors import ConfigError
-from sirius_rec.recipes.run_folder import RunFolder
+from sirius_rec.recipes.run_folder import RunFolder, write_json
 
 if TYPE_CHECKING:
     from sirius_rec.data.store import Dataset
+    from sirius_rec.scoring.rows import PromptCompletions
+
+ATTENTION = "attention.json"
+_PROBE_ROWS = 4
 
 
 def prepare_backbone(run: RunFolder, config: Config, dataset: Dataset) -> None:
@@ -46,14 +54,57 @@ def _weights_dtype(config: Config) -> str:
     return config.backbone.dtype if config.backbone.lora is not None else "float32"
 
 
+def _loading(config: Config) -> dict[str, Any]:
+    """How weights are loaded; `auto` starts on sdpa, which is right everywhere (`settle_attention`)."""
+    kernels = {"auto": "sdpa", "flex": "flex_attention"}
+    return {
+        "dtype": _weights_dtype(config),
+        "attention": kernels.get(config.backbone.attention, config.backbone.attention),
+        "quantization": config.backbone.quantization,
+    }
+
+
+def settle_attention(run: RunFolder, config: Config, model: Any, rows: Sequence[PromptCompletions], pad_id: int) -> str:
+    """With attention: auto on CUDA, put the model on the kernel that is fastest here; measured once per run.
+
+    Once, because policy and reference must run on the same kernel: another one rounds otherwise, and every margin
+    would carry the difference. rows: real ones, of which the longest are timed. Gives the kernel's name.
+    """
+    from sirius_rec.scoring.attention import probe_attention
+    from sirius_rec.scoring.packed import unwrapped
+
+    base = unwrapped(model)
+    if config.backbone.attention != "auto" or next(model.parameters()).device.type != "cuda":
+        return str(base.config._attn_implementation)
+    stored = run.path / ATTENTION
+    if stored.is_file():
+        chosen = str(json.loads(stored.read_text())["chosen"])
+        base.set_attn_implementation(chosen)
+        return chosen
+    longest = sorted(rows, key=lambda row: -row.packed_length)[:_PROBE_ROWS]
+    probe = probe_attention(model, longest, pad_id, bf16=computes_in_bf16(config))
+    write_json(stored, asdict(probe))
+    return probe.chosen
+
+
 def computes_in_bf16(config: Config) -> bool:
     """Whether float32 weights compute in bfloat16: in training, and so in every scoring of the same run."""
     return config.backbone.dtype == "bfloat16" and config.backbone.lora is None
 
 
 def check_device(config: Config) -> None:
-    """ConfigError if the configured device is not there."""
+    """ConfigError if the configured device, or what the backbone needs on it, is not there."""
     import torch
+
+    on_cuda = config.compute.device != "cpu" and torch.cuda.is_available()
+    if config.backbone.attention == "flex" and not on_cuda:
+        raise ConfigError("backbone.attention: flex trains on CUDA only: use auto or sdpa")
+    if config.backbone.quantization is not None:
+        from sirius_rec.training.backbones import quantization_problem
+
+        problem = quantization_problem()
+        if problem:
+            raise ConfigError(problem)
 
     if config.compute.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("compute.device: cuda was asked for, but torch sees no CUDA device: use auto or cpu")
@@ -68,7 +119,7 @@ def initial_model(config: Config, tokenizer: Any, seed: int) -> Any:
     else:
         from sirius_rec.training.backbones import load_backbone
 
-        model = load_backbone(config.backbone.name, dtype=_weights_dtype(config), attention=config.backbone.attention)
+        model = load_backbone(config.backbone.name, **_loading(config))
     return model
 
 
@@ -76,14 +127,16 @@ def load_stage_model(config: Config, folder: Path) -> Any:
     """The model saved in a stage's `best` or `last` folder."""
     from sirius_rec.training.backbones import load_trained
 
-    return load_trained(folder, config.backbone.name, dtype=_weights_dtype(config), attention=config.backbone.attention)
+    return load_trained(folder, config.backbone.name, **_loading(config))
 
 
 def place(model: Any, config: Config) -> Any:
-    """The model on the configured device."""
+    """The model on the configured device, or this process's share of them. Quantised weights are there already."""
     import torch
 
     device = config.compute.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.to(device)
+    if config.backbone.quantization is not None:
+        return model
+    return model.to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device)

@@ -98,6 +98,7 @@ def _reference_key(run: RunFolder, config: Config, dataset: Dataset, seed: int) 
         config.backbone.name,
         config.backbone.dtype,
         config.backbone.attention,
+        config.backbone.quantization,
         config.prompts.model_dump(),
         dataset.fingerprint,
         str(train_slates(config)),

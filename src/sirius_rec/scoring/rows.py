@@ -71,7 +71,8 @@ def _flat(sequences: Sequence[Sequence[int]], lengths: np.ndarray) -> np.ndarray
 
 def _within(lengths: np.ndarray) -> np.ndarray:
     """0 … n − 1 for each n in turn: the place of every element inside its own sequence."""
-    return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    within: np.ndarray = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return within
 
 
 def pack(rows: Sequence[PromptCompletions], pad_id: int) -> PackedBatch:

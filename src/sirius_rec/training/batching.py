@@ -15,7 +15,7 @@ _POOL = 32  # steps whose rows are sorted by length together
 
 @dataclass(frozen=True)
 class StepLayout:
-    """How a step is computed: `accumulation` rounds, in each of which every one of `processes` gets `micro` examples."""
+    """How a step is computed: `accumulation` rounds, in each of which every process gets `micro` examples."""
 
     micro: int = 1
     accumulation: int = 1

@@ -168,6 +168,12 @@ class PreferenceDataset(Dataset[Draw]):
             lengths[at] = len(row.prompt) + inputs
         return lengths
 
+    def longest(self) -> PromptCompletions:
+        """The longest row of this epoch, with the candidates drawn for it."""
+        draw = self.draw(int(self.order[self._drawn_lengths(self.order).argmax()]))
+        row = self.rows[draw.row]
+        return PromptCompletions(row.prompt, [row.completions[c] for c in draw.columns])
+
     def __len__(self) -> int:
         return self.layout.slots(self._length)
 
