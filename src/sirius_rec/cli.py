@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from sirius_rec import processes
 from sirius_rec.errors import ConfigError, SiriusError
 
 if TYPE_CHECKING:
@@ -36,7 +37,9 @@ RunArg = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
 
 
 def say(text: str) -> None:
-    print(text, flush=True)
+    """One line; of several processes the main one speaks."""
+    if processes.is_main():
+        print(text, flush=True)
 
 
 def _load(config: Path, overrides: list[str] | None) -> Config:
@@ -50,7 +53,14 @@ def _open(config: Path, overrides: list[str] | None, out: Path | None) -> tuple[
     from sirius_rec.recipes.run_folder import open_run
 
     loaded = _load(config, overrides)
-    return open_run(out or Path("runs") / loaded.name, loaded), loaded
+    path = out or Path("runs") / loaded.name
+    processes.join(cpu=loaded.compute.device == "cpu")
+    if not processes.is_main():  # the main process makes the folder
+        processes.wait()
+    run = open_run(path, loaded)
+    if processes.is_main():
+        processes.wait()
+    return run, loaded
 
 
 def _check_json(path: Path | None, option: str = "--json") -> None:
@@ -108,6 +118,8 @@ def _run(config: Path, overrides: list[str] | None, out: Path | None, json_file:
     _check_json(json_file)
     folder = _stages(config, overrides, out, STAGES)
     finish(folder, folder.config(), say)
+    if not processes.is_main():
+        return
     results = json.loads(folder.results.read_text())
     print_results(results)
     _write_json(json_file, results)
@@ -134,6 +146,8 @@ def compare(
     folder = _stages(config, overrides, out, STAGES)
     loaded = folder.config()
     finish(folder, loaded, say)
+    if not processes.is_main():
+        return
     results = comparison.compare(folder, loaded, open_dataset(folder.data))
     print_comparison(results)
     _write_json(json_file, results)
@@ -289,6 +303,8 @@ def evaluate(run: RunArg, json_file: JsonOption = None) -> None:
     config = folder.config()
     check_trained(folder, config)
     run_stages(folder, config, ("evaluate",), say)
+    if not processes.is_main():
+        return
     results = collect(folder, config, open_dataset(folder.data))
     print_results(results)
     _write_json(json_file, results)

@@ -15,6 +15,7 @@ from sirius_rec.errors import ConfigError, RunError
 from sirius_rec.evaluation.floors import FLOOR_LABELS, FLOORS
 from sirius_rec.evaluation.results import build_results, read_results, write_results
 from sirius_rec.evaluation.tables import ScoreTable, read_tables, table_name, write_table
+from sirius_rec.processes import is_main
 from sirius_rec.rankers.methods import METHODS, method_label
 from sirius_rec.recipes.diagnosis import read_curves
 from sirius_rec.recipes.job import Ticker, open_job, say
@@ -150,6 +151,8 @@ def evaluate_model(path: str, method: str, seed: int) -> None:
             if there and (not generates or answers.is_file()):
                 continue
             if step in scored:  # best and last are the same step: same weights, same scores
+                if not is_main():
+                    continue
                 _copy(run, config, dataset, method, seed, slates, scored[step], checkpoint, generates)
                 continue
             histories, candidates = slate_arrays(dataset, slates)
@@ -163,12 +166,13 @@ def evaluate_model(path: str, method: str, seed: int) -> None:
                     batch_tokens=config.evaluation.batch_tokens,
                     bf16=computes_in_bf16(config),
                 )
-            if generates:
+            if generates and is_main():
                 write_json(answers, _generate(ranker, config, dataset, slates, method, seed, checkpoint))
             if not there:
                 ranker.progress = Ticker(f"{method} s{seed} on {slates}", len(histories))
                 scores = ranker.score(histories, candidates)
-                _write(run, config, dataset, method, seed, slates, checkpoint, scores)
+                if is_main():
+                    _write(run, config, dataset, method, seed, slates, checkpoint, scores)
         scored.setdefault(step, checkpoint)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from sirius_rec.config import Config
 from sirius_rec.errors import ConfigError
+from sirius_rec.processes import is_main, wait
 from sirius_rec.recipes.run_folder import RunFolder, write_json
 
 if TYPE_CHECKING:
@@ -77,14 +78,13 @@ def settle_attention(run: RunFolder, config: Config, model: Any, rows: Sequence[
     if config.backbone.attention != "auto" or next(model.parameters()).device.type != "cuda":
         return str(base.config._attn_implementation)
     stored = run.path / ATTENTION
-    if stored.is_file():
-        chosen = str(json.loads(stored.read_text())["chosen"])
-        base.set_attn_implementation(chosen)
-        return chosen
-    longest = sorted(rows, key=lambda row: -row.packed_length)[:_PROBE_ROWS]
-    probe = probe_attention(model, longest, pad_id, bf16=computes_in_bf16(config))
-    write_json(stored, asdict(probe))
-    return probe.chosen
+    if is_main() and not stored.is_file():
+        longest = sorted(rows, key=lambda row: -row.packed_length)[:_PROBE_ROWS]
+        write_json(stored, asdict(probe_attention(model, longest, pad_id, bf16=computes_in_bf16(config))))
+    wait()
+    chosen = str(json.loads(stored.read_text())["chosen"])
+    base.set_attn_implementation(chosen)
+    return chosen
 
 
 def computes_in_bf16(config: Config) -> bool:
@@ -96,8 +96,7 @@ def check_device(config: Config) -> None:
     """ConfigError if the configured device, or what the backbone needs on it, is not there."""
     import torch
 
-    on_cuda = config.compute.device != "cpu" and torch.cuda.is_available()
-    if config.backbone.attention == "flex" and not on_cuda:
+    if config.backbone.attention == "flex" and on_cpu(config):
         raise ConfigError("backbone.attention: flex trains on CUDA only: use auto or sdpa")
     if config.backbone.quantization is not None:
         from sirius_rec.training.backbones import quantization_problem
@@ -108,6 +107,13 @@ def check_device(config: Config) -> None:
 
     if config.compute.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("compute.device: cuda was asked for, but torch sees no CUDA device: use auto or cpu")
+
+
+def on_cpu(config: Config) -> bool:
+    """Whether the run computes on CPUs: asked for, or all there is."""
+    import torch
+
+    return config.compute.device == "cpu" or not torch.cuda.is_available()
 
 
 def initial_model(config: Config, tokenizer: Any, seed: int) -> Any:
@@ -132,11 +138,6 @@ def load_stage_model(config: Config, folder: Path) -> Any:
 
 def place(model: Any, config: Config) -> Any:
     """The model on the configured device, or this process's share of them. Quantised weights are there already."""
-    import torch
-
-    device = config.compute.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     if config.backbone.quantization is not None:
         return model
-    return model.to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device)
+    return model.to("cpu" if on_cpu(config) else f"cuda:{os.environ.get('LOCAL_RANK', '0')}")

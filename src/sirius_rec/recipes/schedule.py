@@ -21,16 +21,22 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from sirius_rec.errors import TrainingError
+from sirius_rec.processes import count, is_main
+from sirius_rec.processes import wait as wait_for_others
 
 
 @dataclass(frozen=True)
 class Job:
-    """name: unique, shown to people. run: a picklable function of `args`. after: names of jobs it needs."""
+    """name: unique, shown to people. run: a picklable function of `args`. after: names of jobs it needs.
+
+    alone: of several processes the main one does it, and the others wait.
+    """
 
     name: str
     run: Callable[..., None]
     args: tuple[Any, ...]
     after: frozenset[str] = field(default_factory=frozenset)
+    alone: bool = False
 
 
 def _end_with(parent: int) -> None:
@@ -82,9 +88,13 @@ def run_jobs(
 ) -> None:
     """Run jobs in dependency order, `workers` at a time (1: in this process).
 
-    The first error stops the rest: running jobs are ended, and it is raised here.
+    The first error stops the rest: running jobs are ended, and it is raised here. Under torchrun all processes do every
+    job together, so they are done one after the other whatever `workers` says.
     """
     done = 0
+    if count() > 1 and workers > 1:
+        say(f"compute.jobs: {workers} is for one process: {count()} processes do one job after the other, together")
+        workers = 1
 
     def finished(job: Job, seconds: float) -> None:
         nonlocal done
@@ -98,7 +108,9 @@ def run_jobs(
         for job in jobs:
             assert job.after & names <= ready, f"{job.name} stands before what it needs"
             started = time.monotonic()
-            job.run(*job.args)
+            if is_main() or not job.alone:
+                job.run(*job.args)
+            wait_for_others()
             ready.add(job.name)
             finished(job, time.monotonic() - started)
         return

@@ -13,7 +13,7 @@ import numpy as np
 from sirius_rec.config import ArmSection, Config, StageSection
 from sirius_rec.errors import TrainingError
 from sirius_rec.recipes.job import open_job, say
-from sirius_rec.recipes.models import initial_model, load_run_tokenizer, load_stage_model
+from sirius_rec.recipes.models import initial_model, load_run_tokenizer, load_stage_model, settle_attention
 from sirius_rec.recipes.records import (
     ALIGN_STREAM,
     SFT_STREAM,
@@ -27,7 +27,7 @@ from sirius_rec.recipes.records import (
     validation_set,
 )
 from sirius_rec.recipes.reference import read_reference
-from sirius_rec.recipes.run_folder import write_json
+from sirius_rec.recipes.run_folder import RunFolder, write_json
 from sirius_rec.schema import SlateName
 
 DONE = "done.json"
@@ -51,6 +51,7 @@ def pretrain(path: str, seed: int) -> None:
         validation["records"] = continuation_records(dataset, name, config.prompts.form(), rows)
     tokenizer = load_run_tokenizer(run, config)
     _train(
+        run,
         config,
         stage,
         folder,
@@ -77,12 +78,16 @@ def sft(path: str, seed: int) -> None:
     else:
         model = initial_model(config, tokenizer, seed)
     if config.backbone.lora is not None:
+        from transformers import set_seed
+
         from sirius_rec.training.backbones import add_lora
 
+        set_seed(seed)  # an adapter's first weights are random
         model = add_lora(model, **config.backbone.lora.model_dump())
     name = train_slates(config)
     rows = stage_rows(dataset.examples("train").height, config.sft, seed, SFT_STREAM)
     _train(
+        run,
         config,
         config.sft,
         folder,
@@ -109,6 +114,7 @@ def align(path: str, arm_key: str, seed: int) -> None:
     rows = stage_rows(dataset.examples("train").height, stage, seed, ALIGN_STREAM)
     ref = read_reference(run, config, seed) if config.objective(arm).needs_reference else {}
     _train(
+        run,
         config,
         stage,
         folder,
@@ -136,6 +142,7 @@ def _loss_options(config: Config, arm: ArmSection) -> dict[str, Any]:
 
 
 def _train(
+    run: RunFolder,
     config: Config,
     stage: StageSection,
     folder: Path,
@@ -174,6 +181,8 @@ def _train(
         metrics_file=folder / "metrics.jsonl",
         callbacks=[EpochLines(name, say)],
     )
+    settle_attention(run, config, model.to(args.device), trainer.train_dataset.rows, trainer.encoder.pad_id)
+    say(f"{name}: {trainer.estimate_memory().line()}")
     trainer.train(resume_from_checkpoint=True)
     if trainer.is_world_process_zero():
         _finish(trainer, folder, time.monotonic() - started)

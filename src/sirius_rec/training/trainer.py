@@ -30,6 +30,7 @@ from sirius_rec.training.batching import StepLayout
 from sirius_rec.training.checkpoints import PREFIX, list_checkpoints, mark_complete, prune, resume_point, step_of
 from sirius_rec.training.config import SiriusConfig
 from sirius_rec.training.held_out import HeldOutLog
+from sirius_rec.training.memory import MemoryEstimate, estimate
 from sirius_rec.training.metrics_log import MetricsLog
 from sirius_rec.training.records import PackingCollator, PreferenceDataset, check_context, encode_records
 
@@ -174,13 +175,15 @@ class SiriusTrainer(Trainer):
         if self.objective.needs_reference:
             self._ensure_reference()
         if resume_from_checkpoint is True:
-            found = resume_point(Path(self.args.output_dir))
+            with self.args.main_process_first(local=False):  # it also removes what a kill left behind
+                found = resume_point(Path(self.args.output_dir))
             resume_from_checkpoint = str(found) if found else None
         at = -1
         if resume_from_checkpoint:
             at = step_of(Path(resume_from_checkpoint))
-        self.metrics_log.rewind(at)
-        self.held_out_log.rewind(at)
+        if self.is_world_process_zero():
+            self.metrics_log.rewind(at)
+            self.held_out_log.rewind(at)
         self._since = time.perf_counter()
         if at < 0 and self.eval_rows and self.args.eval_strategy != "no":
             self.evaluate()
@@ -191,6 +194,20 @@ class SiriusTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """In order: the data set shuffles itself by (seed, epoch), which also makes resuming exact."""
         return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
+
+    def estimate_memory(self) -> MemoryEstimate:
+        """What a step will need at most, in bytes per process; measured on a few rows, before training."""
+        args = self.args
+        self.model.to(args.device)
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        return estimate(
+            self.model,
+            [self.train_dataset.longest()] * min(args.per_device_train_batch_size, len(self.train_dataset.rows)),
+            self.encoder.pad_id,
+            args.per_device_train_batch_size,
+            shards=args.world_size if sharded else 1,
+            bf16=bool(args.bf16),
+        )
 
     def _ensure_reference(self) -> None:
         """Score every record with the model as it stands, unless cached log-probs were given."""
@@ -273,7 +290,9 @@ class SiriusTrainer(Trainer):
 
     def _check_weights(self) -> None:
         """A NaN gradient of a finite loss shows in the weights only: they must not be saved or handed out."""
-        if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters() if p.requires_grad):
+        # Of sharded weights every process sees its own part; the one that finds a NaN ends all.
+        own = (getattr(p, "to_local", lambda p=p: p)() for p in self.model.parameters() if p.requires_grad)
+        if not all(bool(torch.isfinite(p).all()) for p in own):
             raise TrainingError(
                 f"the weights are not finite after step {self.state.global_step}: lower the learning rate; "
                 "nothing was saved after it, earlier checkpoints are kept"
@@ -286,13 +305,18 @@ class SiriusTrainer(Trainer):
         if "loss" in logs:
             if not np.isfinite(logs["loss"]):
                 self._stop_on_nan()
-            logs |= {k: v for k, v in self._averages.means().items() if not k.startswith("nonfinite ")}
+            means = self._averages.means(self._over_processes)
+            logs |= {k: v for k, v in means.items() if not k.startswith("nonfinite ")}
             now = time.perf_counter()
-            logs["tokens_per_second"] = float(self._tokens) / max(now - self._since, 1e-9)
+            logs["tokens_per_second"] = float(self._over_processes(self._tokens)) / max(now - self._since, 1e-9)
             self._tokens = torch.zeros_like(self._tokens)
             self._since = now
             self._write("train", logs)
         super().log(logs, start_time)
+
+    def _over_processes(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes, all of which must ask for it."""
+        return self.accelerator.reduce(tensor, "sum") if self.args.world_size > 1 else tensor
 
     def _write(self, kind: str, values: dict[str, float]) -> None:
         if self.is_world_process_zero():
@@ -359,6 +383,7 @@ class SiriusTrainer(Trainer):
         """Save, mark complete, and only then remove what is no longer needed (the best is kept)."""
         self._check_weights()
         super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()  # every process writes its random state
         if self.args.should_save:
             folder = Path(self.args.output_dir)
             mark_complete(folder / f"{PREFIX}{self.state.global_step}")
