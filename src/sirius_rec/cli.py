@@ -396,6 +396,30 @@ def theory(
         say(f"figure: {path}")
 
 
+@app.command("bench")
+def bench_command(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="step, score, memory, cost, end-to-end or cuda.")],
+    quick: Annotated[bool, typer.Option("--quick", help="Smaller batches, fewer rounds: at most 3 minutes.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Where `cost` draws its figure (PNG).")] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Performance figures, packed rows against what people use today, on the same batch, interleaved.
+
+    Example: sirius bench step --quick --json step.json
+    """
+    from sirius_rec.bench.run import environment, run_bench
+    from sirius_rec.recipes.job import quiet
+    from sirius_rec.recipes.run_folder import processor, versions
+
+    _check_json(json_file)
+    _check_json(plot, "--plot")
+    quiet()
+    rows, seconds = run_bench(name, quick=quick, say=say, plot=plot)
+    content = {"environment": environment(processor(), versions()), "quick": quick, "seconds": round(seconds, 1)}
+    _write_json(json_file, {**content, "rows": rows})
+    say(f"done in {seconds:.0f} s")
+
+
 # Faults of the place, not of the program: disk full, no permission, read-only, quota.
 _PLACE = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT)
 _INTERRUPTED = 130

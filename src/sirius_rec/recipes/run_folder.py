@@ -64,7 +64,7 @@ def environment(config: Config) -> dict[str, Any]:
     return {
         "versions": versions(),
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "cpu_count": os.cpu_count(),
         "git_revision": revision or None,
         "seeds": list(config.seeds),
@@ -72,7 +72,8 @@ def environment(config: Config) -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The CPU's name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

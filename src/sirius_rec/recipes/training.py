@@ -202,7 +202,9 @@ def _finish(trainer: Any, folder: Path, seconds: float) -> None:
     for source, target in ((best, folder / "best"), (last, folder / "last")):
         if target.exists():
             shutil.rmtree(target)
-        ignored = shutil.ignore_patterns("optimizer*", "scheduler*", "rng_state*", "complete.json", "training_args*")
+        ignored = shutil.ignore_patterns(
+            "optimizer*", "scheduler*", "rng_state*", "complete.json", "training_args*", "pytorch_model_fsdp*"
+        )
         shutil.copytree(source, target, ignore=ignored)
     write_json(
         folder / DONE,

@@ -87,7 +87,7 @@ def score_rows(
     weights in bfloat16, as training with bf16 does; policy and reference must agree on it. `progress` gets the
     rows just done, by all processes.
 
-    In a process group every process scores its share and all get all scores: call it in all of them, with the same rows.
+    In a process group every process scores its share and all get all scores: call it in all of them, on the same rows.
     """
     mode = resolve_mode(model, mode)
     was_training = model.training

@@ -16,7 +16,6 @@ from torch import nn
 from sirius_rec.scoring.packed import packed_logps, unwrapped
 from sirius_rec.scoring.rows import PromptCompletions, pack
 
-GIB = 2**30
 _FEW = 4  # rows that are measured; more are continued in a straight line
 
 
@@ -42,11 +41,12 @@ class MemoryEstimate:
 
     def line(self) -> str:
         """One line for people."""
-        parts = {k: v / GIB for k, v in asdict(self).items() if k not in ("rows", "tokens")}
-        said = ", ".join(f"{name} {size:.2f}" for name, size in parts.items())
+        unit, size = ("GiB", 2**30) if self.total >= 2**30 else ("MiB", 2**20)
+        parts = {k: v / size for k, v in asdict(self).items() if k not in ("rows", "tokens")}
+        said = ", ".join(f"{name} {part:.1f}" for name, part in parts.items())
         return (
-            f"memory: about {self.total / GIB:.2f} GiB per process at most ({said}; {self.rows} rows of {self.tokens} "
-            "tokens at once)"
+            f"memory: about {self.total / size:.1f} {unit} per process at most ({said}; {self.rows} rows of "
+            f"{self.tokens} tokens at once)"
         )
 
 
