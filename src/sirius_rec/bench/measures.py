@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -114,10 +115,9 @@ def bench_score(
             for name, found in scores.items():
                 require_equal(name, found, scores["packed"], 1e-3)
 
-            def run(scorer: Any) -> Callable[[], object]:
-                return lambda: scorer(model, rows, PAD)
-
-            runs: dict[str, Callable[[], object]] = {name: run(scorer) for name, scorer in SCORERS.items()}
+            runs: dict[str, Callable[[], object]] = {
+                name: partial(scorer, model, rows, PAD) for name, scorer in SCORERS.items()
+            }
             runs["generate"] = _generate(model, rows, 6)
             seconds = interleaved(runs, rounds=2 if quick else 7)
         fair = flops.separate(shape, rows) / flops.bound(shape, rows)
@@ -131,6 +131,12 @@ def bench_score(
     return out
 
 
+def _pass(scorer: Any, model: Any, rows: Sequence[PromptCompletions]) -> None:
+    """Forward and backward, from no gradients to no gradients."""
+    scorer(model, rows, PAD).sum().backward()
+    model.zero_grad(set_to_none=True)
+
+
 def bench_memory(*, quick: bool, say: Say, shape: Shape = CPU_SHAPE, batches: dict[int, int] | None = None) -> Rows:
     """Peak bytes of tensors in a forward and backward pass beside the weights: allocator statistics, free of noise."""
     model = build_model(shape).train()
@@ -139,11 +145,7 @@ def bench_memory(*, quick: bool, say: Say, shape: Shape = CPU_SHAPE, batches: di
     for k, n_rows in (batches or STEP_BATCHES).items():
         rows = random_rows(max(n_rows // 2, 1) if quick else n_rows, k + 1, vocabulary=shape.vocabulary)
 
-        def run(scorer: Any, rows: list[PromptCompletions] = rows) -> None:
-            model.zero_grad(set_to_none=True)
-            scorer(model, rows, PAD).sum().backward()
-
-        peaks = {name: allocated_peak(lambda s=s: run(s), device) for name, s in SCORERS.items()}  # type: ignore[misc]
+        peaks = {name: allocated_peak(partial(_pass, s, model, rows), device) for name, s in SCORERS.items()}
         for name in ("completion_logits", "full_logits"):
             ratio = round(peaks[name] / peaks["packed"], 3)
             out.append(
