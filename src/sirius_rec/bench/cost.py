@@ -85,7 +85,7 @@ def draw_cost(rows: Rows, path: Path) -> None:
         ("seconds_packed", "packed", "#0072B2", "o-"),
         ("seconds_bound", "bound: each token once", "#222222", "--"),
     )
-    for axes, axis in zip(figure.subplots(1, len(AXES), sharey=True), AXES, strict=True):
+    for axes, axis in zip(figure.subplots(1, len(AXES), sharey=True, squeeze=False)[0], AXES, strict=True):
         points = [row for row in rows if row["bench"] == "cost" and row["axis"] == axis]
         for key, label, colour, style in lines:
             axes.plot([p["value"] for p in points], [p[key] for p in points], style, color=colour, label=label, ms=4)

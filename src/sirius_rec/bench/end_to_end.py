@@ -110,8 +110,8 @@ def bench_end_to_end(*, quick: bool, say: Callable[[str], None], shape: Shape = 
     with tempfile.TemporaryDirectory() as folder:
         args = SiriusConfig(
             output_dir=folder, loss="softmax_dpo", num_negatives=3, score_unsampled=0, num_train_epochs=1,
-            per_device_train_batch_size=_MICRO, gradient_accumulation_steps=_BATCH // _MICRO, logging_steps=1, save_strategy="no", use_cpu=True, disable_tqdm=True,
-            metric_for_best_model=None,
+            per_device_train_batch_size=_MICRO, gradient_accumulation_steps=_BATCH // _MICRO,
+            logging_steps=1, save_strategy="no", use_cpu=True, disable_tqdm=True,
         )  # fmt: skip
         trainer = SiriusTrainer(
             build_model(shape), args, records, tokenizer, metrics_file=Path(folder) / "metrics.jsonl"
@@ -126,6 +126,7 @@ def bench_end_to_end(*, quick: bool, say: Callable[[str], None], shape: Shape = 
     return [
         {
             "bench": "end-to-end", "k": 3, "slate": 20, "baseline": None, "examples_per_second": round(per_second, 3),
-            "outside_forward_backward": round(outside, 4), "shares": shares, "steps": measured.steps, "batch": _BATCH, "micro_batch": _MICRO,
+            "outside_forward_backward": round(outside, 4), "shares": shares, "steps": measured.steps,
+            "batch": _BATCH, "micro_batch": _MICRO,
         }
     ]  # fmt: skip

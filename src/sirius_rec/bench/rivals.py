@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -81,7 +82,9 @@ def trl_loss(
         per_device_train_batch_size=len(rows), precompute_ref_log_probs=False,
     )  # fmt: skip
     some = Dataset.from_list([{"prompt": "a a", "chosen": "b", "rejected": "a"}])
-    trainer = DPOTrainer(model=model, ref_model=model, args=args, train_dataset=some, processing_class=tokenizer)
+    trainer = DPOTrainer(
+        model=model, ref_model=copy.deepcopy(model), args=args, train_dataset=some, processing_class=tokenizer
+    )
     trainer.precompute_ref_logps = True
     examples = [
         {
