@@ -16,6 +16,7 @@ from sirius_rec.errors import ConfigError, RunError
 from sirius_rec.evaluation.floors import FLOOR_LABELS, FLOORS
 from sirius_rec.evaluation.results import build_results, read_results, write_results
 from sirius_rec.evaluation.tables import ScoreTable, read_tables, table_name, write_table
+from sirius_rec.processes import is_main
 from sirius_rec.rankers.methods import method_label
 from sirius_rec.recipes.diagnosis import read_curves
 from sirius_rec.recipes.job import Ticker, open_job, say
@@ -193,17 +194,20 @@ def score_checkpoints(
             if there and (not generates or file.is_file()):
                 continue
             if step in scored:  # best and last are the same step: same weights, same scores
+                if not is_main():
+                    continue
                 _copy(run, config, dataset, method, seed, slates, scored[step], checkpoint, generates)
                 continue
             histories, candidates = slate_arrays(dataset, slates)
             if ranker is None:
                 ranker = build(checkpoint)
-            if generates:
+            if generates and is_main():
                 write_json(file, _generate(ranker, config, dataset, slates, method, seed, checkpoint))
             if not there:
                 ranker.progress = Ticker(f"{method} s{seed} on {slates}", len(histories))
                 scores = ranker.score(histories, candidates)
-                _write(run, config, dataset, method, seed, slates, checkpoint, scores)
+                if is_main():
+                    _write(run, config, dataset, method, seed, slates, checkpoint, scores)
         scored.setdefault(step, checkpoint)
 
 

@@ -31,8 +31,16 @@ def _keeps_by_mask() -> bool:
     return hasattr(modeling, "slice_logits_to_keep")
 
 
-def kept_logits(model: nn.Module, batch: PackedBatch) -> Tensor:
-    """Logits at `batch.keep_BT`, [N, V], float32, N counted row by row."""
+def _counting_waits(device: torch.device) -> bool:
+    """Whether the host must wait for the device to learn how many entries of a mask are set."""
+    return device.type == "cuda"
+
+
+def kept_logits(model: nn.Module, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+    """Logits at the kept positions, [N or more, V], float32, and which of them are the batch's N, in order.
+
+    On CUDA the model is given columns instead of a mask: a mask would have to be counted, and the host wait for it.
+    """
     base = unwrapped(model)
     inputs: dict[str, Any] = {
         "input_ids": batch.input_ids_BT,
@@ -40,15 +48,19 @@ def kept_logits(model: nn.Module, batch: PackedBatch) -> Tensor:
         "attention_mask": attention_masks(base.config, batch.segment_BT, batch.position_ids_BT, base.dtype),
         "use_cache": False,
     }
+    every_N = torch.arange(len(batch.slot_N), device=batch.slot_N.device)
     if "logits_to_keep" not in inspect.signature(base.forward).parameters:
         all_BTV: Tensor = model(**inputs).logits
-        return all_BTV[batch.keep_BT].float()
+        return all_BTV[batch.keep_BT].float(), every_N
+    if _keeps_by_mask() and _counting_waits(batch.keep_BT.device):
+        padded_BPV: Tensor = model(**inputs, logits_to_keep=batch.keep_BP).logits
+        return padded_BPV.flatten(0, 1).float(), batch.slot_N
     if _keeps_by_mask():
         logits_NV: Tensor = model(**inputs, logits_to_keep=batch.keep_BT).logits
-        return logits_NV.float()
+        return logits_NV.float(), every_N
     columns = batch.keep_BT.any(0).nonzero()[:, 0]
     logits_BUV: Tensor = model(**inputs, logits_to_keep=columns).logits
-    return logits_BUV[batch.keep_BT[:, columns]].float()
+    return logits_BUV[batch.keep_BT[:, columns]].float(), every_N
 
 
 class _TokenLogp(torch.autograd.Function):
@@ -76,9 +88,9 @@ def packed_logps(model: nn.Module, batch: PackedBatch) -> Tensor:
     Absent candidates get 0. One forward pass over [prompt, y_1, …, y_C] rows. Raises ScoringError where the
     architecture is not known to be scored rightly.
     """
-    logits_NV = kept_logits(model, batch)
-    real = batch.token_BCL
+    logits_RV, row_N = kept_logits(model, batch)
     token_logp_M: Tensor = _TokenLogp.apply(  # type: ignore[no-untyped-call]
-        logits_NV, batch.source_BCL[real], batch.target_BCL[real]
+        logits_RV, row_N[batch.source_M], batch.target_M
     )
-    return logits_NV.new_zeros(real.shape).masked_scatter(real, token_logp_M).sum(2)
+    shape = batch.valid_BC.shape
+    return logits_RV.new_zeros(shape.numel()).index_add(0, batch.candidate_M, token_logp_M).view(shape)
