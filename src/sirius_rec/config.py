@@ -94,9 +94,13 @@ class Config(Section):
 
         ConfigError naming the option that is unknown or out of range.
         """
-        from sirius_rec.rankers.methods import PAPER_STAGE, split_options
+        from sirius_rec.rankers.methods import METHODS, PAPER_STAGE, split_options, unknown_option
 
         _, changes = split_options(method.method, method.options)
+        known = (*METHODS[method.method].options, *StageSection.model_fields)
+        for key in changes:
+            if key not in known:
+                raise unknown_option(key, method.method, known)
         paper = PAPER_STAGE if method.preset == "paper" else {}
         try:
             stage = StageSection.model_validate({**self.sft.model_dump(), **paper, **changes})

@@ -44,7 +44,7 @@ def test_score_is_the_log_odds_of_yes(ranker: YesNoRanker, catalogue: tuple[str,
 
 
 def test_contract(ranker: YesNoRanker) -> None:
-    """Batch = single; permuting candidates permutes scores; empty histories and slates of one are rows like others."""
+    """Batch = single; permuting candidates permutes scores; an empty history and a slate of one are rows too."""
     together = ranker.score(HISTORIES, SLATES)
     assert [len(scores) for scores in together] == [3, 1, 4]
     for history, slate, scores in zip(HISTORIES, SLATES, together, strict=True):

@@ -123,7 +123,7 @@ def test_retry_after_is_heeded_by_all_threads(endpoint: Any, tmp_path: Path) -> 
 def test_a_used_up_quota_is_not_asked_again(endpoint: Any, tmp_path: Path) -> None:
     body = {"error": {"code": "insufficient_quota", "message": "You exceeded your current quota"}}
     endpoint.faults = [(429, {}, json.dumps(body).encode())]
-    with pytest.raises(ScoringError, match=r"HTTP 429 .insufficient_quota: You exceeded"):
+    with pytest.raises(ScoringError, match=r"HTTP 429 \(insufficient_quota: You exceeded"):
         client(endpoint, tmp_path).ask_all(["x"])
     assert len(endpoint.times) == 1
 
