@@ -38,6 +38,7 @@ def test_the_same_configuration_goes_on(mini: Mini, tmp_path: Path) -> None:
 )
 def test_another_configuration_is_refused(mini: Mini, tmp_path: Path, override: str, difference: str) -> None:
     run = open_run(tmp_path / "run", mini())
+    run.stage("dpo_sirius", 0).mkdir(parents=True)
     before = run.config_file.read_bytes()
     with pytest.raises(RunError, match=f"another configuration \\({difference}.*: choose another --out"):
         open_run(run.path, mini(override))
