@@ -19,7 +19,7 @@ from sirius_rec.processes import is_main
 from sirius_rec.rankers.methods import METHODS, method_label
 from sirius_rec.recipes.diagnosis import read_curves
 from sirius_rec.recipes.job import Ticker, open_job, say
-from sirius_rec.recipes.models import computes_in_bf16, load_run_tokenizer, load_stage_model, place
+from sirius_rec.recipes.models import computes_in_bf16, load_run_tokenizer, load_stage_model, place, settle_attention
 from sirius_rec.recipes.run_folder import RunFolder, versions, write_json
 from sirius_rec.schema import CANDIDATES, HISTORY, ROW_ID, TARGET, USER_ID, SlateName
 
@@ -157,8 +157,10 @@ def evaluate_model(path: str, method: str, seed: int) -> None:
                 continue
             histories, candidates = slate_arrays(dataset, slates)
             if ranker is None:
+                model = place(load_stage_model(config, folder / checkpoint), config)
+                settle_attention(run, config, model, (), encoder.pad_id)
                 ranker = LLMRanker(
-                    place(load_stage_model(config, folder / checkpoint), config),
+                    model,
                     encoder,
                     config.prompts.form(),
                     dataset.titles,

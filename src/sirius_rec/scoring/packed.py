@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sirius_rec.scoring.masks import attention_masks
 from sirius_rec.scoring.rows import PackedBatch
+from sirius_rec.scoring.split import SPLIT, without_prompt_rows
 
 
 def unwrapped(model: Any) -> Any:
@@ -42,10 +43,13 @@ def kept_logits(model: nn.Module, batch: PackedBatch) -> tuple[Tensor, Tensor]:
     On CUDA the model is given columns instead of a mask: a mask would have to be counted, and the host wait for it.
     """
     base = unwrapped(model)
+    masks = attention_masks(base.config, batch.segment_BT, batch.position_ids_BT, base.dtype)
+    if base.config._attn_implementation == SPLIT:
+        masks = without_prompt_rows(base.config, masks, batch.n_prompt)
     inputs: dict[str, Any] = {
         "input_ids": batch.input_ids_BT,
         "position_ids": batch.position_ids_BT,
-        "attention_mask": attention_masks(base.config, batch.segment_BT, batch.position_ids_BT, base.dtype),
+        "attention_mask": masks,
         "use_cache": False,
     }
     every_N = torch.arange(len(batch.slot_N), device=batch.slot_N.device)
