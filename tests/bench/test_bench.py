@@ -48,14 +48,15 @@ def test_operations_by_hand() -> None:
     shape = Shape("hand", hidden=2, intermediate=4, layers=1, heads=1, vocabulary=5)
     rows = [PromptCompletions([1, 1, 1], [[4, 4, 2], [2]])]
     assert flops.bound(shape, rows) == 2 * (5 * 40 + 3 * 10) + 15 * 8
-    assert flops.packed(shape, rows) == 2 * (5 * 40 + 3 * 10) + 25 * 8
+    # In two calls: 6 pairs of the prompt, and 2 columns that are given all 5.
+    assert flops.packed(shape, rows) == 2 * (5 * 40 + 3 * 10) + 16 * 8
     # Rows of 5 and 3 inputs, 3 and 1 logits, triangles of 15 and 6.
     assert flops.separate(shape, rows) == 2 * (8 * 40 + 4 * 10) + 21 * 8
     assert flops.separate(shape, rows, full_logits=True) == 2 * (8 * 40 + 8 * 10) + 21 * 8
 
 
 def test_the_count_of_packed_operations_is_what_torch_counts() -> None:
-    """Matrix products as torch's own counter sees them; sdpa on CPU is counted apart, with its whole square."""
+    """Matrix products as torch's own counter sees them, with eager attention, which takes the whole square."""
     from torch.utils.flop_counter import FlopCounterMode
 
     model = build_model(TINY_SHAPE).eval()
@@ -63,7 +64,10 @@ def test_the_count_of_packed_operations_is_what_torch_counts() -> None:
     rows = random_rows(2, 3, vocabulary=200, prompt=30)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         SCORERS["packed"](model, rows, PAD)
-    assert counter.get_total_flops() == pytest.approx(flops.packed(TINY_SHAPE, rows), rel=0.01)
+    width, prompt = max(row.packed_length for row in rows), min(len(row.prompt) for row in rows)
+    saved = prompt * width - prompt * (prompt + 1) // 2
+    square = flops.packed(TINY_SHAPE, rows) + 2 * saved * 4 * TINY_SHAPE.hidden * TINY_SHAPE.layers
+    assert counter.get_total_flops() == pytest.approx(square, rel=0.01)
 
 
 def test_packed_rows_are_near_the_bound() -> None:

@@ -17,6 +17,7 @@ from sirius_rec.scoring import packed
 from sirius_rec.scoring.masks import SUPPORTED
 from sirius_rec.scoring.naive import naive_logps
 from sirius_rec.scoring.rows import PromptCompletions, pack
+from sirius_rec.scoring.split import SPLIT, register
 
 VOCAB = 61
 CPU = torch.device("cpu")
@@ -70,7 +71,9 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
 
 # transformers has no sdpa for Gemma-2 (its logits are capped inside the attention).
 EAGER_ONLY = {"gemma2-window"}
-CASES = [(name, a) for name in ARCHITECTURES for a in ("sdpa", "eager") if not (a == "sdpa" and name in EAGER_ONLY)]
+CASES = [
+    (name, a) for name in ARCHITECTURES for a in ("sdpa", "eager", SPLIT) if a == "eager" or name not in EAGER_ONLY
+]
 
 
 def build(name: str, attention: str | None = None, lora: bool = False) -> Any:
@@ -78,6 +81,7 @@ def build(name: str, attention: str | None = None, lora: bool = False) -> Any:
     attention = attention or ("eager" if name in EAGER_ONLY else "sdpa")
     config = getattr(transformers, config_class)(**options, attn_implementation=attention)
     torch.manual_seed(0)
+    register()
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attention)
     if lora:
         from peft import LoraConfig, get_peft_model

@@ -11,7 +11,8 @@ import torch
 from sirius_rec.errors import ScoringError
 from sirius_rec.scoring import attention, packed
 from sirius_rec.scoring.attention import probe_attention
-from sirius_rec.scoring.rows import PromptCompletions
+from sirius_rec.scoring.rows import PromptCompletions, pack
+from sirius_rec.scoring.split import SPLIT
 
 ROWS = [PromptCompletions([5, 6, 7, 8, 9], [[11, 12, 2], [13, 2]]), PromptCompletions([5, 6], [[11, 2], [14, 15, 2]])]
 
@@ -48,11 +49,11 @@ def test_flex_has_no_backward_pass_on_a_cpu(model: Any) -> None:
     """So the probe says why and stays with sdpa; where nothing is trained, flex may be timed."""
     with torch.compiler.set_stance("force_eager"):
         probe = probe_attention(model, ROWS, 0)
-        assert probe.chosen == "sdpa"
+        assert probe.chosen in ("sdpa", SPLIT)
         assert "backward" in probe.refused["flex_attention"]
-        assert model.config._attn_implementation == "sdpa"
+        assert model.config._attn_implementation == probe.chosen
         model.requires_grad_(False)
-        assert set(probe_attention(model, ROWS, 0, repeats=1).seconds) == {"sdpa", "flex_attention"}
+        assert set(probe_attention(model, ROWS, 0, repeats=1).seconds) == set(attention.CANDIDATES)
 
 
 def test_wrong_log_probs_are_refused(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,9 +84,45 @@ def test_wrong_gradients_are_refused(model: Any, monkeypatch: pytest.MonkeyPatch
     assert probe.refused == {"eager": "its gradients differ from those of sdpa"}
 
 
+def test_two_calls_leave_the_prompts_rows_out_of_the_mask(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both rows are prompt in the first two columns; values and gradients are those of one masked call."""
+    batch = pack(ROWS, 0)
+    assert batch.n_prompt == 2
+    one = packed.packed_logps(model, batch)
+    expected = torch.autograd.grad(one.sum(), list(model.parameters()))
+    assert attention.use_split(model) == SPLIT
+    shapes = []
+    cut = packed.without_prompt_rows
+
+    def seen(*args: Any) -> Any:
+        shapes.append(cut(*args).shape)
+        return cut(*args)
+
+    monkeypatch.setattr(packed, "without_prompt_rows", seen)
+    two = packed.packed_logps(model, batch)
+    width = batch.input_ids_BT.shape[1]
+    assert shapes == [(2, 1, width - 2, width)]
+    torch.testing.assert_close(two, one, atol=1e-5, rtol=1e-5)
+    for mine, their in zip(torch.autograd.grad(two.sum(), list(model.parameters())), expected, strict=True):
+        torch.testing.assert_close(mine, their, atol=1e-4, rtol=1e-4)
+
+
+def test_two_calls_where_every_candidate_is_one_token(model: Any) -> None:
+    """No column behind the prompt: nothing is left to mask."""
+    rows = [PromptCompletions([5, 6, 7], [[2]]), PromptCompletions([5, 6, 8], [[2]])]
+    one = packed.packed_logps(model, pack(rows, 0))
+    attention.use_split(model)
+    torch.testing.assert_close(packed.packed_logps(model, pack(rows, 0)), one)
+
+
+def test_only_sdpa_is_put_on_two_calls(model: Any) -> None:
+    model.set_attn_implementation("eager")
+    assert attention.use_split(model) == "eager"
+
+
 @pytest.mark.gpu
 def test_on_cuda_flex_and_sdpa_agree(model: Any) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     probe = probe_attention(model.cuda(), ROWS, 0)
-    assert set(probe.seconds) == {"sdpa", "flex_attention"}, probe.refused
+    assert set(probe.seconds) == set(attention.CANDIDATES), probe.refused

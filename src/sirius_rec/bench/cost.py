@@ -13,6 +13,7 @@ from sirius_rec.bench import flops
 from sirius_rec.bench.material import CPU_SHAPE, LLAMA_2_7B, PAD, Shape, build_model, random_rows
 from sirius_rec.bench.rivals import SCORERS
 from sirius_rec.bench.timing import interleaved
+from sirius_rec.scoring.attention import use_split
 from sirius_rec.scoring.rows import PromptCompletions
 
 Rows = list[dict[str, Any]]
@@ -50,6 +51,7 @@ def bench_cost(*, quick: bool, say: Callable[[str], None], shape: Shape = CPU_SH
     The bound in seconds: its operations at the rate that separate rows reach, which are ordinary dense rows.
     """
     model = build_model(shape).eval()
+    use_split(model)
     out: Rows = []
     for axis, (values, make) in AXES.items():
         for value in values[:: 2 if quick else 1]:

@@ -102,6 +102,7 @@ def _records(n: int, n_rejected: int) -> tuple[list[dict[str, Any]], Any]:
 
 def bench_end_to_end(*, quick: bool, say: Callable[[str], None], shape: Shape = CPU_SHAPE, steps: int = 6) -> Rows:
     """Softmax DPO, 3 of 19 negatives, through `SiriusTrainer`: batch 64 by 16, AdamW, a log line per step."""
+    from sirius_rec.scoring.attention import use_split
     from sirius_rec.training.config import SiriusConfig
     from sirius_rec.training.trainer import SiriusTrainer
 
@@ -113,9 +114,9 @@ def bench_end_to_end(*, quick: bool, say: Callable[[str], None], shape: Shape = 
             per_device_train_batch_size=_MICRO, gradient_accumulation_steps=_BATCH // _MICRO,
             logging_steps=1, save_strategy="no", use_cpu=True, disable_tqdm=True,
         )  # fmt: skip
-        trainer = SiriusTrainer(
-            build_model(shape), args, records, tokenizer, metrics_file=Path(folder) / "metrics.jsonl"
-        )
+        model = build_model(shape)
+        use_split(model)
+        trainer = SiriusTrainer(model, args, records, tokenizer, metrics_file=Path(folder) / "metrics.jsonl")
         measured = Shares()
         measured.attach(trainer)
         trainer.train()

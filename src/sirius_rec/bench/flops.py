@@ -35,10 +35,14 @@ def bound(shape: Shape, rows: Sequence[PromptCompletions]) -> int:
 
 
 def packed(shape: Shape, rows: Sequence[PromptCompletions]) -> int:
-    """Forward operations of packed rows as they are: padding computed, attention over the whole masked square."""
-    width = max(row.packed_length for row in rows)
+    """Forward operations of packed rows as they are, in two calls of attention: padding computed, the rest masked.
+
+    The columns that are prompt in every row take a triangle, the others all columns.
+    """
+    width, prompt = max(row.packed_length for row in rows), min(len(row.prompt) for row in rows)
     kept = sum(_kept(row) for row in rows)
-    return _dense(shape, width * len(rows), kept) + len(rows) * width**2 * _pair(shape)
+    pairs = prompt * (prompt + 1) // 2 + (width - prompt) * width
+    return _dense(shape, width * len(rows), kept) + len(rows) * pairs * _pair(shape)
 
 
 def separate(shape: Shape, rows: Sequence[PromptCompletions], *, full_logits: bool = False) -> int:

@@ -16,6 +16,7 @@ from sirius_rec.bench.material import CPU_SHAPE, EOS, PAD, Shape, build_model, r
 from sirius_rec.bench.rivals import SCORERS, dpo_loss, trl_loss
 from sirius_rec.bench.timing import compared, interleaved
 from sirius_rec.errors import ScoringError
+from sirius_rec.scoring.attention import use_split
 from sirius_rec.scoring.rows import PromptCompletions
 from sirius_rec.training.memory import allocated_peak
 
@@ -24,6 +25,13 @@ Rows = list[dict[str, Any]]
 BETA = 1.0
 # Negatives → prompts in the batch: about equally many tokens each.
 STEP_BATCHES = {1: 8, 3: 4, 19: 1}
+
+
+def _prepared(shape: Shape) -> Any:
+    """A model on the kernel that runs use on CPU; for ordinary rows it is plain sdpa."""
+    model = build_model(shape)
+    use_split(model)
+    return model
 
 
 def require_equal(name: str, found: Tensor, expected: Tensor, tolerance: float) -> None:
@@ -69,7 +77,7 @@ def _steps(
 
 def bench_step(*, quick: bool, say: Say, shape: Shape = CPU_SHAPE, batches: dict[int, int] | None = None) -> Rows:
     """A training step with K negatives, against TRL (K = 1), completion logits only, and full logits."""
-    model = build_model(shape).train()
+    model = _prepared(shape).train()
     out: Rows = []
     for k, n_rows in (batches or STEP_BATCHES).items():
         rows = random_rows(max(n_rows // 2, 1) if quick else n_rows, k + 1, vocabulary=shape.vocabulary)
@@ -106,7 +114,7 @@ def bench_score(
     *, quick: bool, say: Say, shape: Shape = CPU_SHAPE, slates: Sequence[int] = (20, 100), prompts: int = 2
 ) -> Rows:
     """log π of every candidate of a slate, against separate rows in two forms, and against generating one answer."""
-    model = build_model(shape).eval()
+    model = _prepared(shape).eval()
     out: Rows = []
     for slate in slates:
         rows = random_rows(1 if quick else prompts, slate, vocabulary=shape.vocabulary)
@@ -139,7 +147,7 @@ def _pass(scorer: Any, model: Any, rows: Sequence[PromptCompletions]) -> None:
 
 def bench_memory(*, quick: bool, say: Say, shape: Shape = CPU_SHAPE, batches: dict[int, int] | None = None) -> Rows:
     """Peak bytes of tensors in a forward and backward pass beside the weights: allocator statistics, free of noise."""
-    model = build_model(shape).train()
+    model = _prepared(shape).train()
     device = torch.device("cpu")
     out: Rows = []
     for k, n_rows in (batches or STEP_BATCHES).items():

@@ -20,7 +20,7 @@ from sirius_rec.processes import is_main
 from sirius_rec.rankers.methods import method_label
 from sirius_rec.recipes.diagnosis import read_curves
 from sirius_rec.recipes.job import Ticker, open_job, say
-from sirius_rec.recipes.models import computes_in_bf16, load_run_tokenizer, load_stage_model, place
+from sirius_rec.recipes.models import computes_in_bf16, load_run_tokenizer, load_stage_model, place, settle_attention
 from sirius_rec.recipes.run_folder import RunFolder, versions, write_json
 from sirius_rec.schema import CANDIDATES, HISTORY, ROW_ID, TARGET, USER_ID, SlateName
 
@@ -154,8 +154,10 @@ def llm_ranker(
     from sirius_rec.rankers.llm import LLMRanker
 
     encoder = further.pop("encoder", None) or Encoder(load_run_tokenizer(run, config), chat=config.prompts.chat)
+    model = place(model, config)
+    settle_attention(run, config, model, (), encoder.pad_id)
     return (kind or LLMRanker)(
-        place(model, config),
+        model,
         encoder,
         form,
         dataset.titles,

@@ -66,18 +66,25 @@ def _loading(config: Config) -> dict[str, Any]:
 
 
 def settle_attention(run: RunFolder, config: Config, model: Any, rows: Sequence[PromptCompletions], pad_id: int) -> str:
-    """With attention: auto on CUDA, put the model on the kernel that is fastest here; measured once per run.
+    """With attention: auto, put the model on the fastest kernel: on CPU sdpa in two calls, on CUDA what is measured.
 
-    Once, because policy and reference must run on the same kernel: another one rounds otherwise, and every margin
-    would carry the difference. rows: real ones, of which the longest are timed. Gives the kernel's name.
+    Measured once per run, because policy and reference must run on the same kernel: another one rounds otherwise, and
+    every margin would carry the difference. rows: real ones, of which the longest are timed; without any, what was
+    measured before holds. Gives the kernel's name.
     """
-    from sirius_rec.scoring.attention import probe_attention
+    from sirius_rec.scoring.attention import probe_attention, use_split
     from sirius_rec.scoring.packed import unwrapped
+    from sirius_rec.scoring.split import register
 
     base = unwrapped(model)
-    if config.backbone.attention != "auto" or next(model.parameters()).device.type != "cuda":
+    if config.backbone.attention != "auto":
         return str(base.config._attn_implementation)
+    if next(model.parameters()).device.type != "cuda":
+        return use_split(model)
+    register()
     stored = run.path / ATTENTION
+    if not rows and not stored.is_file():  # nothing was trained here, and there is nothing to measure with
+        return str(base.config._attn_implementation)
     if is_main() and not stored.is_file():
         longest = sorted(rows, key=lambda row: -row.packed_length)[:_PROBE_ROWS]
         write_json(stored, asdict(probe_attention(model, longest, pad_id, bf16=computes_in_bf16(config))))

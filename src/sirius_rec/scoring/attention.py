@@ -1,7 +1,8 @@
 """Which attention kernel packed rows run on: the fastest of those that give the right log-probs and gradients here.
 
-sdpa with a mask runs everywhere. flex attention skips the blocks that no row may see, which pays off in long rows on
-CUDA; torch gives it no backward pass on CPU. FlashAttention takes no mask, so packed rows cannot be given to it.
+sdpa with a mask runs everywhere; in two calls (`split`) it is faster where prompts are long. flex attention skips the
+blocks that no row may see, which pays off in long rows on CUDA; torch gives it no backward pass on CPU. FlashAttention
+takes no mask, so packed rows cannot be given to it.
 """
 
 from __future__ import annotations
@@ -18,8 +19,21 @@ from sirius_rec.scoring.masks import refusal
 from sirius_rec.scoring.packed import packed_logps, unwrapped
 from sirius_rec.scoring.rows import PackedBatch, PromptCompletions, pack
 from sirius_rec.scoring.scorer import self_check
+from sirius_rec.scoring.split import SPLIT, register
 
-CANDIDATES = ("sdpa", "flex_attention")
+CANDIDATES = ("sdpa", SPLIT, "flex_attention")
+
+
+def use_split(model: nn.Module) -> str:
+    """Put a model that runs on sdpa on its two-call form, where that is right; the name of what it is on now."""
+    base = unwrapped(model)
+    before = str(base.config._attn_implementation)
+    if before == "sdpa" and not refusal(base.config):
+        register()
+        base.set_attn_implementation(SPLIT)
+        if refusal(base.config):
+            base.set_attn_implementation(before)
+    return str(base.config._attn_implementation)
 
 
 @dataclass(frozen=True)
@@ -74,6 +88,7 @@ def probe_attention(
     (within 1e-3 of their norm; 5 % in half precision). bf16: compute float32 weights in bfloat16 meanwhile. Raises
     ScoringError where no kernel is right. The model stays where it is.
     """
+    register()
     base = unwrapped(model)
     device = next(model.parameters()).device
     half = bf16 or base.dtype in (torch.bfloat16, torch.float16)

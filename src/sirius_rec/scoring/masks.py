@@ -12,13 +12,14 @@ from torch import Tensor
 
 from sirius_rec.errors import ScoringError
 from sirius_rec.scoring.rows import PAD_SEGMENT, PROMPT_SEGMENT
+from sirius_rec.scoring.split import SPLIT
 
 # Architectures whose forward was checked to take a ready 4-D mask and restarted positions (tests/parity).
 _FULL_ATTENTION = frozenset({"llama", "gpt2", "gpt_neox", "gemma"})
 _ONE_WINDOW = frozenset({"mistral", "phi3"})
 _MASK_PER_LAYER_TYPE = frozenset({"qwen2", "qwen3", "gemma2", "gemma3_text"})
 SUPPORTED = _FULL_ATTENTION | _ONE_WINDOW | _MASK_PER_LAYER_TYPE
-_ATTENTION = frozenset({"sdpa", "eager", "flex_attention"})
+_ATTENTION = frozenset({"sdpa", "eager", "flex_attention", SPLIT})
 
 
 def refusal(config: Any) -> str | None:
@@ -27,6 +28,8 @@ def refusal(config: Any) -> str | None:
         return f"architecture '{config.model_type}' has not been checked (checked: {', '.join(sorted(SUPPORTED))})"
     if config._attn_implementation not in _ATTENTION:
         return f"attention '{config._attn_implementation}' takes no tree mask: load the model with 'sdpa' or 'eager'"
+    if config._attn_implementation == SPLIT and getattr(config, "attn_logit_softcapping", None):
+        return "its logits are capped inside the attention, which sdpa kernels do not do: load the model with 'eager'"
     if getattr(config, "use_bidirectional_attention", None):
         return "the model attends in both directions"
     rope = getattr(config, "rope_parameters", None) or {}
@@ -40,8 +43,8 @@ def _values(mapping: Any) -> tuple[Any, ...]:
 
 
 def _as_bias(allowed_BTT: Tensor, attention: str, dtype: torch.dtype) -> Tensor:
-    """[B, 1, T, T]: bool for sdpa; additive for eager, which adds whatever it is given."""
-    if attention == "sdpa":
+    """[B, 1, T, T]: additive for eager, which adds whatever it is given; else bool."""
+    if attention != "eager":
         return allowed_BTT[:, None]
     bias = torch.zeros(allowed_BTT.shape, dtype=dtype, device=allowed_BTT.device)
     return bias.masked_fill_(~allowed_BTT, torch.finfo(dtype).min)[:, None]

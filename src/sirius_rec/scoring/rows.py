@@ -46,7 +46,7 @@ class PackedBatch:
         the N stands: for devices on which counting a mask means waiting.
     source_M: which of the N predicts token m. target_M: that token. candidate_M: the b · C + c that it belongs to.
     length_BC: |y| in tokens, the end of sequence included; 1 for absent candidates, so that dividing is safe.
-    valid_BC: real candidates.
+    valid_BC: real candidates. n_prompt: first columns that are prompt in every row.
     """
 
     input_ids_BT: Tensor
@@ -60,9 +60,12 @@ class PackedBatch:
     candidate_M: Tensor
     length_BC: Tensor
     valid_BC: Tensor
+    n_prompt: int
 
     def to(self, device: torch.device | str) -> PackedBatch:
-        return PackedBatch(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        tensors = {name: v.to(device, non_blocking=True) for name, v in values.items() if isinstance(v, Tensor)}
+        return PackedBatch(**{**values, **tensors})
 
 
 def _flat(sequences: Sequence[Sequence[int]], lengths: np.ndarray) -> np.ndarray:
@@ -135,4 +138,5 @@ def pack(rows: Sequence[PromptCompletions], pad_id: int) -> PackedBatch:
         "length_BC": length_BC,
         "valid_BC": valid_BC,
     }
-    return PackedBatch(**{name: torch.from_numpy(array) for name, array in arrays.items()})
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return PackedBatch(**tensors, n_prompt=int(prompt_B.min()))
