@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
-from sirius_rec import stopping
+from sirius_rec import processes, stopping
 from sirius_rec.errors import ConfigError, SiriusError, Stopped, place_fault
 
 if TYPE_CHECKING:
@@ -36,7 +36,9 @@ RunArg = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
 
 
 def say(text: str) -> None:
-    print(text, flush=True)
+    """One line; of several processes the main one speaks."""
+    if processes.is_main():
+        print(text, flush=True)
 
 
 def _load(config: Path, overrides: list[str] | None) -> Config:
@@ -50,7 +52,14 @@ def _open(config: Path, overrides: list[str] | None, out: Path | None) -> tuple[
     from sirius_rec.recipes.run_folder import open_run
 
     loaded = _load(config, overrides)
-    return open_run(out or Path("runs") / loaded.name, loaded), loaded
+    path = out or Path("runs") / loaded.name
+    processes.join(cpu=loaded.compute.device == "cpu")
+    if not processes.is_main():  # the main process makes the folder
+        processes.wait()
+    run = open_run(path, loaded)
+    if processes.is_main():
+        processes.wait()
+    return run, loaded
 
 
 def _check_json(path: Path | None, option: str = "--json") -> None:
@@ -108,6 +117,8 @@ def _run(config: Path, overrides: list[str] | None, out: Path | None, json_file:
     _check_json(json_file)
     folder = _stages(config, overrides, out, STAGES)
     finish(folder, folder.config(), say)
+    if not processes.is_main():
+        return
     results = json.loads(folder.results.read_text())
     print_results(results)
     _write_json(json_file, results)
@@ -134,6 +145,8 @@ def compare(
     folder = _stages(config, overrides, out, STAGES)
     loaded = folder.config()
     finish(folder, loaded, say)
+    if not processes.is_main():
+        return
     results = comparison.compare(folder, loaded, open_dataset(folder.data))
     print_comparison(results)
     _write_json(json_file, results)
@@ -289,6 +302,8 @@ def evaluate(run: RunArg, json_file: JsonOption = None) -> None:
     config = folder.config()
     check_trained(folder, config)
     run_stages(folder, config, ("evaluate",), say)
+    if not processes.is_main():
+        return
     results = collect(folder, config, open_dataset(folder.data))
     print_results(results)
     _write_json(json_file, results)
@@ -353,7 +368,9 @@ def rank(
     model: Annotated[str, typer.Option(help="Run folder, or a causal LM: hub id or folder.")],
     input: Annotated[Path, typer.Option(help='JSON lines: {"history": [...], "candidates": [...][, "id": …]}.')],
     out: Annotated[Path, typer.Option("--out", help="JSON lines to write, one answer per request, in their order.")],
-    method: Annotated[str | None, typer.Option(help="Of a run: sft, an arm or a method. Default: best on val.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="Of a run: sft, an arm or a network. Default: best on val.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of a run. Default: the best on val.")] = None,
     checkpoint: Annotated[Literal["best", "last"], typer.Option(help="Of a run's language model.")] = "best",
     titles: Annotated[bool, typer.Option("--titles", help="Requests hold titles instead of item ids.")] = False,
@@ -426,7 +443,31 @@ def theory(
         say(f"figure: {path}")
 
 
-_INTERRUPTED = 130
+@app.command("bench")
+def bench_command(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="step, score, memory, cost, end-to-end or cuda.")],
+    quick: Annotated[bool, typer.Option("--quick", help="Smaller batches, fewer rounds: at most 3 minutes.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Where `cost` draws its figure (PNG).")] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Performance figures, packed rows against what people use today, on the same batch, interleaved.
+
+    Example: sirius bench step --quick --json step.json
+    """
+    from sirius_rec.bench.run import environment, run_bench
+    from sirius_rec.recipes.job import quiet
+    from sirius_rec.recipes.run_folder import processor, versions
+
+    _check_json(json_file)
+    _check_json(plot, "--plot")
+    quiet()
+    rows, seconds = run_bench(name, quick=quick, say=say, plot=plot)
+    content = {"environment": environment(processor(), versions()), "quick": quick, "seconds": round(seconds, 1)}
+    _write_json(json_file, {**content, "rows": rows})
+    say(f"done in {seconds:.0f} s")
+
+
+_INTERRUPTED, _TERMINATED = 130, 143
 # click's own error for a wrong command line; typer brings its own copy of click, so it is reached through typer.
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
@@ -439,7 +480,7 @@ def _fail(message: str) -> NoReturn:
 def main() -> None:
     """Entry point: what a user can mend becomes one line on stderr and exit code 2; a bug of ours a traceback.
 
-    SIGTERM saves, says how to go on, and exits with 0.
+    SIGTERM in a training saves its step, says how to go on, and exits with 0; elsewhere it exits with 143.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     stopping.listen()
@@ -447,7 +488,7 @@ def main() -> None:
         code = app(prog_name="sirius", standalone_mode=False)
     except Stopped as stopped:
         print(f"sirius: {stopped}; start the same command again to go on", file=sys.stderr)
-        sys.exit(0)
+        sys.exit(0 if stopped.saved else _TERMINATED)
     except SiriusError as error:
         _fail(str(error))
     except _UsageError as error:

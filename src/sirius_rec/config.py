@@ -181,6 +181,9 @@ class Config(Section):
         if self.backbone.name == "tiny" and self.backbone.lora is not None:
             message = "backbone.lora: the tiny backbone is fully trained: remove lora, or name a pretrained backbone"
             yield Contradiction(message, "backbone.name")
+        if self.backbone.quantization is not None and self.backbone.lora is None:
+            message = "backbone.quantization: 4-bit weights cannot be trained: add lora: {rank: 32, alpha: 8}"
+            yield Contradiction(message, "backbone.quantization")
         stages = {"sft": self.sft, "align": self.align, "backbone.pretrain": self.backbone.pretrain}
         for name, stage in stages.items():
             if stage is not None and stage.micro_batch_size and stage.batch_size % stage.micro_batch_size:

@@ -52,7 +52,11 @@ class RunError(SiriusError, RuntimeError):
 
 
 class Stopped(BaseException):
-    """SIGTERM ended the work at a point from which it can go on; the command line exits with 0."""
+    """SIGTERM ended the work. saved: a training saved its step, and the same command goes on there."""
+
+    def __init__(self, message: str, *, saved: bool = False) -> None:
+        super().__init__(message)
+        self.saved = saved
 
 
 def place_fault(error: BaseException) -> str | None:

@@ -1,4 +1,5 @@
-"""SIGTERM, as batch systems send it: a training saves at its next step and ends; everything else ends at once.
+"""SIGTERM, as batch systems send it: a training saves at its next step and ends; everything else ends at once (chat
+requests that are under way are awaited).
 
 All files are written whole or not at all, so that what is not training can be interrupted anywhere.
 """
@@ -54,4 +55,4 @@ def after_a_checkpoint() -> Iterator[None]:
     finally:
         _State.trainings -= 1
     if _State.requested and not _State.trainings:
-        raise Stopped("stopped by SIGTERM")
+        raise Stopped("stopped by SIGTERM", saved=True)

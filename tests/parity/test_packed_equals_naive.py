@@ -17,6 +17,7 @@ from sirius_rec.scoring import packed
 from sirius_rec.scoring.masks import SUPPORTED
 from sirius_rec.scoring.naive import naive_logps
 from sirius_rec.scoring.rows import PromptCompletions, pack
+from sirius_rec.scoring.split import SPLIT, register
 
 VOCAB = 61
 CPU = torch.device("cpu")
@@ -70,7 +71,9 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
 
 # transformers has no sdpa for Gemma-2 (its logits are capped inside the attention).
 EAGER_ONLY = {"gemma2-window"}
-CASES = [(name, a) for name in ARCHITECTURES for a in ("sdpa", "eager") if not (a == "sdpa" and name in EAGER_ONLY)]
+CASES = [
+    (name, a) for name in ARCHITECTURES for a in ("sdpa", "eager", SPLIT) if a == "eager" or name not in EAGER_ONLY
+]
 
 
 def build(name: str, attention: str | None = None, lora: bool = False) -> Any:
@@ -78,6 +81,7 @@ def build(name: str, attention: str | None = None, lora: bool = False) -> Any:
     attention = attention or ("eager" if name in EAGER_ONLY else "sdpa")
     config = getattr(transformers, config_class)(**options, attn_implementation=attention)
     torch.manual_seed(0)
+    register()
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attention)
     if lora:
         from peft import LoraConfig, get_peft_model
@@ -171,6 +175,16 @@ def test_transformers_without_a_mask_for_kept_logits(name: str, monkeypatch: pyt
     assert_parity(build(name, lora=True), random_rows())
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2-window", "mistral-window"])
+def test_columns_instead_of_a_mask_for_kept_logits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What CUDA gets, so that the host need not wait for it."""
+    monkeypatch.setattr(packed, "_counting_waits", lambda device: True)
+    logits_RV, row_N = packed.kept_logits(build(name), pack(random_rows(), 0))
+    assert len(logits_RV) > len(row_N)
+    assert_parity(build(name), random_rows())
+    assert_parity(build(name, lora=True), random_rows())
+
+
 def test_models_whose_forward_keeps_all_logits() -> None:
     class AllLogits(torch.nn.Module):
         def __init__(self, inner: Any) -> None:
@@ -196,3 +210,35 @@ def test_half_precision_stays_close(attention: str) -> None:
         ours, oracle = packed.packed_logps(model, pack(rows, 0)), naive_logps(model, rows, 0, CPU)
     assert ours.dtype == torch.float32
     assert (ours - oracle).abs().max() <= 0.02 * oracle.abs().max() + 0.1
+
+
+# transformers has no flex attention for GPT-2.
+@pytest.mark.parametrize("name", [n for n in ARCHITECTURES if n != "gpt2"])
+def test_flex_attention(name: str) -> None:
+    """The same tree as a BlockMask, windows by position included. Forward only: torch has no backward for it on CPU."""
+    model, rows = build(name), random_rows()
+    batch = pack(rows, pad_id=0)
+    with torch.no_grad():
+        oracle = naive_logps(model, rows, 0, CPU)
+        model.set_attn_implementation("flex_attention")
+        with torch.compiler.set_stance("force_eager"):
+            ours = packed.packed_logps(model, batch)
+    assert (ours - oracle)[batch.valid_BC].abs().max() <= 1e-4
+
+
+def test_flex_attention_stays_open_about_what_it_may_see(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A BlockMask that forgets the tree must not pass: otherwise the case above would prove nothing."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    model, rows = build("llama"), random_rows()
+    model.set_attn_implementation("flex_attention")
+
+    def causal(config: Any, segment_BT: Tensor, *rest: Any) -> Any:
+        n_rows, width = segment_BT.shape
+        return create_block_mask(lambda b, h, q, k: q >= k, n_rows, None, width, width, device="cpu")
+
+    monkeypatch.setattr(packed, "attention_masks", causal)
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        ours = packed.packed_logps(model, pack(rows, 0))
+        oracle = naive_logps(model, rows, 0, CPU)
+    assert (ours - oracle).abs().max() > 0.1

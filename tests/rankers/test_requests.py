@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sirius_rec.errors import DataError, RunError
+from sirius_rec.errors import DataError, RunError, ScoringError
 from sirius_rec.rankers.requests import (
     PARTIAL,
     AnswerFile,
@@ -70,6 +70,7 @@ def test_a_request_and_its_answer(tmp_path: Path) -> None:
         (b'{"history": "a", "candidates": ["b"]}', "history is 'a'; give a list"),
         (b'{"history": [1.5], "candidates": ["b"]}', "history holds 1.5; give ids or titles"),
         (b'{"history": [true], "candidates": ["b"]}', "history holds True"),
+        (b'{"history": [], "candidates": ["\\ud800"]}', "which is not valid text"),
         (b'{"history": [], "candidates": []}', "nothing to rank"),
         (b'{"history": [], "candidates": ["b", "b"]}', "candidate 'b' stands twice"),
         (b'{"history": [], "candidates": ["b"], "user": 1}', "unknown field 'user'; known are id, history, candidates"),
@@ -145,6 +146,29 @@ def test_what_is_there_is_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"out\.jsonl: exists already: choose another --out, or remove it"):
         AnswerFile(target, RECIPE)
     assert target.read_text() == "precious\n"
+
+
+def test_one_process_at_a_time_and_a_head_that_was_cut_off(tmp_path: Path) -> None:
+    target = tmp_path / "out.jsonl"
+    with AnswerFile(target, RECIPE), pytest.raises(RunError, match="another process is writing it"):
+        AnswerFile(target, RECIPE)
+    partial = target.with_name(target.name + PARTIAL)
+    for torn in (b"", partial.read_bytes()[:-3]):
+        partial.write_bytes(torn)
+        with AnswerFile(target, RECIPE) as out:
+            assert out.answered == 0
+    with AnswerFile(target, RECIPE) as out:
+        rank_file(write(tmp_path), out, by_length, accept)
+        out.finish()
+    assert len(read(target)) == 10
+
+
+def test_scores_that_are_no_numbers_are_not_ranked(tmp_path: Path) -> None:
+    with (
+        AnswerFile(tmp_path / "o", RECIPE) as out,
+        pytest.raises(ScoringError, match="line 1: a score is not a finite"),
+    ):
+        rank_file(write(tmp_path), out, lambda requests: [[float("nan")] * 20] * len(requests), accept)
 
 
 def test_a_stream_never_holds_more_than_a_part(tmp_path: Path) -> None:

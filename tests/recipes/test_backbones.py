@@ -79,3 +79,33 @@ def test_a_damaged_model_names_the_stage_folder(tmp_path: Path, folder: Path) ->
 def test_a_special_token_inside_a_title_is_refused(tokenizer: Any) -> None:
     with pytest.raises(PromptError, match="'A</s>' contains a special token"):
         Encoder(tokenizer).check_distinct(["Air", "A</s>"])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing without CUDA")
+def test_what_needs_cuda_is_refused_in_one_line_without_it(
+    mini: Mini, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib.util
+
+    named = [f"backbone.name={folder}", "backbone.lora={rank: 2}"]
+    quantized = [*named, "backbone.quantization=4bit", "compute.device=auto"]
+    find = importlib.util.find_spec
+
+    def pretending(spec: Any) -> Callable[..., Any]:
+        return lambda name, *rest: spec if name == "bitsandbytes" else find(name, *rest)
+
+    for spec, overrides, message in (
+        (None, quantized, r"needs bitsandbytes: pip install 'sirius-rec\[qlora\]'$"),
+        (object(), quantized, "4bit needs a CUDA device, and torch sees none: remove quantization$"),
+        (None, [*named, "backbone.attention=flex"], "flex trains on CUDA only: use auto or sdpa$"),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(importlib.util, "find_spec", pretending(spec))
+            config = mini(*overrides)
+            run = open_run(tmp_path / "run", config)
+            with pytest.raises(ConfigError, match=message) as caught:
+                run_stages(run, config, ("sft",), lambda text: None)
+            assert "\n" not in str(caught.value)
+            assert not run.path.exists()
+    with pytest.raises(ConfigError, match=r"backbone.quantization: 4-bit weights cannot be trained: add lora"):
+        mini(f"backbone.name={folder}", "backbone.quantization=4bit")

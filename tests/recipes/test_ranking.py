@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,10 @@ from typer.testing import CliRunner
 from sirius_rec import cli
 from sirius_rec.errors import ConfigError, DataError, RunError, SiriusError
 from sirius_rec.evaluation.tables import read_table, table_name
+from sirius_rec.prompts.templates import get_template
+from sirius_rec.rankers.requests import Request
 from sirius_rec.recipes.evaluation import evaluate_model
+from sirius_rec.recipes.ranking import TextRequests
 from sirius_rec.recipes.run_folder import RunFolder
 
 SLATES = "test-uniform-6-s0"
@@ -87,6 +91,18 @@ def test_titles_also_of_unknown_items_and_a_plain_model(
         np.testing.assert_allclose(answer["scores"], third["scores"], atol=2e-5)
 
 
+def test_the_newest_of_the_history_are_shown_and_none_if_so_asked() -> None:
+    def prompt(n: int) -> str:
+        served = TextRequests(
+            SimpleNamespace(config=SimpleNamespace()), None, get_template("generic"), None, max_history=n
+        )
+        return served._prompt(Request(1, ("Abba", "Zappa"), ("c",)))
+
+    assert "Zappa" in prompt(1) and "Abba" not in prompt(1)
+    assert "Abba" in prompt(5)
+    assert "Zappa" not in prompt(0)
+
+
 def test_refusals(ready: tuple[Path, Path, Any], tmp_path: Path) -> None:
     run, requests, _ = ready
 
@@ -98,7 +114,7 @@ def test_refusals(ready: tuple[Path, Path, Any], tmp_path: Path) -> None:
 
     out = ("--out", tmp_path / "o.jsonl")
     said = complaint(RunError, "--model", run, "--input", requests, *out, "--method", "dpo_sirius")
-    assert "dpo_sirius is not trained here; there is sft (seed 0)" in said
+    assert "dpo_sirius is not here to be served" in said and "there is sft (seed 0)" in said
     said = complaint(ConfigError, "--model", run, "--input", requests, "--out", tmp_path / "no" / "o.jsonl")
     assert "does not exist: make it first" in said
     assert "cannot be read" in complaint(DataError, "--model", run, "--input", tmp_path / "none.jsonl", *out)

@@ -38,6 +38,7 @@ def test_the_same_configuration_goes_on(mini: Mini, tmp_path: Path) -> None:
 )
 def test_another_configuration_is_refused(mini: Mini, tmp_path: Path, override: str, difference: str) -> None:
     run = open_run(tmp_path / "run", mini())
+    run.stage("dpo_sirius", 0).mkdir(parents=True)
     before = run.config_file.read_bytes()
     with pytest.raises(RunError, match=f"another configuration \\({difference}.*: choose another --out"):
         open_run(run.path, mini(override))
@@ -48,7 +49,15 @@ def test_seeds_arms_and_methods_may_be_added(mini: Mini, tmp_path: Path) -> None
     """What is done stays valid: each of them is computed for itself. Taking one away is another configuration."""
     run = open_run(tmp_path / "run", mini())
     more = mini("seeds=[0, 1]", "arms=[dpo_sirius, dpo, softmax_dpo]", "methods=[markov]")
-    assert open_run(run.path, more).config() == more
+    before = run.config_file.read_bytes()
+    assert open_run(run.path, more).config() == mini(), "written under the lock only"
+    assert run.config_file.read_bytes() == before
+    run.adopt(more)
+    assert run.config() == more
+    # nothing was begun of any arm or method: they may still be mended or taken away; seeds stay
+    open_run(run.path, mini("seeds=[0, 1]"))
+    for key in ("dpo", "dpo_sirius", "softmax_dpo"):
+        run.stage(key, 0).mkdir(parents=True)
     with pytest.raises(RunError, match=r"another configuration \(arms: "):
         open_run(run.path, mini())
     with pytest.raises(RunError, match=r"another configuration \(align\.epochs: 2 there, 3 here\)"):

@@ -90,7 +90,7 @@ def test_no_row_is_fully_masked() -> None:
     ("options", "message"),
     [
         ({"model_type": "mamba"}, "architecture 'mamba' has not been checked (checked: gemma, gemma2, "),
-        ({"_attn_implementation": "flash_attention_2"}, "attention 'flash_attention_2' takes no 4-D mask"),
+        ({"_attn_implementation": "flash_attention_2"}, "attention 'flash_attention_2' takes no tree mask"),
         ({"use_bidirectional_attention": True}, "the model attends in both directions"),
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "its rotary positions change"),
         ({"rope_parameters": {"full_attention": {"rope_type": "longrope"}}}, "its rotary positions change"),

@@ -21,15 +21,11 @@ def test_layout_by_hand() -> None:
     assert batch.segment_BT.tolist() == [[0, 0, 0, 1, 1, 2], [0, 1, 1, 1, -1, -1]]
     assert batch.keep_BT.tolist() == [[False, False, True, True, True, True], [True, True, True, True, False, False]]
     # Kept rows: 0–3 are 12, 20, 21, 30; 4–7 are 13, 40, 41, 42. Every first token is read off the last prompt token.
-    assert batch.source_BCL.tolist() == [
-        [[0, 1, 2, 0], [0, 3, 0, 0], [0, 0, 0, 0]],
-        [[4, 5, 6, 7], [0, 0, 0, 0], [0, 0, 0, 0]],
-    ]
-    assert batch.target_BCL.tolist() == [
-        [[20, 21, 2, 0], [30, 2, 0, 0], [2, 0, 0, 0]],
-        [[40, 41, 42, 2], [0, 0, 0, 0], [0, 0, 0, 0]],
-    ]
-    assert batch.token_BCL.sum(2).tolist() == [[3, 2, 1], [4, 0, 0]]
+    assert batch.source_M.tolist() == [0, 1, 2, 0, 3, 0, 4, 5, 6, 7]
+    assert batch.target_M.tolist() == [20, 21, 2, 30, 2, 2, 40, 41, 42, 2]
+    assert batch.candidate_M.tolist() == [0, 0, 0, 1, 1, 2, 3, 3, 3, 3]
+    assert batch.keep_BP.tolist() == [[2, 3, 4, 5], [0, 1, 2, 3]]
+    assert batch.slot_N.tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
     assert batch.valid_BC.tolist() == [[True, True, True], [True, False, False]]
     assert batch.length_BC.tolist() == [[3, 2, 1], [4, 1, 1]]
 
@@ -49,18 +45,24 @@ def test_every_token_is_predicted_from_its_own_prefix(texts: list[tuple[list[int
     """Walk back from each logit row through its segment and the prompt: it must be exactly x, y_1 … y_l−1."""
     batch = pack([PromptCompletions(prompt, ys) for prompt, ys in texts], pad_id=0)
     kept = batch.keep_BT.nonzero().tolist()
+    padded = [(b, column) for b, columns in enumerate(batch.keep_BP.tolist()) for column in columns]
+    assert [list(padded[slot]) for slot in batch.slot_N.tolist()] == kept
+    m = 0
     for b, (prompt, ys) in enumerate(texts):
         ids, segment, position = (t[b] for t in (batch.input_ids_BT, batch.segment_BT, batch.position_ids_BT))
         for c, y in enumerate(ys):
             for n, token in enumerate(y):
-                row, column = kept[int(batch.source_BCL[b, c, n])]
+                row, column = kept[int(batch.source_M[m])]
                 assert row == b
                 own = torch.arange(len(ids)) <= column
                 seen = ids[own & ((segment == 0) | (segment == c + 1))].tolist()
                 assert seen == prompt + y[:n]
                 assert int(position[column]) == len(prompt) + n - 1
-                assert int(batch.target_BCL[b, c, n]) == token
-            assert batch.token_BCL[b, c].sum() == len(y)
+                assert int(batch.target_M[m]) == token
+                assert int(batch.candidate_M[m]) == b * batch.valid_BC.shape[1] + c
+                m += 1
+            assert batch.length_BC[b, c] == len(y)
+    assert m == len(batch.target_M)
 
 
 def test_lengths_of_a_row() -> None:
@@ -75,7 +77,7 @@ def test_moving_a_batch_keeps_its_fields() -> None:
     moved = batch.to("cpu")
     assert isinstance(moved, PackedBatch)
     for name, tensor in vars(batch).items():
-        torch.testing.assert_close(getattr(moved, name), tensor)
+        assert torch.equal(torch.as_tensor(getattr(moved, name)), torch.as_tensor(tensor))
 
 
 def test_a_batch_needs_rows() -> None:

@@ -268,5 +268,5 @@ def test_unwrapping(model: Any) -> None:
 
 def test_modes_are_resolved_before_anything_is_computed(model: Any) -> None:
     model.config._attn_implementation = "flash_attention_2"
-    with pytest.raises(ScoringError, match="takes no 4-D mask"):
+    with pytest.raises(ScoringError, match="takes no tree mask"):
         scorer.score_rows(model, ROWS, 0, mode="packed")

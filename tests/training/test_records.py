@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from sirius_rec.errors import ConfigError, DataError, PromptError, SiriusError
 from sirius_rec.prompts.encoding import Encoder
 from sirius_rec.scoring.rows import PromptCompletions
+from sirius_rec.training.batching import StepLayout
 from sirius_rec.training.records import Draw, PackingCollator, PreferenceDataset, check_context, encode_records
 
 GOOD = {"prompt": "Air\n", "chosen": "Red", "rejected": ["Blur", "Low"]}
@@ -207,7 +208,7 @@ def test_grouping_by_length_is_a_permutation(n_rows: int, group: int, epoch: int
     """Every row once per epoch, another order in each, the incomplete batch last, similar lengths together."""
     lengths = np.random.default_rng(seed).integers(1, 50, n_rows)
     rows = [PromptCompletions([5] * int(n), [[7, 2], [8, 2]]) for n in lengths]
-    dataset = PreferenceDataset(rows, negatives=1, seed=seed, group=group)
+    dataset = PreferenceDataset(rows, negatives=1, seed=seed, layout=StepLayout(group))
     dataset.set_epoch(epoch)
     order = [dataset[i].row for i in range(n_rows)]
     assert sorted(order) == list(range(n_rows))
@@ -215,13 +216,13 @@ def test_grouping_by_length_is_a_permutation(n_rows: int, group: int, epoch: int
     if group > 1:
         full = sorted(batch for batch in batches if len(batch) == group)
         assert all(one[-1] <= other[0] for one, other in itertools.pairwise(full))
-    again = PreferenceDataset(rows, negatives=1, seed=seed, group=group)
+    again = PreferenceDataset(rows, negatives=1, seed=seed, layout=StepLayout(group))
     again.set_epoch(epoch)
     assert [again[i].row for i in range(n_rows)] == order
 
 
 def test_the_order_changes_with_the_epoch() -> None:
-    dataset = PreferenceDataset(rows_of(20, 1), negatives=1, group=4)
+    dataset = PreferenceDataset(rows_of(20, 1), negatives=1, layout=StepLayout(4))
     orders = []
     for epoch in range(3):
         dataset.set_epoch(epoch)
@@ -236,7 +237,8 @@ def test_collator_by_hand() -> None:
     assert "ref_logp_BC" not in collator(draws)
     collator.ref_logps = [np.array([-1.0, -2.0, -3.0, -4.0]), np.array([-5.0, -6.0, -7.0, -8.0])]
     batch = collator(draws)
-    assert batch["target_BCL"][..., 0].tolist() == [[110, 113, 111], [10, 12, 0]]
+    assert batch["target_M"].tolist() == [110, 2, 113, 2, 111, 2, 10, 2, 12, 2]
+    assert batch["weight_B"].tolist() == [0.5, 0.5]
     assert batch["sampled_BC"].tolist() == [[False, True, False], [False, True, False]]
     assert batch["valid_BC"].tolist() == [[True, True, True], [True, True, False]]
     assert batch["row_B"].tolist() == [1, 0]

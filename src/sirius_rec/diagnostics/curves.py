@@ -142,7 +142,8 @@ def diagnose(results: Mapping[str, Any]) -> dict[str, Any]:
         by_seed = {seed: points for seed, points in by_seed.items() if points}
         if not by_seed:
             continue
-        trained = objectives.get(method, {}).get("comparison") != "none"
+        # `weighted_positive` never pushes a negative down: like SFT, it has no margin that it was asked to grow.
+        trained = objectives.get(method, {}).get("comparison") not in ("none", "weighted_positive")
         rewarded = trained and any(MARGIN in point for points in by_seed.values() for point in points)
         short = [seed for seed, points in by_seed.items() if len(points) < 2]
         if short and rewarded:

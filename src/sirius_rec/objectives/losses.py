@@ -105,7 +105,7 @@ LOSSES: dict[str, Preset] = {
     "dpo_nll": Preset("DPO + NLL", {"nll_weight": 1.0}),
     # λ = 1, per token: the NLL term of iterative reasoning preference optimisation (Pang et al. 2024).
     "rpo": Preset("RPO (DPO + NLL per token)", {"nll_weight": 1.0, "nll_per_token": True}),
-    "sft_reward_weighted": Preset("SFT, reward-weighted", {"comparison": "weighted_positive"}),
+    "sft_reward_weighted": Preset("SFT with DPO's weights", {"comparison": "weighted_positive"}),
     "softmax_dpo": Preset("S-DPO (softmax, 3)", _SOFTMAX),
     "softmax_dpo_sirius": Preset("S-DPO (softmax, 3) + SIRIUS", {**_SOFTMAX, "anchor": "reference"}),
     "softmax_dpo_all": Preset("S-DPO (softmax, whole slate)", {**_SOFTMAX, "negatives": "all"}),

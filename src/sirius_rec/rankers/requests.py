@@ -7,7 +7,9 @@ An answer: {"line": 1, "id": …, "candidates": [best first], "scores": [as orde
 from __future__ import annotations
 
 import json
+import math
 import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -15,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sirius_rec.data.sources.lines import blocks
-from sirius_rec.errors import DataError, RunError
+from sirius_rec.errors import DataError, RunError, ScoringError
 from sirius_rec.progress import Advance
 
 _KNOWN = ("id", "history", "candidates")
@@ -59,6 +61,8 @@ def parse_request(line: int, text: bytes) -> Request | BadRequest:
         for entry in entries:
             if isinstance(entry, bool) or not isinstance(entry, int | str) or entry == "":
                 return BadRequest(line, f"{name} holds {entry!r}; give ids or titles")
+            if isinstance(entry, str) and any("\ud800" <= c <= "\udfff" for c in entry):
+                return BadRequest(line, f"{name} holds {entry!r}, which is not valid text")
         lists.append(tuple(map(str, entries)))
     history, candidates = lists
     if not candidates:
@@ -100,15 +104,20 @@ class AnswerFile:
             raise RunError(f"{path}: exists already: choose another --out, or remove it")
         self.answered = 0
         head = json.dumps(recipe, sort_keys=True).encode() + b"\n"
-        if not self.partial.exists():
-            self.partial.write_bytes(head)
-        self._file = self.partial.open("r+b")
-        if self._file.readline() != head:
+        self._file = self.partial.open("r+b" if self.partial.exists() else "w+b")
+        self._lock()
+        first = self._file.readline()
+        if not first.endswith(b"\n"):  # new, or killed before its first line was whole
+            self._file.seek(0)
+            self._file.truncate()
+            self._file.write(head)
+            first = head
+        if first != head:
             self._file.close()
             raise RunError(
                 f"{self.partial}: was made from another input, model or options: choose another --out, or remove it"
             )
-        end = len(head)
+        end = self._file.seek(len(head))
         for line in self._file:
             if not line.endswith(b"\n"):
                 break
@@ -116,6 +125,20 @@ class AnswerFile:
             self.answered = int(json.loads(line)["line"])
         self._file.truncate(end)
         self._file.seek(end)
+
+    def _lock(self) -> None:
+        """RunError if another process writes the same answers. The lock ends with the process."""
+        if sys.platform == "win32":
+            return
+        import fcntl
+
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise RunError(
+                f"{self.partial}: another process is writing it: wait for it or choose another --out"
+            ) from None
 
     def write(self, answers: list[dict[str, Any]]) -> None:
         """Append answers and put them on the disk."""
@@ -132,9 +155,11 @@ class AnswerFile:
         with whole.open("wb") as out:
             while chunk := self._file.read(1 << 20):
                 out.write(chunk)
-        self._file.close()
+            out.flush()
+            os.fsync(out.fileno())
         whole.replace(self.path)
         self.partial.unlink()
+        self._file.close()
 
     def __enter__(self) -> AnswerFile:
         return self
@@ -144,7 +169,11 @@ class AnswerFile:
 
 
 def answer(request: Request, scores: Any, top: int | None) -> dict[str, Any]:
-    """Candidates by falling score, ties in the order given; scores rounded to 1e-6."""
+    """Candidates by falling score, ties in the order given; rounded to 1e-6. ScoringError for NaN or infinity."""
+    if not all(math.isfinite(float(score)) for score in scores):
+        raise ScoringError(
+            f"request line {request.line}: a score is not a finite number; the model's weights are damaged"
+        )
     order = sorted(range(len(request.candidates)), key=lambda c: -float(scores[c]))[:top]
     named = {"id": request.key} if request.named else {}
     return {

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 from sirius_rec.config import Config, StageSection
 from sirius_rec.errors import ConfigError
-from sirius_rec.recipes.models import computes_in_bf16
+from sirius_rec.processes import count
+from sirius_rec.recipes.models import computes_in_bf16, on_cpu
 from sirius_rec.training.config import SiriusConfig
 
 
@@ -33,10 +33,9 @@ def training_arguments(
     validates: bool,
 ) -> SiriusConfig:
     """Trainer arguments of one stage; warm-up is a share of its steps."""
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    processes = count()
     micro = stage.micro_batch_size or stage.batch_size // processes
     steps_per_epoch = math.ceil(min(stage.examples_per_epoch or n_records, n_records) / stage.batch_size)
-    cpu = config.compute.device == "cpu"
     return SiriusConfig(
         output_dir=str(folder),
         **loss,
@@ -62,7 +61,9 @@ def training_arguments(
         scoring=config.compute.scoring,
         eval_batch_tokens=config.evaluation.batch_tokens,
         chat=config.prompts.chat,
-        use_cpu=cpu,
+        use_cpu=on_cpu(config),
+        # Every weight takes part in every step; looking for those that do not costs a walk over the graph.
+        ddp_find_unused_parameters=False,
         disable_tqdm=True,
         dataloader_pin_memory=False,
     )

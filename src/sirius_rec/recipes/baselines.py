@@ -38,8 +38,9 @@ def builds_on(config: Config, method: MethodSection) -> tuple[str, ...]:
 
 
 def shared_sasrec(config: Config) -> MethodSection | None:
-    """The run's own tuned SASRec, if it has one."""
-    return next((m for m in config.methods if m.method == "sasrec" and m.preset == "tuned"), None)
+    """The run's own tuned SASRec, if it has one; one named `sasrec` before others (ablations have names)."""
+    found = [m for m in config.methods if m.method == "sasrec" and m.preset == "tuned"]
+    return min(found, key=lambda m: m.key != "sasrec", default=None)
 
 
 def fit_method(path: str, key: str, seed: int) -> None:

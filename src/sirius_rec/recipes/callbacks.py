@@ -8,8 +8,11 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from sirius_rec import stopping
+from sirius_rec import processes, stopping
 from sirius_rec.errors import Stopped
+
+# Asking the others costs a synchronisation; batch systems leave seconds, not one step.
+_AGREE = 5
 
 
 def _ends_epoch(args: Any, state: Any) -> bool:
@@ -18,16 +21,28 @@ def _ends_epoch(args: Any, state: Any) -> bool:
 
 
 class SaveOnStop(TrainerCallback):
-    """After SIGTERM: a checkpoint at the next step (at an epoch's last step: after its evaluation), then `Stopped`."""
+    """After SIGTERM: a checkpoint at the next step (at an epoch's last step: after its evaluation), then `Stopped`.
+
+    Several processes agree on the step every _AGREE steps, because the signal may reach them in different ones.
+    """
+
+    def __init__(self) -> None:
+        self._stops = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        if stopping.requested() and not _ends_epoch(args, state):
+        if processes.count() == 1:
+            self._stops = stopping.requested()
+        elif state.global_step % _AGREE == 0:
+            self._stops = processes.any_of_them(stopping.requested(), args.device)
+        if self._stops and not _ends_epoch(args, state):
             control.should_save = True
         return control
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if stopping.requested():
-            raise Stopped(f"stopped by SIGTERM after step {state.global_step} of {state.max_steps}, which is saved")
+        if self._stops or (processes.count() == 1 and stopping.requested()):
+            raise Stopped(
+                f"stopped by SIGTERM after step {state.global_step} of {state.max_steps}, which is saved", saved=True
+            )
 
 
 class EpochLines(TrainerCallback):

@@ -16,10 +16,11 @@ from sirius_rec.errors import ConfigError, RunError
 from sirius_rec.evaluation.floors import FLOOR_LABELS, FLOORS
 from sirius_rec.evaluation.results import build_results, read_results, write_results
 from sirius_rec.evaluation.tables import ScoreTable, read_tables, table_name, write_table
+from sirius_rec.processes import is_main
 from sirius_rec.rankers.methods import method_label
 from sirius_rec.recipes.diagnosis import read_curves
 from sirius_rec.recipes.job import Ticker, open_job, say
-from sirius_rec.recipes.models import computes_in_bf16, load_run_tokenizer, load_stage_model, place
+from sirius_rec.recipes.models import computes_in_bf16, load_run_tokenizer, load_stage_model, place, settle_attention
 from sirius_rec.recipes.run_folder import RunFolder, versions, write_json
 from sirius_rec.schema import CANDIDATES, HISTORY, ROW_ID, TARGET, USER_ID, SlateName
 
@@ -153,8 +154,10 @@ def llm_ranker(
     from sirius_rec.rankers.llm import LLMRanker
 
     encoder = further.pop("encoder", None) or Encoder(load_run_tokenizer(run, config), chat=config.prompts.chat)
+    model = place(model, config)
+    settle_attention(run, config, model, (), encoder.pad_id)
     return (kind or LLMRanker)(
-        place(model, config),
+        model,
         encoder,
         form,
         dataset.titles,
@@ -193,17 +196,20 @@ def score_checkpoints(
             if there and (not generates or file.is_file()):
                 continue
             if step in scored:  # best and last are the same step: same weights, same scores
+                if not is_main():
+                    continue
                 _copy(run, config, dataset, method, seed, slates, scored[step], checkpoint, generates)
                 continue
             histories, candidates = slate_arrays(dataset, slates)
             if ranker is None:
                 ranker = build(checkpoint)
-            if generates:
+            if generates and is_main():
                 write_json(file, _generate(ranker, config, dataset, slates, method, seed, checkpoint))
             if not there:
                 ranker.progress = Ticker(f"{method} s{seed} on {slates}", len(histories))
                 scores = ranker.score(histories, candidates)
-                _write(run, config, dataset, method, seed, slates, checkpoint, scores)
+                if is_main():
+                    _write(run, config, dataset, method, seed, slates, checkpoint, scores)
         scored.setdefault(step, checkpoint)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sirius_rec.config import Config
+from sirius_rec.processes import is_main
 from sirius_rec.recipes.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -15,8 +16,9 @@ if TYPE_CHECKING:
 
 
 def say(text: str) -> None:
-    """Progress of a job: one flushed line."""
-    print(text, flush=True)
+    """Progress of a job: one flushed line; of several processes the main one speaks."""
+    if is_main():
+        print(text, flush=True)
 
 
 def quiet() -> None:

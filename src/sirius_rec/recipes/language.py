@@ -123,6 +123,7 @@ def _tallrec(run: RunFolder, config: Config, dataset: Dataset, method: MethodSec
 
         model = with_embeddings(model, tokenizer, seed)
     train_stage(
+        run,
         config,
         stage,
         run.method(method.key, seed),
@@ -142,6 +143,7 @@ def _listwise(run: RunFolder, config: Config, dataset: Dataset, method: MethodSe
     rows = stage_rows(dataset.examples("train").height, stage, seed, SFT_STREAM)
     tokenizer = load_run_tokenizer(run, config)
     train_stage(
+        run,
         config,
         stage,
         run.method(method.key, seed),
@@ -168,6 +170,7 @@ def _llara(run: RunFolder, config: Config, dataset: Dataset, method: MethodSecti
     hybrid = _hybrid(run, config, dataset, method, seed, model)
     rows = stage_rows(dataset.examples("train").height, stage, seed, SFT_STREAM)
     train_stage(
+        run,
         config,
         stage,
         run.method(method.key, seed),

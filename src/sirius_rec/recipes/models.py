@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,10 +13,15 @@ import numpy as np
 
 from sirius_rec.config import Config
 from sirius_rec.errors import ConfigError
-from sirius_rec.recipes.run_folder import RunFolder
+from sirius_rec.processes import is_main, wait
+from sirius_rec.recipes.run_folder import RunFolder, write_json
 
 if TYPE_CHECKING:
     from sirius_rec.data.store import Dataset
+    from sirius_rec.scoring.rows import PromptCompletions
+
+ATTENTION = "attention.json"
+_PROBE_ROWS = 4
 
 
 def prepare_backbone(run: RunFolder, config: Config, dataset: Dataset) -> None:
@@ -46,17 +55,72 @@ def _weights_dtype(config: Config) -> str:
     return config.backbone.dtype if config.backbone.lora is not None else "float32"
 
 
+def _loading(config: Config) -> dict[str, Any]:
+    """How weights are loaded; `auto` starts on sdpa, which is right everywhere (`settle_attention`)."""
+    kernels = {"auto": "sdpa", "flex": "flex_attention"}
+    return {
+        "dtype": _weights_dtype(config),
+        "attention": kernels.get(config.backbone.attention, config.backbone.attention),
+        "quantization": config.backbone.quantization,
+    }
+
+
+def settle_attention(run: RunFolder, config: Config, model: Any, rows: Sequence[PromptCompletions], pad_id: int) -> str:
+    """With attention: auto, put the model on the fastest kernel: on CPU sdpa in two calls, on CUDA what is measured.
+
+    Measured once per run, because policy and reference must run on the same kernel: another one rounds otherwise, and
+    every margin would carry the difference. rows: real ones, of which the longest are timed; without any, what was
+    measured before holds. Gives the kernel's name.
+    """
+    from sirius_rec.scoring.attention import probe_attention, use_split
+    from sirius_rec.scoring.packed import unwrapped
+    from sirius_rec.scoring.split import register
+
+    base = unwrapped(model)
+    if config.backbone.attention != "auto":
+        return str(base.config._attn_implementation)
+    if next(model.parameters()).device.type != "cuda":
+        return use_split(model)
+    register()
+    stored = run.path / ATTENTION
+    if not rows and not stored.is_file():  # nothing was trained here, and there is nothing to measure with
+        return str(base.config._attn_implementation)
+    if is_main() and not stored.is_file():
+        longest = sorted(rows, key=lambda row: -row.packed_length)[:_PROBE_ROWS]
+        write_json(stored, asdict(probe_attention(model, longest, pad_id, bf16=computes_in_bf16(config))))
+    wait()
+    chosen = str(json.loads(stored.read_text())["chosen"])
+    base.set_attn_implementation(chosen)
+    return chosen
+
+
 def computes_in_bf16(config: Config) -> bool:
     """Whether float32 weights compute in bfloat16: in training, and so in every scoring of the same run."""
     return config.backbone.dtype == "bfloat16" and config.backbone.lora is None
 
 
 def check_device(config: Config) -> None:
-    """ConfigError if the configured device is not there."""
+    """ConfigError if the configured device, or what the backbone needs on it, is not there."""
     import torch
+
+    if config.backbone.attention == "flex" and on_cpu(config):
+        raise ConfigError("backbone.attention: flex trains on CUDA only: use auto or sdpa")
+    if config.backbone.quantization is not None:
+        from sirius_rec.training.backbones import quantization_problem
+
+        problem = quantization_problem()
+        if problem:
+            raise ConfigError(problem)
 
     if config.compute.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("compute.device: cuda was asked for, but torch sees no CUDA device: use auto or cpu")
+
+
+def on_cpu(config: Config) -> bool:
+    """Whether the run computes on CPUs: asked for, or all there is."""
+    import torch
+
+    return config.compute.device == "cpu" or not torch.cuda.is_available()
 
 
 def initial_model(config: Config, tokenizer: Any, seed: int) -> Any:
@@ -68,7 +132,7 @@ def initial_model(config: Config, tokenizer: Any, seed: int) -> Any:
     else:
         from sirius_rec.training.backbones import load_backbone
 
-        model = load_backbone(config.backbone.name, dtype=_weights_dtype(config), attention=config.backbone.attention)
+        model = load_backbone(config.backbone.name, **_loading(config))
     return model
 
 
@@ -76,14 +140,11 @@ def load_stage_model(config: Config, folder: Path) -> Any:
     """The model saved in a stage's `best` or `last` folder."""
     from sirius_rec.training.backbones import load_trained
 
-    return load_trained(folder, config.backbone.name, dtype=_weights_dtype(config), attention=config.backbone.attention)
+    return load_trained(folder, config.backbone.name, **_loading(config))
 
 
 def place(model: Any, config: Config) -> Any:
-    """The model on the configured device."""
-    import torch
-
-    device = config.compute.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.to(device)
+    """The model on the configured device, or this process's share of them. Quantised weights are there already."""
+    if config.backbone.quantization is not None:
+        return model
+    return model.to("cpu" if on_cpu(config) else f"cuda:{os.environ.get('LOCAL_RANK', '0')}")

@@ -30,7 +30,7 @@ class Served:
 
 
 def load_run_ranker(run: RunFolder, *, method: str | None, seed: int | None, checkpoint: str, titles: bool) -> Served:
-    """The ranker of a run: an arm, sft, or a trained method; by default what was best on validation slates.
+    """The ranker of a run: sft, an arm, or a network; by default what had the highest HR@1 on validation slates.
 
     titles: requests hold titles (a language model also ranks titles that the catalogue lacks), not item ids.
     Raises RunError if nothing of that name and seed is trained.
@@ -56,12 +56,17 @@ def _chosen(run: RunFolder, config: Config, method: str | None, seed: int | None
         for s in method_seeds(config, entry):
             if (run.method(entry.key, s) / "ranker.json").is_file():
                 history = json.loads((run.method(entry.key, s) / "ranker.json").read_text())["history"]
-                trained[entry.key, s] = max((point.get("hr@1", 0.0) for point in history), default=0.0)
+                # The weights kept are those of the epoch with the best NDCG@10.
+                kept = max(history, key=lambda point: point.get("ndcg@10", -1.0), default={})
+                trained[entry.key, s] = kept.get("hr@1", 0.0)
     fitting = {k: v for k, v in trained.items() if method in (None, k[0]) and seed in (None, k[1])}
     if not fitting:
         there = ", ".join(f"{key} (seed {s})" for key, s in trained) or "nothing yet"
         asked = " ".join([method or "a model", *([f"of seed {seed}"] if seed is not None else [])])
-        raise RunError(f"{run.path}: {asked} is not trained here; there is {there}")
+        raise RunError(
+            f"{run.path}: {asked} is not here to be served (sft, arms, gru4rec, caser, sasrec and morec are); "
+            f"there is {there}"
+        )
     return max(fitting, key=lambda k: fitting[k])
 
 
@@ -134,7 +139,7 @@ class TextRequests:
         from sirius_rec.errors import PromptError
 
         if self.texts is not None:
-            for item in (*request.history[-self.max_history :], *request.candidates):
+            for item in (*self._shown(request), *request.candidates):
                 if item not in self.texts:
                     return f"item {item!r} is not in the catalogue; give titles with --titles, or leave it out"
         try:
@@ -148,20 +153,21 @@ class TextRequests:
             )
         return None
 
+    def _shown(self, request: Request) -> tuple[str, ...]:
+        """The newest items of the history."""
+        return request.history[max(0, len(request.history) - self.max_history) :]
+
     def _title(self, item: str) -> str:
         return item if self.texts is None else self.texts[item]
 
     def _prompt(self, request: Request) -> str:
-        history = [self._title(item) for item in request.history[-self.max_history :]]
+        history = [self._title(item) for item in self._shown(request)]
         return str(self.form.render(history, [self._title(item) for item in request.candidates]))
 
     def score(self, requests: list[Request]) -> list[Any]:
         from sirius_rec.rankers.llm import LLMRanker
 
-        shown = [
-            ([self._title(i) for i in r.history[-self.max_history :]], [self._title(i) for i in r.candidates])
-            for r in requests
-        ]
+        shown = [([self._title(i) for i in self._shown(r)], [self._title(i) for i in r.candidates]) for r in requests]
         titles = list(dict.fromkeys(title for history, slate in shown for title in (*history, *slate)))
         number = {title: n for n, title in enumerate(titles)}
         ranker = LLMRanker(self.model, self.encoder, self.form, titles, **self.scoring)

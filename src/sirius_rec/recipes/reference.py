@@ -13,8 +13,9 @@ import numpy as np
 
 from sirius_rec.config import Config
 from sirius_rec.errors import RunError
+from sirius_rec.processes import is_main
 from sirius_rec.recipes.job import Ticker, open_job, say
-from sirius_rec.recipes.models import computes_in_bf16, load_run_tokenizer, load_stage_model, place
+from sirius_rec.recipes.models import computes_in_bf16, load_run_tokenizer, load_stage_model, place, settle_attention
 from sirius_rec.recipes.records import ALIGN_STREAM, slate_records, stage_rows, train_slates, validation_set
 from sirius_rec.recipes.run_folder import RunFolder
 
@@ -44,6 +45,7 @@ def reference(path: str, seed: int) -> None:
     arrays: dict[str, np.ndarray] = {"key": np.array(key)}
     for split, part in records.items():
         encoded = encode_records(part, encoder)
+        settle_attention(run, config, model, encoded, encoder.pad_id)
         logps = score_rows(
             model,
             encoded,
@@ -55,6 +57,8 @@ def reference(path: str, seed: int) -> None:
         )
         arrays[f"{split}_logp"] = np.concatenate(logps)
         arrays[f"{split}_length"] = np.array([len(logp_C) for logp_C in logps])
+    if not is_main():
+        return
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_suffix(".tmp.npz")
     np.savez(temporary, **arrays)  # type: ignore[arg-type]
@@ -98,6 +102,7 @@ def _reference_key(run: RunFolder, config: Config, dataset: Dataset, seed: int) 
         config.backbone.name,
         config.backbone.dtype,
         config.backbone.attention,
+        config.backbone.quantization,
         config.prompts.model_dump(),
         dataset.fingerprint,
         str(train_slates(config)),

@@ -27,7 +27,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from sirius_rec.config import Config, load_config
+from sirius_rec.config import ArmSection, Config, MethodSection, load_config
 from sirius_rec.errors import RunError
 
 # Sections that change how a run is computed but not what comes out.
@@ -66,7 +66,7 @@ def environment(config: Config) -> dict[str, Any]:
     return {
         "versions": versions(),
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "cpu_count": os.cpu_count(),
         "git_revision": revision or None,
         "seeds": list(config.seeds),
@@ -74,7 +74,8 @@ def environment(config: Config) -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The CPU's name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -151,6 +152,12 @@ class RunFolder:
                 ) from None
             yield
 
+    def adopt(self, config: Config) -> None:
+        """Make `config`, which `open_run` let pass, the folder's; call it under the lock."""
+        there, here = self.config().model_dump(mode="json"), config.model_dump(mode="json")
+        if any(there[place] != here[place] for place in _GROW):
+            _write_config(self, config)
+
     def discard_if_untrained(self) -> None:
         """Remove the folder again if nothing was trained in it yet, so that a mended configuration can use its name."""
         made = {self.config_file.name, ENVIRONMENT, _LOCK, self.data.name, self.backbone.name}
@@ -161,19 +168,21 @@ class RunFolder:
 def open_run(path: Path, config: Config) -> RunFolder:
     """Make the run folder, or go on in one of the same configuration, to which seeds, arms and methods may be added.
 
+    Arms and methods of which nothing was begun may also be changed or taken away. A changed configuration is written
+    by `RunFolder.adopt`, once it is known to be sound and nobody else works in the folder.
+
     RunError if it was made with another configuration (naming the first difference) or holds something else.
     """
     folder = RunFolder(path)
     if folder.config_file.is_file():
         there, here = folder.config().model_dump(mode="json"), config.model_dump(mode="json")
-        grown = [place for place in _GROW if _holds_all(here[place], there[place]) and here[place] != there[place]]
+        begun = {place: _begun(folder, place, there[place]) for place in _GROW}
+        grown = [place for place in _GROW if all(entry in here[place] for entry in begun[place])]
         difference = _difference({**there, **{place: here[place] for place in grown}}, here)
         if difference:
             raise RunError(
                 f"{path}: this run folder was made with another configuration ({difference}): choose another --out"
             )
-        if grown:
-            _write_config(folder, config)
         return folder
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise RunError(f"{path}: exists and is not a run folder: choose another --out")
@@ -192,8 +201,17 @@ def _write_config(folder: RunFolder, config: Config) -> None:
     temporary.replace(folder.config_file)
 
 
-def _holds_all(longer: list[Any], shorter: list[Any]) -> bool:
-    return all(entry in longer for entry in shorter)
+def _begun(folder: RunFolder, place: str, entries: list[Any]) -> list[Any]:
+    """Of seeds, arms or methods, those that must stay: all seeds, and what has a folder or scores."""
+    if place == "seeds":
+        return entries
+    kind = ArmSection if place == "arms" else MethodSection
+
+    def has_begun(key: str) -> bool:
+        made = (folder.stage(key, 0).parent, folder.method(key, 0).parent)
+        return any(path.exists() for path in made) or any(folder.scores.glob(f"{key}-s[0-9]*"))
+
+    return [entry for entry in entries if has_begun(kind(**entry).key)]
 
 
 def _difference(old: Any, new: Any, place: str = "") -> str | None:

@@ -22,6 +22,8 @@ from typing import Any
 
 from sirius_rec import stopping
 from sirius_rec.errors import Stopped, TrainingError
+from sirius_rec.processes import count, is_main
+from sirius_rec.processes import wait as wait_for_others
 
 # Seconds that workers get: after an error or Ctrl-C, and after SIGTERM, when trainings still save their step.
 _TO_END, _TO_SAVE = 5.0, 300.0
@@ -29,12 +31,16 @@ _TO_END, _TO_SAVE = 5.0, 300.0
 
 @dataclass(frozen=True)
 class Job:
-    """name: unique, shown to people. run: a picklable function of `args`. after: names of jobs it needs."""
+    """name: unique, shown to people. run: a picklable function of `args`. after: names of jobs it needs.
+
+    alone: of several processes the main one does it, and the others wait.
+    """
 
     name: str
     run: Callable[..., None]
     args: tuple[Any, ...]
     after: frozenset[str] = field(default_factory=frozenset)
+    alone: bool = False
 
 
 def _end_with(parent: int) -> None:
@@ -95,9 +101,13 @@ def run_jobs(
 ) -> None:
     """Run jobs in dependency order, `workers` at a time (1: in this process).
 
-    The first error stops the rest: running jobs are ended, and it is raised here.
+    The first error stops the rest: running jobs are ended, and it is raised here. Under torchrun all processes do every
+    job together, so they are done one after the other whatever `workers` says.
     """
     done = 0
+    if count() > 1 and workers > 1:
+        say(f"compute.jobs: {workers} is for one process: {count()} processes do one job after the other, together")
+        workers = 1
 
     def finished(job: Job, seconds: float) -> None:
         nonlocal done
@@ -111,7 +121,9 @@ def run_jobs(
         for job in jobs:
             assert job.after & names <= ready, f"{job.name} stands before what it needs"
             started = time.monotonic()
-            job.run(*job.args)
+            if is_main() or not job.alone:
+                job.run(*job.args)
+            wait_for_others()
             ready.add(job.name)
             finished(job, time.monotonic() - started)
         return
@@ -167,7 +179,7 @@ def _run_in_workers(
         _end(set(multiprocessing.active_children()) - others, _TO_SAVE if stopped else _TO_END)
         pool.shutdown(wait=False, cancel_futures=True)
         if stopped:
-            raise Stopped("stopped by SIGTERM") from None
+            raise Stopped("stopped by SIGTERM", saved=True) from None
         if isinstance(error, BrokenProcessPool):
             raise TrainingError(
                 "the process of a job was killed (out of memory?): start the same command again to go on"

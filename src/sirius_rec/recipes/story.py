@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+from sirius_rec import processes
 from sirius_rec.config import Config
 from sirius_rec.errors import DataError, SiriusError
 from sirius_rec.recipes.run_folder import RunFolder
@@ -71,12 +72,14 @@ def stage_jobs(run: RunFolder, config: Config, stages: Iterable[str]) -> list[Jo
                 needs = {f"sft s{seed}", f"reference s{seed}"}
                 jobs.append(Job(f"{arm.key} s{seed}", training.align, (path, arm.key, seed), frozenset(needs)))
     if "evaluate" in wanted:
-        jobs.append(Job("floors", evaluation.floors, (path,)))
+        jobs.append(Job("floors", evaluation.floors, (path,), alone=True))
         # What others build on comes first.
         for entry in sorted(config.methods, key=lambda m: METHODS[m.method].kind == "language"):
             for seed in baselines.method_seeds(config, entry):
                 after = frozenset(f"{name} s{seed}" for name in baselines.builds_on(config, entry))
-                jobs.append(Job(f"{entry.key} s{seed}", baselines.fit_method, (path, entry.key, seed), after))
+                alone = METHODS[entry.method].kind != "language"
+                job = Job(f"{entry.key} s{seed}", baselines.fit_method, (path, entry.key, seed), after, alone=alone)
+                jobs.append(job)
         for method in ("sft", *(arm.key for arm in config.arms)) if language else ():
             for seed in config.seeds:
                 needs = {f"{method} s{seed}"}
@@ -89,26 +92,35 @@ STAGES = ("sft", "align", "evaluate")
 
 
 def run_stages(run: RunFolder, config: Config, stages: Iterable[str], say: Say) -> None:
-    """Prepare what is missing and run `stages` (of `STAGES`) in order, resuming what a killed run left."""
+    """Prepare what is missing and run `stages` (of `STAGES`) in order, resuming what a killed run left.
+
+    Under torchrun called by every process: the main one prepares, all train and score.
+    """
     from sirius_rec.recipes import models
     from sirius_rec.recipes.preflight import check_prompts
 
+    processes.join(cpu=models.on_cpu(config))
     with run.lock():
-        try:
-            models.check_device(config)
-            dataset = prepare_data(config, run, say)
-            if config.needs_backbone:
-                models.prepare_backbone(run, config, dataset)
-                check_prompts(run, config, dataset)
-        except SiriusError:
-            run.discard_if_untrained()
-            raise
+        if processes.is_main():
+            try:
+                models.check_device(config)
+                dataset = prepare_data(config, run, say)
+                if config.needs_backbone:
+                    models.prepare_backbone(run, config, dataset)
+                    check_prompts(run, config, dataset)
+                run.adopt(config)
+            except SiriusError:
+                run.discard_if_untrained()
+                raise
+        processes.wait()
         jobs = stage_jobs(run, config, stages)
         run_jobs(jobs, workers=config.compute.jobs, threads=config.compute.threads, say=say)
 
 
 def finish(run: RunFolder, config: Config, say: Say) -> None:
     """Results, diagnostics and report from the finished stages; without curves (no arm, no validation) no diagnosis."""
+    if not processes.is_main():
+        return
     from sirius_rec.data.store import open_dataset
     from sirius_rec.recipes import diagnosis, evaluation
 

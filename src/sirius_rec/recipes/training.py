@@ -14,7 +14,7 @@ from sirius_rec import stopping
 from sirius_rec.config import ArmSection, Config, StageSection
 from sirius_rec.errors import TrainingError
 from sirius_rec.recipes.job import open_job, say
-from sirius_rec.recipes.models import initial_model, load_run_tokenizer, load_stage_model
+from sirius_rec.recipes.models import initial_model, load_run_tokenizer, load_stage_model, settle_attention
 from sirius_rec.recipes.records import (
     ALIGN_STREAM,
     SFT_STREAM,
@@ -57,6 +57,7 @@ def pretrain(path: str, seed: int) -> None:
         validation["records"] = continuation_records(dataset, name, config.prompts.form(), rows)
     tokenizer = load_run_tokenizer(run, config)
     train_stage(
+        run,
         config,
         stage,
         folder,
@@ -78,8 +79,11 @@ def starting_model(run: RunFolder, config: Config, tokenizer: Any, seed: int) ->
     else:
         model = initial_model(config, tokenizer, seed)
     if config.backbone.lora is not None:
+        from transformers import set_seed
+
         from sirius_rec.training.backbones import add_lora
 
+        set_seed(seed)  # an adapter's first weights are random
         model = add_lora(model, **config.backbone.lora.model_dump())
     return model
 
@@ -94,6 +98,7 @@ def sft(path: str, seed: int) -> None:
     name = train_slates(config)
     rows = stage_rows(dataset.examples("train").height, config.sft, seed, SFT_STREAM)
     train_stage(
+        run,
         config,
         config.sft,
         folder,
@@ -120,6 +125,7 @@ def align(path: str, arm_key: str, seed: int) -> None:
     rows = stage_rows(dataset.examples("train").height, stage, seed, ALIGN_STREAM)
     ref = read_reference(run, config, seed) if config.objective(arm).needs_reference else {}
     train_stage(
+        run,
         config,
         stage,
         folder,
@@ -147,6 +153,7 @@ def _loss_options(config: Config, arm: ArmSection) -> dict[str, Any]:
 
 
 def train_stage(
+    run: RunFolder,
     config: Config,
     stage: StageSection,
     folder: Path,
@@ -191,6 +198,8 @@ def train_stage(
         callbacks=[EpochLines(name, say), SaveOnStop()],
         **further,
     )
+    settle_attention(run, config, model.to(args.device), trainer.train_dataset.rows, trainer.encoder.pad_id)
+    say(f"{name}: {trainer.estimate_memory().line()}")
     with stopping.after_a_checkpoint():
         trainer.train(resume_from_checkpoint=True)
     if trainer.is_world_process_zero():
@@ -211,7 +220,9 @@ def _finish(trainer: Any, folder: Path, seconds: float) -> None:
     for source, target in ((best, folder / "best"), (last, folder / "last")):
         if target.exists():
             shutil.rmtree(target)
-        ignored = shutil.ignore_patterns("optimizer*", "scheduler*", "rng_state*", "complete.json", "training_args*")
+        ignored = shutil.ignore_patterns(
+            "optimizer*", "scheduler*", "rng_state*", "complete.json", "training_args*", "pytorch_model_fsdp*"
+        )
         with writing(target):
             shutil.copytree(source, target, ignore=ignored)
     write_json(

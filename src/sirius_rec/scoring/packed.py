@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sirius_rec.scoring.masks import attention_masks
 from sirius_rec.scoring.rows import PackedBatch
+from sirius_rec.scoring.split import SPLIT, without_prompt_rows
 
 
 def unwrapped(model: Any) -> Any:
@@ -31,42 +32,57 @@ def _keeps_by_mask() -> bool:
     return hasattr(modeling, "slice_logits_to_keep")
 
 
-def kept_logits(model: nn.Module, batch: PackedBatch) -> Tensor:
-    """Logits at `batch.keep_BT`, [N, V], float32, N counted row by row."""
+def _counting_waits(device: torch.device) -> bool:
+    """Whether the host must wait for the device to learn how many entries of a mask are set."""
+    return device.type == "cuda"
+
+
+def kept_logits(model: nn.Module, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+    """Logits at the kept positions, [N or more, V], float32, and which of them are the batch's N, in order.
+
+    On CUDA the model is given columns instead of a mask: a mask would have to be counted, and the host wait for it.
+    """
     base = unwrapped(model)
+    masks = attention_masks(base.config, batch.segment_BT, batch.position_ids_BT, base.dtype)
+    if base.config._attn_implementation == SPLIT:
+        masks = without_prompt_rows(base.config, masks, batch.n_prompt)
     inputs: dict[str, Any] = {
         "input_ids": batch.input_ids_BT,
         "position_ids": batch.position_ids_BT,
-        "attention_mask": attention_masks(base.config, batch.segment_BT, batch.position_ids_BT, base.dtype),
+        "attention_mask": masks,
         "use_cache": False,
     }
+    every_N = torch.arange(len(batch.slot_N), device=batch.slot_N.device)
     if "logits_to_keep" not in inspect.signature(base.forward).parameters:
         all_BTV: Tensor = model(**inputs).logits
-        return all_BTV[batch.keep_BT].float()
+        return all_BTV[batch.keep_BT].float(), every_N
+    if _keeps_by_mask() and _counting_waits(batch.keep_BT.device):
+        padded_BPV: Tensor = model(**inputs, logits_to_keep=batch.keep_BP).logits
+        return padded_BPV.flatten(0, 1).float(), batch.slot_N
     if _keeps_by_mask():
         logits_NV: Tensor = model(**inputs, logits_to_keep=batch.keep_BT).logits
-        return logits_NV.float()
+        return logits_NV.float(), every_N
     columns = batch.keep_BT.any(0).nonzero()[:, 0]
     logits_BUV: Tensor = model(**inputs, logits_to_keep=columns).logits
-    return logits_BUV[batch.keep_BT[:, columns]].float()
+    return logits_BUV[batch.keep_BT[:, columns]].float(), every_N
 
 
 class _TokenLogp(torch.autograd.Function):
-    """log softmax of chosen entries of [N, V] logits, in two passes over them instead of autograd's five."""
+    """log softmax of chosen entries of [N, V] logits: one fused pass forward and two backward, instead of seven."""
 
     @staticmethod
     def forward(ctx: Any, logits_NV: Tensor, row_M: Tensor, token_M: Tensor) -> Tensor:
-        log_total_N = torch.logsumexp(logits_NV, 1)
-        ctx.save_for_backward(logits_NV, log_total_N, row_M, token_M)
-        return logits_NV[row_M, token_M] - log_total_N[row_M]
+        logp_NV = torch.log_softmax(logits_NV, 1)
+        ctx.save_for_backward(logp_NV, row_M, token_M)
+        return logp_NV[row_M, token_M]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        logits_NV, log_total_N, row_M, token_M = ctx.saved_tensors
+        logp_NV, row_M, token_M = ctx.saved_tensors
         (grad_M,) = grads
-        grad_N = torch.zeros_like(log_total_N).index_add_(0, row_M, grad_M)
-        grad_NV = (logits_NV - log_total_N[:, None]).exp_().mul_(-grad_N[:, None])
-        grad_NV.view(-1).index_add_(0, row_M * logits_NV.shape[1] + token_M, grad_M)
+        grad_N = grad_M.new_zeros(len(logp_NV)).index_add_(0, row_M, grad_M)
+        grad_NV = logp_NV.exp().mul_(-grad_N[:, None])
+        grad_NV.view(-1).index_add_(0, row_M * logp_NV.shape[1] + token_M, grad_M)
         return grad_NV, None, None
 
 
@@ -76,9 +92,9 @@ def packed_logps(model: nn.Module, batch: PackedBatch) -> Tensor:
     Absent candidates get 0. One forward pass over [prompt, y_1, …, y_C] rows. Raises ScoringError where the
     architecture is not known to be scored rightly.
     """
-    logits_NV = kept_logits(model, batch)
-    real = batch.token_BCL
+    logits_RV, row_N = kept_logits(model, batch)
     token_logp_M: Tensor = _TokenLogp.apply(  # type: ignore[no-untyped-call]
-        logits_NV, batch.source_BCL[real], batch.target_BCL[real]
+        logits_RV, row_N[batch.source_M], batch.target_M
     )
-    return logits_NV.new_zeros(real.shape).masked_scatter(real, token_logp_M).sum(2)
+    shape = batch.valid_BC.shape
+    return logits_RV.new_zeros(shape.numel()).index_add(0, batch.candidate_M, token_logp_M).view(shape)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from itertools import chain
 
 import numpy as np
 import torch
@@ -36,68 +37,106 @@ class PromptCompletions:
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """B packed rows of T tokens; L is the longest completion.
+    """B packed rows of T tokens with C candidates; M completion tokens in all, candidate by candidate, row by row.
 
     input_ids_BT, position_ids_BT: positions restart after the prompt in every completion.
     segment_BT: 0 the prompt, c + 1 candidate c, −1 padding.
     keep_BT: positions whose logits are needed; N of them, counted row by row.
-    source_BCL: which of the N logit rows predicts token l of candidate c. target_BCL: that token.
-    token_BCL: real tokens. valid_BC: real candidates.
+    keep_BP, slot_N: the same as columns, each row filled up to P with column 0, and where in its B · P places each of
+        the N stands: for devices on which counting a mask means waiting.
+    source_M: which of the N predicts token m. target_M: that token. candidate_M: the b · C + c that it belongs to.
+    length_BC: |y| in tokens, the end of sequence included; 1 for absent candidates, so that dividing is safe.
+    valid_BC: real candidates. n_prompt: first columns that are prompt in every row.
     """
 
     input_ids_BT: Tensor
     position_ids_BT: Tensor
     segment_BT: Tensor
     keep_BT: Tensor
-    source_BCL: Tensor
-    target_BCL: Tensor
-    token_BCL: Tensor
+    keep_BP: Tensor
+    slot_N: Tensor
+    source_M: Tensor
+    target_M: Tensor
+    candidate_M: Tensor
+    length_BC: Tensor
     valid_BC: Tensor
-
-    @property
-    def length_BC(self) -> Tensor:
-        """|y| in tokens, the end of sequence included; 1 for absent candidates, so that dividing is safe."""
-        return self.token_BCL.sum(2).clamp(min=1)
+    n_prompt: int
 
     def to(self, device: torch.device | str) -> PackedBatch:
-        return PackedBatch(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        tensors = {name: v.to(device, non_blocking=True) for name, v in values.items() if isinstance(v, Tensor)}
+        return PackedBatch(**{**values, **tensors})
+
+
+def _flat(sequences: Sequence[Sequence[int]], lengths: np.ndarray) -> np.ndarray:
+    return np.fromiter(chain.from_iterable(sequences), dtype=np.int64, count=int(lengths.sum()))
+
+
+def _within(lengths: np.ndarray) -> np.ndarray:
+    """0 … n − 1 for each n in turn: the place of every element inside its own sequence."""
+    within: np.ndarray = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return within
 
 
 def pack(rows: Sequence[PromptCompletions], pad_id: int) -> PackedBatch:
-    """Lay out rows (any lengths, any number of candidates each) as one right-padded batch."""
-    n_rows = len(rows)
-    n_candidates = max(len(row.completions) for row in rows)
-    longest = max(len(ids) for row in rows for ids in row.completions)
-    width = max(row.packed_length for row in rows)
-    input_ids_BT = np.full((n_rows, width), pad_id, dtype=np.int64)
-    position_ids_BT = np.zeros((n_rows, width), dtype=np.int64)
-    segment_BT = np.full((n_rows, width), PAD_SEGMENT, dtype=np.int64)
-    keep_BT = np.zeros((n_rows, width), dtype=bool)
-    source_BCL = np.zeros((n_rows, n_candidates, longest), dtype=np.int64)
-    target_BCL = np.zeros((n_rows, n_candidates, longest), dtype=np.int64)
-    token_BCL = np.zeros((n_rows, n_candidates, longest), dtype=bool)
-    valid_BC = np.zeros((n_rows, n_candidates), dtype=bool)
-    kept_before = 0
-    for b, row in enumerate(rows):
-        n_prompt = len(row.prompt)
-        input_ids_BT[b, :n_prompt] = row.prompt
-        position_ids_BT[b, :n_prompt] = np.arange(n_prompt)
-        segment_BT[b, :n_prompt] = PROMPT_SEGMENT
-        keep_BT[b, n_prompt - 1] = True
-        at = n_prompt
-        for c, ids in enumerate(row.completions):
-            n = len(ids)
-            end = at + n - 1
-            input_ids_BT[b, at:end] = ids[:-1]
-            position_ids_BT[b, at:end] = np.arange(n_prompt, n_prompt + n - 1)
-            segment_BT[b, at:end] = c + 1
-            source_BCL[b, c, 0] = kept_before
-            source_BCL[b, c, 1:n] = kept_before + 1 + np.arange(at, end) - n_prompt
-            target_BCL[b, c, :n] = ids
-            token_BCL[b, c, :n] = True
-            at = end
-        keep_BT[b, n_prompt:at] = True
-        valid_BC[b, : len(row.completions)] = True
-        kept_before += 1 + at - n_prompt
-    arrays = (input_ids_BT, position_ids_BT, segment_BT, keep_BT, source_BCL, target_BCL, token_BCL, valid_BC)
-    return PackedBatch(*(torch.from_numpy(array) for array in arrays))
+    """Lay out rows (any lengths, any number of candidates each) as one right-padded batch.
+
+    Array by array, never token by token: this runs in every step. Y counts the real candidates of all rows.
+    """
+    if not rows:
+        raise ValueError("an empty batch has no layout")
+    prompt_B = np.array([len(row.prompt) for row in rows])
+    count_B = np.array([len(row.completions) for row in rows])
+    completions = [ids for row in rows for ids in row.completions]
+    length_Y = np.array([len(ids) for ids in completions])
+    shape = (len(rows), int(count_B.max()))
+    row_Y, column_Y = np.repeat(np.arange(len(rows)), count_B), _within(count_B)
+    # Inputs of a row's earlier candidates: the last token of each is none.
+    ahead_Y = np.cumsum(length_Y - 1) - (length_Y - 1)
+    ahead_Y -= np.repeat(ahead_Y[np.cumsum(count_B) - count_B], count_B)
+    inputs_B = np.bincount(row_Y, weights=length_Y - 1).astype(np.int64)
+    total_B = prompt_B + inputs_B
+    width = int(total_B.max())
+
+    input_ids_BT = np.full((len(rows), width), pad_id, dtype=np.int64)
+    position_ids_BT = np.zeros((len(rows), width), dtype=np.int64)
+    segment_BT = np.full((len(rows), width), PAD_SEGMENT, dtype=np.int64)
+    at = (np.repeat(np.arange(len(rows)), prompt_B), _within(prompt_B))
+    input_ids_BT[at] = _flat([row.prompt for row in rows], prompt_B)
+    position_ids_BT[at] = at[1]
+    segment_BT[at] = PROMPT_SEGMENT
+
+    of_M, within_M = np.repeat(np.arange(len(length_Y)), length_Y), _within(length_Y)
+    row_M, target_M = row_Y[of_M], _flat(completions, length_Y)
+    behind_M = ahead_Y[of_M] + within_M
+    read = within_M < length_Y[of_M] - 1
+    at = (row_M[read], (prompt_B[row_M] + behind_M)[read])
+    input_ids_BT[at] = target_M[read]
+    position_ids_BT[at] = (prompt_B[row_M] + within_M)[read]
+    segment_BT[at] = column_Y[of_M][read] + 1
+
+    columns = np.arange(width)
+    keep_BT = (columns >= prompt_B[:, None] - 1) & (columns < total_B[:, None])
+    kept_B = inputs_B + 1
+    within_N, row_N = _within(kept_B), np.repeat(np.arange(len(rows)), kept_B)
+    keep_BP = np.zeros((len(rows), int(kept_B.max())), dtype=np.int64)
+    keep_BP[row_N, within_N] = prompt_B[row_N] - 1 + within_N
+    # Every completion's first token is read off the last prompt position.
+    source_M = (np.cumsum(kept_B) - kept_B)[row_M] + np.where(within_M == 0, 0, behind_M)
+    length_BC, valid_BC = np.ones(shape, dtype=np.int64), np.zeros(shape, dtype=bool)
+    length_BC[row_Y, column_Y], valid_BC[row_Y, column_Y] = length_Y, True
+    arrays = {
+        "input_ids_BT": input_ids_BT,
+        "position_ids_BT": position_ids_BT,
+        "segment_BT": segment_BT,
+        "keep_BT": keep_BT,
+        "keep_BP": keep_BP,
+        "slot_N": row_N * keep_BP.shape[1] + within_N,
+        "source_M": source_M,
+        "target_M": target_M,
+        "candidate_M": row_M * shape[1] + column_Y[of_M],
+        "length_BC": length_BC,
+        "valid_BC": valid_BC,
+    }
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return PackedBatch(**tensors, n_prompt=int(prompt_B.min()))

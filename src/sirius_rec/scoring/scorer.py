@@ -85,18 +85,44 @@ def score_rows(
 
     Rows are batched by length; `max_tokens` bounds a batch's padded tokens. `bf16`: compute float32
     weights in bfloat16, as training with bf16 does; policy and reference must agree on it. `progress` gets the
-    rows just done.
+    rows just done, by all processes.
+
+    In a process group every process scores its share and all get all scores: call it in all of them, on the same rows.
     """
     mode = resolve_mode(model, mode)
     was_training = model.training
     model.eval()
-    out: list[np.ndarray] = [np.empty(0, np.float32)] * len(rows)
-    for batch in token_batches(rows, max_tokens):
+    rank, processes = _place_in_group()
+    batches = token_batches(rows, max_tokens)
+    own: dict[int, np.ndarray] = {}
+    for start in range(0, len(batches), processes):
+        # Who has no batch left scores the first one again, for nobody: a sharded model needs all its processes.
+        mine = start + rank < len(batches)
+        batch = batches[start + rank if mine else 0]
         with torch.autocast(next(model.parameters()).device.type, dtype=torch.bfloat16, enabled=bf16):
             logp_BC = logps(model, [rows[r] for r in batch], pad_id, mode).float().cpu().numpy()
-        for b, r in enumerate(batch):
-            out[r] = logp_BC[b, : len(rows[r].completions)].copy()
+        if mine:
+            own |= {r: logp_BC[b, : len(rows[r].completions)].copy() for b, r in enumerate(batch)}
         if progress:
-            progress(len(batch))
+            progress(sum(map(len, batches[start : start + processes])))
     model.train(was_training)
-    return out
+    return _from_all(own, len(rows), processes)
+
+
+def _place_in_group() -> tuple[int, int]:
+    """This process's rank and the number of processes."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return 0, 1
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+def _from_all(own: dict[int, np.ndarray], n_rows: int, processes: int) -> list[np.ndarray]:
+    """The scores of all processes in row order; ScoringError unless every row was scored exactly once."""
+    shares: list[dict[int, np.ndarray]] = [own]
+    if processes > 1:
+        shares = [{} for _ in range(processes)]
+        torch.distributed.all_gather_object(shares, own)
+    together = {r: logp_C for share in shares for r, logp_C in share.items()}
+    if sorted(together) != list(range(n_rows)) or sum(map(len, shares)) != n_rows:
+        raise ScoringError(f"{processes} processes scored {sum(map(len, shares))} rows instead of {n_rows}")
+    return [together[r] for r in range(n_rows)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,53 @@ def load_tokenizer(name: str | Path) -> Any:
     return tokenizer
 
 
-def load_backbone(name: str | Path, *, dtype: str = "float32", attention: str = "sdpa") -> Any:
-    """A causal LM from a hub id or folder; ConfigError in one line if it cannot be had."""
+def quantization_problem() -> str | None:
+    """Why 4-bit weights cannot be had on this machine; None where they can."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        return "backbone.quantization: 4bit needs bitsandbytes: pip install 'sirius-rec[qlora]'"
+    if not torch.cuda.is_available():
+        return "backbone.quantization: 4bit needs a CUDA device, and torch sees none: remove quantization"
+    return None
+
+
+def _quantized(quantization: str | None) -> dict[str, Any]:
+    """What from_pretrained is told for NF4 weights with double quantisation, computing in bfloat16 (QLoRA's choice)."""
+    if quantization is None:
+        return {}
+    problem = quantization_problem()
+    if problem:
+        raise ConfigError(problem)
+    from transformers import BitsAndBytesConfig
+
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    return {"quantization_config": config, "device_map": {"": torch.cuda.current_device()}}
+
+
+def load_backbone(
+    name: str | Path, *, dtype: str = "float32", attention: str = "sdpa", quantization: str | None = None
+) -> Any:
+    """A causal LM from a hub id or folder; ConfigError in one line if it cannot be had.
+
+    quantization: "4bit" for frozen NF4 weights under an adapter (QLoRA); None for weights in `dtype`.
+    """
+    extra = _quantized(quantization)
     try:
-        return AutoModelForCausalLM.from_pretrained(str(name), dtype=DTYPES[dtype], attn_implementation=attention)
+        model = AutoModelForCausalLM.from_pretrained(
+            str(name), dtype=DTYPES[dtype], attn_implementation=attention, **extra
+        )
     except Exception as error:
         raise ConfigError(f"backbone '{name}': cannot load the model ({_first_line(error)})") from error
+    if extra:
+        from peft import prepare_model_for_kbit_training
+
+        # Checkpointing is the stage's own choice.
+        return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    return model
 
 
 def add_lora(model: Any, *, rank: int = 32, alpha: float = 8.0, dropout: float = 0.0) -> Any:
@@ -50,7 +92,14 @@ def is_adapter(folder: Path) -> bool:
     return (folder / "adapter_config.json").is_file()
 
 
-def load_trained(folder: Path, base: str | Path, *, dtype: str = "float32", attention: str = "sdpa") -> Any:
+def load_trained(
+    folder: Path,
+    base: str | Path,
+    *,
+    dtype: str = "float32",
+    attention: str = "sdpa",
+    quantization: str | None = None,
+) -> Any:
     """A model that a stage saved: the whole model, or an adapter (trainable) on `base`. RunError if it is damaged."""
     try:
         if not is_adapter(folder):
@@ -58,7 +107,9 @@ def load_trained(folder: Path, base: str | Path, *, dtype: str = "float32", atte
         from peft import PeftModel
 
         return PeftModel.from_pretrained(
-            load_backbone(base, dtype=dtype, attention=attention), str(folder), is_trainable=True
+            load_backbone(base, dtype=dtype, attention=attention, quantization=quantization),
+            str(folder),
+            is_trainable=True,
         )
     except ConfigError:
         raise

@@ -7,7 +7,7 @@ texts). With more rejected texts than the objective asks for, that many are draw
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from sirius_rec.errors import ConfigError, DataError, PromptError
 from sirius_rec.prompts.encoding import Encoder
 from sirius_rec.scoring.rows import PromptCompletions, pack
+from sirius_rec.training.batching import StepLayout, grouped
 
 
 def _text(value: Any, column: str, number: int) -> str:
@@ -97,29 +98,19 @@ def check_context(rows: Sequence[PromptCompletions], context: int | None) -> Non
 
 # Keys of the independent streams of one seed.
 _WALK, _ORDER = 0xE90C, 1 << 32
-_POOL = 32  # batches whose rows are sorted by length together
-
-
-def _grouped(rows: np.ndarray, lengths: np.ndarray, group: int, rng: np.random.Generator) -> np.ndarray:
-    """Shuffled rows with neighbours of similar length: pools of _POOL batches are sorted, then batches shuffled."""
-    batches: list[np.ndarray] = []
-    for start in range(0, len(rows), group * _POOL):
-        pool = rows[start : start + group * _POOL]
-        pool = pool[np.argsort(lengths[pool], kind="stable")]
-        batches += [pool[at : at + group] for at in range(0, len(pool), group)]
-    full = [batch for batch in batches if len(batch) == group]
-    short = [batch for batch in batches if len(batch) < group]
-    # Incomplete batches go last: anywhere else they would shift the borders of those behind them.
-    return np.concatenate([full[b] for b in rng.permutation(len(full))] + short)
 
 
 @dataclass(frozen=True)
 class Draw:
-    """One example as the collator gets it: candidate columns in scoring order, the first 1 + n_sampled in the loss."""
+    """One example as the collator gets it: candidate columns in scoring order, the first 1 + n_sampled in the loss.
+
+    weight: what it counts in its micro-batch's loss (`StepLayout.weight`); None in data sets without a layout.
+    """
 
     row: int
     columns: np.ndarray
     n_sampled: int
+    weight: float | None = None
 
 
 class PreferenceDataset(Dataset[Draw]):
@@ -129,8 +120,8 @@ class PreferenceDataset(Dataset[Draw]):
     score_unsampled: how many of the others are scored as well, for the logs ("all" or a number).
     examples_per_epoch: an epoch is that many rows; epochs walk through one seeded order of all rows, so that none is
         seen twice before each was seen once. None: all rows.
-    group: rows per batch. The order of an epoch is shuffled by (seed, epoch), then rows of similar length are put
-        into batches together and the batches shuffled, so that little is padded. Read it sequentially.
+    layout: how steps are computed. The order of an epoch is shuffled by (seed, epoch), then rows of similar length, as
+        drawn for this epoch, are put into steps together and the steps shuffled. Read it sequentially: slot after slot.
     """
 
     def __init__(
@@ -141,7 +132,7 @@ class PreferenceDataset(Dataset[Draw]):
         score_unsampled: int | str = "all",
         seed: int = 0,
         examples_per_epoch: int | None = None,
-        group: int = 1,
+        layout: StepLayout | None = None,
     ) -> None:
         fewest = min(len(row.completions) - 1 for row in rows)
         if (1 if negatives == "all" else int(negatives)) > fewest:
@@ -152,10 +143,9 @@ class PreferenceDataset(Dataset[Draw]):
         self.negatives = negatives
         self.score_unsampled = score_unsampled
         self.seed = seed
-        self.group = group
+        self.layout = layout or StepLayout()
         self._length = min(examples_per_epoch or len(rows), len(rows))
         self._walk = np.random.Generator(np.random.Philox(key=[seed, _WALK])).permutation(len(rows))
-        self._lengths = np.array([row.packed_length for row in rows])
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
@@ -165,15 +155,32 @@ class PreferenceDataset(Dataset[Draw]):
         rows = self._walk[np.arange(start, start + self._length) % len(self.rows)]
         rng = np.random.Generator(np.random.Philox(key=[self.seed, _ORDER + self.epoch]))
         rows = rng.permutation(rows)
-        if self.group > 1:
-            rows = _grouped(rows, self._lengths, self.group, rng)
+        if self.layout.batch > 1:
+            rows = grouped(rows, self._drawn_lengths(rows), self.layout.batch, rng)
         self.order = rows
 
-    def __len__(self) -> int:
-        return self._length
+    def _drawn_lengths(self, rows: np.ndarray) -> np.ndarray:
+        """Packed tokens of each row with the candidates drawn for it: what a row really takes up."""
+        lengths = np.empty(len(rows), dtype=np.int64)
+        for at, r in enumerate(rows.tolist()):
+            row = self.rows[r]
+            inputs = sum(len(row.completions[c]) - 1 for c in self.draw(r).columns.tolist())
+            lengths[at] = len(row.prompt) + inputs
+        return lengths
 
-    def __getitem__(self, index: int) -> Draw:
-        return self.draw(int(self.order[index]))
+    def longest(self) -> PromptCompletions:
+        """The longest row of this epoch, with the candidates drawn for it."""
+        draw = self.draw(int(self.order[self._drawn_lengths(self.order).argmax()]))
+        row = self.rows[draw.row]
+        return PromptCompletions(row.prompt, [row.completions[c] for c in draw.columns])
+
+    def __len__(self) -> int:
+        return self.layout.slots(self._length)
+
+    def __getitem__(self, slot: int) -> Draw:
+        """The example in a slot; slots behind the last example repeat earlier ones with weight 0."""
+        drawn = self.draw(int(self.order[slot % self._length]))
+        return replace(drawn, weight=self.layout.weight(slot, self._length))
 
     def draw(self, row: int) -> Draw:
         """The columns of `row` in this epoch: the positive, the sampled negatives, the other scored candidates."""
@@ -195,7 +202,10 @@ class PackingCollator:
         self.ref_logps: Sequence[np.ndarray] | None = None
 
     def __call__(self, draws: Sequence[Draw]) -> dict[str, Any]:
-        """`packed` fields by name, sampled_BC, row_B, and ref_logp_BC where there is a reference."""
+        """`packed` fields by name, sampled_BC, row_B, weight_B, and ref_logp_BC where there is a reference.
+
+        n_real: examples that count; those of weight 0 stand behind them.
+        """
         chosen = [
             PromptCompletions(self.rows[d.row].prompt, [self.rows[d.row].completions[c] for c in d.columns])
             for d in draws
@@ -206,6 +216,9 @@ class PackingCollator:
         n_sampled_B = torch.tensor([d.n_sampled for d in draws])
         batch["sampled_BC"] = (columns_C > 0) & (columns_C <= n_sampled_B[:, None]) & batch["valid_BC"]
         batch["row_B"] = torch.tensor([d.row for d in draws])
+        # Draws of no step are a batch of their own: their mean.
+        batch["weight_B"] = torch.tensor([1 / len(draws) if d.weight is None else d.weight for d in draws])
+        batch["n_real"] = sum(d.weight != 0 for d in draws)
         if self.ref_logps is not None:
             ref_logp_BC: Tensor = torch.zeros(shape)
             for b, d in enumerate(draws):

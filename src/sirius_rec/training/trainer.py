@@ -26,6 +26,7 @@ from sirius_rec.scoring.naive import naive_logps
 from sirius_rec.scoring.packed import packed_logps, unwrapped
 from sirius_rec.scoring.rows import PackedBatch
 from sirius_rec.scoring.scorer import resolve_mode, score_rows, self_check
+from sirius_rec.training.batching import StepLayout
 from sirius_rec.training.checkpoints import (
     PREFIX,
     list_checkpoints,
@@ -37,6 +38,7 @@ from sirius_rec.training.checkpoints import (
 )
 from sirius_rec.training.config import SiriusConfig
 from sirius_rec.training.held_out import HeldOutLog
+from sirius_rec.training.memory import MemoryEstimate, estimate
 from sirius_rec.training.metrics_log import MetricsLog
 from sirius_rec.training.records import PackingCollator, PreferenceDataset, check_context, encode_records
 
@@ -59,11 +61,18 @@ class Averages:
             else:
                 self._sums[name] = [total.clone(), count.clone()]
 
-    def means(self) -> dict[str, float]:
-        """Means of what has a count, and forget them."""
-        out = {name: float(total / count) for name, (total, count) in self._sums.items() if float(count) > 0}
+    def means(self, reduce: Callable[[Tensor], Tensor] | None = None) -> dict[str, float]:
+        """Means of what has a count, and forget them. One wait for the device, however many there are.
+
+        reduce: adds up a tensor over processes.
+        """
+        if not self._sums:
+            return {}
+        names = list(self._sums)
+        sums_S2 = torch.stack([torch.stack([part.float() for part in self._sums[name]]) for name in names])
         self._sums.clear()
-        return out
+        pairs = (reduce(sums_S2) if reduce else sums_S2).tolist()
+        return {name: total / count for name, (total, count) in zip(names, pairs, strict=True) if count > 0}
 
 
 def disable_dropout(model: torch.nn.Module) -> None:
@@ -139,8 +148,7 @@ class SiriusTrainer(Trainer):
             score_unsampled=others,
             seed=args.data_seed if args.data_seed is not None else args.seed,
             examples_per_epoch=args.examples_per_epoch,
-            # The examples of a step are then the same however the batch is split over processes and accumulation.
-            group=args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            layout=StepLayout(args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size),
         )
         self.collator = PackingCollator(train_rows, self.encoder.pad_id, with_rows=self.scoring == "naive")
         self.collator.ref_logps = ref_logps
@@ -177,13 +185,15 @@ class SiriusTrainer(Trainer):
         if self.objective.needs_reference:
             self._ensure_reference()
         if resume_from_checkpoint is True:
-            found = resume_point(Path(self.args.output_dir))
+            with self.args.main_process_first(local=False):  # it also removes what a kill left behind
+                found = resume_point(Path(self.args.output_dir))
             resume_from_checkpoint = str(found) if found else None
         at = -1
         if resume_from_checkpoint:
             at = step_of(Path(resume_from_checkpoint))
-        self.metrics_log.rewind(at)
-        self.held_out_log.rewind(at)
+        if self.is_world_process_zero():
+            self.metrics_log.rewind(at)
+            self.held_out_log.rewind(at)
         self._since = time.perf_counter()
         if at < 0 and self.eval_rows and self.args.eval_strategy != "no":
             self.evaluate()
@@ -194,6 +204,20 @@ class SiriusTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """In order: the data set shuffles itself by (seed, epoch), which also makes resuming exact."""
         return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
+
+    def estimate_memory(self) -> MemoryEstimate:
+        """What a step will need at most, in bytes per process; measured on a few rows, before training."""
+        args = self.args
+        self.model.to(args.device)
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        return estimate(
+            self.model,
+            [self.train_dataset.longest()] * min(args.per_device_train_batch_size, len(self.train_dataset.rows)),
+            self.encoder.pad_id,
+            args.per_device_train_batch_size,
+            shards=args.world_size if sharded else 1,
+            bf16=bool(args.bf16),
+        )
 
     def _ensure_reference(self) -> None:
         """Score every record with the model as it stands, unless cached log-probs were given."""
@@ -222,7 +246,7 @@ class SiriusTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Mean over the batch of the objective's loss; the evidence is added up for the next log line."""
+        """The objective's loss, so weighted that a step's is the mean over its examples; the evidence is added up."""
         batch = PackedBatch(**{name: inputs[name] for name in _PACKED_FIELDS})
         if self.scoring == "naive":
             logp_BC = naive_logps(model, inputs["rows"], self.encoder.pad_id, batch.input_ids_BT.device)
@@ -236,18 +260,19 @@ class SiriusTrainer(Trainer):
             batch.valid_BC,
             inputs.get("ref_logp_BC"),
         )
-        loss = out.loss_B.mean()
+        loss = (out.loss_B * inputs["weight_B"]).sum()
         self._record(out, logp_BC, inputs, batch)
         if loss.device.type == "cpu" and not torch.isfinite(loss):
             self._stop_on_nan()
         return (loss, {"logp_BC": logp_BC}) if return_outputs else loss
 
     def _record(self, out: LossOutput, logp_BC: Tensor, inputs: dict[str, Any], batch: PackedBatch) -> None:
-        sampled_BC, valid_BC = inputs["sampled_BC"], batch.valid_BC
-        parts = evidence(out.reward_BC, logp_BC, sampled_BC, valid_BC, self.args.epsilons)
+        real = slice(inputs["n_real"])
+        sampled_BC, valid_BC = inputs["sampled_BC"][real], batch.valid_BC[real]
+        parts = evidence(out.reward_BC[real], logp_BC[real], sampled_BC, valid_BC, self.args.epsilons)
         one = torch.ones((), device=logp_BC.device)
         if self.objective.filter:
-            dropped = (sampled_BC & ~out.kept_BC).sum().float()
+            dropped = (sampled_BC & ~out.kept_BC[real]).sum().float()
             parts["dropped"] = (dropped, sampled_BC.sum().float())
         for name, tensor in (
             ("reference", inputs.get("ref_logp_BC")),
@@ -275,7 +300,9 @@ class SiriusTrainer(Trainer):
 
     def _check_weights(self) -> None:
         """A NaN gradient of a finite loss shows in the weights only: they must not be saved or handed out."""
-        if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters() if p.requires_grad):
+        # Of sharded weights every process sees its own part; the one that finds a NaN ends all.
+        own = (getattr(p, "to_local", lambda p=p: p)() for p in self.model.parameters() if p.requires_grad)
+        if not all(bool(torch.isfinite(p).all()) for p in own):
             raise TrainingError(
                 f"the weights are not finite after step {self.state.global_step}: lower the learning rate; "
                 "nothing was saved after it, earlier checkpoints are kept"
@@ -288,13 +315,18 @@ class SiriusTrainer(Trainer):
         if "loss" in logs:
             if not np.isfinite(logs["loss"]):
                 self._stop_on_nan()
-            logs |= {k: v for k, v in self._averages.means().items() if not k.startswith("nonfinite ")}
+            means = self._averages.means(self._over_processes)
+            logs |= {k: v for k, v in means.items() if not k.startswith("nonfinite ")}
             now = time.perf_counter()
-            logs["tokens_per_second"] = float(self._tokens) / max(now - self._since, 1e-9)
+            logs["tokens_per_second"] = float(self._over_processes(self._tokens)) / max(now - self._since, 1e-9)
             self._tokens = torch.zeros_like(self._tokens)
             self._since = now
             self._write("train", logs)
         super().log(logs, start_time)
+
+    def _over_processes(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes, all of which must ask for it."""
+        return self.accelerator.reduce(tensor, "sum") if self.args.world_size > 1 else tensor
 
     def _write(self, kind: str, values: dict[str, float]) -> None:
         if self.is_world_process_zero():
@@ -364,6 +396,7 @@ class SiriusTrainer(Trainer):
         checkpoint = folder / f"{PREFIX}{self.state.global_step}"
         with writing(checkpoint):
             super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()  # every process writes its random state
             if self.args.should_save:
                 mark_complete(checkpoint)
         if self.args.should_save and self._keep_checkpoints is not None:

@@ -102,3 +102,11 @@ def test_every_order_of_a_slate_is_read_back() -> None:
         order = rng.permutation(len(TITLES))
         text = "\n".join(style.format(n=n + 1, t=TITLES[i]) for n, i in enumerate(order))
         assert parse_ranking(text, TITLES).order == tuple(order)
+
+
+def test_thoughts_without_both_tags_are_no_ranking() -> None:
+    """The opening tag may stand in the chat template; a limit on tokens may cut thoughts off before they end."""
+    titles = ["Red", "Blur", "Low", "Can"]
+    assert parse_ranking("1. Red\n2. Low\n</think>\n\n1. Blur\n2. Can", titles).order == (1, 3)
+    cut = parse_ranking("<think>\nmaybe\n1. Red\n2. Blur", titles)
+    assert cut.order == () and not cut.valid

@@ -48,7 +48,8 @@ def load(
         max_malformed: the share of malformed lines above which the run stops; below it they are dropped and counted.
         stitch: for sliding windows without user ids: rows of which each continues the one before become one user
             ("stitched-1", …), so that train histories are whole, negatives avoid all of a user's items, and intervals
-            resample users. A row that continues nothing is a user of its own.
+            resample users. A row that continues nothing is a user of its own. A reconstruction: two users are joined
+            where the second one's first row happens to continue the first one's last.
         advance: called as bytes are read.
 
     Raises:

@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from sirius_rec.prompts.encoding import normalise_title
 
-_THOUGHT = re.compile(r"<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL)
+# Thoughts end at the last closing tag (the opening one may stand in the chat template), or were cut off and never end.
+_THOUGHT = re.compile(r"\A.*</think(?:ing)?>|<think(?:ing)?>.*\Z", re.DOTALL)
 _MARKER = re.compile(r"^\s*(?:#+\s*)?(?:\*\*)?(?:[-*•+–]\s+|\(?\d{1,3}[.):\]]\s*)(?=\S)")
 _FENCE = re.compile(r"^\s*```")
 _QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "`": "`", "*": "*", "_": "_", "[": "]", "「": "」"}

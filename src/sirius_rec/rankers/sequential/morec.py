@@ -241,7 +241,8 @@ def load_encoder(name: str, titles: Sequence[str], dimension: int) -> tuple[Any,
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ConfigError(f"encoder '{name}': cannot be loaded ({first})") from error
     rows = tokenizer(list(titles), truncation=True, max_length=_TOKENS)["input_ids"]
-    if empty := next((title for title, row in zip(titles, rows, strict=True) if not row), None):
+    empty = next((title for title, row in zip(titles, rows, strict=True) if not row), None)
+    if empty is not None:
         raise DataError(f"title {empty!r} has no tokens for the encoder '{name}': change the title")
     token_ids_IL = torch.full((len(rows), max(map(len, rows))), -1, dtype=torch.long)
     for r, row in enumerate(rows):

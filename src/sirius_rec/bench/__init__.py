@@ -1,0 +1,1 @@
+"""`sirius bench`: the performance figures, measured beside what people use today, on the same batch."""

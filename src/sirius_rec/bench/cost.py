@@ -1,0 +1,101 @@
+"""Cost against negatives, prompt length and slate size, with the bound drawn in: every distinct token once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sirius_rec.bench import flops
+from sirius_rec.bench.material import CPU_SHAPE, LLAMA_2_7B, PAD, Shape, build_model, random_rows
+from sirius_rec.bench.rivals import SCORERS
+from sirius_rec.bench.timing import interleaved
+from sirius_rec.scoring.attention import use_split
+from sirius_rec.scoring.rows import PromptCompletions
+
+Rows = list[dict[str, Any]]
+# What is varied → (values, rows of a value): candidates of 3 to 9 tokens, prompts of 300 tokens unless varied.
+AXES: dict[str, tuple[Sequence[int], Callable[[int, int], list[PromptCompletions]]]] = {
+    "negatives": ((1, 2, 3, 5, 9, 19), lambda n, v: random_rows(1, n + 1, vocabulary=v)),
+    "prompt tokens": ((75, 150, 300, 600), lambda n, v: random_rows(1, 4, vocabulary=v, prompt=n)),
+    "slate": ((5, 20, 50, 100), lambda n, v: random_rows(1, n, vocabulary=v)),
+}
+
+
+def bench_flops(say: Callable[[str], None]) -> Rows:
+    """Operations of packed rows over the bound, counted from the layout; the model need not exist."""
+    out: Rows = []
+    for shape in (CPU_SHAPE, LLAMA_2_7B):
+        for axis, (values, make) in AXES.items():
+            for value in values:
+                rows = make(value, shape.vocabulary)
+                over = flops.packed(shape, rows) / flops.bound(shape, rows)
+                saved = flops.separate(shape, rows) / flops.packed(shape, rows)
+                out.append(
+                    {
+                        "bench": "flops", "shape": shape.name, axis: value, "packed_over_bound": round(over, 4),
+                        "separate_over_packed": round(saved, 2),
+                    }
+                )  # fmt: skip
+        worst = max(row["packed_over_bound"] for row in out if row["shape"] == shape.name)
+        say(f"operations, {shape.name}: packed at most {worst:.3f}× of the bound")
+    return out
+
+
+def bench_cost(*, quick: bool, say: Callable[[str], None], shape: Shape = CPU_SHAPE) -> Rows:
+    """Seconds of scoring (forward) along every axis: packed, separate rows, and the bound.
+
+    The bound in seconds: its operations at the rate that separate rows reach, which are ordinary dense rows.
+    """
+    model = build_model(shape).eval()
+    use_split(model)
+    out: Rows = []
+    for axis, (values, make) in AXES.items():
+        for value in values[:: 2 if quick else 1]:
+            rows = make(value, shape.vocabulary)
+
+            def run(name: str, rows: list[PromptCompletions] = rows) -> Callable[[], object]:
+                return lambda: SCORERS[name](model, rows, PAD)
+
+            with torch.no_grad():
+                runs = {name: run(name) for name in ("packed", "completion_logits")}
+                seconds = interleaved(runs, rounds=1 if quick else 5)
+            ours, theirs = (float(np.median(seconds[name])) for name in ("packed", "completion_logits"))
+            rate = flops.separate(shape, rows) / theirs
+            out.append(
+                {
+                    "bench": "cost", "axis": axis, "value": value, "seconds_packed": round(ours, 5),
+                    "seconds_separate": round(theirs, 5), "seconds_bound": round(flops.bound(shape, rows) / rate, 5),
+                }
+            )  # fmt: skip
+        say(f"cost against {axis}: measured at {len(values[:: 2 if quick else 1])} points")
+    return out
+
+
+def draw_cost(rows: Rows, path: Path) -> None:
+    """One panel per axis, seconds on a logarithmic scale; PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    lines = (
+        ("seconds_separate", "separate rows", "#D55E00", "o-"),
+        ("seconds_packed", "packed", "#0072B2", "o-"),
+        ("seconds_bound", "bound: each token once", "#222222", "--"),
+    )
+    for axes, axis in zip(figure.subplots(1, len(AXES), sharey=True, squeeze=False)[0], AXES, strict=True):
+        points = [row for row in rows if row["bench"] == "cost" and row["axis"] == axis]
+        for key, label, colour, style in lines:
+            axes.plot([p["value"] for p in points], [p[key] for p in points], style, color=colour, label=label, ms=4)
+        axes.set_yscale("log")
+        axes.set_xlabel(axis)
+        axes.grid(axis="y", color="#E6E6E6")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("seconds per prompt (forward)")
+    figure.axes[0].legend(frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=160)

@@ -1,0 +1,87 @@
+"""The same on a GPU: a Llama-2-7B of random weights under LoRA in bfloat16, steps against separate rows, and its MFU.
+
+One command, no network, at most 8 minutes; without a device it says so and is done.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from sirius_rec.bench import flops
+from sirius_rec.bench.material import LLAMA_2_7B, PAD, Shape, build_model, random_rows
+from sirius_rec.bench.measures import BETA, require_equal
+from sirius_rec.bench.rivals import SCORERS, dpo_loss
+from sirius_rec.bench.timing import compared, interleaved
+from sirius_rec.scoring.attention import probe_attention
+from sirius_rec.training.backbones import add_lora
+
+Rows = list[dict[str, Any]]
+# Dense bfloat16 operations per second by the makers' data sheets, without sparsity.
+PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "A10": 125e12, "4090": 165e12, "3090": 71e12}
+BATCHES = {1: 16, 3: 16, 19: 8}
+_LIMIT_S = 420.0
+
+
+def peak_of(name: str) -> float | None:
+    """Operations per second of a device by its name; None for one that is not in the table."""
+    return next((peak for part, peak in PEAKS.items() if part in name), None)
+
+
+def lora_step_operations(forward: int) -> int:
+    """A step under LoRA: forward, and a backward pass through frozen weights, which gives no gradients of them.
+
+    The adapter's own operations (below 1 %) are left out, so that the utilisation is not over-stated.
+    """
+    return 2 * forward
+
+
+def bench_cuda(
+    *,
+    quick: bool,
+    say: Callable[[str], None],
+    shape: Shape = LLAMA_2_7B,
+    device: str | None = None,
+    batches: dict[int, int] | None = None,
+) -> Rows:
+    """Training steps with K negatives on `device` (the CUDA device, where there is one)."""
+    device = device or ("cuda" if torch.cuda.is_available() else None)
+    if device is None:
+        say("cuda: skipped, torch sees no CUDA device")
+        return []
+    name = torch.cuda.get_device_name() if device == "cuda" else device
+    started = time.monotonic()
+    half = torch.bfloat16 if device == "cuda" else torch.float32
+    model = add_lora(build_model(shape, dtype=half, device=device), rank=32).train()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    out: Rows = []
+    for k, n_rows in (batches or BATCHES).items():
+        if time.monotonic() - started > _LIMIT_S:
+            say(f"cuda: K={k} left out, the time is up")
+            break
+        rows = random_rows(max(n_rows // 2, 1) if quick else n_rows, k + 1, vocabulary=shape.vocabulary)
+        probe = probe_attention(model, rows[:2], PAD)
+        with torch.no_grad():
+            ours, theirs = (SCORERS[way](model, rows, PAD) for way in ("packed", "completion_logits"))
+        require_equal("completion_logits", theirs / theirs.abs().max(), ours / theirs.abs().max(), 0.02)
+        ref_BC = theirs.clone()
+
+        def step(way: str, rows: Any = rows, ref_BC: Any = ref_BC) -> Callable[[], object]:
+            return lambda: torch.autograd.grad(dpo_loss(SCORERS[way](model, rows, PAD), ref_BC, BETA), trained)
+
+        runs = {way: step(way) for way in ("packed", "completion_logits")}
+        seconds = interleaved(runs, rounds=2 if quick else 5, device=device)
+        (row,) = compared(seconds, bench="cuda", k=k, slate=None, prompts=len(rows), device=name)
+        needed = lora_step_operations(flops.bound(shape, rows))
+        peak = peak_of(name)
+        row["tflops"] = round(needed / float(np.median(seconds["packed"])) / 1e12, 3)
+        row["mfu"] = None if peak is None else round(row["tflops"] * 1e12 / peak, 4)
+        row["attention"], row["attention_seconds"] = probe.chosen, probe.seconds
+        row["attention_refused"] = probe.refused
+        say(f"cuda K={k}: {row['ratio']:.2f}×, {row['tflops']:.1f} TFLOP/s needed, MFU {row['mfu']}, {probe.chosen}")
+        out.append(row)
+    return out

@@ -1,0 +1,55 @@
+"""Floating-point operations: what packed rows take, and the bound, at which every distinct token is computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sirius_rec.bench.material import Shape
+from sirius_rec.scoring.rows import PromptCompletions
+
+
+def _pair(shape: Shape) -> int:
+    """Of one query and one key in all layers: their product and the value's share, two operations per number."""
+    return 4 * shape.hidden * shape.layers
+
+
+def _dense(shape: Shape, tokens: int, kept: int) -> int:
+    return 2 * (tokens * shape.layer_weights + kept * shape.head_weights)
+
+
+def _kept(row: PromptCompletions) -> int:
+    return 1 + sum(len(ids) - 1 for ids in row.completions)
+
+
+def bound(shape: Shape, rows: Sequence[PromptCompletions]) -> int:
+    """Forward operations if every token that anything depends on is computed once and sees only what it may see."""
+    total = 0
+    for row in rows:
+        n = len(row.prompt)
+        pairs = n * (n + 1) // 2
+        for ids in row.completions:
+            m = len(ids) - 1
+            pairs += m * n + m * (m + 1) // 2
+        total += _dense(shape, row.packed_length, _kept(row)) + pairs * _pair(shape)
+    return total
+
+
+def packed(shape: Shape, rows: Sequence[PromptCompletions]) -> int:
+    """Forward operations of packed rows as they are, in two calls of attention: padding computed, the rest masked.
+
+    The columns that are prompt in every row take a triangle, the others all columns.
+    """
+    width, prompt = max(row.packed_length for row in rows), min(len(row.prompt) for row in rows)
+    kept = sum(_kept(row) for row in rows)
+    pairs = prompt * (prompt + 1) // 2 + (width - prompt) * width
+    return _dense(shape, width * len(rows), kept) + len(rows) * pairs * _pair(shape)
+
+
+def separate(shape: Shape, rows: Sequence[PromptCompletions], *, full_logits: bool = False) -> int:
+    """Forward operations of one row per candidate, unpadded, causal attention over the lower triangle."""
+    total = 0
+    for row in rows:
+        for ids in row.completions:
+            n = len(row.prompt) + len(ids) - 1
+            total += _dense(shape, n, n if full_logits else len(ids)) + n * (n + 1) // 2 * _pair(shape)
+    return total

@@ -1,0 +1,167 @@
+"""The benches `step`, `score` and `memory`: packed rows against separate ones. Equal results are checked first."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sirius_rec.bench import flops
+from sirius_rec.bench.material import CPU_SHAPE, EOS, PAD, Shape, build_model, random_rows
+from sirius_rec.bench.rivals import SCORERS, dpo_loss, trl_loss
+from sirius_rec.bench.timing import compared, interleaved
+from sirius_rec.errors import ScoringError
+from sirius_rec.scoring.attention import use_split
+from sirius_rec.scoring.rows import PromptCompletions
+from sirius_rec.training.memory import allocated_peak
+
+Say = Callable[[str], None]
+Rows = list[dict[str, Any]]
+BETA = 1.0
+# Negatives → prompts in the batch: about equally many tokens each.
+STEP_BATCHES = {1: 8, 3: 4, 19: 1}
+
+
+def _prepared(shape: Shape) -> Any:
+    """A model on the kernel that runs use on CPU; for ordinary rows it is plain sdpa."""
+    model = build_model(shape)
+    use_split(model)
+    return model
+
+
+def require_equal(name: str, found: Tensor, expected: Tensor, tolerance: float) -> None:
+    """ScoringError if a rival does not compute the same as packed rows: then there is nothing to compare."""
+    worst = float((found.detach() - expected.detach()).abs().max())
+    if not worst <= tolerance:
+        raise ScoringError(f"{name} differs from packed rows by {worst:.3g}: their times cannot be compared")
+
+
+def _steps(
+    model: Any, rows: Sequence[PromptCompletions], names: Sequence[str], say: Say
+) -> dict[str, Callable[[], Tensor]]:
+    """Way → a whole training step (forward, backward, AdamW with rate 0) that returns its loss."""
+    with torch.no_grad():
+        ref_BC = SCORERS["completion_logits"](model, rows, PAD) + 0.5 * torch.randn(
+            len(rows), len(rows[0].completions), generator=torch.Generator().manual_seed(1)
+        )
+
+    def step_of(network: Any, loss_of: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        optimizer = torch.optim.AdamW(network.parameters(), lr=0.0)
+
+        def step() -> Tensor:
+            loss = loss_of()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            return loss.detach()
+
+        return step
+
+    runs: dict[str, Callable[[], Tensor]] = {}
+    for name in names:
+        scorer = SCORERS[name]
+        runs[name] = step_of(model, lambda scorer=scorer: dpo_loss(scorer(model, rows, PAD), ref_BC, BETA))
+    if len(rows[0].completions) == 2:
+        own = copy.deepcopy(model)
+        try:
+            runs["trl"] = step_of(own, trl_loss(own, rows, ref_BC, BETA, tempfile.mkdtemp()))
+        except ImportError as error:
+            say(f"trl: skipped, {error}")
+    return runs
+
+
+def bench_step(*, quick: bool, say: Say, shape: Shape = CPU_SHAPE, batches: dict[int, int] | None = None) -> Rows:
+    """A training step with K negatives, against TRL (K = 1), completion logits only, and full logits."""
+    model = _prepared(shape).train()
+    out: Rows = []
+    for k, n_rows in (batches or STEP_BATCHES).items():
+        rows = random_rows(max(n_rows // 2, 1) if quick else n_rows, k + 1, vocabulary=shape.vocabulary)
+        runs = _steps(model, rows, list(SCORERS), say)
+        losses = {name: run() for name, run in runs.items()}
+        for name, loss in losses.items():
+            require_equal(name, loss, losses["packed"], 1e-3)
+        seconds = interleaved(runs, rounds=2 if quick else 7, warm_up=False)
+        fair = flops.separate(shape, rows) / flops.bound(shape, rows)
+        found = compared(seconds, bench="step", k=k, slate=None, prompts=len(rows), flop_limit=round(fair, 2))
+        for row in found:
+            say(f"step K={k}: {row['ratio']:.2f}× [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}] {row['baseline']}")
+        out += found
+    return out
+
+
+def _generate(model: Any, rows: Sequence[PromptCompletions], new_tokens: int) -> Callable[[], object]:
+    """Greedy answers of `new_tokens` tokens to the same prompts, in one left-padded batch."""
+    from transformers import GenerationConfig
+
+    width = max(len(row.prompt) for row in rows)
+    ids_BT = torch.full((len(rows), width), PAD)
+    seen_BT = torch.zeros_like(ids_BT)
+    for b, row in enumerate(rows):
+        ids_BT[b, width - len(row.prompt) :] = torch.tensor(row.prompt)
+        seen_BT[b, width - len(row.prompt) :] = 1
+    config = GenerationConfig(
+        max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False, pad_token_id=PAD, eos_token_id=EOS
+    )
+    return lambda: model.generate(input_ids=ids_BT, attention_mask=seen_BT, generation_config=config)
+
+
+def bench_score(
+    *, quick: bool, say: Say, shape: Shape = CPU_SHAPE, slates: Sequence[int] = (20, 100), prompts: int = 2
+) -> Rows:
+    """log π of every candidate of a slate, against separate rows in two forms, and against generating one answer."""
+    model = _prepared(shape).eval()
+    out: Rows = []
+    for slate in slates:
+        rows = random_rows(1 if quick else prompts, slate, vocabulary=shape.vocabulary)
+        with torch.no_grad():
+            scores = {name: scorer(model, rows, PAD) for name, scorer in SCORERS.items()}
+            for name, found in scores.items():
+                require_equal(name, found, scores["packed"], 1e-3)
+
+            runs: dict[str, Callable[[], object]] = {
+                name: partial(scorer, model, rows, PAD) for name, scorer in SCORERS.items()
+            }
+            runs["generate"] = _generate(model, rows, 6)
+            seconds = interleaved(runs, rounds=2 if quick else 7)
+        fair = flops.separate(shape, rows) / flops.bound(shape, rows)
+        found = compared(seconds, bench="score", k=None, slate=slate, prompts=len(rows), flop_limit=round(fair, 2))
+        for row in found:
+            say(
+                f"score {slate}: {row['ratio']:.2f}× [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}] "
+                f"{row['baseline']}"
+            )
+        out += found
+    return out
+
+
+def _pass(scorer: Any, model: Any, rows: Sequence[PromptCompletions]) -> None:
+    """Forward and backward, from no gradients to no gradients."""
+    scorer(model, rows, PAD).sum().backward()
+    model.zero_grad(set_to_none=True)
+
+
+def bench_memory(*, quick: bool, say: Say, shape: Shape = CPU_SHAPE, batches: dict[int, int] | None = None) -> Rows:
+    """Peak bytes of tensors in a forward and backward pass beside the weights: allocator statistics, free of noise."""
+    model = _prepared(shape).train()
+    device = torch.device("cpu")
+    out: Rows = []
+    for k, n_rows in (batches or STEP_BATCHES).items():
+        rows = random_rows(max(n_rows // 2, 1) if quick else n_rows, k + 1, vocabulary=shape.vocabulary)
+
+        peaks = {name: allocated_peak(partial(_pass, s, model, rows), device) for name, s in SCORERS.items()}
+        for name in ("completion_logits", "full_logits"):
+            ratio = round(peaks[name] / peaks["packed"], 3)
+            out.append(
+                {
+                    "bench": "memory", "k": k, "slate": None, "prompts": len(rows), "baseline": name,
+                    "bytes_packed": peaks["packed"], "bytes_baseline": peaks[name],
+                    "ratio": ratio, "ratio_low": ratio, "ratio_high": ratio,
+                }
+            )  # fmt: skip
+            say(f"memory K={k}: {peaks['packed'] / 2**20:.0f} MiB packed, {ratio:.2f}× of it {name}")
+    return out

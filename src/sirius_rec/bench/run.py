@@ -1,0 +1,62 @@
+"""One bench by name → rows and the environment they were measured in."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sirius_rec.bench.material import CPU_SHAPE, LLAMA_2_7B
+from sirius_rec.errors import ConfigError
+
+BENCHES = ("step", "score", "memory", "cost", "end-to-end", "cuda")
+
+
+def environment(processor: str, versions: dict[str, str]) -> dict[str, Any]:
+    """What the figures depend on; the load average says whether the machine was busy with something else."""
+    return {
+        "processor": processor,
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load_average": [round(x, 2) for x in os.getloadavg()],
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions,
+        "shapes": [CPU_SHAPE.described(), LLAMA_2_7B.described()],
+        "batch": "prompts of 300 tokens ± 2 %, candidates of 3 to 9 tokens with the end of sequence, random tokens",
+    }
+
+
+def run_bench(
+    name: str, *, quick: bool, say: Callable[[str], None], plot: Path | None = None
+) -> tuple[list[dict[str, Any]], float]:
+    """The rows of a bench and its seconds. ConfigError for an unknown one. plot: where `cost` draws its figure."""
+    started = time.monotonic()
+    if name in ("step", "score", "memory"):
+        from sirius_rec.bench import measures
+
+        bench = {"step": measures.bench_step, "score": measures.bench_score, "memory": measures.bench_memory}[name]
+        rows = bench(quick=quick, say=say)
+    elif name == "cost":
+        from sirius_rec.bench import cost
+
+        rows = cost.bench_flops(say) + cost.bench_cost(quick=quick, say=say)
+        if plot is not None:
+            cost.draw_cost(rows, plot)
+            say(f"figure: {plot}")
+    elif name == "end-to-end":
+        from sirius_rec.bench.end_to_end import bench_end_to_end
+
+        rows = bench_end_to_end(quick=quick, say=say)
+    elif name == "cuda":
+        from sirius_rec.bench.cuda import bench_cuda
+
+        rows = bench_cuda(quick=quick, say=say)
+    else:
+        raise ConfigError(f"no bench is called '{name}': choose one of {', '.join(BENCHES)}")
+    return rows, time.monotonic() - started

@@ -1,0 +1,61 @@
+"""The processes of one run under torchrun or `accelerate launch`: who prepares and writes, and who waits.
+
+Every process goes through the same jobs in the same order. Training and scoring are shared; whatever is not is done by
+the main process while the others wait. Without a launcher there is one process, and all of this does nothing.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+
+
+def count() -> int:
+    """How many processes the launcher started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def join(*, cpu: bool) -> None:
+    """Meet the other processes. cpu: compute on CPUs (gloo) even where there are devices."""
+    if count() == 1:
+        return
+    import torch
+    from accelerate import PartialState
+
+    PartialState(cpu=cpu or not torch.cuda.is_available())
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    import torch
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def wait() -> None:
+    """Until every process is here."""
+    if count() > 1:
+        import torch
+
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()
+
+
+def any_of_them(flag: bool, device: object) -> bool:
+    """Whether the flag is set in any process; all of them must ask."""
+    if count() == 1:
+        return flag
+    import torch
+
+    told = torch.tensor([float(flag)], device=torch.device(str(device)))
+    torch.distributed.all_reduce(told, op=torch.distributed.ReduceOp.MAX)
+    return bool(told.item() > 0)

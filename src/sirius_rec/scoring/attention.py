@@ -1,0 +1,123 @@
+"""Which attention kernel packed rows run on: the fastest of those that give the right log-probs and gradients here.
+
+sdpa with a mask runs everywhere; in two calls (`split`) it is faster where prompts are long. flex attention skips the
+blocks that no row may see, which pays off in long rows on CUDA; torch gives it no backward pass on CPU. FlashAttention
+takes no mask, so packed rows cannot be given to it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sirius_rec.errors import ScoringError
+from sirius_rec.scoring.masks import refusal
+from sirius_rec.scoring.packed import packed_logps, unwrapped
+from sirius_rec.scoring.rows import PackedBatch, PromptCompletions, pack
+from sirius_rec.scoring.scorer import self_check
+from sirius_rec.scoring.split import SPLIT, register
+
+CANDIDATES = ("sdpa", SPLIT, "flex_attention")
+
+
+def use_split(model: nn.Module) -> str:
+    """Put a model that runs on sdpa on its two-call form, where that is right; the name of what it is on now."""
+    base = unwrapped(model)
+    before = str(base.config._attn_implementation)
+    if before == "sdpa" and not refusal(base.config):
+        register()
+        base.set_attn_implementation(SPLIT)
+        if refusal(base.config):
+            base.set_attn_implementation(before)
+    return str(base.config._attn_implementation)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """chosen: the kernel the model is on now. seconds: of a pass over the probe's rows. refused: why not, by kernel."""
+
+    chosen: str
+    seconds: dict[str, float]
+    refused: dict[str, str]
+
+
+def _pass(model: nn.Module, batch: PackedBatch, trained: list[nn.Parameter]) -> list[Tensor]:
+    """One forward and backward pass; the gradients, or the log-probs where nothing is trained."""
+    if not trained:
+        with torch.no_grad():
+            return [packed_logps(model, batch)]
+    return list(torch.autograd.grad(packed_logps(model, batch).sum(), trained))
+
+
+def _same(found: Sequence[Tensor], expected: Sequence[Tensor], half: bool) -> bool:
+    """Equal as far as rounding allows, measured on all entries together."""
+    error = sum(float((a.float() - b.float()).square().sum()) for a, b in zip(found, expected, strict=True))
+    size = sum(float(b.float().square().sum()) for b in expected)
+    return bool(error <= (0.05 if half else 1e-3) ** 2 * size)
+
+
+def _seconds(run: Callable[[], object], device: torch.device, repeats: int) -> float:
+    """The fastest of several runs after one that warms up (and compiles)."""
+    best = float("inf")
+    for number in range(repeats + 1):
+        started = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        if number:
+            best = min(best, time.perf_counter() - started)
+    return best
+
+
+def probe_attention(
+    model: nn.Module,
+    rows: Sequence[PromptCompletions],
+    pad_id: int,
+    *,
+    candidates: Sequence[str] = CANDIDATES,
+    bf16: bool = False,
+    repeats: int = 3,
+) -> Probe:
+    """Time each kernel on `rows`, forward and backward, and leave the model on the fastest one that is right.
+
+    Right means: log-probs equal to separate passes (`self_check`), gradients equal to those of the first right kernel
+    (within 1e-3 of their norm; 5 % in half precision). bf16: compute float32 weights in bfloat16 meanwhile. Raises
+    ScoringError where no kernel is right. The model stays where it is.
+    """
+    register()
+    base = unwrapped(model)
+    device = next(model.parameters()).device
+    half = bf16 or base.dtype in (torch.bfloat16, torch.float16)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    batch = pack(rows, pad_id).to(device)
+    was_training = model.training
+    model.eval()
+    seconds: dict[str, float] = {}
+    refused: dict[str, str] = {}
+    expected: list[Tensor] | None = None
+    for name in candidates:
+        try:
+            base.set_attn_implementation(name)
+            reason = refusal(base.config)
+            if reason:
+                raise ScoringError(reason)
+            self_check(model, rows, pad_id)
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+                found = _pass(model, batch, trained)
+                if expected is not None and not _same(found, expected, half):
+                    raise ScoringError(f"its gradients differ from those of {next(iter(seconds))}")
+                seconds[name] = _seconds(lambda: _pass(model, batch, trained), device, repeats)
+            expected = found if expected is None else expected
+        except Exception as error:  # a kernel may be missing, fail to compile, run out of memory, or be wrong
+            refused[name] = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    model.train(was_training)
+    if not seconds:
+        said = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
+        raise ScoringError(f"no attention kernel scores packed rows rightly here ({said}): set scoring: naive")
+    chosen = min(seconds, key=lambda name: seconds[name])
+    base.set_attn_implementation(chosen)
+    return Probe(chosen, seconds, refused)

@@ -1,0 +1,124 @@
+"""What training will need at most, in bytes, said before it starts.
+
+Weights, gradients and the optimiser's state are counted. What a step needs beside them depends on the architecture, its
+kernels, adapters and checkpointing: it is measured on a few of the longest rows and continued from there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import nn
+
+from sirius_rec.scoring.packed import packed_logps, unwrapped
+from sirius_rec.scoring.rows import PromptCompletions, pack
+
+_FEW = 4  # rows that are measured; more are continued in a straight line
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes per process.
+
+    logits: of one micro-batch in float32, with their gradient. activations: all else that its step needs beside
+    weights, gradients and optimiser. rows, tokens: size of that micro-batch, made of the longest rows.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    rows: int
+    tokens: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.activations + self.logits
+
+    def line(self) -> str:
+        """One line for people."""
+        unit, size = ("GiB", 2**30) if self.total >= 2**30 else ("MiB", 2**20)
+        parts = {k: v / size for k, v in asdict(self).items() if k not in ("rows", "tokens")}
+        said = ", ".join(f"{name} {part:.1f}" for name, part in parts.items())
+        return (
+            f"memory: about {self.total / size:.1f} {unit} per process at most ({said}; {self.rows} rows of "
+            f"{self.tokens} tokens at once)"
+        )
+
+
+def allocated_peak(run: Callable[[], object], device: torch.device) -> int:
+    """The most bytes of tensors at one time while `run` runs, beyond those there before it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        run()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    # The profiler announces its start and stop on stderr otherwise; it reads this when it is first used.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    assert profiler.profiler is not None
+    results = profiler.profiler.kineto_results
+    assert results is not None
+    now = peak = 0
+    for event in sorted((e for e in results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak
+
+
+def step_peak(model: nn.Module, rows: Sequence[PromptCompletions], pad_id: int, *, bf16: bool = False) -> int:
+    """Bytes that a forward and backward pass over `rows` needs beside weights and optimiser; gradients are included."""
+    device = next(model.parameters()).device
+    batch = pack(rows, pad_id).to(device)
+
+    def run() -> None:
+        with torch.enable_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+            logp_BC = packed_logps(model, batch)
+        logp_BC.sum().backward()
+
+    was_training = model.training
+    model.train()  # checkpointing acts in training only
+    model.zero_grad(set_to_none=True)
+    peak = allocated_peak(run, device)
+    model.zero_grad(set_to_none=True)
+    model.train(was_training)
+    return peak
+
+
+def estimate(
+    model: nn.Module, rows: Sequence[PromptCompletions], pad_id: int, micro: int, *, shards: int = 1, bf16: bool = False
+) -> MemoryEstimate:
+    """What a training step with micro-batches of `micro` rows needs at most.
+
+    model: as it will be trained (adapter, checkpointing switched on), on its device, without gradients; it is left so.
+    rows: those to be trained on, with as many candidates as are scored. shards: over how many processes weights,
+    gradients and optimiser are split (FSDP); 1 where each holds them all. The optimiser is AdamW: two numbers per
+    trained weight, in the weight's precision. Every row is taken to be as long as the longest.
+    """
+    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    longest = max(rows, key=lambda row: row.packed_length)
+    count = min(micro, len(rows))
+    peak = step_peak(model, [longest] * min(count, _FEW), pad_id, bf16=bf16)
+    if count > _FEW:
+        less = step_peak(model, [longest] * (_FEW // 2), pad_id, bf16=bf16)
+        peak += (count - _FEW) * max(peak - less, 0) // (_FEW - _FEW // 2)
+    kept = 1 + sum(len(ids) - 1 for ids in longest.completions)
+    vocabulary = int(unwrapped(model).config.get_text_config().vocab_size)
+    logits = count * kept * vocabulary * 4 * 2
+    return MemoryEstimate(
+        weights=weights // shards,
+        gradients=trained // shards,
+        optimizer=2 * trained // shards,
+        activations=max(peak - trained - logits, 0),
+        logits=logits,
+        rows=count,
+        tokens=longest.packed_length,
+    )

@@ -1,0 +1,159 @@
+"""Two CPU processes (gloo) through the real command: the losses, weights and scores of one process, each row once.
+
+Losses and log-probs agree within 1e-4, weights within 1e-5: sums are taken in another order. The last step of an epoch
+has 18 of 32 examples, so that one process's last micro-batch holds none that count.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from safetensors.torch import load_file
+
+from sirius_rec.config import Config
+from sirius_rec.recipes.run_folder import RunFolder, open_run
+from sirius_rec.recipes.story import STAGES, run_stages
+from sirius_rec.training.metrics_log import read_metrics
+
+MINI = Path(__file__).resolve().parents[1] / "mini.yaml"
+WORKER = Path(__file__).with_name("fsdp2_on_cpu.py")
+SMALL = ["backbone.pretrain=null", "arms=[dpo_sirius]", "evaluation.generation_rows=4", "evaluation.baseline=sft"]
+UNEVEN = ["align.examples_per_epoch=50", "align.micro_batch_size=8", "align.save_steps=null", "sft.micro_batch_size=16"]
+
+
+def launched(*command: str, out: Path) -> str:
+    """The output of torchrun over two processes."""
+    free = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "FSDP_"))}
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *command,
+         str(MINI), *SMALL, *UNEVEN, "--out", str(out)],
+        capture_output=True, text=True, check=False, timeout=240, env={**free, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """The run of a single process."""
+    from sirius_rec.config import load_config
+
+    config: Config = load_config(MINI, [*SMALL, *UNEVEN])
+    run = open_run(tmp_path_factory.mktemp("one") / "run", config)
+    run_stages(run, config, STAGES, lambda text: None)
+    return run
+
+
+def curve(run: RunFolder, stage: str) -> list[dict[str, Any]]:
+    lines = read_metrics(run.stage(stage, 0) / "metrics.jsonl")
+    # An epoch's fraction counts micro-batches, of which several processes have others.
+    return [{k: v for k, v in line.items() if k not in ("tokens_per_second", "epoch")} for line in lines]
+
+
+def assert_same_training(run: RunFolder, other: RunFolder) -> None:
+    for stage in ("sft", "dpo_sirius"):
+        ours, theirs = curve(run, stage), curve(other, stage)
+        assert len(ours) == len(theirs) > 4
+        for mine, their in zip(ours, theirs, strict=True):
+            assert mine == pytest.approx(their, abs=1e-4)
+        for kind in ("best", "last"):
+            mine, their = (load_file(r.stage(stage, 0) / kind / "model.safetensors") for r in (run, other))
+            # FSDP writes a tied output layer out a second time.
+            assert set(mine) - set(their) <= {"lm_head.weight"}
+            if "lm_head.weight" in mine:
+                assert mine["lm_head.weight"].equal(mine["model.embed_tokens.weight"])
+            assert max(float((mine[name] - their[name]).abs().max()) for name in their) <= 1e-5
+    steps = [line["loss"] for line in curve(run, "dpo_sirius") if line["kind"] == "train"]
+    assert len(steps) == 4
+    assert len(set(steps)) == 4
+
+
+def assert_same_reference(run: RunFolder, other: RunFolder) -> None:
+    with np.load(run.reference(0)) as mine, np.load(other.reference(0)) as their:
+        for split in ("train", "val"):
+            np.testing.assert_array_equal(mine[f"{split}_length"], their[f"{split}_length"])
+            np.testing.assert_allclose(mine[f"{split}_logp"], their[f"{split}_logp"], atol=1e-4)
+
+
+@pytest.mark.slow
+def test_ddp_is_one_process(one: RunFolder, tmp_path: Path) -> None:
+    said = launched("-m", "sirius_rec", "run", out=tmp_path / "run")
+    two = RunFolder(tmp_path / "run")
+    assert_same_training(two, one)
+    assert_same_reference(two, one)
+    names = sorted(path.name for path in one.scores.iterdir())
+    assert sorted(path.name for path in two.scores.iterdir()) == names
+    for name in names:
+        mine, their = (pl.read_parquet(r.scores / name) for r in (two, one))
+        assert mine["row_id"].to_list() == their["row_id"].to_list()
+        assert mine["candidates"].to_list() == their["candidates"].to_list()
+        np.testing.assert_allclose(mine["scores"].explode(), their["scores"].explode(), atol=1e-4)
+    # Whatever is said is said once, and the page is there.
+    lines = said.splitlines()
+    assert sum(line.startswith("report:") for line in lines) == 1
+    assert sum("] dpo_sirius s0 done" in line for line in lines) == 1
+    assert json.loads(two.results.read_text())["summary"]
+    assert (two.path / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_fsdp2_is_one_process(one: RunFolder, tmp_path: Path) -> None:
+    said = launched(str(WORKER), "align", out=tmp_path / "run")
+    assert said.count("sharded: DTensor\n") == said.count("sharded:") == 4
+    two = RunFolder(tmp_path / "run")
+    assert_same_training(two, one)
+    assert_same_reference(two, one)
+    assert not list(two.path.rglob("pytorch_model_fsdp*"))
+
+
+def test_jobs_side_by_side_are_said_to_be_for_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sirius_rec.recipes import schedule
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    done: list[str] = []
+    lines: list[str] = []
+    jobs = [schedule.Job("shared", done.append, ("shared",)), schedule.Job("main", done.append, ("main",), alone=True)]
+    schedule.run_jobs(jobs, workers=4, threads=None, say=lines.append)
+    assert done == ["shared"]
+    assert lines[0] == "compute.jobs: 4 is for one process: 2 processes do one job after the other, together"
+
+
+@pytest.mark.parametrize(("rows", "processes"), [(1, 2), (5, 2), (7, 3)])
+def test_shares_of_scoring_are_whole(
+    monkeypatch: pytest.MonkeyPatch, tiny_llama: Callable[..., Any], tokenizer: Any, rows: int, processes: int
+) -> None:
+    """Every process's share, put together by hand: each row once, and as many forward passes in each process."""
+    from sirius_rec.scoring import scorer
+    from sirius_rec.scoring.rows import PromptCompletions
+
+    model = tiny_llama(tokenizer)
+    texts = [PromptCompletions([5] * (3 + r), [[7, 2], [8, 9, 2]]) for r in range(rows)]
+    alone = scorer.score_rows(model, texts, 0, max_tokens=12)
+    shares: list[dict[int, Any]] = []
+    passes: list[int] = []
+    original = scorer.logps
+    monkeypatch.setattr(scorer, "_from_all", lambda own, *rest: shares.append(own))
+    monkeypatch.setattr(scorer, "logps", lambda *a: passes.append(1) or original(*a))
+    counts = []
+    for rank in range(processes):
+        monkeypatch.setattr(scorer, "_place_in_group", lambda rank=rank: (rank, processes))
+        passes.clear()
+        progress: list[int] = []
+        scorer.score_rows(model, texts, 0, max_tokens=12, progress=progress.append)
+        counts.append(len(passes))
+        assert sum(progress) == rows
+    assert len(set(counts)) == 1
+    assert sorted(r for share in shares for r in share) == list(range(rows))
+    for share in shares:
+        for r, logp_C in share.items():
+            np.testing.assert_allclose(logp_C, alone[r], atol=1e-5)

@@ -1,0 +1,69 @@
+"""The estimate of training memory against what a step really allocates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from sirius_rec.scoring.rows import PromptCompletions
+from sirius_rec.training.backbones import add_lora
+from sirius_rec.training.memory import allocated_peak, estimate, step_peak
+
+ROWS = [PromptCompletions(list(range(5, 105)), [[7, 8, 9, 10, 2]] * 4) for _ in range(12)]
+
+
+def build(adapter: bool, checkpointing: bool) -> Any:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=1000, hidden_size=64, intermediate_size=172, num_hidden_layers=4, num_attention_heads=4,
+        max_position_embeddings=256, attn_implementation="sdpa",
+    )  # fmt: skip
+    model: Any = LlamaForCausalLM(config)
+    if adapter:
+        model = add_lora(model, rank=4)
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("adapter", [False, True])
+def test_within_a_fifth_of_what_is_allocated(adapter: bool, checkpointing: bool) -> None:
+    model = build(adapter, checkpointing)
+    found = estimate(model, ROWS, 0, 12)
+    weights = sum(p.numel() * 4 for p in model.parameters())
+    trained = sum(p.numel() * 4 for p in model.parameters() if p.requires_grad)
+    assert (found.weights, found.gradients, found.optimizer) == (weights, trained, 2 * trained)
+    assert all(p.grad is None for p in model.parameters())
+    assert (found.rows, found.tokens) == (12, 100 + 4 * 4)
+    real = weights + 2 * trained + step_peak(model, ROWS, 0)
+    assert 0.8 <= found.total / real <= 1.2
+
+
+def test_checkpointing_needs_less_and_shards_share() -> None:
+    plain, checkpointed = (estimate(build(False, on), ROWS, 0, 12) for on in (False, True))
+    assert checkpointed.activations < 0.6 * plain.activations
+    halved = estimate(build(False, False), ROWS, 0, 12, shards=2)
+    assert (halved.weights, halved.gradients, halved.optimizer) == (
+        plain.weights // 2, plain.gradients // 2, plain.optimizer // 2,
+    )  # fmt: skip
+    assert "12 rows of 116 tokens at once" in plain.line()
+
+
+def test_the_peak_of_known_tensors() -> None:
+    """Two megabytes at once, then one after the other: 8 MB of float32 and 4 MB."""
+    cpu = torch.device("cpu")
+
+    def together() -> None:
+        first, second = torch.ones(2**20), torch.ones(2**20)
+        assert len(first) == len(second)
+
+    def in_turn() -> None:
+        for _ in range(2):
+            torch.ones(2**20)
+
+    assert allocated_peak(together, cpu) == pytest.approx(2 * 2**22, rel=0.01)
+    assert allocated_peak(in_turn, cpu) == pytest.approx(2**22, rel=0.01)
