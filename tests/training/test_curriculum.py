@@ -15,6 +15,7 @@ from sirius_rec.prompts.encoding import Encoder
 from sirius_rec.prompts.hybrid import HybridEncoder, marked_titles
 from sirius_rec.prompts.templates import TEMPLATES
 from sirius_rec.scoring.rows import PromptCompletions
+from sirius_rec.training.batching import StepLayout
 from sirius_rec.training.config import SiriusConfig
 from sirius_rec.training.curriculum import CurriculumDataset, CurriculumTrainer
 from sirius_rec.training.hybrid import FILE, install, installed
@@ -24,7 +25,7 @@ ITEMS = torch.arange(40.0).view(10, 4).sin()
 
 def test_the_share_of_hybrid_prompts_rises_linearly() -> None:
     made = [PromptCompletions([1], [[2], [3]]) for _ in range(500)]
-    data = CurriculumDataset(made, epochs=4, share=0.5, negatives=0, score_unsampled=0, seed=3, group=10)
+    data = CurriculumDataset(made, epochs=4, share=0.5, negatives=0, score_unsampled=0, seed=3, layout=StepLayout(10))
     shares = []
     for epoch in range(4):
         data.set_epoch(epoch)

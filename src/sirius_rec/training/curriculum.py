@@ -30,9 +30,10 @@ class CurriculumDataset(PreferenceDataset):
         super().__init__(rows, **options)
         self.examples = max(epochs * len(self) * share, 1.0)
 
-    def __getitem__(self, index: int) -> Draw:
-        draw = super().__getitem__(index)
-        done = self.epoch * len(self) + index // self.group * self.group
+    def __getitem__(self, slot: int) -> Draw:
+        draw = super().__getitem__(slot)
+        step = self.layout.batch
+        done = self.epoch * len(self) + slot // step * step
         chance = np.random.Generator(np.random.Philox(key=[self.seed ^ _CURRICULUM, (self.epoch << 32) | draw.row]))
         hybrid = chance.random() < done / self.examples
         return draw if hybrid else replace(draw, row=draw.row + len(self.rows))
@@ -66,8 +67,8 @@ class CurriculumTrainer(SiriusTrainer):
             negatives=hybrid.negatives,
             score_unsampled=hybrid.score_unsampled,
             seed=hybrid.seed,
-            examples_per_epoch=len(hybrid),
-            group=hybrid.group,
+            examples_per_epoch=hybrid.n_examples,
+            layout=hybrid.layout,
         )
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:

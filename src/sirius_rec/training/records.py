@@ -174,6 +174,11 @@ class PreferenceDataset(Dataset[Draw]):
         row = self.rows[draw.row]
         return PromptCompletions(row.prompt, [row.completions[c] for c in draw.columns])
 
+    @property
+    def n_examples(self) -> int:
+        """Examples of an epoch, without those that only fill up the last round."""
+        return self._length
+
     def __len__(self) -> int:
         return self.layout.slots(self._length)
 
