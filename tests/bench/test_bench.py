@@ -135,9 +135,8 @@ def test_cuda_code_on_a_cpu_and_without_a_device(monkeypatch: pytest.MonkeyPatch
     lines: list[str] = []
     with torch.compiler.set_stance("force_eager"):
         rows = cuda.bench_cuda(quick=True, say=lines.append, shape=TINY_SHAPE, device="cpu", batches={1: 4, 3: 4})
-    assert [(row["k"], row["baseline"], row["attention"]) for row in rows] == [
-        (1, "completion_logits", "sdpa"), (3, "completion_logits", "sdpa"),
-    ]  # fmt: skip
+    assert [(row["k"], row["baseline"]) for row in rows] == [(1, "completion_logits"), (3, "completion_logits")]
+    assert all(row["attention"] in ("sdpa", "tree_split") for row in rows)
     assert all(row["tflops"] > 0 and row["mfu"] is None for row in rows)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert cuda.bench_cuda(quick=True, say=lines.append) == []

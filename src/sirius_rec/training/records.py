@@ -7,7 +7,7 @@ texts). With more rejected texts than the objective asks for, that many are draw
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -155,6 +155,8 @@ class PreferenceDataset(Dataset[Draw]):
         rows = self._walk[np.arange(start, start + self._length) % len(self.rows)]
         rng = np.random.Generator(np.random.Philox(key=[self.seed, _ORDER + self.epoch]))
         rows = rng.permutation(rows)
+        # Drawn once for the lengths and for training: a generator per row costs more than all else in a batch.
+        self._drawn = {r: self.draw(r) for r in rows.tolist()}
         if self.layout.batch > 1:
             rows = grouped(rows, self._drawn_lengths(rows), self.layout.batch, rng)
         self.order = rows
@@ -164,13 +166,13 @@ class PreferenceDataset(Dataset[Draw]):
         lengths = np.empty(len(rows), dtype=np.int64)
         for at, r in enumerate(rows.tolist()):
             row = self.rows[r]
-            inputs = sum(len(row.completions[c]) - 1 for c in self.draw(r).columns.tolist())
+            inputs = sum(len(row.completions[c]) - 1 for c in self._drawn[r].columns.tolist())
             lengths[at] = len(row.prompt) + inputs
         return lengths
 
     def longest(self) -> PromptCompletions:
         """The longest row of this epoch, with the candidates drawn for it."""
-        draw = self.draw(int(self.order[self._drawn_lengths(self.order).argmax()]))
+        draw = self._drawn[int(self.order[self._drawn_lengths(self.order).argmax()])]
         row = self.rows[draw.row]
         return PromptCompletions(row.prompt, [row.completions[c] for c in draw.columns])
 
@@ -184,8 +186,8 @@ class PreferenceDataset(Dataset[Draw]):
 
     def __getitem__(self, slot: int) -> Draw:
         """The example in a slot; slots behind the last example repeat earlier ones with weight 0."""
-        drawn = self.draw(int(self.order[slot % self._length]))
-        return replace(drawn, weight=self.layout.weight(slot, self._length))
+        drawn = self._drawn[int(self.order[slot % self._length])]
+        return Draw(drawn.row, drawn.columns, drawn.n_sampled, self.layout.weight(slot, self._length))
 
     def draw(self, row: int) -> Draw:
         """The columns of `row` in this epoch: the positive, the sampled negatives, the other scored candidates."""
