@@ -46,7 +46,7 @@ def bench_flops(say: Callable[[str], None]) -> Rows:
 
 
 def bench_cost(*, quick: bool, say: Callable[[str], None], shape: Shape = CPU_SHAPE) -> Rows:
-    """Seconds of scoring (forward) along every axis: packed, separate rows, and the bound.
+    """Seconds of scoring (forward) along every axis: packed, separate rows, and the bound on operations as seconds.
 
     The bound in seconds: its operations at the median rate that separate rows reach, which are ordinary dense rows.
     """
@@ -89,7 +89,7 @@ def draw_cost(rows: Rows, path: Path) -> None:
     lines = (
         ("seconds_separate", "separate rows", "#D55E00", "o-"),
         ("seconds_packed", "packed", "#0072B2", "o-"),
-        ("seconds_bound", "bound: each token once", "#222222", "--"),
+        ("seconds_bound", "operations of the bound, at separate rows' median rate", "#222222", "--"),
     )
     for axes, axis in zip(figure.subplots(1, len(AXES), sharey=True, squeeze=False)[0], AXES, strict=True):
         points = [row for row in rows if row["bench"] == "cost" and row["axis"] == axis]
@@ -100,6 +100,6 @@ def draw_cost(rows: Rows, path: Path) -> None:
         axes.grid(axis="y", color="#E6E6E6")
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("seconds per prompt (forward)")
-    figure.axes[0].legend(frameon=False)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=160)
