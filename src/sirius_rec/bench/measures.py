@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sirius_rec.bench import flops
 from sirius_rec.bench.material import CPU_SHAPE, EOS, PAD, Shape, build_model, random_rows
 from sirius_rec.bench.rivals import SCORERS, dpo_loss, trl_loss
-from sirius_rec.bench.timing import compared, interleaved
+from sirius_rec.bench.timing import compared, interleaved, ratio
 from sirius_rec.errors import ScoringError
 from sirius_rec.scoring.attention import use_split
 from sirius_rec.scoring.rows import PromptCompletions
@@ -45,9 +46,9 @@ def require_equal(name: str, found: Tensor, expected: Tensor, tolerance: float) 
 def _steps(
     model: Any, rows: Sequence[PromptCompletions], names: Sequence[str], say: Say
 ) -> dict[str, Callable[[], Tensor]]:
-    """Way → forward and backward of a micro-batch, which returns its loss.
+    """Way → forward and backward of a micro-batch, which returns its loss; `update` → an update of AdamW alone.
 
-    The optimiser's update is left out: it is the same for all, and done once per effective batch, not per micro-batch.
+    The update is timed on its own: it is the same for all, and a user does it once per micro-batch at most.
     """
     with torch.no_grad():
         ref_BC = SCORERS["completion_logits"](model, rows, PAD) + 0.5 * torch.randn(
@@ -73,7 +74,21 @@ def _steps(
             runs["trl"] = step_of(own, trl_loss(own, rows, ref_BC, BETA, tempfile.mkdtemp()))
         except ImportError as error:
             say(f"trl: skipped, {error}")
+    runs["update"] = _update(copy.deepcopy(model))
     return runs
+
+
+def _update(model: Any) -> Callable[[], Tensor]:
+    """An update of AdamW on gradients that are already there, clipping left out; returns a zero in place of a loss."""
+    for weight in model.parameters():
+        weight.grad = torch.full_like(weight, 1e-4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+
+    def update() -> Tensor:
+        optimizer.step()
+        return torch.zeros(())
+
+    return update
 
 
 def bench_step(*, quick: bool, say: Say, shape: Shape = CPU_SHAPE, batches: dict[int, int] | None = None) -> Rows:
@@ -84,13 +99,20 @@ def bench_step(*, quick: bool, say: Say, shape: Shape = CPU_SHAPE, batches: dict
         rows = random_rows(max(n_rows // 4, 1) if quick else n_rows, k + 1, vocabulary=shape.vocabulary)
         runs = _steps(model, rows, list(SCORERS), say)
         losses = {name: run() for name, run in runs.items()}
-        for name, loss in losses.items():
-            require_equal(name, loss, losses["packed"], 1e-3)
+        for name in losses.keys() - {"update"}:
+            require_equal(name, losses[name], losses["packed"], 1e-3)
         seconds = interleaved(runs, rounds=2 if quick else 5, warm_up=False)
+        update = seconds.pop("update")
         fair = flops.separate(shape, rows) / flops.bound(shape, rows)
         found = compared(seconds, bench="step", k=k, slate=None, prompts=len(rows), flop_limit=round(fair, 2))
         for row in found:
-            say(f"step K={k}: {row['ratio']:.2f}× [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}] {row['baseline']}")
+            with_update = ratio(seconds[row["baseline"]] + update, seconds["packed"] + update)
+            row["seconds_update"] = round(float(np.median(update)), 5)
+            row |= {f"{key}_with_update": value for key, value in with_update.items()}
+            say(
+                f"step K={k}: {row['ratio']:.2f}× [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}] {row['baseline']}"
+                f", with an update after each {row['ratio_with_update']:.2f}×"
+            )
         out += found
     return out
 
