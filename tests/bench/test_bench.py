@@ -102,7 +102,12 @@ def test_step_score_and_memory_give_their_rows(tmp_path: Path) -> None:
         (1, "completion_logits"), (1, "full_logits"), (1, "trl"), (3, "completion_logits"), (3, "full_logits"),
     ]  # fmt: skip
     score = measures.bench_score(quick=True, say=quiet, shape=TINY_SHAPE, slates=(5,))
-    assert {row["baseline"] for row in score} == {"completion_logits", "full_logits", "generate"}
+    separate = {"completion_logits", "completion_logits_chunks", "full_logits"}
+    assert {row["baseline"] for row in score} == {*separate, "generate"}
+    # The update is the same for both, so it can only bring the ratio nearer to one.
+    for row in step:
+        assert row["seconds_update"] > 0
+        assert abs(row["ratio_with_update"] - 1) < abs(row["ratio"] - 1)
     memory = measures.bench_memory(quick=True, say=quiet, shape=TINY_SHAPE, batches=batches)
     for row in memory:
         assert row["ratio"] > 1
@@ -165,3 +170,11 @@ def test_the_command_writes_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert content["environment"]["versions"]["torch"]
     assert [shape["name"] for shape in content["environment"]["shapes"]] == ["cpu", "llama-2-7b"]
     assert "skipped" in capsys.readouterr().out
+
+
+def test_separate_rows_in_chunks_are_the_same_rows() -> None:
+    model = build_model(TINY_SHAPE).eval()
+    rows = random_rows(3, 5, vocabulary=TINY_SHAPE.vocabulary, prompt=12)
+    with torch.no_grad():
+        whole = SCORERS["completion_logits"](model, rows, PAD)
+        assert (measures._in_chunks(model, rows, chunk=2) - whole).abs().max() <= 1e-5

@@ -31,17 +31,21 @@ Here = Callable[..., tuple[Any, str]]
 ARMS = ("dpo_sirius", "softmax_dpo")
 
 
-def command(out: Path, *overrides: str) -> list[str]:
-    return [sys.executable, "-m", "sirius_rec.cli", "run", str(MINI), *overrides, "--out", str(out)]
+def command(out: Path, *overrides: str, stage: str = "run") -> list[str]:
+    return [sys.executable, "-m", "sirius_rec.cli", stage, str(MINI), *overrides, "--out", str(out)]
 
 
 def finish(out: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(out, *overrides), capture_output=True, text=True, timeout=120, check=False)
 
 
-def kill_in_alignment(out: Path, *overrides: str, sent: int = signal.SIGKILL) -> tuple[Path, int, str]:
+def kill_in_alignment(
+    out: Path, *overrides: str, stage: str = "run", sent: int = signal.SIGKILL
+) -> tuple[Path, int, str]:
     """Start a run, send a signal once an alignment has a whole checkpoint; the arm's folder, exit code, stderr."""
-    process = subprocess.Popen(command(out, *overrides), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command(out, *overrides, stage=stage), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 90
     try:
         while time.monotonic() < deadline and process.poll() is None:
@@ -60,8 +64,8 @@ def kill_in_alignment(out: Path, *overrides: str, sent: int = signal.SIGKILL) ->
 def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Here:
     """The command in this process, which has imported torch already: exit code and stderr."""
 
-    def call(out: Path, *overrides: str) -> tuple[Any, str]:
-        monkeypatch.setattr(sys, "argv", ["sirius", *command(out, *overrides)[3:]])
+    def call(out: Path, *overrides: str, stage: str = "run") -> tuple[Any, str]:
+        monkeypatch.setattr(sys, "argv", ["sirius", *command(out, *overrides, stage=stage)[3:]])
         capfd.readouterr()
         with pytest.raises(SystemExit) as ended:
             cli.main()
@@ -201,8 +205,7 @@ def test_killed_then_damaged_then_resumed(whole: Path, tmp_path: Path, here: Her
     for file in marked[-1].iterdir():
         file.unlink()
     marked[-1].rmdir()
-    done = finish(out)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert here(out) == (0, "")
     assert (out / "results.json").read_bytes() == (whole / "results.json").read_bytes()
 
 
@@ -217,29 +220,51 @@ def before_alignment(whole: Path, out: Path) -> Path:
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_sigterm_saves_and_ends_well(whole: Path, tmp_path: Path, here: Here, jobs: int) -> None:
-    """A batch system's SIGTERM: exit code 0, one line, no step lost, and the same bytes in the end."""
+    """A batch system's SIGTERM: exit code 0, one line, no step lost, and the same weights and log in the end."""
     out = before_alignment(whole, tmp_path / "run")
     override = f"compute.jobs={jobs}"
-    arm, code, said = kill_in_alignment(out, override, sent=signal.SIGTERM)
+    arm, code, said = kill_in_alignment(out, override, stage="align", sent=signal.SIGTERM)
     assert code == 0, said
     assert re.fullmatch(r"sirius: stopped by SIGTERM.*; start the same command again to go on\n", said)
-    assert not (arm / "done.json").exists() and not (out / "results.json").exists()
+    assert not (arm / "done.json").exists()
     lines = read_metrics(arm / "metrics.jsonl")
     newest = max(int(path.name.removeprefix("checkpoint-")) for path in arm.glob("checkpoints/checkpoint-*"))
     assert newest == max(line["step"] for line in lines), "a step was done that no checkpoint holds"
-    assert here(out, override) == (0, "")
-    assert (out / "results.json").read_bytes() == (whole / "results.json").read_bytes()
+    assert here(out, override, stage="align") == (0, "")
+    assert_same_alignment(out, whole)
+
+
+def assert_same_alignment(run: Path, other: Path) -> None:
+    """Every arm's weights and held-out log-probs byte by byte, and its log but for the rates."""
+    files = [
+        p for p in (other / "align").rglob("*") if p.suffix in (".safetensors", ".npz") or p.name == "metrics.jsonl"
+    ]
+    assert len(files) > 3 * len(ARMS)
+    for path in files:
+        again = run / path.relative_to(other)
+        if path.name == "metrics.jsonl":
+            assert without_rates(again) == without_rates(path)
+        else:
+            assert again.read_bytes() == path.read_bytes(), path
+
+
+def without_rates(log: Path) -> list[dict[str, Any]]:
+    return [{key: value for key, value in line.items() if key != "tokens_per_second"} for line in read_metrics(log)]
 
 
 def test_killed_with_workers_then_resumed(whole: Path, tmp_path: Path, here: Here) -> None:
-    """The same with two trainings side by side: their number changes nothing that comes out."""
+    """Killed with two trainings side by side, gone on with one: their number changes nothing that comes out."""
     out = before_alignment(whole, tmp_path / "run")
-    arm, _, _ = kill_in_alignment(out, "compute.jobs=2")
+    arm, _, _ = kill_in_alignment(out, "compute.jobs=2", stage="align")
     newest = max(int(path.name.removeprefix("checkpoint-")) for path in arm.glob("checkpoints/checkpoint-*"))
-    assert here(out, "compute.jobs=2") == (0, "")
+    assert here(out, "compute.jobs=1", stage="align") == (0, "")
+    assert_same_alignment(out, whole)
     held_out = [read_held_out(folder / arm.relative_to(out) / "held_out") for folder in (out, whole)]
     assert len(held_out[0]) == 3
     for ours, theirs in zip(*held_out, strict=True):
         assert ours.step == theirs.step and all(map(np.array_equal, ours.logp_R, theirs.logp_R))
     assert newest > 0 and json.loads((arm / "done.json").read_text())["steps"] > newest
+    # What is evaluated in another process, on other cores, comes out the same too.
+    evaluated = CliRunner().invoke(cli.app, ["evaluate", str(out)])
+    assert evaluated.exit_code == 0, evaluated.output
     assert (out / "results.json").read_bytes() == (whole / "results.json").read_bytes()

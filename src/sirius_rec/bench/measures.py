@@ -133,10 +133,20 @@ def _generate(model: Any, rows: Sequence[PromptCompletions], new_tokens: int) ->
     return lambda: model.generate(input_ids=ids_BT, attention_mask=seen_BT, generation_config=config)
 
 
+def _in_chunks(model: Any, rows: Sequence[PromptCompletions], chunk: int = 20) -> Tensor:
+    """Separate rows again, 20 at a time: a batch of 200 of them is more than caches hold, and none needs to be."""
+    parts = [
+        SCORERS["completion_logits"](model, [PromptCompletions(row.prompt, row.completions[at : at + chunk])], PAD)
+        for row in rows
+        for at in range(0, len(row.completions), chunk)
+    ]
+    return torch.cat(parts, 1).view(len(rows), -1)
+
+
 def bench_score(
     *, quick: bool, say: Say, shape: Shape = CPU_SHAPE, slates: Sequence[int] = (20, 100), prompts: int = 2
 ) -> Rows:
-    """log π of every candidate of a slate, against separate rows in two forms, and against generating one answer."""
+    """log π of every candidate of a slate, against separate rows in three forms, and against generating one answer."""
     model = _prepared(shape).eval()
     out: Rows = []
     for slate in slates:
@@ -149,6 +159,8 @@ def bench_score(
             runs: dict[str, Callable[[], object]] = {
                 name: partial(scorer, model, rows, PAD) for name, scorer in SCORERS.items()
             }
+            runs["completion_logits_chunks"] = partial(_in_chunks, model, rows)
+            require_equal("completion_logits_chunks", _in_chunks(model, rows), scores["packed"], 1e-3)
             runs["generate"] = _generate(model, rows, 6)
             seconds = interleaved(runs, rounds=2 if quick else 7)
         fair = flops.separate(shape, rows) / flops.bound(shape, rows)
