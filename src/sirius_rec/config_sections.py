@@ -156,7 +156,7 @@ class BackboneSection(Section):
     """`name`: tiny, a Hugging Face id, or a local folder. `lora: null` trains all weights; tiny takes no LoRA.
 
     dtype bfloat16: with LoRA the frozen base is held in bfloat16; otherwise float32 weights compute in bfloat16.
-    attention auto: on CUDA the fastest kernel that is right, measured once per run; on CPU sdpa in two calls.
+    attention auto: on CUDA the fastest kernel that is right, measured once per run; on CPU sdpa in parts.
     quantization 4bit: the frozen base in 4 bits under LoRA (QLoRA); needs CUDA and bitsandbytes.
     `tiny` and `pretrain` are for the tiny backbone only; `pretrain: null` starts SFT from random weights.
     """

@@ -14,6 +14,7 @@ import transformers
 from torch import Tensor
 
 from sirius_rec.scoring import packed
+from sirius_rec.scoring import rows as rows_module
 from sirius_rec.scoring.masks import SUPPORTED
 from sirius_rec.scoring.naive import naive_logps
 from sirius_rec.scoring.rows import PromptCompletions, pack
@@ -74,6 +75,14 @@ EAGER_ONLY = {"gemma2-window"}
 CASES = [
     (name, a) for name in ARCHITECTURES for a in ("sdpa", "eager", SPLIT) if a == "eager" or name not in EAGER_ONLY
 ]
+
+
+@pytest.fixture(autouse=True)
+def _narrow_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that these short rows are cut, candidates too."""
+    monkeypatch.setattr(rows_module, "PIECE", 4)
+    batch = pack(random_rows(), 0)
+    assert any(batch.prompt_end < piece.back < piece.first for piece in batch.pieces)
 
 
 def build(name: str, attention: str | None = None, lora: bool = False) -> Any:
@@ -157,9 +166,10 @@ def test_the_window_is_really_shorter_than_the_rows(name: str) -> None:
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("reentrant", [False, True], ids=["non-reentrant", "reentrant"])
-def test_gradient_checkpointing(lora: bool, reentrant: bool) -> None:
+@pytest.mark.parametrize("attention", ["sdpa", SPLIT])
+def test_gradient_checkpointing(attention: str, lora: bool, reentrant: bool) -> None:
     """Checkpointing acts in train mode only; these models have no dropout."""
-    model = build("llama", lora=lora)
+    model = build("llama", attention, lora)
     if lora and reentrant:
         model.enable_input_require_grads()
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.integrations import sdpa_attention
 
 from sirius_rec.errors import ScoringError
 from sirius_rec.scoring import attention, packed
+from sirius_rec.scoring import rows as rows_module
 from sirius_rec.scoring.attention import probe_attention
 from sirius_rec.scoring.rows import PromptCompletions, pack
 from sirius_rec.scoring.split import SPLIT
@@ -84,27 +86,43 @@ def test_wrong_gradients_are_refused(model: Any, monkeypatch: pytest.MonkeyPatch
     assert probe.refused == {"eager": "its gradients differ from those of sdpa"}
 
 
-def test_two_calls_leave_the_prompts_rows_out_of_the_mask(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("width", [2, 96])
+def test_the_prompts_columns_take_no_mask_and_the_rest_goes_in_pieces(
+    model: Any, monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
     """Both rows are prompt in the first two columns; values and gradients are those of one masked call."""
-    batch = pack(ROWS, 0)
-    assert batch.n_prompt == 2
-    one = packed.packed_logps(model, batch)
+    one = packed.packed_logps(model, pack(ROWS, 0))
     expected = torch.autograd.grad(one.sum(), list(model.parameters()))
     assert attention.use_split(model) == SPLIT
-    shapes = []
-    cut = packed.without_prompt_rows
+    monkeypatch.setattr(rows_module, "PIECE", width)
+    calls: list[tuple[int, int, bool]] = []
+    original = sdpa_attention.sdpa_attention_forward
 
-    def seen(*args: Any) -> Any:
-        shapes.append(cut(*args).shape)
-        return cut(*args)
+    def seen(module: Any, query: Any, key: Any, value: Any, mask: Any, **options: Any) -> Any:
+        calls.append((query.shape[2], key.shape[2], mask is None))
+        return original(module, query, key, value, mask, **options)
 
-    monkeypatch.setattr(packed, "without_prompt_rows", seen)
-    two = packed.packed_logps(model, batch)
-    width = batch.input_ids_BT.shape[1]
-    assert shapes == [(2, 1, width - 2, width)]
-    torch.testing.assert_close(two, one, atol=1e-5, rtol=1e-5)
-    for mine, their in zip(torch.autograd.grad(two.sum(), list(model.parameters())), expected, strict=True):
+    monkeypatch.setattr(sdpa_attention, "sdpa_attention_forward", seen)
+    batch = pack(ROWS, 0)
+    pieces = packed.packed_logps(model, batch)
+    # Rows of 5 + 3 and 2 + 3 columns: 8 and 5 wide. In two layers.
+    rest = [(2, 4, False), (2, 6, False), (2, 8, False)] if width == 2 else [(6, 8, False)]
+    assert calls == [(2, 2, True), *rest] * 2
+    torch.testing.assert_close(pieces, one, atol=1e-5, rtol=1e-5)
+    for mine, their in zip(torch.autograd.grad(pieces.sum(), list(model.parameters())), expected, strict=True):
         torch.testing.assert_close(mine, their, atol=1e-4, rtol=1e-4)
+
+
+def test_a_mask_that_lost_its_pieces_is_taken_whole(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it would be if a wrapper copied its inputs."""
+    monkeypatch.setattr(rows_module, "PIECE", 2)
+    batch = pack(ROWS, 0)
+    assert len(batch.pieces) > 1
+    attention.use_split(model)
+    with_pieces = packed.packed_logps(model, batch)
+    cut = packed.in_pieces
+    monkeypatch.setattr(packed, "in_pieces", lambda *args: cut(*args).clone())
+    torch.testing.assert_close(packed.packed_logps(model, batch), with_pieces, atol=1e-5, rtol=1e-5)
 
 
 def test_two_calls_where_every_candidate_is_one_token(model: Any) -> None:

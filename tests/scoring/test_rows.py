@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sirius_rec.scoring import rows
 from sirius_rec.scoring.rows import PackedBatch, PromptCompletions, pack
 
 
@@ -83,3 +85,30 @@ def test_moving_a_batch_keeps_its_fields() -> None:
 def test_a_batch_needs_rows() -> None:
     with pytest.raises(ValueError, match="empty"):
         pack([], pad_id=0)
+
+
+def test_pieces_give_every_column_all_that_it_may_see(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the tree mask: what a piece leaves out is masked in every row, and the pieces are all columns but the
+    first, in order; candidates cut by a border, whole prompts between, rows of very different lengths."""
+    monkeypatch.setattr(rows, "PIECE", 4)
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        texts = [
+            rows.PromptCompletions(
+                [5] * int(rng.integers(1, 14)), [[7] * int(rng.integers(1, 9)) for _ in range(int(rng.integers(1, 7)))]
+            )
+            for _ in range(int(rng.integers(1, 5)))
+        ]
+        batch = rows.pack(texts, 0)
+        segment_BT = batch.segment_BT
+        width = segment_BT.shape[1]
+        columns = [c for piece in batch.pieces for c in range(piece.first, piece.end)]
+        assert columns == list(range(batch.n_prompt, width))
+        assert all(piece.end - piece.first <= 6 for piece in batch.pieces)
+        for piece in batch.pieces:
+            given = {*range(batch.prompt_end), *range(piece.back, piece.end)}
+            for segment_T in segment_BT.tolist():
+                for query in range(piece.first, piece.end):
+                    if segment_T[query] != rows.PAD_SEGMENT:
+                        sees = {k for k in range(query + 1) if segment_T[k] in (rows.PROMPT_SEGMENT, segment_T[query])}
+                        assert sees <= given

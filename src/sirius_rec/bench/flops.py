@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sirius_rec.bench.material import Shape
-from sirius_rec.scoring.rows import PromptCompletions
+from sirius_rec.scoring.rows import PromptCompletions, pack
 
 
 def _pair(shape: Shape) -> int:
@@ -35,14 +35,17 @@ def bound(shape: Shape, rows: Sequence[PromptCompletions]) -> int:
 
 
 def packed(shape: Shape, rows: Sequence[PromptCompletions]) -> int:
-    """Forward operations of packed rows as they are, in two calls of attention: padding computed, the rest masked.
+    """Forward operations of packed rows as they are laid out: padding computed, the rest masked.
 
-    The columns that are prompt in every row take a triangle, the others all columns.
+    The columns that are prompt in every row take a triangle; each piece of the others the columns that it is given.
     """
-    width, prompt = max(row.packed_length for row in rows), min(len(row.prompt) for row in rows)
-    kept = sum(_kept(row) for row in rows)
-    pairs = prompt * (prompt + 1) // 2 + (width - prompt) * width
-    return _dense(shape, width * len(rows), kept) + len(rows) * pairs * _pair(shape)
+    batch = pack(rows, 0)
+    n_rows, width = batch.input_ids_BT.shape
+    pairs = batch.n_prompt * (batch.n_prompt + 1) // 2
+    for piece in batch.pieces:
+        seen = min(batch.prompt_end, piece.back) + piece.end - piece.back
+        pairs += (piece.end - piece.first) * seen
+    return _dense(shape, width * n_rows, sum(map(_kept, rows))) + n_rows * pairs * _pair(shape)
 
 
 def separate(shape: Shape, rows: Sequence[PromptCompletions], *, full_logits: bool = False) -> int:

@@ -66,7 +66,7 @@ def _loading(config: Config) -> dict[str, Any]:
 
 
 def settle_attention(run: RunFolder, config: Config, model: Any, rows: Sequence[PromptCompletions], pad_id: int) -> str:
-    """With attention: auto, put the model on the fastest kernel: on CPU sdpa in two calls, on CUDA what is measured.
+    """With attention: auto, put the model on the fastest kernel: on CPU sdpa in parts, on CUDA what is measured.
 
     Measured once per run, because policy and reference must run on the same kernel: another one rounds otherwise, and
     every margin would carry the difference. rows: real ones, of which the longest are timed; without any, what was

@@ -1,6 +1,6 @@
 """Which attention kernel packed rows run on: the fastest of those that give the right log-probs and gradients here.
 
-sdpa with a mask runs everywhere; in two calls (`split`) it is faster where prompts are long. flex attention skips the
+sdpa with a mask runs everywhere; in parts (`split`) it is faster where prompts or slates are long. flex attention skips the
 blocks that no row may see, which pays off in long rows on CUDA; torch gives it no backward pass on CPU. FlashAttention
 takes no mask, so packed rows cannot be given to it.
 """
@@ -25,7 +25,7 @@ CANDIDATES = ("sdpa", SPLIT, "flex_attention")
 
 
 def use_split(model: nn.Module) -> str:
-    """Put a model that runs on sdpa on its two-call form, where that is right; the name of what it is on now."""
+    """Put a model that runs on sdpa on its form in parts, where that is right; the name of what it is on now."""
     base = unwrapped(model)
     before = str(base.config._attn_implementation)
     if before == "sdpa" and not refusal(base.config):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sirius_rec.scoring.masks import attention_masks
 from sirius_rec.scoring.rows import PackedBatch
-from sirius_rec.scoring.split import SPLIT, without_prompt_rows
+from sirius_rec.scoring.split import SPLIT, in_pieces
 
 
 def unwrapped(model: Any) -> Any:
@@ -45,7 +45,7 @@ def kept_logits(model: nn.Module, batch: PackedBatch) -> tuple[Tensor, Tensor]:
     base = unwrapped(model)
     masks = attention_masks(base.config, batch.segment_BT, batch.position_ids_BT, base.dtype)
     if base.config._attn_implementation == SPLIT:
-        masks = without_prompt_rows(base.config, masks, batch.n_prompt)
+        masks = in_pieces(base.config, masks, batch)
     inputs: dict[str, Any] = {
         "input_ids": batch.input_ids_BT,
         "position_ids": batch.position_ids_BT,

@@ -16,6 +16,8 @@ from torch import Tensor
 
 PROMPT_SEGMENT = 0
 PAD_SEGMENT = -1
+# Wide enough for matrix products to run at their full rate, and narrow against the prompts that each piece sees.
+PIECE = 96
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,15 @@ class PromptCompletions:
 
 
 @dataclass(frozen=True)
+class Piece:
+    """Columns first … end − 1 of a batch. All that they may see lies in the prompts' columns and in back … end − 1."""
+
+    first: int
+    end: int
+    back: int
+
+
+@dataclass(frozen=True)
 class PackedBatch:
     """B packed rows of T tokens with C candidates; M completion tokens in all, candidate by candidate, row by row.
 
@@ -47,6 +58,7 @@ class PackedBatch:
     source_M: which of the N predicts token m. target_M: that token. candidate_M: the b · C + c that it belongs to.
     length_BC: |y| in tokens, the end of sequence included; 1 for absent candidates, so that dividing is safe.
     valid_BC: real candidates. n_prompt: first columns that are prompt in every row.
+    prompt_end: first column that is prompt in no row. pieces: the columns from n_prompt on, in runs.
     """
 
     input_ids_BT: Tensor
@@ -61,6 +73,8 @@ class PackedBatch:
     length_BC: Tensor
     valid_BC: Tensor
     n_prompt: int
+    prompt_end: int
+    pieces: tuple[Piece, ...]
 
     def to(self, device: torch.device | str) -> PackedBatch:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -76,6 +90,13 @@ def _within(lengths: np.ndarray) -> np.ndarray:
     """0 … n − 1 for each n in turn: the place of every element inside its own sequence."""
     within: np.ndarray = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     return within
+
+
+def _pieces(first: int, end: int, start_Y: np.ndarray, end_Y: np.ndarray) -> tuple[Piece, ...]:
+    """Pieces of about `PIECE` columns; a candidate cut by a border in any row is seen whole from the later piece."""
+    borders = [first, *range(first + PIECE, end - PIECE // 2, PIECE), end] if end > first else []
+    back = [int(start_Y[(start_Y < at) & (end_Y > at)].min(initial=at)) for at in borders[:-1]]
+    return tuple(map(Piece, borders, borders[1:], back))
 
 
 def pack(rows: Sequence[PromptCompletions], pad_id: int) -> PackedBatch:
@@ -139,4 +160,6 @@ def pack(rows: Sequence[PromptCompletions], pad_id: int) -> PackedBatch:
         "valid_BC": valid_BC,
     }
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    return PackedBatch(**tensors, n_prompt=int(prompt_B.min()))
+    first, start_Y = int(prompt_B.min()), prompt_B[row_Y] + ahead_Y
+    pieces = _pieces(first, width, start_Y, start_Y + length_Y - 1)
+    return PackedBatch(**tensors, n_prompt=first, prompt_end=int(prompt_B.max()), pieces=pieces)
