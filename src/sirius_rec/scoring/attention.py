@@ -1,8 +1,8 @@
 """Which attention kernel packed rows run on: the fastest of those that give the right log-probs and gradients here.
 
-sdpa with a mask runs everywhere; in parts (`split`) it is faster where prompts or slates are long. flex attention skips the
-blocks that no row may see, which pays off in long rows on CUDA; torch gives it no backward pass on CPU. FlashAttention
-takes no mask, so packed rows cannot be given to it.
+sdpa with a mask runs everywhere; in parts (`split`) it is faster where prompts or slates are long. flex attention skips
+the blocks that no row may see, which pays off in long rows on CUDA; torch gives it no backward pass on CPU.
+FlashAttention takes no mask, so packed rows cannot be given to it.
 """
 
 from __future__ import annotations
