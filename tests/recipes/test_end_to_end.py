@@ -23,6 +23,7 @@ from sirius_rec.data.store import open_dataset
 from sirius_rec.errors import SiriusError
 from sirius_rec.evaluation.results import FLOORS, read_results
 from sirius_rec.evaluation.tables import read_tables
+from sirius_rec.training.checkpoints import mark_complete
 from sirius_rec.training.held_out import read_held_out
 from sirius_rec.training.metrics_log import read_metrics
 
@@ -230,8 +231,20 @@ def test_sigterm_saves_and_ends_well(whole: Path, tmp_path: Path, here: Here, jo
     lines = read_metrics(arm / "metrics.jsonl")
     newest = max(int(path.name.removeprefix("checkpoint-")) for path in arm.glob("checkpoints/checkpoint-*"))
     assert newest == max(line["step"] for line in lines), "a step was done that no checkpoint holds"
+    saved = json.loads((arm / f"checkpoints/checkpoint-{newest}/trainer_state.json").read_text())
+    spent = saved["stateful_callbacks"]["Clock"]["attributes"]["seconds"]
+    # As if that part had taken an hour: what the finished training took must contain it.
+    saved["stateful_callbacks"]["Clock"]["attributes"]["seconds"] = 3600.0
+    rewrite_in_checkpoint(arm / f"checkpoints/checkpoint-{newest}", saved)
     assert here(out, override, stage="align") == (0, "")
     assert_same_alignment(out, whole)
+    assert 0 < spent < 60
+    assert 3600 < json.loads((arm / "done.json").read_text())["seconds"] < 3700
+
+
+def rewrite_in_checkpoint(checkpoint: Path, state: dict[str, Any]) -> None:
+    (checkpoint / "trainer_state.json").write_text(json.dumps(state))
+    mark_complete(checkpoint)
 
 
 def assert_same_alignment(run: Path, other: Path) -> None:

@@ -16,7 +16,7 @@ from sirius_rec.errors import ConfigError
 from sirius_rec.prompts.templates import get_template
 from sirius_rec.recipes import records as recipe_records
 from sirius_rec.recipes.arguments import accumulation
-from sirius_rec.recipes.callbacks import EpochLines
+from sirius_rec.recipes.callbacks import Clock, EpochLines
 from sirius_rec.schema import SlateName
 
 TRAIN = SlateName("train", "uniform", 6, 0)
@@ -104,3 +104,12 @@ def test_no_checkpoint_between_the_last_step_of_an_epoch_and_its_evaluation(step
     state = TrainerState(global_step=step, max_steps=14)
     assert callback.on_step_end(args, state, control).should_save == saves
     assert callback.on_epoch_end(args, state, control).should_save
+
+
+def test_the_clock_goes_on_from_a_checkpoint_and_starts_without_one() -> None:
+    kept = {"Clock": {"args": {}, "attributes": {"seconds": 500.0}}}
+    for step, stored, low in ((4, kept, 500.0), (0, kept, 0.0), (4, {}, 0.0)):
+        clock, state = Clock(), SimpleNamespace(global_step=step, stateful_callbacks=dict(stored))
+        clock.on_train_begin(None, state, None)
+        assert low <= clock.seconds < low + 10
+        assert "Clock" in state.stateful_callbacks  # also from a checkpoint that had none

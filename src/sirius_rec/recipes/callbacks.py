@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
 
 from sirius_rec import processes, stopping
 from sirius_rec.errors import Stopped
@@ -43,6 +44,29 @@ class SaveOnStop(TrainerCallback):
             raise Stopped(
                 f"stopped by SIGTERM after step {state.global_step} of {state.max_steps}, which is saved", saved=True
             )
+
+
+class Clock(TrainerCallback, ExportableState):
+    """Seconds that the training took, over all the processes that did a part of it.
+
+    Checkpoints carry them. What a killed process did after its last checkpoint was done again, and counts once.
+    """
+
+    def __init__(self) -> None:
+        self._started, self._before = time.monotonic(), 0.0
+
+    @property
+    def seconds(self) -> float:
+        return self._before + time.monotonic() - self._started
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        kept = state.stateful_callbacks.get(type(self).__name__, {}) if state.global_step else {}
+        self._before = float(kept.get("attributes", {}).get("seconds", 0.0))
+        # A checkpoint of a version without this clock: the Trainer writes to entries that are there.
+        state.stateful_callbacks.setdefault(type(self).__name__, self.state())
+
+    def state(self) -> dict[str, Any]:
+        return {"args": {}, "attributes": {"seconds": round(self.seconds, 3)}}
 
 
 class EpochLines(TrainerCallback):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -175,10 +174,10 @@ def train_stage(
     trainer_class: a `SiriusTrainer` of another kind, which `further` goes to.
     """
     from sirius_rec.recipes.arguments import training_arguments
-    from sirius_rec.recipes.callbacks import EpochLines, SaveOnStop
+    from sirius_rec.recipes.callbacks import Clock, EpochLines, SaveOnStop
     from sirius_rec.training.trainer import SiriusTrainer
 
-    started = time.monotonic()
+    clock = Clock()
     folder.mkdir(parents=True, exist_ok=True)
     args = training_arguments(
         config, stage, folder / "checkpoints", loss, seed, n_records=len(records), validates=validation is not None
@@ -195,7 +194,7 @@ def train_stage(
         eval_ref_logps=eval_ref_logps,
         eval_hook=validation["hook"] if validation else None,
         metrics_file=folder / "metrics.jsonl",
-        callbacks=[EpochLines(name, say), SaveOnStop()],
+        callbacks=[EpochLines(name, say), SaveOnStop(), clock],
         **further,
     )
     settle_attention(run, config, model.to(args.device), trainer.train_dataset.rows, trainer.encoder.pad_id)
@@ -203,7 +202,7 @@ def train_stage(
     with stopping.after_a_checkpoint():
         trainer.train(resume_from_checkpoint=True)
     if trainer.is_world_process_zero():
-        _finish(trainer, folder, time.monotonic() - started)
+        _finish(trainer, folder, clock.seconds)
     trainer.accelerator.wait_for_everyone()
 
 
