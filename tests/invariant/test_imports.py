@@ -90,11 +90,12 @@ def test_theory_is_numpy_alone() -> None:
 
 
 def test_only_recipes_and_cli_see_the_config() -> None:
-    assert users_of("sirius_rec.config") <= {"recipes", "cli", "config"}
+    assert users_of("sirius_rec.config") <= {"recipes", "commands", "config"}
 
 
 def test_nothing_imports_the_cli() -> None:
     assert users_of("sirius_rec.cli") <= {"cli", "__main__"}
+    assert users_of("sirius_rec.commands") <= {"commands", "cli"}
 
 
 def loaded_after(code: str) -> set[str]:

@@ -34,18 +34,20 @@ def _attend(
 
     A mask that `in_pieces` made carries the pieces of its rows; one that lost them is taken whole.
     """
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward as attend
+    from transformers.integrations import sdpa_attention
 
+    attend: Any = sdpa_attention.sdpa_attention_forward
     options.pop("is_causal", None)
     if attention_mask is None or attention_mask.shape[-2] == query.shape[2]:
         return attend(module, query, key, value, attention_mask, **options)[0], None
     at = query.shape[2] - attention_mask.shape[-2]
     found = [attend(module, query[:, :, :at], key[:, :, :at], value[:, :, :at], None, is_causal=True, **options)[0]]
     batch: PackedBatch | None = getattr(attention_mask, "tree_batch", None)
+    masks: list[Tensor] = getattr(attention_mask, "tree_pieces", [])
     if batch is None:
         found.append(attend(module, query[:, :, at:], key, value, attention_mask, is_causal=False, **options)[0])
         return torch.cat(found, 1), None
-    for piece, mask in zip(batch.pieces, attention_mask.tree_pieces, strict=True):
+    for piece, mask in zip(batch.pieces, masks, strict=True):
         seen = [_seen(states, batch.prompt_end, piece.back, piece.end, 2) for states in (key, value)]
         own = query[:, :, piece.first : piece.end]
         found.append(attend(module, own, *seen, mask, is_causal=False, **options)[0])

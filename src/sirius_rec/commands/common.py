@@ -1,0 +1,84 @@
+"""What the commands share: the app, their common arguments, opening a run, writing an outcome."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sirius_rec import processes
+from sirius_rec.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sirius_rec.config import Config
+    from sirius_rec.recipes.run_folder import RunFolder
+
+app = typer.Typer(
+    name="sirius",
+    help="Preference alignment of language-model recommenders, with reward-hacking evidence and honest evaluation.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+ConfigArg = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file; the packaged ones go by name: demo.")]
+OverridesArg = Annotated[
+    list[str] | None, typer.Argument(metavar="[key=value]...", help="Overrides, for example align.epochs=3.")
+]
+OutOption = Annotated[Path | None, typer.Option("--out", help="Run folder. Default: runs/<name>.")]
+JsonOption = Annotated[Path | None, typer.Option("--json", help="Also write the outcome to this JSON file.")]
+RunArg = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
+
+
+def say(text: str) -> None:
+    """One line; of several processes the main one speaks."""
+    if processes.is_main():
+        print(text, flush=True)
+
+
+def load(config: Path, overrides: list[str] | None) -> Config:
+    from sirius_rec.config import load_config
+
+    packaged = Path(__file__).parents[1] / "configs" / f"{config}.yaml"
+    return load_config(packaged if not config.exists() and packaged.is_file() else config, overrides)
+
+
+def open_run_folder(config: Path, overrides: list[str] | None, out: Path | None) -> tuple[RunFolder, Config]:
+    from sirius_rec.recipes.run_folder import open_run
+
+    loaded = load(config, overrides)
+    path = out or Path("runs") / loaded.name
+    processes.join(cpu=loaded.compute.device == "cpu")
+    if not processes.is_main():  # the main process makes the folder
+        processes.wait()
+    run = open_run(path, loaded)
+    if processes.is_main():
+        processes.wait()
+    return run, loaded
+
+
+def check_json(path: Path | None, option: str = "--json") -> None:
+    """Say before the work, not after it, that its outcome cannot be written."""
+    if path is None:
+        return
+    if path.is_dir():
+        example = path / ("report.html" if option == "--out" else "outcome.json")
+        raise ConfigError(f"{option} {path}: is a folder: name a file in it, for example {example}")
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(f"{option} {path}: the folder {path.absolute().parent} does not exist: make it first")
+
+
+def write_json(path: Path | None, content: Any) -> None:
+    if path is not None:
+        path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+
+def train_stages(config: Path, overrides: list[str] | None, out: Path | None, stages: tuple[str, ...]) -> RunFolder:
+    from sirius_rec.recipes.story import run_stages
+
+    run, loaded = open_run_folder(config, overrides, out)
+    run_stages(run, loaded, stages, say)
+    return run

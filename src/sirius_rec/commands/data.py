@@ -1,0 +1,124 @@
+"""prepare, audit, data: files in, frozen slates and their audit out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sirius_rec.commands.common import JsonOption, OverridesArg, app, check_json, load, say, write_json
+from sirius_rec.errors import ConfigError
+
+
+@app.command()
+def prepare(
+    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help="YAML file with a data section.")] = None,
+    overrides: OverridesArg = None,
+    source: Annotated[str | None, typer.Option(help="Source name, instead of a CONFIG.")] = None,
+    input: Annotated[Path | None, typer.Option(help="File or folder of the source.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Data folder to write.")] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Prepare a data set: events or windows in, frozen slates out.
+
+    Example: sirius prepare configs/lastfm.yaml --out data/lastfm
+
+    Example: sirius prepare --source table --input logs/ --out data/mine data.slates='[{size: 100}]'
+    """
+    from sirius_rec.config import parse_config
+    from sirius_rec.config_yaml import apply_overrides
+    from sirius_rec.data.statistics import summary_lines
+    from sirius_rec.progress import byte_bar
+    from sirius_rec.recipes.story import prepare_data
+
+    extra = list(overrides or [])
+    if config is not None and "=" in str(config) and not config.exists():
+        extra, config = [str(config), *extra], None
+    if (config is None) == (source is None):
+        raise ConfigError("prepare: give either a CONFIG or --source (with --input)")
+    if config is not None and input is not None:
+        raise ConfigError("prepare: --input goes with --source; beside a CONFIG write data.input=PATH")
+    if out is None:
+        raise ConfigError("prepare: say where to write with --out DATA")
+    check_json(json_file)
+    if config is not None:
+        loaded = load(config, extra)
+    else:
+        data = {"source": source, "input": None if input is None else str(input)}
+        loaded = parse_config(apply_overrides({"data": data}, extra), "command line")
+    with byte_bar("reading") as advance:
+        dataset = prepare_data(loaded, None, say, out, advance)
+    for line in summary_lines(dataset):
+        say(line)
+    write_json(json_file, dataset.info)
+
+
+@app.command("audit")
+def audit_command(
+    slates: Annotated[Path, typer.Argument(metavar="DATA_OR_SLATES", help="Data folder, JSON list or JSON lines.")],
+    train: Annotated[list[Path] | None, typer.Option(help="What guessers may learn from; may be repeated.")] = None,
+    val: Annotated[list[Path] | None, typer.Option(help="The same, of the val split; may be repeated.")] = None,
+    ids: Annotated[Path | None, typer.Option(help="CSV of numeric ids by item_id or title: orders to try.")] = None,
+    items: Annotated[Path | None, typer.Option(help="CSV of item_id, title; items.csv near the files.")] = None,
+    name: Annotated[str | None, typer.Option("--slates", help="Which slates of a data folder.")] = None,
+    scores: Annotated[Path | None, typer.Option(help="A model's scores: what no leak explains.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of shuffles and resamples.")] = 0,
+    json_file: JsonOption = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit code 1 on a leak.")] = False,
+) -> None:
+    """Blind guessers on any slates: how much HR@1 needs no user, and whether the slates leak.
+
+    Reads data folders, S-DPO's JSON (historyList, itemList, trueSelection), TRL records (prompt, chosen, rejected) and
+    JSON lines (history, target, candidates[, timestamp, user_id, split, epoch]).
+
+    Example: sirius audit data/lastfm
+
+    Example: sirius audit lastfm-test.json --train windows.jsonl.gz --val lastfm-val.json --ids hetrec_ids.csv --strict
+    """
+    from sirius_rec.audit.audit import audit
+    from sirius_rec.audit.printing import print_audit
+
+    check_json(json_file)
+    result = audit(
+        slates, train=train or (), val=val or (), ids=ids, items=items, slates=name, scores=scores, seed=seed
+    )
+    print_audit(result)
+    write_json(json_file, result)
+    if strict and result["verdict"] == "leak":
+        raise typer.Exit(1)
+
+
+data_app = typer.Typer(help="Official data files: list them, fetch them.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data_app, name="data")
+
+
+@data_app.command("download")
+def download_command(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A name of `sirius data list`.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder. Default: data/raw/NAME.")] = None,
+) -> None:
+    """Fetch a data set's official files from its publisher: resumed where it broke off, checked, and unpacked.
+
+    Example: sirius data download movielens-100k --out data/raw/movielens-100k
+    """
+    from sirius_rec.data.download import download, terms
+    from sirius_rec.progress import byte_bar
+
+    for line in terms(name):
+        say(line)
+    with byte_bar("fetching") as advance:
+        folder = download(name, out or Path("data") / "raw" / name, say=say, advance=advance)
+    say(f"done: {folder}")
+
+
+@data_app.command("list")
+def list_command() -> None:
+    """The data sets that `sirius data download` knows, with their terms.
+
+    Example: sirius data list
+    """
+    from sirius_rec.data.download import listing
+
+    for line in listing():
+        say(line)

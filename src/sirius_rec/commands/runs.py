@@ -1,0 +1,133 @@
+"""demo, run, compare, sft, align, evaluate: configuration in, run folder out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sirius_rec import processes
+from sirius_rec.commands.common import (
+    ConfigArg,
+    JsonOption,
+    OutOption,
+    OverridesArg,
+    RunArg,
+    app,
+    check_json,
+    say,
+    train_stages,
+    write_json,
+)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Run folder.")] = Path("runs/demo"),
+    json_file: JsonOption = None,
+) -> None:
+    """The whole story on a simulated catalogue: data, SFT, DPO and softmax DPO with and without SIRIUS, report.
+
+    Example: sirius demo --out runs/demo
+    """
+    say("sirius demo: a simulated catalogue whose true preferences are known; a tiny language model learns it (SFT),")
+    say("is aligned by DPO and softmax DPO, each with and without the SIRIUS anchor, on 3 seeds, and is compared with")
+    say("SFT continued for as long. At most 5 minutes on 2 cores. It can be stopped and started again at any time.")
+    _run(Path("demo"), None, out, json_file)
+
+
+@app.command()
+def run(config: ConfigArg, overrides: OverridesArg = None, out: OutOption = None, json_file: JsonOption = None) -> None:
+    """Run everything a configuration asks for; started again, it goes on where it stopped.
+
+    Example: sirius run configs/lastfm.yaml align.epochs=3 --out runs/lastfm
+    """
+    _run(config, overrides, out, json_file)
+
+
+def _run(config: Path, overrides: list[str] | None, out: Path | None, json_file: Path | None) -> None:
+    from sirius_rec.recipes.story import STAGES, finish
+    from sirius_rec.terminal import print_results
+
+    check_json(json_file)
+    folder = train_stages(config, overrides, out, STAGES)
+    finish(folder, folder.config(), say)
+    if not processes.is_main():
+        return
+    results = json.loads(folder.results.read_text())
+    print_results(results)
+    write_json(json_file, results)
+    say(f"results: {folder.results}")
+    say(f"report:  {folder.path / 'report.html'}")
+
+
+@app.command()
+def compare(
+    config: ConfigArg, overrides: OverridesArg = None, out: OutOption = None, json_file: JsonOption = None
+) -> None:
+    """Train and score every method and arm × seed on the same slates; tests against the strongest baseline.
+
+    Does what is missing of `sirius run` and goes on where it stopped.
+
+    Example: sirius compare configs/compare.yaml --out runs/compare --json table.json
+    """
+    from sirius_rec.data.store import open_dataset
+    from sirius_rec.recipes import comparison
+    from sirius_rec.recipes.story import STAGES, finish
+    from sirius_rec.terminal import print_comparison
+
+    check_json(json_file)
+    folder = train_stages(config, overrides, out, STAGES)
+    loaded = folder.config()
+    finish(folder, loaded, say)
+    if not processes.is_main():
+        return
+    results = comparison.compare(folder, loaded, open_dataset(folder.data))
+    print_comparison(results)
+    write_json(json_file, results)
+    say(f"comparison: {folder.path / comparison.FILE}")
+    say(f"report:     {folder.path / 'report.html'}")
+
+
+@app.command()
+def sft(config: ConfigArg, overrides: OverridesArg = None, out: OutOption = None) -> None:
+    """Supervised fine-tuning only (with pretraining for the tiny backbone).
+
+    Example: sirius sft configs/lastfm.yaml --out runs/lastfm
+    """
+    say(f"done: {train_stages(config, overrides, out, ('sft',)).path / 'sft'}")
+
+
+@app.command()
+def align(config: ConfigArg, overrides: OverridesArg = None, out: OutOption = None) -> None:
+    """Every arm's preference alignment, with what it needs before.
+
+    Example: sirius align configs/lastfm.yaml --out runs/lastfm
+    """
+    say(f"done: {train_stages(config, overrides, out, ('sft', 'align')).path / 'align'}")
+
+
+@app.command()
+def evaluate(run: RunArg, json_file: JsonOption = None) -> None:
+    """Score the trained models and floors on the test slates; results.json and the table. Trains nothing.
+
+    Example: sirius evaluate runs/lastfm
+    """
+    from sirius_rec.data.store import open_dataset
+    from sirius_rec.recipes.evaluation import check_trained, collect
+    from sirius_rec.recipes.run_folder import RunFolder
+    from sirius_rec.recipes.story import run_stages
+    from sirius_rec.terminal import print_results
+
+    check_json(json_file)
+    folder = RunFolder(run)
+    config = folder.config()
+    check_trained(folder, config)
+    run_stages(folder, config, ("evaluate",), say)
+    if not processes.is_main():
+        return
+    results = collect(folder, config, open_dataset(folder.data))
+    print_results(results)
+    write_json(json_file, results)

@@ -1,0 +1,121 @@
+"""diagnose, report, theory, bench: what a run, the theory and the machine show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sirius_rec.commands.common import JsonOption, app, check_json, say, write_json
+from sirius_rec.errors import ConfigError
+
+
+@app.command()
+def diagnose(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, or a RewardHackingMonitor's folder.")],
+    influence: Annotated[
+        int,
+        typer.Option(min=0, help="Probe so many validation slates: does a step on (i, j) move (i, k) as Eq. 10 says?"),
+    ] = 0,
+    csv: Annotated[Path | None, typer.Option(help="Also write every evaluation as CSV.")] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Reward-hacking evidence: onset, margins against held-out ranking, insensitive shares, golden-reward fit.
+
+    Example: sirius diagnose runs/lastfm --influence 200 --csv curves.csv
+    """
+    from sirius_rec.recipes import diagnosis
+    from sirius_rec.recipes.run_folder import RunFolder
+    from sirius_rec.terminal import print_diagnostics
+
+    check_json(json_file)
+    folder = RunFolder(run)
+    if folder.config_file.is_file() or not (run / "metrics.jsonl").is_file():
+        folder.config()
+        diagnostics = diagnosis.diagnose_run(folder, influence_rows=influence, say=say)
+    else:
+        diagnostics = diagnosis.diagnose_log(run)
+    print_diagnostics(diagnostics)
+    write_json(json_file, diagnostics)
+    if csv is not None:
+        diagnosis.write_curves_csv(run, csv)
+        say(f"curves: {csv}")
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders over the same data and slates.")],
+    baseline: Annotated[str | None, typer.Option(metavar="METHOD", help="What paired tests are against.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The page. Default: RUN/report.html, and RUN/figures/.")] = None,
+) -> None:
+    """One self-contained HTML page of one run, or of several side by side; figures as PNG and SVG beside it.
+
+    Example: sirius report runs/lastfm --baseline item_knn
+
+    Example: sirius report runs/a runs/b --out compared.html
+    """
+    from sirius_rec.recipes.evaluation import report_run
+    from sirius_rec.recipes.run_folder import RunFolder
+
+    check_json(out, "--out")
+    folders = [RunFolder(run) for run in runs]
+    for folder in folders:
+        folder.config()
+    say(f"report: {report_run(*folders, baseline=baseline, out=out)}")
+
+
+@app.command()
+def theory(
+    out: Annotated[Path, typer.Option("--out", help="Folder for figure2 and figure5 (PNG and SVG).")] = Path("theory"),
+    model: Annotated[str, typer.Option(help="Preference model: bradley_terry or thurstone.")] = "bradley_terry",
+    points: Annotated[int, typer.Option(min=1000, help="Random points per Monte Carlo area.")] = 4_000_000,
+    json_file: JsonOption = None,
+) -> None:
+    """Areas of the insensitive regions, Example 1, the paper's errata, and Figures 2 and 5.
+
+    Example: sirius theory --out theory --json theory.json
+    """
+    from sirius_rec.report.theory_plots import write_theory_figures
+    from sirius_rec.terminal import print_theory
+    from sirius_rec.theory import claims
+    from sirius_rec.theory.preference import MODELS
+
+    check_json(json_file)
+    if model not in MODELS:
+        raise ConfigError(f"--model {model!r} is unknown: choose one of {', '.join(MODELS)}")
+    chosen = MODELS[model]
+    content = {
+        "model": model,
+        "areas": claims.area_table(model=chosen, points=points),
+        "example1": claims.example_1(chosen),
+        "errata": claims.errata(),
+    }
+    print_theory(content)
+    write_json(json_file, content)
+    for path in write_theory_figures(out, chosen):
+        say(f"figure: {path}")
+
+
+@app.command("bench")
+def bench_command(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="step, score, memory, cost, end-to-end or cuda.")],
+    quick: Annotated[bool, typer.Option("--quick", help="Smaller batches, fewer rounds: at most 3 minutes.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Where `cost` draws its figure (PNG).")] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Performance figures, packed rows against what people use today, on the same batch, interleaved.
+
+    Example: sirius bench step --quick --json step.json
+    """
+    from sirius_rec.bench.run import environment, run_bench
+    from sirius_rec.recipes.job import quiet
+    from sirius_rec.recipes.run_folder import processor, versions
+
+    check_json(json_file)
+    check_json(plot, "--plot")
+    quiet()
+    rows, seconds = run_bench(name, quick=quick, say=say, plot=plot)
+    content = {"environment": environment(processor(), versions()), "quick": quick, "seconds": round(seconds, 1)}
+    write_json(json_file, {**content, "rows": rows})
+    say(f"done in {seconds:.0f} s")
