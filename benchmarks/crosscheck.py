@@ -2,11 +2,13 @@
 
 Not part of the test suite: it needs packages that pull in hundreds of megabytes. In an environment of its own:
 
-    pip install torch==2.13.0 -e . ranx implicit "rectools[torch]"
+    pip install torch==2.13.0 -e . ranx implicit "rectools[torch]" tensorboard "setuptools<81"
+    pip install --no-deps recbole colorlog colorama tabulate thop texttable psutil
     python benchmarks/crosscheck.py runs/compare-movielens/data --out crosscheck.json
 
 A package that is not installed is left out, and the file says so. RecTools' SASRec is trained on the same train
-sequences with the same sizes and epochs, and scored on the same frozen slates; the rest are its own defaults.
+sequences with the same sizes and epochs, and scored on the same frozen slates; the rest are its own defaults. Of
+RecBole its GRU4Rec network and loss are taken, without its data and training code.
 """
 
 from __future__ import annotations
@@ -175,6 +177,82 @@ def rectools_scores(model: Any, histories: Rows, candidates: Rows) -> Rows:
     return out
 
 
+def gru4rec_against_recbole(data: Dataset, slates: list[str], epochs: int, seeds: list[int]) -> dict[str, Any]:
+    """RecBole's network and loss, one window per step and item as it trains them; ours on pieces of the same length."""
+    sequences = data.train_sequences()
+    out: dict[str, Any] = {"epochs": epochs, "seeds": seeds, "ours": {}, "recbole": {}}
+    for seed in seeds:
+        options = with_options(TUNED["gru4rec"], epochs=epochs, weight_decay=0.0)
+        ours = SequentialRanker(options, seed).fit(sequences, data.n_items, progress=print)
+        theirs = _fitted_recbole(sequences, data.n_items, epochs, seed, options.length, options.dropout)
+        for name in slates:
+            histories, candidates, position = rows_of(data, name)
+            out["ours"][f"{name} s{seed}"] = means(ours.score(histories, candidates), position)
+            out["recbole"][f"{name} s{seed}"] = means(recbole_scores(theirs, histories, candidates), position)
+    return out
+
+
+def _windows(rows: Rows, length: int) -> tuple[Any, Any]:
+    """RecBole's layout: items from 1, filled up with 0 on the right; and how many there are."""
+    import torch
+
+    x_BT, n_B = torch.zeros(len(rows), length, dtype=torch.long), torch.ones(len(rows), dtype=torch.long)
+    for b, row in enumerate(rows):
+        newest = row[-length:]
+        x_BT[b, : len(newest)] = torch.from_numpy(newest.astype(np.int64) + 1)
+        n_B[b] = max(len(newest), 1)
+    return x_BT, n_B
+
+
+def _fitted_recbole(sequences: Rows, n_items: int, epochs: int, seed: int, length: int, dropout: float) -> Any:
+    import torch
+    from recbole.model.sequential_recommender.gru4rec import GRU4Rec
+
+    class Settings(dict):  # type: ignore[type-arg]
+        def __missing__(self, key: str) -> str:
+            return key
+
+    class Catalogue:
+        @staticmethod
+        def num(field: str) -> int:
+            return n_items + 1
+
+    torch.manual_seed(seed)
+    settings = Settings(
+        embedding_size=64, hidden_size=64, num_layers=1, dropout_prob=dropout, loss_type="CE", device="cpu",
+        MAX_ITEM_LIST_LENGTH=length, LIST_SUFFIX="_list", NEG_PREFIX="neg_",
+    )  # fmt: skip
+    model = GRU4Rec(settings, Catalogue())
+    pairs = [(s[:t], int(s[t])) for s in sequences for t in range(1, len(s))]
+    x_NT, n_N = _windows([history for history, _ in pairs], length)
+    target_N = torch.tensor([target + 1 for _, target in pairs])
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    for epoch in range(epochs):
+        total = 0.0
+        for rows in torch.randperm(len(pairs)).split(256):
+            loss = model.calculate_loss(
+                {model.ITEM_SEQ: x_NT[rows], model.ITEM_SEQ_LEN: n_N[rows], model.POS_ITEM_ID: target_N[rows]}
+            )
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += float(loss) * len(rows)
+        print(f"recbole s{seed} epoch {epoch + 1} loss {total / len(pairs):.3f}", flush=True)
+    return model.eval()
+
+
+def recbole_scores(model: Any, histories: Rows, candidates: Rows) -> Rows:
+    import torch
+
+    out: Rows = []
+    with torch.no_grad():
+        for start in range(0, len(histories), 512):
+            state_BD = model(*_windows(histories[start : start + 512], model.max_seq_length))
+            for state_D, slate in zip(state_BD, candidates[start : start + 512], strict=True):
+                out.append((model.item_embedding.weight[torch.from_numpy(slate + 1)] @ state_D).numpy())
+    return out
+
+
 def attempt(name: str, needs: tuple[str, ...], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     try:
         found = {package: metadata.version(package) for package in needs}
@@ -204,6 +282,10 @@ def main() -> None:
         "SASRec against RecTools": attempt(
             "RecTools", ("rectools",),
             lambda: sasrec_against_rectools(data, slates, arguments.epochs, arguments.seeds),
+        ),
+        "GRU4Rec against RecBole": attempt(
+            "RecBole", ("recbole",),
+            lambda: gru4rec_against_recbole(data, slates, arguments.epochs, arguments.seeds),
         ),
     }  # fmt: skip
     arguments.out.write_text(json.dumps(content, indent=1) + "\n")

@@ -193,6 +193,26 @@ def test_llara_trains_its_own_sasrec_where_the_run_has_none(
     assert "LLaRA, paper's settings" in result.output and row(found, "llara_paper", SLATES[0])["training_seconds"] > 0
 
 
+@pytest.mark.parametrize("main", [True, False])
+def test_of_several_processes_the_main_one_trains_llaras_network(monkeypatch: pytest.MonkeyPatch, main: bool) -> None:
+    events: list[str] = []
+
+    class EnoughError(Exception):
+        pass
+
+    def stop(*args: Any) -> None:
+        raise EnoughError
+
+    monkeypatch.setattr(language.processes, "is_main", lambda: main)
+    monkeypatch.setattr(language.processes, "wait", lambda: events.append("wait"))
+    monkeypatch.setattr(language, "sasrec_of", lambda *args: events.append("network"))
+    monkeypatch.setattr(language, "load_run_tokenizer", stop)
+    config: Any = parse_config(yaml.safe_load(CONFIG), "test")
+    with pytest.raises(EnoughError):
+        language._llara(None, config, None, config.methods[0], 0)  # type: ignore[arg-type]
+    assert events == (["network", "wait"] if main else ["wait", "network"])
+
+
 @pytest.mark.parametrize(
     ("methods", "message"),
     [

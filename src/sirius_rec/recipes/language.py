@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sirius_rec import processes
 from sirius_rec.config import Config, MethodSection
 from sirius_rec.prompts.encoding import Encoder
 from sirius_rec.prompts.templates import NO, QUESTION, YES, Template, get_template
@@ -163,7 +164,11 @@ def _llara(run: RunFolder, config: Config, dataset: Dataset, method: MethodSecti
     from sirius_rec.training.hybrid import install
 
     stage, form = config.method_stage(method), method_form(config, method)
+    if not processes.is_main():  # a network that is not there yet is trained once, by the main process
+        processes.wait()
     sasrec = sasrec_of(run, config, dataset, method, seed)
+    if processes.is_main():
+        processes.wait()
     tokenizer = load_run_tokenizer(run, config)
     model = starting_model(run, config, tokenizer, seed)
     install(model, sasrec.network.items.weight[: dataset.n_items], seed=seed)

@@ -58,6 +58,10 @@ def named(text: str) -> list[str]:
         ('["Red House Painters", "Oasis", "Red"]', ["Red House Painters", "Red"]),
         ('```json\n["Blur", "Red"]\n```', ["Blur", "Red"]),
         ('["Blur", "Re', []),
+        ('{"ranking": [{"rank": 1, "title": "Blur"}, {"rank": 2, "title": "Red"}]}', ["Blur", "Red"]),
+        # another text beside the title, a made-up title, and none at all
+        ('[{"why": "loud", "artist": "Blur"}, {"artist": "Oasis"}, {"artist": "Can"}]', ["Blur", "Can"]),
+        ('[{"rank": 1}, {"rank": 2}]', []),
         # thinking aloud
         ("<think>\n1. Red\n</think>\n1. Blur\n2. Can", ["Blur", "Can"]),
         ("```\nBlur\nRed\n```", ["Blur", "Red"]),

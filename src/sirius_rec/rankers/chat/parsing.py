@@ -81,7 +81,7 @@ def parse_ranking(text: str, titles: Sequence[str]) -> Ranking:
 
 def _entries(text: str, known: _Titles) -> list[str]:
     """The lines of a list, without what is said around it; the entries of a JSON list."""
-    listed = _json_list(text)
+    listed = _json_list(text, known)
     if listed is not None:
         return listed
     lines = [line for line in text.splitlines() if line.strip() and not _FENCE.match(line)]
@@ -92,7 +92,8 @@ def _entries(text: str, known: _Titles) -> list[str]:
     return [line for line in lines if not line.rstrip().endswith(":") or known.find(line) is not None]
 
 
-def _json_list(text: str) -> list[str] | None:
+def _json_list(text: str, known: _Titles) -> list[str] | None:
+    """Entries of a JSON list of titles, or of objects that hold a title each; None where the text has no such list."""
     start, end = text.find("["), text.rfind("]")
     if start < 0 or end < start:
         return None
@@ -100,7 +101,18 @@ def _json_list(text: str) -> list[str] | None:
         found = json.loads(text[start : end + 1])
     except ValueError:
         return None
-    return found if isinstance(found, list) and found and all(isinstance(entry, str) for entry in found) else None
+    if not isinstance(found, list) or not found:
+        return None
+    entries = [_title_of(entry, known) for entry in found]
+    return [entry for entry in entries if entry is not None] if None not in entries else None
+
+
+def _title_of(entry: object, known: _Titles) -> str | None:
+    """The entry itself; of an object the value that is a candidate's title, else its first text."""
+    if isinstance(entry, dict):
+        texts = [value for value in entry.values() if isinstance(value, str)]
+        return next((text for text in texts if known.find(text) is not None), texts[0] if texts else None)
+    return entry if isinstance(entry, str) else None
 
 
 def _bare(entry: str) -> Iterator[str]:
