@@ -99,6 +99,16 @@ def _pieces(first: int, end: int, start_Y: np.ndarray, end_Y: np.ndarray) -> tup
     return tuple(map(Piece, borders, borders[1:], back))
 
 
+def _kept(prompt_B: np.ndarray, inputs_B: np.ndarray, width: int) -> dict[str, np.ndarray]:
+    """The last prompt position and all behind it, as `PackedBatch` has them: mask, columns, places in the columns."""
+    columns, kept_B = np.arange(width), inputs_B + 1
+    within_N, row_N = _within(kept_B), np.repeat(np.arange(len(kept_B)), kept_B)
+    keep_BP = np.zeros((len(kept_B), int(kept_B.max())), dtype=np.int64)
+    keep_BP[row_N, within_N] = prompt_B[row_N] - 1 + within_N
+    keep_BT = (columns >= prompt_B[:, None] - 1) & (columns < (prompt_B + inputs_B)[:, None])
+    return {"keep_BT": keep_BT, "keep_BP": keep_BP, "slot_N": row_N * keep_BP.shape[1] + within_N}
+
+
 def pack(rows: Sequence[PromptCompletions], pad_id: int) -> PackedBatch:
     """Lay out rows (any lengths, any number of candidates each) as one right-padded batch.
 
@@ -116,8 +126,7 @@ def pack(rows: Sequence[PromptCompletions], pad_id: int) -> PackedBatch:
     ahead_Y = np.cumsum(length_Y - 1) - (length_Y - 1)
     ahead_Y -= np.repeat(ahead_Y[np.cumsum(count_B) - count_B], count_B)
     inputs_B = np.bincount(row_Y, weights=length_Y - 1).astype(np.int64)
-    total_B = prompt_B + inputs_B
-    width = int(total_B.max())
+    width = int((prompt_B + inputs_B).max())
 
     input_ids_BT = np.full((len(rows), width), pad_id, dtype=np.int64)
     position_ids_BT = np.zeros((len(rows), width), dtype=np.int64)
@@ -136,23 +145,15 @@ def pack(rows: Sequence[PromptCompletions], pad_id: int) -> PackedBatch:
     position_ids_BT[at] = (prompt_B[row_M] + within_M)[read]
     segment_BT[at] = column_Y[of_M][read] + 1
 
-    columns = np.arange(width)
-    keep_BT = (columns >= prompt_B[:, None] - 1) & (columns < total_B[:, None])
-    kept_B = inputs_B + 1
-    within_N, row_N = _within(kept_B), np.repeat(np.arange(len(rows)), kept_B)
-    keep_BP = np.zeros((len(rows), int(kept_B.max())), dtype=np.int64)
-    keep_BP[row_N, within_N] = prompt_B[row_N] - 1 + within_N
     # Every completion's first token is read off the last prompt position.
-    source_M = (np.cumsum(kept_B) - kept_B)[row_M] + np.where(within_M == 0, 0, behind_M)
+    source_M = (np.cumsum(inputs_B + 1) - inputs_B - 1)[row_M] + np.where(within_M == 0, 0, behind_M)
     length_BC, valid_BC = np.ones(shape, dtype=np.int64), np.zeros(shape, dtype=bool)
     length_BC[row_Y, column_Y], valid_BC[row_Y, column_Y] = length_Y, True
     arrays = {
         "input_ids_BT": input_ids_BT,
         "position_ids_BT": position_ids_BT,
         "segment_BT": segment_BT,
-        "keep_BT": keep_BT,
-        "keep_BP": keep_BP,
-        "slot_N": row_N * keep_BP.shape[1] + within_N,
+        **_kept(prompt_B, inputs_B, width),
         "source_M": source_M,
         "target_M": target_M,
         "candidate_M": row_M * shape[1] + column_Y[of_M],

@@ -24,8 +24,9 @@ from sirius_rec.objectives.losses import LossOutput, compute_loss
 from sirius_rec.prompts.encoding import Encoder
 from sirius_rec.scoring.naive import naive_logps
 from sirius_rec.scoring.packed import packed_logps, unwrapped
-from sirius_rec.scoring.rows import PackedBatch
+from sirius_rec.scoring.rows import PackedBatch, PromptCompletions
 from sirius_rec.scoring.scorer import resolve_mode, score_rows, self_check
+from sirius_rec.training.averages import Averages
 from sirius_rec.training.batching import StepLayout
 from sirius_rec.training.checkpoints import (
     PREFIX,
@@ -45,34 +46,6 @@ from sirius_rec.training.records import PackingCollator, PreferenceDataset, chec
 EvalHook = Callable[[list[np.ndarray]], dict[str, float]]
 _PACKED_FIELDS = tuple(PackedBatch.__dataclass_fields__)
 _SELF_CHECK_ROWS = 2
-
-
-class Averages:
-    """Sums and counts on the device; read only when something is logged, so that steps need no synchronisation."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, list[Tensor]] = {}
-
-    def add(self, parts: dict[str, tuple[Tensor, Tensor]]) -> None:
-        for name, (total, count) in parts.items():
-            if name in self._sums:
-                self._sums[name][0] += total
-                self._sums[name][1] += count
-            else:
-                self._sums[name] = [total.clone(), count.clone()]
-
-    def means(self, reduce: Callable[[Tensor], Tensor] | None = None) -> dict[str, float]:
-        """Means of what has a count, and forget them. One wait for the device, however many there are.
-
-        reduce: adds up a tensor over processes.
-        """
-        if not self._sums:
-            return {}
-        names = list(self._sums)
-        sums_S2 = torch.stack([torch.stack([part.float() for part in self._sums[name]]) for name in names])
-        self._sums.clear()
-        pairs = (reduce(sums_S2) if reduce else sums_S2).tolist()
-        return {name: total / count for name, (total, count) in zip(names, pairs, strict=True) if count > 0}
 
 
 def disable_dropout(model: torch.nn.Module) -> None:
@@ -136,20 +109,7 @@ class SiriusTrainer(Trainer):
         check_context(train_rows, context)
         self.eval_rows = encode_records(eval_dataset, self.encoder) if eval_dataset is not None else []
         check_context(self.eval_rows, context)
-        others = "all" if self.objective.needs_slate else args.score_unsampled
-        negatives = self.objective.negatives
-        if not self.objective.uses_negatives:
-            # A loss without negatives still shows its margin in the logs where candidates are scored at all.
-            fewest = min(len(row.completions) for row in train_rows) - 1
-            negatives = min(1, fewest) if others != 0 else 0
-        dataset = PreferenceDataset(
-            train_rows,
-            negatives=negatives,
-            score_unsampled=others,
-            seed=args.data_seed if args.data_seed is not None else args.seed,
-            examples_per_epoch=args.examples_per_epoch,
-            layout=StepLayout(args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size),
-        )
+        dataset = self._training_set(train_rows, args)
         self.collator = PackingCollator(train_rows, self.encoder.pad_id, with_rows=self.scoring == "naive")
         self.collator.ref_logps = ref_logps
         self.eval_ref_logps = eval_ref_logps
@@ -174,6 +134,23 @@ class SiriusTrainer(Trainer):
         self.pop_callback(PrinterCallback)
         # Our loss is a mean over examples already; the Trainer must not divide by tokens.
         self.model_accepts_loss_kwargs = False
+
+    def _training_set(self, rows: Sequence[PromptCompletions], args: SiriusConfig) -> PreferenceDataset:
+        """What each epoch draws from the rows: as many negatives as the loss takes, and others to be watched."""
+        others = "all" if self.objective.needs_slate else args.score_unsampled
+        negatives = self.objective.negatives
+        if not self.objective.uses_negatives:
+            # A loss without negatives still shows its margin in the logs where candidates are scored at all.
+            fewest = min(len(row.completions) for row in rows) - 1
+            negatives = min(1, fewest) if others != 0 else 0
+        return PreferenceDataset(
+            rows,
+            negatives=negatives,
+            score_unsampled=others,
+            seed=args.data_seed if args.data_seed is not None else args.seed,
+            examples_per_epoch=args.examples_per_epoch,
+            layout=StepLayout(args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size),
+        )
 
     # before the first step
 
