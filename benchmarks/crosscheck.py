@@ -8,8 +8,7 @@ Not part of the test suite: it needs packages that pull in hundreds of megabytes
 
 A package that is not installed is left out, and the file says so. RecTools' SASRec is trained on the same train
 sequences, cut to its length, with the same sizes and epochs, and scored on the same frozen slates; the rest are its own
-defaults. Of
-RecBole its GRU4Rec network and loss are taken, without its data and training code.
+defaults. Of RecBole its GRU4Rec network and loss are taken, without its data and training code.
 """
 
 from __future__ import annotations
