@@ -90,7 +90,12 @@ def fitted_network(method: MethodSection, config: Config, dataset: Dataset, fold
     options = network_options(method.method, method.preset, method.options)
     started = time.monotonic()
     ranker = MoRecRanker(options, dataset.titles, seed) if method.method == "morec" else SequentialRanker(options, seed)
-    trained = ranker.fit(dataset.train_sequences(), dataset.n_items, _validation(config, dataset), progress=say)
+    trained = ranker.fit(
+        dataset.train_sequences(),
+        dataset.n_items,
+        _validation(config, dataset),
+        progress=lambda line: say(f"{method.key} s{seed}  {line}"),
+    )
     trained.save(folder)
     write_json(
         folder / DONE,

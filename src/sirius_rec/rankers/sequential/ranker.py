@@ -149,7 +149,7 @@ class SequentialRanker:
             self.history.append(point)
             if progress:
                 found = "".join(f"  {name} {point[name]:.4f}" for name in ("hr@1", "ndcg@10") if name in point)
-                progress(f"{options.network} s{self.seed}  epoch {epoch}  loss {point['loss']:.3f}{found}")
+                progress(f"epoch {epoch}  loss {point['loss']:.3f}{found}")
             if validation is None:
                 continue
             if point["ndcg@10"] > best:
