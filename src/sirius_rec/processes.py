@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import atexit
 import os
+from datetime import timedelta
+
+# Others wait while the main process trains a network or scores a table; the usual 10 minutes would end the run.
+_PATIENCE = timedelta(hours=12)
 
 
 def count() -> int:
@@ -30,7 +34,7 @@ def join(*, cpu: bool) -> None:
     import torch
     from accelerate import PartialState
 
-    PartialState(cpu=cpu or not torch.cuda.is_available())
+    PartialState(cpu=cpu or not torch.cuda.is_available(), timeout=_PATIENCE)
     atexit.register(_leave)
 
 

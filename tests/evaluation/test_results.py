@@ -12,7 +12,7 @@ import pytest
 
 from sirius_rec.errors import DataError, RunError
 from sirius_rec.evaluation.intervals import paired_test
-from sirius_rec.evaluation.results import build_results, clean, read_results, write_results
+from sirius_rec.evaluation.results import build_results, clean, decision, read_results, write_results
 from sirius_rec.evaluation.tables import ScoreTable
 
 SLATES = "test-uniform-4-s0"
@@ -92,6 +92,19 @@ def test_a_method_without_seeds_stands_against_every_seed():
     assert test["seeds"] == [0, 1] and test["difference"] == pytest.approx(0.3)
     (floor,) = build([*tables[:2], table("popularity", wins=lambda r: r % 2 == 0)], baseline="popularity")["paired"]
     assert {**floor, "against": "ease"} == test
+
+
+def test_one_seed_of_a_trained_method_gets_no_verdict():
+    """However clear the difference: nothing is known about other seeds. Formulas have none, so theirs stands."""
+    good, poor = table("dpo", wins=lambda r: True), table("sft", wins=lambda r: False)
+    (test,) = build([good, poor], baseline="sft")["paired"]
+    assert test["p_holm"] < 0.05 and test["low"] > 0 and test["seeds"] == [0]
+    assert decision(test) == "on these seeds only"
+    (formulas,) = build([good, poor], baseline="sft", unseeded=("dpo", "sft"))["paired"]
+    assert decision(formulas) == "better"
+    again = [table(t.method, seed=1, wins=lambda r, t=t: t.method == "dpo") for t in (good, poor)]
+    (two,) = build([good, poor, *again], baseline="sft")["paired"]
+    assert two["seeds"] == [0, 1] and decision(two) == "better"
 
 
 def test_missing_baseline_is_noted_and_floors_are_not_tested():

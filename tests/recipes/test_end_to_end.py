@@ -219,15 +219,15 @@ def before_alignment(whole: Path, out: Path) -> Path:
     return out
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_sigterm_saves_and_ends_well(whole: Path, tmp_path: Path, here: Here, jobs: int) -> None:
-    """A batch system's SIGTERM: exit code 0, one line, no step lost, and the same weights and log in the end."""
+@pytest.mark.parametrize(("stage", "jobs"), [("run", 1), ("align", 2)])
+def test_sigterm_saves_and_ends_well(whole: Path, tmp_path: Path, here: Here, stage: str, jobs: int) -> None:
+    """A batch system's SIGTERM: exit code 0, one line, no step lost; in the end the same weights, log and results."""
     out = before_alignment(whole, tmp_path / "run")
     override = f"compute.jobs={jobs}"
-    arm, code, said = kill_in_alignment(out, override, stage="align", sent=signal.SIGTERM)
+    arm, code, said = kill_in_alignment(out, override, stage=stage, sent=signal.SIGTERM)
     assert code == 0, said
     assert re.fullmatch(r"sirius: stopped by SIGTERM.*; start the same command again to go on\n", said)
-    assert not (arm / "done.json").exists()
+    assert not (arm / "done.json").exists() and not (out / "results.json").exists()
     lines = read_metrics(arm / "metrics.jsonl")
     newest = max(int(path.name.removeprefix("checkpoint-")) for path in arm.glob("checkpoints/checkpoint-*"))
     assert newest == max(line["step"] for line in lines), "a step was done that no checkpoint holds"
@@ -236,7 +236,12 @@ def test_sigterm_saves_and_ends_well(whole: Path, tmp_path: Path, here: Here, jo
     # As if that part had taken an hour: what the finished training took must contain it.
     saved["stateful_callbacks"]["Clock"]["attributes"]["seconds"] = 3600.0
     rewrite_in_checkpoint(arm / f"checkpoints/checkpoint-{newest}", saved)
-    assert here(out, override, stage="align") == (0, "")
+    if stage == "run":  # in an interpreter of its own, as a user would
+        done = finish(out, override)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert (out / "results.json").read_bytes() == (whole / "results.json").read_bytes()
+    else:
+        assert here(out, override, stage=stage) == (0, "")
     assert_same_alignment(out, whole)
     assert 0 < spent < 60
     assert 3600 < json.loads((arm / "done.json").read_text())["seconds"] < 3700

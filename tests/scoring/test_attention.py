@@ -125,7 +125,7 @@ def test_a_mask_that_lost_its_pieces_is_taken_whole(model: Any, monkeypatch: pyt
     torch.testing.assert_close(packed.packed_logps(model, batch), with_pieces, atol=1e-5, rtol=1e-5)
 
 
-def test_two_calls_where_every_candidate_is_one_token(model: Any) -> None:
+def test_in_parts_where_every_candidate_is_one_token(model: Any) -> None:
     """No column behind the prompt: nothing is left to mask."""
     rows = [PromptCompletions([5, 6, 7], [[2]]), PromptCompletions([5, 6, 8], [[2]])]
     one = packed.packed_logps(model, pack(rows, 0))
@@ -133,7 +133,7 @@ def test_two_calls_where_every_candidate_is_one_token(model: Any) -> None:
     torch.testing.assert_close(packed.packed_logps(model, pack(rows, 0)), one)
 
 
-def test_only_sdpa_is_put_on_two_calls(model: Any) -> None:
+def test_only_sdpa_is_put_on_parts(model: Any) -> None:
     model.set_attn_implementation("eager")
     assert attention.use_split(model) == "eager"
 

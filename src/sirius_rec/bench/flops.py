@@ -35,7 +35,7 @@ def bound(shape: Shape, rows: Sequence[PromptCompletions]) -> int:
 
 
 def packed(shape: Shape, rows: Sequence[PromptCompletions]) -> int:
-    """Forward operations of packed rows as they are laid out: padding computed, the rest masked.
+    """Forward operations of packed rows in parts (`scoring.split`), full attention: padding computed, the rest masked.
 
     The columns that are prompt in every row take a triangle; each piece of the others the columns that it is given.
     """

@@ -27,6 +27,8 @@ BETA = 1.0
 # Negatives → prompts in the micro-batch: about equally many tokens each. `quick` takes a quarter of them, in which the
 # costs that do not grow with the batch (gradients of 13 million weights) weigh more: its ratios are lower.
 STEP_BATCHES = {1: 16, 3: 8, 19: 2}
+# Separate rows at a time, where they do not go all at once: as many as prompts and candidates make a usual micro-batch.
+CHUNK = 20
 
 
 def _prepared(shape: Shape) -> Any:
@@ -46,7 +48,7 @@ def require_equal(name: str, found: Tensor, expected: Tensor, tolerance: float) 
 def _steps(
     model: Any, rows: Sequence[PromptCompletions], names: Sequence[str], say: Say
 ) -> dict[str, Callable[[], Tensor]]:
-    """Way → forward and backward of a micro-batch, which returns its loss; `update` → an update of AdamW alone.
+    """Way → forward and backward of a micro-batch, which returns its loss; `update` → clipping and AdamW alone.
 
     The update is timed on its own: it is the same for all, and a user does it once per micro-batch at most.
     """
@@ -68,6 +70,7 @@ def _steps(
     for name in names:
         scorer = SCORERS[name]
         runs[name] = step_of(model, lambda scorer=scorer: dpo_loss(scorer(model, rows, PAD), ref_BC, BETA))
+    runs["completion_logits_chunks"] = _step_in_chunks(model, rows, ref_BC)
     if len(rows[0].completions) == 2:
         own = copy.deepcopy(model)
         try:
@@ -78,13 +81,34 @@ def _steps(
     return runs
 
 
+def _step_in_chunks(
+    model: Any, rows: Sequence[PromptCompletions], ref_BC: Tensor, chunk: int = CHUNK
+) -> Callable[[], Tensor]:
+    """Forward and backward of separate rows, about `chunk` of them at a time, gradients accumulated."""
+    some = max(chunk // len(rows[0].completions), 1)
+
+    def step() -> Tensor:
+        total = torch.zeros(())
+        for at in range(0, len(rows), some):
+            part = rows[at : at + some]
+            logp_BC = SCORERS["completion_logits"](model, part, PAD)
+            loss = dpo_loss(logp_BC, ref_BC[at : at + some], BETA) * (len(part) / len(rows))
+            loss.backward()
+            total += loss.detach()
+        model.zero_grad()
+        return total
+
+    return step
+
+
 def _update(model: Any) -> Callable[[], Tensor]:
-    """An update of AdamW on gradients that are already there, clipping left out; returns a zero in place of a loss."""
+    """Clipping and an update of AdamW on gradients that are already there; returns a zero in place of a loss."""
     for weight in model.parameters():
         weight.grad = torch.full_like(weight, 1e-4)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
 
     def update() -> Tensor:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         return torch.zeros(())
 
@@ -92,7 +116,7 @@ def _update(model: Any) -> Callable[[], Tensor]:
 
 
 def bench_step(*, quick: bool, say: Say, shape: Shape = CPU_SHAPE, batches: dict[int, int] | None = None) -> Rows:
-    """A training step with K negatives, against TRL (K = 1), completion logits only, and full logits."""
+    """A training step with K negatives, against TRL (K = 1), completion logits in two forms, and full logits."""
     model = _prepared(shape).train()
     out: Rows = []
     for k, n_rows in (batches or STEP_BATCHES).items():
@@ -133,8 +157,8 @@ def _generate(model: Any, rows: Sequence[PromptCompletions], new_tokens: int) ->
     return lambda: model.generate(input_ids=ids_BT, attention_mask=seen_BT, generation_config=config)
 
 
-def _in_chunks(model: Any, rows: Sequence[PromptCompletions], chunk: int = 20) -> Tensor:
-    """Separate rows again, 20 at a time: a batch of 200 of them is more than caches hold, and none needs to be."""
+def _in_chunks(model: Any, rows: Sequence[PromptCompletions], chunk: int = CHUNK) -> Tensor:
+    """Separate rows again, 20 at a time: nobody has to score 200 of them in one batch."""
     parts = [
         SCORERS["completion_logits"](model, [PromptCompletions(row.prompt, row.completions[at : at + chunk])], PAD)
         for row in rows

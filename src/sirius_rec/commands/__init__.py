@@ -1,6 +1,10 @@
 """The command line, command by command. Importing it registers them all, in the order of `sirius --help`."""
 
-from sirius_rec.commands import data, runs, serve, study
+from importlib import import_module
+
 from sirius_rec.commands.common import app
 
-__all__ = ["app", "data", "runs", "serve", "study"]
+for _topic in ("runs", "data", "serve", "study"):
+    import_module(f"sirius_rec.commands.{_topic}")
+
+__all__ = ["app"]

@@ -248,6 +248,7 @@ def _paired(
         tests.append(
             {"method": method, "against": against, "slates": table.slates, "checkpoint": table.checkpoint,
              "metric": PAIRED_METRIC, "seeds": shared, "n": len(block.row_ids), "difference": result.difference,
+             "one_seed": len(shared) < 2 and not {method, against} <= set(unseeded),
              "low": result.low, "high": result.high, "p": result.p}
         )  # fmt: skip
     for test, adjusted in zip(tests, holm([test["p"] for test in tests]), strict=True):
@@ -258,11 +259,12 @@ def _paired(
 def decision(test: Mapping[str, Any]) -> str:
     """A paired test in words: `better`, `worse`, `no clear difference`, or `on these seeds only`.
 
-    A verdict needs both: p (Holm) below 5 %, which speaks of these seeds, and an interval over seeds off zero.
+    A verdict needs both: p (Holm) below 5 %, which speaks of these seeds, and an interval over seeds off zero. One seed
+    of a trained method has no such interval.
     """
     if test["p_holm"] >= 0.05:
         return "no clear difference"
-    if test["low"] is None or test["low"] <= 0 <= test["high"]:
+    if test.get("one_seed") or test["low"] is None or test["low"] <= 0 <= test["high"]:
         return "on these seeds only"
     return "better" if test["difference"] > 0 else "worse"
 
@@ -272,8 +274,9 @@ def _notes(examples: pl.DataFrame, baseline: str, missing: list[str]) -> list[st
         f"Intervals: 95 % percentile bootstrap, {RESAMPLES:,} seeded resamples of users (all rows of a user together).",
         "Summary rows resample users and seeds; with few seeds the seed part is somewhat too narrow.",
         "Ties count in expectation over their orders: constant scores give HR@1 = 1/N exactly.",
-        f"Paired tests: HR@1, the same rows, seed with seed; two-sided sign flips of whole users' seed-mean "
-        f"differences, exact up to {EXACT_GROUPS} users, else {FLIPS:,} seeded flips; p speaks of these seeds only.",
+        "Paired tests: HR@1, the same rows, seed with seed, the seeds that both have; two-sided sign flips of whole "
+        f"users' seed-mean differences, exact up to {EXACT_GROUPS} users, else {FLIPS:,} seeded flips; p speaks of "
+        "these seeds only, and one seed of a trained method gets no verdict.",
         "p_holm: Holm's adjustment over all tests on the same slates and checkpoint.",
         "Generated HR@1 counts all prompts; an answer that is not exactly one candidate's title is a miss.",
     ]

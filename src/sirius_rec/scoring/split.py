@@ -7,15 +7,24 @@ masked call.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sirius_rec.scoring.rows import PackedBatch
+from sirius_rec.scoring.rows import PackedBatch, Piece
 
 # The name under which transformers knows it.
 SPLIT = "tree_split"
+
+
+@dataclass(frozen=True)
+class _Tree:
+    """prompt_end: as in `PackedBatch`. pieces: each with its own mask, [B, 1, its rows, what it is given]."""
+
+    prompt_end: int
+    pieces: list[tuple[Piece, Tensor]]
 
 
 def register() -> None:
@@ -32,7 +41,7 @@ def _attend(
 ) -> tuple[Tensor, None]:
     """[B, T, heads, width]. A mask with fewer rows than queries covers the last of them; those before are causal.
 
-    A mask that `in_pieces` made carries the pieces of its rows; one that lost them is taken whole.
+    A mask that `in_pieces` made of more than one piece carries them; one without (or that lost them) is taken whole.
     """
     from transformers.integrations import sdpa_attention
 
@@ -42,23 +51,22 @@ def _attend(
         return attend(module, query, key, value, attention_mask, **options)[0], None
     at = query.shape[2] - attention_mask.shape[-2]
     found = [attend(module, query[:, :, :at], key[:, :, :at], value[:, :, :at], None, is_causal=True, **options)[0]]
-    batch: PackedBatch | None = getattr(attention_mask, "tree_batch", None)
-    masks: list[Tensor] = getattr(attention_mask, "tree_pieces", [])
-    if batch is None:
+    tree: _Tree | None = getattr(attention_mask, "tree", None)
+    if tree is None:
         found.append(attend(module, query[:, :, at:], key, value, attention_mask, is_causal=False, **options)[0])
         return torch.cat(found, 1), None
-    for piece, mask in zip(batch.pieces, masks, strict=True):
-        seen = [_seen(states, batch.prompt_end, piece.back, piece.end, 2) for states in (key, value)]
+    for piece, mask in tree.pieces:
+        seen = [_seen(states, tree.prompt_end, piece, 2) for states in (key, value)]
         own = query[:, :, piece.first : piece.end]
         found.append(attend(module, own, *seen, mask, is_causal=False, **options)[0])
     return torch.cat(found, 1), None
 
 
-def _seen(states: Tensor, prompt_end: int, back: int, end: int, dim: int) -> Tensor:
-    """Along `dim` the prompts' columns, and back … end − 1."""
-    if back <= prompt_end:
-        return states.narrow(dim, 0, end)
-    return torch.cat([states.narrow(dim, 0, prompt_end), states.narrow(dim, back, end - back)], dim)
+def _seen(states: Tensor, prompt_end: int, piece: Piece, dim: int) -> Tensor:
+    """Along `dim` what a piece is given: the prompts' columns, and back … end − 1."""
+    if piece.back <= prompt_end:
+        return states.narrow(dim, 0, piece.end)
+    return torch.cat([states.narrow(dim, 0, prompt_end), states.narrow(dim, piece.back, piece.end - piece.back)], dim)
 
 
 def in_pieces(config: Any, masks: Any, batch: PackedBatch) -> Any:
@@ -77,10 +85,9 @@ def _cut(mask_B1TT: Tensor, batch: PackedBatch) -> Tensor:
         return mask_B1TT
     rest = mask_B1TT[:, :, batch.n_prompt :]
     if len(batch.pieces) > 1:
-        # Attributes, because a model takes nothing but a tensor here and hands it on as it is.
-        rest.tree_batch = batch  # type: ignore[attr-defined]
-        rest.tree_pieces = [  # type: ignore[attr-defined]
-            _seen(mask_B1TT[:, :, piece.first : piece.end], batch.prompt_end, piece.back, piece.end, 3)
-            for piece in batch.pieces
-        ]
+        # An attribute, because a model takes nothing but a tensor here and hands it on as it is.
+        rest.tree = _Tree(  # type: ignore[attr-defined]
+            batch.prompt_end,
+            [(p, _seen(mask_B1TT[:, :, p.first : p.end], batch.prompt_end, p, 3)) for p in batch.pieces],
+        )
     return rest

@@ -62,6 +62,11 @@ def named(text: str) -> list[str]:
         # another text beside the title, a made-up title, and none at all
         ('[{"why": "loud", "artist": "Blur"}, {"artist": "Oasis"}, {"artist": "Can"}]', ["Blur", "Can"]),
         ('[{"rank": 1}, {"rank": 2}]', []),
+        # one key for the list: neither a genre that is a title, nor what a made-up one is likened to
+        ('[{"genre": "Can", "title": "Blur (1997)"}, {"genre": "Air", "title": "Red"}]', ["Blur", "Red"]),
+        ('[{"title": "Oasis", "similar": "Red"}, {"title": "Blur", "similar": "Can"}]', ["Blur"]),
+        ('[{"rank": "first", "who": "1. Blur"}, {"rank": "second", "who": "**Red**"}]', ["Blur", "Red"]),
+        ('[{"title": "Blur"}, {"rank": 2, "title": null}, {"title": "Red"}]', ["Blur", "Red"]),
         # thinking aloud
         ("<think>\n1. Red\n</think>\n1. Blur\n2. Can", ["Blur", "Can"]),
         ("```\nBlur\nRed\n```", ["Blur", "Red"]),

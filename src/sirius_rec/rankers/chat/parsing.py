@@ -93,7 +93,7 @@ def _entries(text: str, known: _Titles) -> list[str]:
 
 
 def _json_list(text: str, known: _Titles) -> list[str] | None:
-    """Entries of a JSON list of titles, or of objects that hold a title each; None where the text has no such list."""
+    """Entries of a JSON list of titles, or of objects that hold one each; None where the text has no such list."""
     start, end = text.find("["), text.rfind("]")
     if start < 0 or end < start:
         return None
@@ -103,16 +103,29 @@ def _json_list(text: str, known: _Titles) -> list[str] | None:
         return None
     if not isinstance(found, list) or not found:
         return None
-    entries = [_title_of(entry, known) for entry in found]
-    return [entry for entry in entries if entry is not None] if None not in entries else None
+    if all(isinstance(entry, dict) for entry in found):
+        return _column(found, known)
+    return found if all(isinstance(entry, str) for entry in found) else None
 
 
-def _title_of(entry: object, known: _Titles) -> str | None:
-    """The entry itself; of an object the value that is a candidate's title, else its first text."""
-    if isinstance(entry, dict):
-        texts = [value for value in entry.values() if isinstance(value, str)]
-        return next((text for text in texts if known.find(text) is not None), texts[0] if texts else None)
-    return entry if isinstance(entry, str) else None
+# Where titles stand in objects, the likeliest first.
+_KEYS = ("title", "name", "item")
+
+
+def _column(objects: list[dict[str, object]], known: _Titles) -> list[str] | None:
+    """The texts under one key, the same in all objects: a usual one, else the one under which most titles are named.
+
+    One key for the whole list, so that a genre or a comment that happens to be a title is not taken for an answer.
+    """
+    texts: dict[str, list[str]] = {}
+    for entry in objects:
+        for key, value in entry.items():
+            if isinstance(value, str):
+                texts.setdefault(key, []).append(value)
+    usual = next((key for name in _KEYS for key in texts if key.lower() == name), None)
+    named = {key: sum(bool(_named(text, known)) for text in column) for key, column in texts.items()}
+    chosen = usual or max(named, key=lambda key: named[key], default=None)
+    return None if chosen is None else texts[chosen]
 
 
 def _bare(entry: str) -> Iterator[str]:
