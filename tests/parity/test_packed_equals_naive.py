@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 from torch import Tensor
+from transformers.integrations import sdpa_attention
 
 from sirius_rec.scoring import packed
 from sirius_rec.scoring import rows as rows_module
@@ -78,11 +79,26 @@ CASES = [
 
 
 @pytest.fixture(autouse=True)
-def _narrow_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that these short rows are cut, candidates too."""
+def calls(monkeypatch: pytest.MonkeyPatch) -> set[tuple[int, int]]:
+    """Pieces so narrow that these short rows are cut, candidates too; (queries, keys) of sdpa's calls."""
     monkeypatch.setattr(rows_module, "PIECE", 4)
+    seen: set[tuple[int, int]] = set()
+    original = sdpa_attention.sdpa_attention_forward
+
+    def noted(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any) -> Any:
+        seen.add((query.shape[2], key.shape[2]))
+        return original(module, query, key, value, mask, **options)
+
+    monkeypatch.setattr(sdpa_attention, "sdpa_attention_forward", noted)
+    return seen
+
+
+def assert_in_pieces(calls: set[tuple[int, int]]) -> None:
+    """Every piece was a call that left out what lies between the prompts and its own candidates."""
     batch = pack(random_rows(), 0)
     assert any(batch.prompt_end < piece.back < piece.first for piece in batch.pieces)
+    for piece in batch.pieces:
+        assert (piece.end - piece.first, min(batch.prompt_end, piece.back) + piece.end - piece.back) in calls
 
 
 def build(name: str, attention: str | None = None, lora: bool = False) -> Any:
@@ -144,8 +160,10 @@ def test_every_supported_architecture_is_covered() -> None:
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize(("name", "attention"), CASES)
-def test_log_probs_and_gradients(name: str, attention: str, lora: bool) -> None:
+def test_log_probs_and_gradients(name: str, attention: str, lora: bool, calls: set[tuple[int, int]]) -> None:
     assert_parity(build(name, attention, lora), random_rows())
+    if attention == SPLIT and name not in ("mistral-window", "phi3-window"):  # which have no full attention
+        assert_in_pieces(calls)
 
 
 @pytest.mark.parametrize("name", [n for n in ARCHITECTURES if n.endswith("-window")])
@@ -167,7 +185,7 @@ def test_the_window_is_really_shorter_than_the_rows(name: str) -> None:
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("reentrant", [False, True], ids=["non-reentrant", "reentrant"])
 @pytest.mark.parametrize("attention", ["sdpa", SPLIT])
-def test_gradient_checkpointing(attention: str, lora: bool, reentrant: bool) -> None:
+def test_gradient_checkpointing(attention: str, lora: bool, reentrant: bool, calls: set[tuple[int, int]]) -> None:
     """Checkpointing acts in train mode only; these models have no dropout."""
     model = build("llama", attention, lora)
     if lora and reentrant:
@@ -175,6 +193,8 @@ def test_gradient_checkpointing(attention: str, lora: bool, reentrant: bool) -> 
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
     model.train()
     assert_parity(model, random_rows())
+    if attention == SPLIT:
+        assert_in_pieces(calls)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2-window", "mistral-window"])
