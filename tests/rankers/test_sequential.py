@@ -206,3 +206,42 @@ def test_refusals() -> None:
         ranker.score([np.array([0])] * 2, [np.array([0]), np.array([24])])
     with pytest.raises(ScoringError, match="1 histories for 2 slates"):
         ranker.score([np.array([0])], [np.array([0]), np.array([1])])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        small("sasrec", epochs=5, dropout=0.3, shuffle=True),
+        small("gru4rec", epochs=5, loss="sampled_softmax", negatives=4),
+        small("caser", epochs=5, patience=1),
+    ],
+    ids=["sasrec", "gru4rec", "caser"],
+)
+def test_a_stopped_fit_goes_on_to_the_same_weights(options: SequentialOptions, tmp_path: Path) -> None:
+    """Weights, moments, the order of pieces, dropout and negatives: all streams are taken up where they were."""
+    world, validation = planted(40, 0), slates(planted(20, 1))
+    whole = SequentialRanker(options, seed=3).fit(world, N_ITEMS, validation)
+    keep = tmp_path / "unfinished.pt"
+
+    class PowerCut(Exception):
+        pass
+
+    def cut(line: str) -> None:
+        if line.startswith("epoch 2 "):
+            raise PowerCut
+
+    with pytest.raises(PowerCut):
+        SequentialRanker(options, seed=3).fit(world, N_ITEMS, validation, progress=cut, keep=keep)
+    torch.manual_seed(99)
+    lines: list[str] = []
+    again = SequentialRanker(options, seed=3).fit(world, N_ITEMS, validation, progress=lines.append, keep=keep)
+    assert lines[0].startswith("epoch 3 ")
+    assert again.history == whole.history
+    for name, weight in whole.network.state_dict().items():
+        assert again.network.state_dict()[name].equal(weight), name
+    # Another seed's fit does not go on from it, and a damaged file is one line.
+    other = SequentialRanker(options, seed=4).fit(world, N_ITEMS, validation, keep=keep)
+    assert other.history == SequentialRanker(options, seed=4).fit(world, N_ITEMS, validation).history
+    keep.write_bytes(keep.read_bytes()[:100])
+    with pytest.raises(RunError, match=r"unfinished.pt: cannot be read: delete it"):
+        SequentialRanker(options, seed=4).fit(world, N_ITEMS, validation, keep=keep)

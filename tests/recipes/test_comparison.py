@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,14 @@ from typer.testing import CliRunner
 
 from sirius_rec import cli
 from sirius_rec.config import parse_config
+from sirius_rec.data.store import open_dataset
 from sirius_rec.errors import ConfigError, RunError
 from sirius_rec.evaluation.floors import FLOORS
 from sirius_rec.evaluation.metrics import per_example, target_positions
 from sirius_rec.rankers.linear import EASE
 from sirius_rec.rankers.methods import METHODS
 from sirius_rec.rankers.sequential.ranker import SequentialRanker
+from sirius_rec.recipes import baselines
 from sirius_rec.recipes.baselines import method_seeds
 from sirius_rec.recipes.evaluation import check_trained, slate_arrays
 from sirius_rec.recipes.run_folder import RunFolder
@@ -166,3 +170,31 @@ def test_own_seeds_are_for_networks_and_hold_the_runs() -> None:
         {"seeds": [0], "arms": [], "methods": [{"method": "sasrec", "seeds": [0, 1, 2]}, "caser", "ease"]}, "c"
     )
     assert [method_seeds(config, m) for m in config.methods] == [(0, 1, 2), (0,), (0,)]
+
+
+def test_a_network_stopped_in_mid_training_goes_on(
+    compared: tuple[Path, dict[str, Any], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(compared[0], run)
+    folder = run / "methods" / "sasrec" / "s1"
+    weights = (folder / "weights.safetensors").read_bytes()
+    assert not (folder / "unfinished.pt").exists()
+    shutil.rmtree(folder)
+    said: list[str] = []
+
+    def cut(line: str) -> None:
+        said.append(line)
+        if "sasrec s1  epoch 1 " in line:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(baselines, "say", cut)
+    config = RunFolder(run).config()
+    method = next(m for m in config.methods if m.key == "sasrec")
+    for ended in (True, False):
+        with pytest.raises(KeyboardInterrupt) if ended else nullcontext():
+            baselines.fitted_network(method, config, open_dataset(run / "data"), folder, 1)
+        assert (folder / "unfinished.pt").exists() == ended
+        monkeypatch.setattr(baselines, "say", said.append)
+    assert [line.split("epoch ")[1][0] for line in said] == ["1", "2"]
+    assert (folder / "weights.safetensors").read_bytes() == weights

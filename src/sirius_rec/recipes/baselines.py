@@ -88,23 +88,25 @@ def fitted_network(method: MethodSection, config: Config, dataset: Dataset, fold
     if (folder / DONE).is_file():
         return load_ranker(folder)
     options = network_options(method.method, method.preset, method.options)
-    started = time.monotonic()
+    unfinished = folder / "unfinished.pt"
     ranker = MoRecRanker(options, dataset.titles, seed) if method.method == "morec" else SequentialRanker(options, seed)
     trained = ranker.fit(
         dataset.train_sequences(),
         dataset.n_items,
         _validation(config, dataset),
         progress=lambda line: say(f"{method.key} s{seed}  {line}"),
+        keep=unfinished,
     )
     trained.save(folder)
     write_json(
         folder / DONE,
         {
             "parameters": trained.parameters,
-            "seconds": round(time.monotonic() - started, 1),
+            "seconds": round(trained.seconds, 1),
             "epochs": len(trained.history),
         },
     )
+    unfinished.unlink(missing_ok=True)
     return trained
 
 

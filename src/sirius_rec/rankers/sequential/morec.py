@@ -142,11 +142,12 @@ class MoRecRanker(SequentialRanker):
         validation: Validation | None = None,
         *,
         progress: Callable[[str], None] | None = None,
+        keep: Path | None = None,
     ) -> MoRecRanker:
         """As `SequentialRanker.fit`; DataError if there is not one title per item. Nothing counts as unseen."""
         if len(self.titles) != n_items:
             raise DataError(f"morec: {len(self.titles)} titles for {n_items} items; give one title per item")
-        super().fit(sequences, n_items, validation, progress=progress)
+        super().fit(sequences, n_items, validation, progress=progress, keep=keep)
         return self
 
     def _known_items(self, flat: Items, n_items: int) -> Any:

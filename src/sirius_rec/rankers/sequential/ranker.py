@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
@@ -19,6 +20,7 @@ from sirius_rec.errors import ConfigError, DataError, RunError, ScoringError, Tr
 from sirius_rec.evaluation.metrics import per_example
 from sirius_rec.rankers.sequential.losses import LOSSES
 from sirius_rec.rankers.sequential.networks import NETWORKS, Network
+from sirius_rec.rankers.sequential.resuming import ProgressFile, Reached
 
 Items = npt.NDArray[np.integer[Any]]
 Floats = npt.NDArray[np.floating[Any]]
@@ -110,6 +112,7 @@ class SequentialRanker:
         self.network: Network | None = None
         self.seen_I: npt.NDArray[np.bool_] | None = None
         self.history: list[dict[str, float]] = []
+        self.seconds = 0.0
 
     def fit(
         self,
@@ -118,11 +121,14 @@ class SequentialRanker:
         validation: Validation | None = None,
         *,
         progress: Callable[[str], None] | None = None,
+        keep: Path | None = None,
     ) -> SequentialRanker:
         """Train on whole user sequences (oldest first). Without `validation` all epochs are trained.
 
+        keep: a file that is written after every epoch, and gone on from if it is there.
+
         Raises DataError for an item outside the catalogue or no sequence of two items, TrainingError for a loss that
-        is not finite. `history` holds loss and validation metrics per epoch.
+        is not finite. `history` holds loss and validation metrics per epoch, `seconds` what it took.
         """
         kept = [np.asarray(s, dtype=np.int64) for s in sequences if len(s) > 1]
         if not kept:
@@ -131,38 +137,46 @@ class SequentialRanker:
         if flat.min() < 0 or flat.max() >= n_items:
             raise DataError(f"a training sequence holds item {flat.min() if flat.min() < 0 else flat.max()}, the "
                             f"catalogue has {n_items} items (0 … {n_items - 1})")  # fmt: skip
+        started = time.monotonic()
         self.seen_I = self._known_items(flat, n_items)
-        self.history = []
         torch.manual_seed(self.seed)
         self.network = network = self._build(n_items)
         options, rng = self.options, np.random.default_rng([self.seed, 7])
         generator = torch.Generator().manual_seed(self.seed)
         kind = torch.optim.AdamW if options.decoupled else torch.optim.Adam
         optimiser = kind(self._parameter_groups(network), lr=options.learning_rate, weight_decay=options.weight_decay)
-        best, best_state, since = -1.0, None, 0
-        for epoch in range(1, options.epochs + 1):
-            point = {"epoch": float(epoch), "loss": self._epoch(kept, optimiser, rng, generator)}
+        file = ProgressFile(keep, options, self.seed, kept)
+        reached = file.load(network, optimiser, rng, generator)
+        before, self.history = reached.seconds, reached.history
+        while reached.epoch < options.epochs and reached.since < options.patience:
+            reached.epoch += 1
+            point = {"epoch": float(reached.epoch), "loss": self._epoch(kept, optimiser, rng, generator)}
             if not np.isfinite(point["loss"]):
-                raise TrainingError(f"{options.network}: the loss is not finite in epoch {epoch}: lower learning_rate")
+                raise TrainingError(
+                    f"{options.network}: the loss is not finite in epoch {reached.epoch}: lower learning_rate"
+                )
             if validation is not None:
                 point |= self._validate(validation)
-            self.history.append(point)
+                self._note_best(reached, point["ndcg@10"])
+            reached.history.append(point)
+            reached.seconds = before + time.monotonic() - started
+            file.save(reached, network, optimiser, rng, generator)
             if progress:
                 found = "".join(f"  {name} {point[name]:.4f}" for name in ("hr@1", "ndcg@10") if name in point)
-                progress(f"epoch {epoch}  loss {point['loss']:.3f}{found}")
-            if validation is None:
-                continue
-            if point["ndcg@10"] > best:
-                best, since = point["ndcg@10"], 0
-                best_state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-            else:
-                since += 1
-                if since >= options.patience:
-                    break
-        if best_state is not None:
-            network.load_state_dict(best_state)
+                progress(f"epoch {reached.epoch}  loss {point['loss']:.3f}{found}")
+        if reached.best_state is not None:
+            network.load_state_dict(reached.best_state)
         network.eval()
+        self.seconds = before + time.monotonic() - started
         return self
+
+    def _note_best(self, reached: Reached, ndcg: float) -> None:
+        assert self.network is not None
+        if ndcg > reached.best:
+            reached.best, reached.since = ndcg, 0
+            reached.best_state = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
+        else:
+            reached.since += 1
 
     def _known_items(self, flat: Items, n_items: int) -> npt.NDArray[np.bool_]:
         """Which items can be scored, given all items of all training sequences."""
