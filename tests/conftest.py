@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 SHARED_WORK = ("whole", "planted", "one", "trained", "finished", "compared", "written", "fitted")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True)  # so that it comes before xdist, which reads the groups in the same hook
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, None, None]:
     for item in items:
         needed = [name for name in SHARED_WORK if name in getattr(item, "fixturenames", ())]
         if needed:
             made_with = getattr(getattr(item, "callspec", None), "params", {}).get(needed[0], "")
             item.add_marker(pytest.mark.xdist_group(f"{needed[0]}{made_with}"))
+    yield
 
 
 def _shared_folder() -> Path | None:
