@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +13,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Tiny models gain nothing from threads, and one thread keeps sums in one order. Set before anybody imports torch.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-# Fixtures that take seconds to make. Tests that share one run in one worker of pytest-xdist (--dist loadgroup), which
-# makes it once; otherwise every worker would.
-SHARED_WORK = ("whole", "planted", "one", "trained", "finished", "compared", "written", "fitted")
-
-
-@pytest.hookimpl(wrapper=True)  # so that it comes before xdist, which reads the groups in the same hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, None, None]:
-    for item in items:
-        needed = [name for name in SHARED_WORK if name in getattr(item, "fixturenames", ())]
-        if needed:
-            made_with = getattr(getattr(item, "callspec", None), "params", {}).get(needed[0], "")
-            item.add_marker(pytest.mark.xdist_group(f"{needed[0]}{made_with}"))
-    yield
 
 
 def _shared_folder() -> Path | None:
