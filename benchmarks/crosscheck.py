@@ -17,6 +17,8 @@ import argparse
 import json
 import platform
 from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,11 +26,12 @@ from typing import Any
 import numpy as np
 
 from sirius_rec.data.store import Dataset, open_dataset
+from sirius_rec.evaluation.intervals import paired_test
 from sirius_rec.evaluation.metrics import METRICS, per_example, target_positions
 from sirius_rec.rankers.floors import ItemKNN
 from sirius_rec.rankers.linear import EASE
 from sirius_rec.rankers.sequential.ranker import TUNED, SequentialRanker, with_options
-from sirius_rec.schema import CANDIDATES, HISTORY, TARGET, SlateName
+from sirius_rec.schema import CANDIDATES, HISTORY, TARGET, USER_ID, SlateName
 
 Rows = list[np.ndarray]
 
@@ -44,6 +47,22 @@ def rows_of(data: Dataset, slates: str) -> tuple[Rows, Rows, np.ndarray]:
 def means(scores: Rows, position: np.ndarray) -> dict[str, float]:
     found = per_example(scores, position)
     return {name: float(found[name].to_numpy().mean()) for name in METRICS}
+
+
+def compared(data: Dataset, slates: list[str], scorers: dict[int, tuple[Any, Any]], theirs: str) -> dict[str, Any]:
+    """Metrics per seed of (ours, theirs), and the difference in HR@1 with its interval over users and seeds."""
+    out: dict[str, Any] = {"ours": {}, theirs: {}, "difference in hr@1": {}}
+    for name in slates:
+        histories, candidates, position = rows_of(data, name)
+        hits: dict[str, list[np.ndarray]] = {"ours": [], theirs: []}
+        for seed, pair in scorers.items():
+            for who, score in zip(("ours", theirs), pair, strict=True):
+                found = per_example(score(histories, candidates), position)
+                out[who][f"{name} s{seed}"] = {metric: float(found[metric].to_numpy().mean()) for metric in METRICS}
+                hits[who].append(found["hr@1"].to_numpy())
+        users = data.examples(SlateName.parse(name).split)[USER_ID].to_numpy()
+        out["difference in hr@1"][name] = asdict(paired_test(hits["ours"], hits[theirs], users))
+    return out
 
 
 def metrics_against_ranx(scores: Rows, candidates: Rows, position: np.ndarray) -> dict[str, Any]:
@@ -123,18 +142,14 @@ def sasrec_against_rectools(data: Dataset, slates: list[str], epochs: int, seeds
             Columns.Datetime: np.concatenate([np.arange(len(s)) for s in pieces]).astype("datetime64[s]"),
         }
     )
-    out: dict[str, Any] = {"epochs": epochs, "seeds": seeds, "ours": {}, "rectools": {}}
+    scorers: dict[int, tuple[Any, Any]] = {}
     size = {"dimension": 64, "layers": 2, "heads": 2, "dropout": 0.2, "length": 20, "batch_size": 16}
     for seed in seeds:
         options = with_options(TUNED["sasrec"], **size, epochs=epochs, weight_decay=0.0)
         ours = SequentialRanker(options, seed).fit(sequences, data.n_items, progress=print)
         theirs = _fitted_rectools(SASRecModel, table, RecToolsDataset, epochs, seed)
-        for name in slates:
-            histories, candidates, position = rows_of(data, name)
-            out["ours"][f"{name} s{seed}"] = means(ours.score(histories, candidates), position)
-            scores = rectools_scores(theirs, histories, candidates)
-            out["rectools"][f"{name} s{seed}"] = means(scores, position)
-    return out
+        scorers[seed] = ours.score, partial(rectools_scores, theirs)
+    return {"epochs": epochs, "seeds": seeds, **compared(data, slates, scorers, "rectools")}
 
 
 def _fitted_rectools(model_class: Any, table: Any, dataset_class: Any, epochs: int, seed: int) -> Any:
@@ -188,16 +203,13 @@ def gru4rec_against_recbole(data: Dataset, slates: list[str], epochs: int, seeds
     RecBole's is trained without our clipping of gradients, and items that no sequence holds keep their first embedding.
     """
     sequences = data.train_sequences()
-    out: dict[str, Any] = {"epochs": epochs, "seeds": seeds, "ours": {}, "recbole": {}}
+    scorers: dict[int, tuple[Any, Any]] = {}
     for seed in seeds:
         options = with_options(TUNED["gru4rec"], epochs=epochs, weight_decay=0.0)
         ours = SequentialRanker(options, seed).fit(sequences, data.n_items, progress=print)
         theirs = _fitted_recbole(sequences, data.n_items, epochs, seed, options.length, options.dropout)
-        for name in slates:
-            histories, candidates, position = rows_of(data, name)
-            out["ours"][f"{name} s{seed}"] = means(ours.score(histories, candidates), position)
-            out["recbole"][f"{name} s{seed}"] = means(recbole_scores(theirs, histories, candidates), position)
-    return out
+        scorers[seed] = ours.score, partial(recbole_scores, theirs)
+    return {"epochs": epochs, "seeds": seeds, **compared(data, slates, scorers, "recbole")}
 
 
 def _windows(rows: Rows, length: int) -> tuple[Any, Any]:
@@ -273,8 +285,8 @@ def attempt(name: str, needs: tuple[str, ...], work: Callable[[], dict[str, Any]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="a data folder with test slates")
-    parser.add_argument("--epochs", type=int, default=15)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     data = open_dataset(arguments.data)

@@ -14,6 +14,34 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Tiny models gain nothing from threads, and one thread keeps sums in one order. Set before anybody imports torch.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Files whose tests share what takes seconds to make: one worker makes it and runs them all. The other tests go to
+# whichever worker is free.
+TOGETHER = (
+    "tests/audit/test_audit_command.py",
+    "tests/data/test_prepare.py",
+    "tests/distributed/test_two_processes.py",
+    "tests/rankers/test_morec.py",
+    "tests/rankers/test_sequential.py",
+    "tests/recipes/test_comparison.py",
+    "tests/recipes/test_end_to_end.py",
+    "tests/recipes/test_language_baselines.py",
+    "tests/report/test_page_in_chromium.py",
+    "tests/test_cli.py",
+)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """`-n 2`: the files of TOGETHER as wholes, first; then test by test."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::")[0]
+            return file if file in TOGETHER else nodeid
+
+    return ByFile(config, log)
+
 
 def _shared_folder() -> Path | None:
     """The folder of real data beside the checkout, or $SIRIUS_SHARED; None where there is none."""

@@ -27,6 +27,8 @@ from sirius_rec.training.metrics_log import read_metrics
 MINI = Path(__file__).resolve().parents[1] / "mini.yaml"
 WORKER = Path(__file__).with_name("fsdp2_on_cpu.py")
 SMALL = ["backbone.pretrain=null", "arms=[dpo_sirius]", "evaluation.generation_rows=4", "evaluation.baseline=sft"]
+METHODS = "[{method: sasrec, options: {epochs: 1, dimension: 8, length: 5}}, {method: llara, options: {curriculum: 0.6}}]"
+SMALL.append(f"methods={METHODS}")
 UNEVEN = ["align.examples_per_epoch=50", "align.micro_batch_size=8", "align.save_steps=null", "sft.micro_batch_size=16"]
 
 
@@ -36,7 +38,7 @@ def launched(*command: str, out: Path) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *command,
          str(MINI), *SMALL, *UNEVEN, "--out", str(out)],
-        capture_output=True, text=True, check=False, timeout=240, env={**free, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, check=False, timeout=900, env={**free, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done.stdout
@@ -53,26 +55,29 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return run
 
 
-def curve(run: RunFolder, stage: str) -> list[dict[str, Any]]:
-    lines = read_metrics(run.stage(stage, 0) / "metrics.jsonl")
+def curve(folder: Path) -> list[dict[str, Any]]:
+    lines = read_metrics(folder / "metrics.jsonl")
     # An epoch's fraction counts micro-batches, of which several processes have others.
     return [{k: v for k, v in line.items() if k not in ("tokens_per_second", "epoch")} for line in lines]
 
 
-def assert_same_training(run: RunFolder, other: RunFolder) -> None:
-    for stage in ("sft", "dpo_sirius"):
-        ours, theirs = curve(run, stage), curve(other, stage)
+def assert_same_training(run: RunFolder, other: RunFolder, *methods: str) -> None:
+    def folders(r: RunFolder) -> list[Path]:
+        return [*(r.stage(stage, 0) for stage in ("sft", "dpo_sirius")), *(r.method(method, 0) for method in methods)]
+
+    for folder, alone in zip(folders(run), folders(other), strict=True):
+        ours, theirs = curve(folder), curve(alone)
         assert len(ours) == len(theirs) > 4
         for mine, their in zip(ours, theirs, strict=True):
             assert mine == pytest.approx(their, abs=1e-4)
         for kind in ("best", "last"):
-            mine, their = (load_file(r.stage(stage, 0) / kind / "model.safetensors") for r in (run, other))
+            mine, their = (load_file(f / kind / "model.safetensors") for f in (folder, alone))
             # FSDP writes a tied output layer out a second time.
             assert set(mine) - set(their) <= {"lm_head.weight"}
             if "lm_head.weight" in mine:
                 assert mine["lm_head.weight"].equal(mine["model.embed_tokens.weight"])
             assert max(float((mine[name] - their[name]).abs().max()) for name in their) <= 1e-5
-    steps = [line["loss"] for line in curve(run, "dpo_sirius") if line["kind"] == "train"]
+    steps = [line["loss"] for line in curve(run.stage("dpo_sirius", 0)) if line["kind"] == "train"]
     assert len(steps) == 4
     assert len(set(steps)) == 4
 
@@ -88,7 +93,7 @@ def assert_same_reference(run: RunFolder, other: RunFolder) -> None:
 def test_ddp_is_one_process(one: RunFolder, tmp_path: Path) -> None:
     said = launched("-m", "sirius_rec", "run", out=tmp_path / "run")
     two = RunFolder(tmp_path / "run")
-    assert_same_training(two, one)
+    assert_same_training(two, one, "llara")
     assert_same_reference(two, one)
     names = sorted(path.name for path in one.scores.iterdir())
     assert sorted(path.name for path in two.scores.iterdir()) == names

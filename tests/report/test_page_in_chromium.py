@@ -81,7 +81,7 @@ def seen(browser, written, tmp_path_factory):
         done = subprocess.run(
             [browser, *FLAGS, *flags, f"--user-data-dir={folder / 'profile'}", "--window-size=1400,1000", "--dump-dom",
              f"file://{folder / 'frame.html'}"],
-            capture_output=True, text=True, timeout=120, check=False,
+            capture_output=True, text=True, timeout=600, check=False,
         )  # fmt: skip
         console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
         result = re.search(r'<pre id="self-test">(.*?)</pre>', done.stdout, re.DOTALL)
