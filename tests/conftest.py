@@ -14,32 +14,42 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Tiny models gain nothing from threads, and one thread keeps sums in one order. Set before anybody imports torch.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Files whose tests share what takes seconds to make: one worker makes it and runs them all. The other tests go to
-# whichever worker is free.
+# Files whose tests share what takes seconds to make: one worker makes it and runs them all. The longest come first, so
+# that the short tests, which go to whichever worker is free, fill up the end.
 TOGETHER = (
-    "tests/audit/test_audit_command.py",
-    "tests/data/test_prepare.py",
+    "tests/recipes/test_end_to_end.py",
     "tests/distributed/test_two_processes.py",
-    "tests/rankers/test_morec.py",
+    "tests/test_cli.py",
+    "tests/recipes/test_language_baselines.py",
     "tests/rankers/test_sequential.py",
     "tests/recipes/test_comparison.py",
-    "tests/recipes/test_end_to_end.py",
-    "tests/recipes/test_language_baselines.py",
     "tests/report/test_page_in_chromium.py",
-    "tests/test_cli.py",
+    "tests/rankers/test_morec.py",
+    "tests/data/test_prepare.py",
+    "tests/audit/test_audit_command.py",
 )
+
+
+def _file(nodeid: str) -> str:
+    return nodeid.split("::")[0]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):  # a worker of xdist
+        place = {file: n for n, file in enumerate(TOGETHER)}
+        items.sort(key=lambda item: place.get(_file(item.nodeid), len(place)))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """`-n 2`: the files of TOGETHER as wholes, first; then test by test."""
+    """`-n 2`: the files of TOGETHER as wholes, then test by test."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.split("::")[0]
-            return file if file in TOGETHER else nodeid
+            return _file(nodeid) if _file(nodeid) in TOGETHER else nodeid
 
+    config.option.loadscopereorder = False  # by number of tests
     return ByFile(config, log)
 
 

@@ -49,6 +49,8 @@ def slates(sequences: list[np.ndarray], seed: int = 0) -> Validation:
 
 def small(network: str, **changes: object) -> SequentialOptions:
     base = {"dimension": 16, "heads": 2, "length": 6, "batch_size": 16, "epochs": 25, "patience": 25, "dropout": 0.1}
+    if network == "caser":  # steps of its convolutions are slow, and every item of a sequence is an example of its own
+        base |= {"batch_size": 64, "epochs": 15}
     return with_options(
         TUNED[network],
         **{**base, "learning_rate": 5e-3 if network == "sasrec" else 1e-2, "weight_decay": 0.0, **changes},

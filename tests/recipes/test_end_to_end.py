@@ -36,10 +36,6 @@ def command(out: Path, *overrides: str, stage: str = "run") -> list[str]:
     return [sys.executable, "-m", "sirius_rec.cli", stage, str(MINI), *overrides, "--out", str(out)]
 
 
-def finish(out: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(out, *overrides), capture_output=True, text=True, timeout=600, check=False)
-
-
 def kill_in_alignment(
     out: Path, *overrides: str, stage: str = "run", sent: int = signal.SIGKILL
 ) -> tuple[Path, int, str]:
@@ -79,7 +75,7 @@ def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The uninterrupted run."""
     out = tmp_path_factory.mktemp("whole") / "run"
-    done = finish(out)
+    done = subprocess.run(command(out), capture_output=True, text=True, timeout=600, check=False)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     assert "results: " in done.stdout and "DPO + SIRIUS" in done.stdout
     return out
@@ -236,12 +232,9 @@ def test_sigterm_saves_and_ends_well(whole: Path, tmp_path: Path, here: Here, st
     # As if that part had taken an hour: what the finished training took must contain it.
     saved["stateful_callbacks"]["Clock"]["attributes"]["seconds"] = 3600.0
     rewrite_in_checkpoint(arm / f"checkpoints/checkpoint-{newest}", saved)
-    if stage == "run":  # in an interpreter of its own, as a user would
-        done = finish(out, override)
-        assert (done.returncode, done.stderr) == (0, "")
+    assert here(out, override, stage=stage) == (0, "")
+    if stage == "run":
         assert (out / "results.json").read_bytes() == (whole / "results.json").read_bytes()
-    else:
-        assert here(out, override, stage=stage) == (0, "")
     assert_same_alignment(out, whole)
     assert 0 < spent < 3600
     assert 3600 < json.loads((arm / "done.json").read_text())["seconds"] < 7200

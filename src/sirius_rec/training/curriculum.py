@@ -23,17 +23,18 @@ class CurriculumDataset(PreferenceDataset):
     """Draws of the hybrid rows, or of the same rows as text alone: row + N of a list that holds both.
 
     An example is hybrid with a probability that rises linearly from 0 at the first step to 1 at `share` of all steps.
-    It rests on (seed, epoch, row) and the example's place alone, so that a resumed training goes on exactly.
+    It rests on (seed, epoch, row) and the example's step alone: a resumed training goes on exactly, and several
+    processes, whose epochs have filled-up places at the end, do what one does.
     """
 
     def __init__(self, rows: Sequence[PromptCompletions], *, epochs: float, share: float, **options: Any) -> None:
         super().__init__(rows, **options)
-        self.examples = max(epochs * len(self) * share, 1.0)
+        self.examples = max(epochs * self.n_examples * share, 1.0)
 
     def __getitem__(self, slot: int) -> Draw:
         draw = super().__getitem__(slot)
         step = self.layout.batch
-        done = self.epoch * len(self) + slot // step * step
+        done = self.epoch * self.n_examples + slot // step * step
         chance = np.random.Generator(np.random.Philox(key=[self.seed ^ _CURRICULUM, (self.epoch << 32) | draw.row]))
         hybrid = chance.random() < done / self.examples
         return draw if hybrid else replace(draw, row=draw.row + len(self.rows))
