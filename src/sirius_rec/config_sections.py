@@ -74,10 +74,14 @@ class SlateSection(Section):
 
 
 class DataSection(Section):
-    """What to prepare. `input` is relative to the working directory; `options` go to the source."""
+    """What to prepare. `input` is relative to the working directory; `options` go to the source.
+
+    prepared: a folder that `sirius prepare` made with this very section, taken over with its frozen slates.
+    """
 
     source: str = "simulated"
     input: Path | None = None
+    prepared: Path | None = None
     options: dict[str, Any] = {}
     seed: Seed = 0
     filter: FilterSection = FilterSection()

@@ -154,22 +154,6 @@ def test_fingerprint_is_of_content(world: Dataset) -> None:
     assert len({table_fingerprint(f) for f in texts + lists}) == 7
 
 
-def test_reuse_and_refusal(table: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    first = small(table, out)
-    stamp = (out / "dataset.json").stat().st_mtime_ns
-    assert small(table, out).fingerprint == first.fingerprint
-    assert (out / "dataset.json").stat().st_mtime_ns == stamp
-    with pytest.raises(RunError, match=r"another recipe \(differs in: slates, window\)"):
-        small(table, out, window=WindowOptions(4, 2), slates=(SlateOptions(size=5),))
-    with (table / "interactions.csv").open("a", encoding="utf-8") as stream:
-        stream.write("u9,i1,5\n")
-    with pytest.raises(RunError, match=r"interactions.csv has changed"):
-        small(table, out)
-    with pytest.raises(RunError, match="exists and is not a dataset"):
-        small(table, table)
-
-
 def test_nothing_is_left_of_a_failed_run(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = sorted(tmp_path.iterdir())
     with pytest.raises(DataError, match="use a smaller size"):
@@ -240,6 +224,8 @@ def test_ready_made_windows(tmp_path: Path) -> None:
     dataset.verify()
     with pytest.raises(ConfigError, match="min_item=2: this source brings ready-made windows"):
         prepare("windows", tmp_path, tmp_path / "o2", filter=FilterOptions(min_item=2), window=WindowOptions(2, 2))
+    with pytest.raises(ConfigError, match="split: these rows come with their split"):
+        prepare("windows", tmp_path, tmp_path / "o2", split=SplitOptions("time"), window=WindowOptions(2, 2))
 
 
 def test_opening_what_is_no_dataset(world: Dataset, tmp_path: Path) -> None:

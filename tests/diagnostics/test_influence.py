@@ -14,6 +14,7 @@ from sirius_rec.errors import DataError, ScoringError
 from sirius_rec.objectives.losses import build_objective
 from sirius_rec.prompts.encoding import Encoder
 from sirius_rec.scoring.naive import naive_logps
+from sirius_rec.theory.preference import BRADLEY_TERRY
 from sirius_rec.training.records import encode_records
 
 
@@ -82,7 +83,9 @@ def test_a_step_is_the_naive_gradient_step(
     ref = [np.linspace(-9, -7, len(row.completions)) for row in rows]
     objective = build_objective(loss, beta=0.7)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    found = probe_influence(model, rows, pad, objective, ref_logps=ref, descent=1e-2, seed=3, mode="naive")
+    found = probe_influence(
+        model, rows, pad, objective, ref_logps=ref, descent=1e-2, largest_move=1.0, seed=3, mode="naive"
+    )
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
     row, offset = rows[0], 0.7 * torch.tensor(ref[0]) if loss == "dpo_sirius" else 0.0
@@ -113,7 +116,7 @@ def test_the_step_lowers_its_loss_by_what_was_asked(
     rows: list[Any], tokenizer: Any, tiny_llama: Callable[..., Any]
 ) -> None:
     objective = build_objective("simpo_no_ln", gamma=0.0)
-    found = probe_influence(tiny_llama(tokenizer), rows, Encoder(tokenizer).pad_id, objective, descent=1e-3)
+    found = probe_influence(tiny_llama(tokenizer), rows, Encoder(tokenizer).pad_id, objective, largest_move=1.0)
 
     def loss(r_i: np.ndarray, r_j: np.ndarray) -> np.ndarray:
         return np.logaddexp(0.0, r_j - r_i)
@@ -121,6 +124,31 @@ def test_the_step_lowers_its_loss_by_what_was_asked(
     old = loss(found["r_i"], found["r_j"])
     new = loss(found["r_i"] + found["moved_i"], found["r_j"] + found["moved_j"])
     np.testing.assert_allclose(old - new, 1e-3, rtol=0.05)
+
+
+def test_a_pair_far_apart_is_not_thrown_about(rows: list[Any], tokenizer: Any, tiny_llama: Callable[..., Any]) -> None:
+    """At margins of tens of nats the loss is nearly 0: a step that lowered it by 1e-3 would move them by hundreds."""
+    model, pad = tiny_llama(tokenizer), Encoder(tokenizer).pad_id
+    objective = build_objective("simpo_no_ln", beta=30.0, gamma=0.0)
+    found = probe_influence(model, rows, pad, objective)
+    assert (found["r_i"] - found["r_j"]).max() > 15
+    for name in ("moved_i", "moved_j", "moved_k"):
+        assert 0 < np.abs(found[name]).max() <= 2e-3
+    # as small steps do, one five times as long moves the others in the same proportion (log-probs are float32)
+    longer = probe_influence(model, rows, pad, objective, largest_move=1e-2)
+    ratio, again = (f["moved_k"] / (f["moved_i"] - f["moved_j"]) for f in (found, longer))
+    np.testing.assert_allclose(ratio, again, rtol=0.1, atol=0.05)
+
+
+def test_saturated_pairs_do_not_hide_the_others() -> None:
+    """Half of the triples are saturated and large; on them the positive stays, on the others it alone moves."""
+    alone, other = planted(1.0, 0.0, 0.0), planted(0.0, -1.0, 0.0)
+    sensitive = np.exp(BRADLEY_TERRY.log_sensitivity(*(alone[f"r_{x}"] for x in "ijk"))) < 1
+    mixed = {name: np.where(sensitive, alone[name], other[name]) for name in alone}
+    found = summarise_influence(mixed)
+    assert found["slope"] < 0.2
+    assert found["unsaturated"]["slope"] == pytest.approx(1.0, abs=1e-3) and found["saturated"]["slope"] == 0.0
+    assert found["unsaturated"]["n"] + found["saturated"]["n"] == found["n"]
 
 
 def test_what_cannot_be_probed(rows: list[Any], tokenizer: Any, tiny_llama: Callable[..., Any]) -> None:

@@ -27,7 +27,9 @@ from sirius_rec.training.metrics_log import read_metrics
 MINI = Path(__file__).resolve().parents[1] / "mini.yaml"
 WORKER = Path(__file__).with_name("fsdp2_on_cpu.py")
 SMALL = ["backbone.pretrain=null", "arms=[dpo_sirius]", "evaluation.generation_rows=4", "evaluation.baseline=sft"]
-METHODS = "[{method: sasrec, options: {epochs: 1, dimension: 8, length: 5}}, {method: llara, options: {curriculum: 0.6}}]"
+METHODS = (
+    "[{method: sasrec, options: {epochs: 1, dimension: 8, length: 5}}, {method: llara, options: {curriculum: 0.6}}]"
+)
 SMALL.append(f"methods={METHODS}")
 UNEVEN = ["align.examples_per_epoch=50", "align.micro_batch_size=8", "align.save_steps=null", "sft.micro_batch_size=16"]
 

@@ -105,3 +105,28 @@ def test_a_title_with_a_marking_character_is_refused() -> None:
 
 def test_no_prompts(tokenizer: Any) -> None:
     assert HybridEncoder(tokenizer, FIRST).prompts([]) == []
+
+
+def test_a_chat_template_that_trims_its_content(tokenizer: Any) -> None:
+    """As Llama 3's and Gemma's do; our prompts end with a line break."""
+    tokenizer.chat_template = (
+        "<s>{% for m in messages %}{{ m['role'] }}: {{ m['content'] | trim }}{% endfor %}|answer: "
+    )
+    check(tokenizer, TITLES[:5], chat=True)
+    encoder, plain = HybridEncoder(tokenizer, FIRST, chat=True), Encoder(tokenizer, chat=True)
+    (shown,) = marked_titles(["Red"], np.array([True]))
+    (ids,) = encoder.prompts([f"\n  Blur\n{shown}\n"])
+    at = ids.index(FIRST)
+    assert ids[:at] + ids[at + 1 :] == plain.prompt("\n  Blur\nRed\n")
+    assert tokenizer.decode(ids[:at]).endswith("Blur\nRed")
+
+
+def test_prompts_are_tokenised_once(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = HybridEncoder(tokenizer, FIRST)
+    calls: list[int] = []
+    original = type(tokenizer).__call__
+    monkeypatch.setattr(
+        type(tokenizer), "__call__", lambda self, *args, **options: calls.append(1) or original(self, *args, **options)
+    )
+    encoder.prompts(["Air", "Blur and Can"])
+    assert len(calls) == 1

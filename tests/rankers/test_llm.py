@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from sirius_rec.errors import ScoringError
 from sirius_rec.prompts.encoding import Encoder
 from sirius_rec.prompts.templates import TEMPLATES
 from sirius_rec.rankers.llm import LLMRanker
+from sirius_rec.scoring import scorer
 
 HISTORIES = [np.array([3, 4]), np.array([5]), np.array([0, 8, 9])]
 SLATES = [np.array([0, 1, 2]), np.array([7, 1, 0, 8, 6]), np.array([4, 1])]
@@ -63,3 +65,39 @@ def test_the_model_keeps_its_mode_and_no_rows_give_no_scores(
     ranker.score(HISTORIES, SLATES)
     assert model.training
     assert ranker.score([], []) == []
+
+
+def test_packed_scoring_that_is_wrong_is_refused(
+    tokenizer: Any, tiny_llama: Callable[..., Any], catalogue: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing was trained here, so nothing else would notice."""
+    from sirius_rec.rankers.yes_no import YesNoRanker
+    from sirius_rec.scoring import packed
+
+    monkeypatch.setattr(packed, "attention_masks", lambda config, segment_BT, *rest: (segment_BT >= 0).long())
+    for kind in (LLMRanker, YesNoRanker):
+        for scoring in ("auto", "packed"):
+            ranker = kind(tiny_llama(tokenizer), Encoder(tokenizer), TEMPLATES["music"], catalogue, scoring=scoring)
+            with pytest.raises(ScoringError, match="disagrees with separate forward passes"):
+                ranker.score(HISTORIES, SLATES)
+        kind(tiny_llama(tokenizer), Encoder(tokenizer), TEMPLATES["music"], catalogue, scoring="naive").score(
+            HISTORIES, SLATES
+        )
+
+
+def test_a_model_is_checked_once_for_each_kernel(
+    tokenizer: Any, tiny_llama: Callable[..., Any], catalogue: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On one row with few candidates; rankers come and go around a model that serves requests."""
+    checked: list[list[int]] = []
+    check = scorer.self_check
+    monkeypatch.setattr(
+        scorer,
+        "self_check",
+        lambda m, rows, pad: checked.append([len(r.completions) for r in rows]) or check(m, rows, pad),
+    )
+    model = tiny_llama(tokenizer)
+    for attention in ("sdpa", "sdpa", "eager", "sdpa"):
+        model.set_attn_implementation(attention)
+        LLMRanker(model, Encoder(tokenizer), TEMPLATES["music"], catalogue).score(HISTORIES[1:], SLATES[1:])
+    assert checked == [[3], [3]]

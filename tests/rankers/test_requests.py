@@ -137,9 +137,33 @@ def test_going_on_where_it_was_killed(tmp_path: Path, torn: int) -> None:
     assert target.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
+def test_requests_that_changed_behind_their_answers_are_refused(tmp_path: Path) -> None:
+    """Lines behind the last answer may change: that is how a bad one is mended."""
+    source, target = write(tmp_path, 10, bad=(6,)), tmp_path / "out.jsonl"
+    good = source.read_text()
+    with AnswerFile(target, RECIPE) as out, pytest.raises(DataError, match="line 13"):
+        rank_file(source, out, by_length, accept, part=4)
+    kept = target.with_name(target.name + PARTIAL).read_bytes()
+    lines = good.splitlines()
+    for changed in ("\n".join(lines[::-1]), "\n".join(lines[:4]), good.replace('"id": 2', '"id": 3')):
+        source.write_text(changed + "\n")
+        with (
+            AnswerFile(target, RECIPE) as out,
+            pytest.raises(DataError, match="first 11 lines are not those that were"),
+        ):
+            rank_file(source, out, by_length, accept, skip_bad=True)
+        assert target.with_name(target.name + PARTIAL).read_bytes() == kept
+    source.write_text(good.replace("\n{\n", '\n{"history": [], "candidates": ["mended"]}\n'))
+    with AnswerFile(target, RECIPE) as out:
+        assert rank_file(source, out, by_length, accept) == (4, 0)
+        out.finish()
+    assert [a["line"] for a in read(target)] == [2 * k + 1 for k in range(10)]
+
+
 def test_what_is_there_is_not_overwritten(tmp_path: Path) -> None:
     target = tmp_path / "out.jsonl"
-    AnswerFile(target, RECIPE).__exit__()
+    with AnswerFile(target, RECIPE) as out:
+        out.write([{"line": 1}], [0])
     with pytest.raises(RunError, match="was made from another input, model or options"):
         AnswerFile(target, {"model": "other"})
     target.write_text("precious\n")
@@ -153,7 +177,8 @@ def test_one_process_at_a_time_and_a_head_that_was_cut_off(tmp_path: Path) -> No
     with AnswerFile(target, RECIPE), pytest.raises(RunError, match="another process is writing it"):
         AnswerFile(target, RECIPE)
     partial = target.with_name(target.name + PARTIAL)
-    for torn in (b"", partial.read_bytes()[:-3]):
+    assert not partial.exists(), "nothing was answered, and a mended command would be refused"
+    for torn in (b"", json.dumps(RECIPE).encode()[:-3]):
         partial.write_bytes(torn)
         with AnswerFile(target, RECIPE) as out:
             assert out.answered == 0

@@ -51,7 +51,7 @@ def test_refusals_before_training_leave_no_folder(mini: Mini, tmp_path: Path, fo
         (["backbone.name=" + str(tmp_path / "none")], ConfigError, "no such folder"),
         (["backbone.tiny.context=12"], PromptError, "exceed the context of 12 tokens"),
         (["prompts.chat=true"], PromptError, "no chat template"),
-        (["evaluation.slates=[test-uniform-7-s0]"], ConfigError, "no slates 'test-uniform-7-s0'"),
+        (["evaluation.slates=[test-uniform-7-s0]"], ConfigError, "no test slates 'test-uniform-7-s0'"),
     ):
         config = mini(*overrides)
         run = open_run(tmp_path / "run", config)

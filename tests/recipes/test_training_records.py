@@ -85,6 +85,17 @@ def test_accumulation_that_does_not_fit() -> None:
         accumulation(128, 16, 3)
 
 
+def test_more_processes_than_examples_in_a_batch(
+    mini: Callable[..., Config], tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sirius_rec.recipes import arguments
+
+    config = mini("align.batch_size=4")
+    monkeypatch.setattr(arguments, "count", lambda: 8)
+    with pytest.raises(ConfigError, match="batch_size 4 is less than one example for each of 8 processes: raise it"):
+        arguments.training_arguments(config, config.align, tmp_path, {"loss": "dpo"}, 0, n_records=100, validates=True)
+
+
 def test_warmup_is_a_share_of_the_steps(mini: Callable[..., Config], tmp_path: Any) -> None:
     """100 records in batches of 32 are 4 steps an epoch, 8 in all; a quarter of them warms up."""
     from sirius_rec.recipes.arguments import training_arguments

@@ -69,8 +69,10 @@ def _diagnostics(results):
     """Onset of DPO at step 20, none of DPO + SIRIUS; fits of both; the probe of one."""
     onset = {"peak_step": 10, "fall": 0.01, "p": 0.02, "margin_rise": 1.1, "looks": 5}
     influence = {
-        "slope": 0.42, "slope_low": 0.3, "slope_high": 0.5, "spearman": 0.7, "n": 36, "examples": 2, "moved_i": 0.5,
+        "slope": 0.05, "slope_low": -0.3, "slope_high": 0.5, "spearman": 0.7, "n": 36, "examples": 2, "moved_i": 0.5,
         "regions": [{"n": 4, "measured": 0.03, "predicted": 0.04}],
+        "unsaturated": {"n": 20, "slope": 0.42, "slope_low": 0.3, "slope_high": 0.5},
+        "saturated": {"n": 16, "slope": -0.1, "slope_low": None, "slope_high": None},
     }  # fmt: skip
     fits = {method: golden_over_seeds(results["curves"][method]).as_dict() for method in ("dpo", "dpo_sirius")}
     return diagnose(results) | {

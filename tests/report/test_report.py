@@ -79,7 +79,10 @@ def test_page(written, text):
     # one of the two tests is decided; the fall of HR@1 has an interval off zero for dpo (two seeds) only
     assert (text.count('class="text decided"'), text.count('class="prose verdict warn"')) == (1, 1)
     assert "Onset in 1 of 2 methods: DPO at step 20." in text
-    assert "moved p_ik by 0.42 (DPO) of what Eq. 10 predicts, on 2 held-out slates" in text
+    assert (
+        "moved p_ik by 0.42 (DPO) where p_ij is steeper than p_ik, and −0.10 (DPO) where p_ij is flatter than p_ik, of "
+        "what Eq. 10 predicts, on 2 held-out slates"
+    ) in text
     # the last epoch is 4: 0.02 · 4 of the triples for both methods
     assert "8.0 % (DPO) to 8.0 % (DPO + SIRIUS) of the triples; the paper reports more than 40 %" in text
     names = {entry.name for entry in (written / "figures").iterdir()}

@@ -144,3 +144,19 @@ def test_on_cuda_flex_and_sdpa_agree(model: Any) -> None:
         pytest.skip("no CUDA device")
     probe = probe_attention(model.cuda(), ROWS, 0)
     assert set(probe.seconds) == set(attention.CANDIDATES), probe.refused
+
+
+def test_a_kernel_without_memory_is_not_called_wrong(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another may need less; if none is left, the error is the memory's."""
+    right = attention._pass
+
+    def passing(model: Any, *rest: Any) -> list[torch.Tensor]:
+        if model.config._attn_implementation == "eager":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 124 GiB")
+        return right(model, *rest)
+
+    monkeypatch.setattr(attention, "_pass", passing)
+    probe = probe_attention(model, ROWS, 0, candidates=("eager", "sdpa"))
+    assert (probe.chosen, probe.refused) == ("sdpa", {"eager": "out of memory"})
+    with pytest.raises(torch.OutOfMemoryError, match="124 GiB"):
+        probe_attention(model, ROWS, 0, candidates=("eager",))

@@ -270,3 +270,65 @@ def test_modes_are_resolved_before_anything_is_computed(model: Any) -> None:
     model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(ScoringError, match="takes no tree mask"):
         scorer.score_rows(model, ROWS, 0, mode="packed")
+
+
+def _watched(model: Any, seen: list[tuple[int, int]]) -> Any:
+    """Notes (rows, columns) of every forward pass."""
+    model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    return model
+
+
+@pytest.mark.parametrize("max_tokens", [1, 20, 40, 100])
+def test_naive_passes_stay_within_the_bound(model: Any, max_tokens: int) -> None:
+    """Separate rows are what it bounds, of one slate too; scores do not depend on it."""
+    rows = [*ROWS, *random_rows([(8, (3,) * 11), (5, (2, 6))], seed=1)]
+    whole = score_rows(model, rows, 0, mode="naive", max_tokens=10_000)
+    seen: list[tuple[int, int]] = []
+    done: list[int] = []
+    parts = score_rows(_watched(model, seen), rows, 0, mode="naive", max_tokens=max_tokens, progress=done.append)
+    assert sum(n for n, _ in seen) == sum(len(row.completions) for row in rows)
+    assert all(n * width <= max_tokens or n == 1 for n, width in seen)
+    assert sum(done) == len(rows)
+    for one, other, row in zip(parts, whole, rows, strict=True):
+        assert one.shape == (len(row.completions),)
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+@torch.no_grad()
+def test_naive_computes_logits_from_the_end_of_the_shortest_prompt(model: Any) -> None:
+    """9 + 4 and 6 + 5 columns: of 13, the last prompt token of the shorter and the 7 behind it. Or all, if asked."""
+    shapes: list[tuple[int, ...]] = []
+    model.lm_head.register_forward_hook(lambda module, args, out: shapes.append(tuple(out.shape)))
+    cpu = torch.device("cpu")
+    rows = [ROWS[0], ROWS[2]]
+    some, every = naive_logps(model, rows, 0, cpu), naive_logps(model, rows, 0, cpu, all_logits=True)
+    assert shapes == [(5, 8, VOCAB), (5, 13, VOCAB)]
+    torch.testing.assert_close(some, every, atol=1e-5, rtol=0)
+
+
+def test_self_check_compares_few_candidates_of_a_slate(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Separate rows of 20 candidates of a long prompt do not fit; first and last are among those compared."""
+    compared: list[list[PromptCompletions]] = []
+    naive = scorer.naive_logps
+    monkeypatch.setattr(scorer, "naive_logps", lambda m, rows, *rest: compared.append(rows) or naive(m, rows, *rest))
+    (row,) = random_rows([(9, tuple(range(1, 21)))])
+    self_check(model, [row], 0)
+    ((few,),) = compared
+    assert few.prompt == row.prompt
+    assert [len(ids) - 1 for ids in few.completions] == [0, 6, 12, 19]
+
+
+def test_rounding_of_quantized_models_is_allowed_for(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """QLoRA: what is not quantized is float32, but products are bfloat16, here 0.05 nats off."""
+    from peft import LoraConfig, get_peft_model
+
+    right = scorer.packed_logps
+    monkeypatch.setattr(scorer, "packed_logps", lambda *args: right(*args) + 0.05)
+    with pytest.raises(ScoringError, match="disagrees"):
+        self_check(model, ROWS, 0)
+    model.is_quantized = True
+    assert self_check(model, ROWS, 0) == pytest.approx(0.05, abs=1e-3)
+    adapter = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    assert self_check(adapter, ROWS, 0) == pytest.approx(0.05, abs=1e-3)

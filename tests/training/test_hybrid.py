@@ -150,3 +150,23 @@ def test_ranker_contract(tokenizer: Any, tiny_llama: Callable[..., Any], catalog
         model, encoder, ranker.prompts(histories, slates), [[catalogue[i] for i in s] for s in slates], ["Red"] * 4
     )
     assert len(answers) == 4
+
+
+def test_projected_items_have_the_scale_that_the_first_layer_sees(tokenizer: Any) -> None:
+    """Gemma multiplies its embeddings by √H as they come out, here by 8."""
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    torch.manual_seed(0)
+    config = Gemma3TextConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    model = Gemma3ForCausalLM(config)
+    hybrid = install(model, torch.randn(500, 64))
+    entered: list[torch.Tensor] = []
+    model.model.layers[0].register_forward_pre_hook(lambda module, args: entered.append(args[0]))
+    with torch.no_grad():
+        model(torch.arange(hybrid.first_virtual)[None])
+        model(hybrid.first_virtual + torch.arange(500)[None])
+    tokens, items = (float(x.square().mean().sqrt()) for x in entered)
+    assert 0.3 < items / tokens < 3

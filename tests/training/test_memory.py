@@ -67,3 +67,22 @@ def test_the_peak_of_known_tensors() -> None:
 
     assert allocated_peak(together, cpu) == pytest.approx(2 * 2**22, rel=0.01)
     assert allocated_peak(in_turn, cpu) == pytest.approx(2**22, rel=0.01)
+
+
+def test_naive_scoring_is_measured_as_such() -> None:
+    """An architecture without packed scoring; four separate rows of 105 columns each, logits at the last six."""
+    from transformers import Olmo2Config, Olmo2ForCausalLM
+
+    torch.manual_seed(0)
+    config = Olmo2Config(
+        vocab_size=1000, hidden_size=64, intermediate_size=172, num_hidden_layers=4, num_attention_heads=4,
+        max_position_embeddings=256, pad_token_id=0, attn_implementation="sdpa",
+    )  # fmt: skip
+    model: Any = Olmo2ForCausalLM(config)
+    found = estimate(model, ROWS, 0, 6, scoring="naive")
+    assert (found.rows, found.tokens, found.logits) == (6, 4 * 105, 6 * 4 * 6 * 1000 * 4 * 2)
+    real = found.weights + found.optimizer + step_peak(model, ROWS[:6], 0, scoring="naive")
+    assert 0.8 <= found.total / real <= 1.2
+    llama = build(False, False)
+    naive, packed = (estimate(llama, ROWS, 0, 6, scoring=scoring) for scoring in ("naive", "packed"))
+    assert naive.activations > 2 * packed.activations

@@ -78,3 +78,25 @@ def test_resuming_from_a_folder_that_is_no_checkpoint() -> None:
     assert step_of(Path("a/checkpoint-12")) == 12
     with pytest.raises(RunError, match="final: not a checkpoint folder"):
         step_of(Path("a/final"))
+
+
+@pytest.mark.parametrize(
+    ("loss", "asked", "off"), [("sft", None, False), ("sft", True, True), ("dpo", None, True), ("dpo", False, False)]
+)
+def test_which_losses_train_without_dropout(
+    tmp_path: Path, tokenizer: Any, catalogue: tuple[str, ...], loss: str, asked: bool | None, off: bool
+) -> None:
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, resid_pdrop=0.3))
+    args = SiriusConfig(output_dir=str(tmp_path), loss=loss, disable_dropout=asked, use_cpu=True)
+    SiriusTrainer(model, args, records(catalogue), tokenizer)
+    assert all((module.p == 0.0) == off for module in model.modules() if isinstance(module, torch.nn.Dropout))
+
+
+def test_every_arm_of_alignment_trains_without_dropout() -> None:
+    """The likelihood control too, or it differs from the others in more than its loss."""
+    from sirius_rec.config import load_config
+    from sirius_rec.recipes.training import _loss_options
+
+    mini = Path(__file__).resolve().parents[1] / "mini.yaml"
+    config = load_config(mini, ["arms=[dpo_sirius, {loss: sft, name: control}]"])
+    assert [_loss_options(config, arm)["disable_dropout"] for arm in config.arms] == [True, True]

@@ -450,3 +450,50 @@ def test_a_wrong_mask_stops_the_run_before_the_first_step(build: Build, monkeypa
     with pytest.raises(ScoringError, match="disagrees with separate forward passes"):
         trainer.train()
     assert trainer.state.global_step == 0
+
+
+def test_an_architecture_without_packed_scoring_is_estimated_and_trained(build: Build, tokenizer: Any) -> None:
+    from transformers import Olmo2Config, Olmo2ForCausalLM
+
+    torch.manual_seed(0)
+    model = Olmo2ForCausalLM(
+        Olmo2Config(
+            vocab_size=len(tokenizer), hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+            max_position_embeddings=256, pad_token_id=tokenizer.pad_token_id,
+        )
+    )  # fmt: skip
+    trainer = build(model=model, max_steps=1)
+    assert trainer.scoring == "naive"
+    assert trainer.estimate_memory().tokens == trainer.train_dataset.longest("naive").length("naive")
+    trainer.train()
+    assert trainer.state.global_step == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dataloader_num_workers": 1, "dataloader_persistent_workers": True}, "dataloader_persistent_workers=False$"),
+        ({"auto_find_batch_size": True}, "set per_device_train_batch_size and gradient_accumulation_steps$"),
+        ({"fp16": True}, "^fp16: .* use bf16 or float32$"),
+    ],
+)
+def test_options_that_would_train_something_else_are_refused(
+    build: Build, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        build(**options)
+    assert "\n" not in str(caught.value)
+
+
+def test_two_trainers_on_the_same_arguments_both_prune(
+    tmp_path: Path, tokenizer: Any, tiny_llama: Callable[..., Any], catalogue: tuple[str, ...]
+) -> None:
+    args = SiriusConfig(
+        output_dir=str(tmp_path), loss="sft", save_strategy="steps", save_steps=1, save_total_limit=1, max_steps=3,
+        per_device_train_batch_size=4, use_cpu=True, disable_tqdm=True,
+    )  # fmt: skip
+    for _ in range(2):
+        trainer = SiriusTrainer(tiny_llama(tokenizer), args, world(12, catalogue), tokenizer)
+        assert args.save_total_limit == 1
+        trainer.train()
+        assert [step_of(path) for path in list_checkpoints(tmp_path)] == [3]

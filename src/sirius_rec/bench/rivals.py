@@ -44,7 +44,7 @@ def causal_logps(model: nn.Module, rows: Sequence[PromptCompletions], pad_id: in
 
 def full_logits(model: nn.Module, rows: Sequence[PromptCompletions], pad_id: int) -> Tensor:
     """Concatenated rows with logits at every position, as S-DPO's code has them."""
-    return naive_logps(model, rows, pad_id, next(model.parameters()).device)
+    return naive_logps(model, rows, pad_id, next(model.parameters()).device, all_logits=True)
 
 
 SCORERS: dict[str, Scorer] = {

@@ -71,7 +71,7 @@ def compare(
 
     Does what is missing of `sirius run` and goes on where it stopped.
 
-    Example: sirius compare configs/compare.yaml --out runs/compare --json table.json
+    Example: sirius compare configs/compare-lastfm.yaml --out runs/compare --json table.json
     """
     from sirius_rec.data.store import open_dataset
     from sirius_rec.recipes import comparison

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from sirius_rec.commands.common import app, check_json, say
+from sirius_rec.errors import DataError
 
 
 @app.command()
@@ -28,6 +29,8 @@ def rank(
     template: Annotated[str, typer.Option(help="Prompt of a plain model.")] = "generic",
     slate: Annotated[bool, typer.Option(help="Whether the prompt of a plain model lists the candidates.")] = True,
     max_history: Annotated[int, typer.Option(min=0, help="Newest items shown to a plain model.")] = 10,
+    chat: Annotated[bool, typer.Option("--chat", help="Prompt a plain model by its chat template.")] = False,
+    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Weights of a plain model.")] = "float32",
 ) -> None:
     """Rank requests with a trained model, in a stream; killed and started again, it goes on where it stopped.
 
@@ -41,11 +44,15 @@ def rank(
     from sirius_rec.recipes.run_folder import RunFolder
 
     check_json(out, "--out")
+    if not input.exists():  # before the model is loaded
+        raise DataError(f"--input {input}: no such file")
     folder = RunFolder(Path(model))
     if folder.config_file.is_file():
         served = load_run_ranker(folder, method=method, seed=seed, checkpoint=checkpoint, titles=titles)
     else:
-        served = load_plain_model(model, template=template, shows_slate=slate, max_history=max_history)
+        served = load_plain_model(
+            model, template=template, shows_slate=slate, max_history=max_history, chat=chat, dtype=dtype
+        )
     say(f"ranking with {served.name}")
     recipe = {**served.recipe, "input": str(input.resolve()), "top": top}
     with AnswerFile(out, recipe) as answers, byte_bar("ranking") as advance:

@@ -30,6 +30,7 @@ def diagnose(
     from sirius_rec.terminal import print_diagnostics
 
     check_json(json_file)
+    check_json(csv, "--csv")
     folder = RunFolder(run)
     if folder.config_file.is_file() or not (run / "metrics.jsonl").is_file():
         folder.config()
@@ -82,6 +83,8 @@ def theory(
     from sirius_rec.theory.preference import MODELS
 
     check_json(json_file)
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out}: is a file: name a folder for the figures")
     if model not in MODELS:
         raise ConfigError(f"--model {model!r} is unknown: choose one of {', '.join(MODELS)}")
     chosen = MODELS[model]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import json
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -26,13 +24,14 @@ from sirius_rec.data.protocols import (
     popularity_slates,
     train_counts,
 )
+from sirius_rec.data.recipe import NO_OPTIONS, adopted, make_recipe, reusable
 from sirius_rec.data.slates import slates_from_examples, uniform_slates
 from sirius_rec.data.sources import SOURCES
 from sirius_rec.data.sources.simulated import SimulatedWorld
 from sirius_rec.data.statistics import paper_statistics, row_statistics
-from sirius_rec.data.store import FORMAT, INFO_FILE, Dataset, check_slates, full_slates, open_dataset, write_dataset
+from sirius_rec.data.store import Dataset, check_slates, full_slates, write_dataset
 from sirius_rec.data.windows import as_lists
-from sirius_rec.errors import ConfigError, RunError
+from sirius_rec.errors import ConfigError
 from sirius_rec.progress import Advance
 from sirius_rec.schema import (
     CANDIDATES,
@@ -63,6 +62,7 @@ def prepare(
     slates: Sequence[SlateOptions] = (SlateOptions(),),
     seed: int = 0,
     limits: Mapping[str, int] | None = None,
+    prepared: Path | None = None,
     progress: Callable[[str], None] | None = None,
     advance: Advance | None = None,
 ) -> Dataset:
@@ -74,6 +74,8 @@ def prepare(
         seed: of the source (ties, simulated world) and of the rows that limits choose.
         limits: at most so many rows per split, drawn at random; the rows kept are the same rows, with the same slates,
             as without a limit.
+        prepared: a folder that this recipe has made, on this machine or another: it is copied, so that its rows and
+            slates stay as they were frozen, and input is not needed.
         progress: called with one line per stage.
         advance: called with (file, bytes done, bytes in all) as a raw dump is read, for a progress bar.
 
@@ -85,9 +87,12 @@ def prepare(
     say = progress or (lambda line: None)
     out, input = Path(out), None if input is None else Path(input)
     options, limits = dict(options or {}), dict(limits or {})
-    _check_request(source, input, options, slates, limits, seed)
-    recipe = _recipe(source, input, options, filter, split, window, slates, seed, limits)
-    if (known := _reusable(out, recipe)) is not None:
+    _check_request(source, input or prepared, options, slates, limits, seed)
+    recipe = make_recipe(source, input, options, filter, split, window, slates, seed, limits)
+    if prepared is not None:
+        say(f"{out}: as {prepared}")
+        return adopted(Path(prepared), out, recipe)
+    if (known := reusable(out, recipe)) is not None:
         say(f"{out} is already prepared")
         return known
 
@@ -198,6 +203,8 @@ def _material(
 ) -> Material:
     if isinstance(loaded, Examples):
         check_no_filters(**asdict(filter))
+        if split != SplitOptions():
+            raise ConfigError("split: these rows come with their split; leave the options of split out")
         return from_examples(loaded, **asdict(window))
     return from_interactions(
         loaded, **asdict(filter), split=split.kind, ratios=split.ratios, split_seed=split.seed, **asdict(window)
@@ -248,7 +255,7 @@ def _check_request(
     parameters = inspect.signature(SOURCES[source]).parameters
     if input is None and parameters["path"].default is inspect.Parameter.empty:
         raise ConfigError(f"source {source!r} needs an input; name its file or folder")
-    known = [name for name in parameters if name not in ("path", "seed", "advance")]
+    known = [name for name in parameters if name not in NO_OPTIONS]
     for name in options:
         if name not in known:
             raise ConfigError(f"source {source!r} has no option {name!r}; it has {', '.join(known) or 'none'}")
@@ -290,55 +297,3 @@ def _in_words(hint: Any) -> str:
         return " or ".join(_in_words(part) for part in parts if not (part is str and Path in parts))
     words = {int: "a whole number", float: "a number", str: "text", Path: "a path", types.NoneType: "null"}
     return words.get(hint, "a mapping of text to text" if get_origin(hint) is dict else str(hint))
-
-
-def _recipe(
-    source: str,
-    input: Path | None,
-    options: Mapping[str, Any],
-    filter: FilterOptions,
-    split: SplitOptions,
-    window: WindowOptions,
-    slates: Sequence[SlateOptions],
-    seed: int,
-    limits: Mapping[str, int],
-) -> dict[str, Any]:
-    recipe = {
-        "format": FORMAT,
-        "source": source,
-        "input": None if input is None else str(input),
-        "options": options,
-        "filter": asdict(filter),
-        "split": asdict(split),
-        "window": asdict(window),
-        "slates": [asdict(option) for option in slates],
-        "seed": seed,
-        "limits": limits,
-    }
-    # through JSON, so that it equals what is read back (tuples are lists there, paths are text)
-    return dict(json.loads(json.dumps(recipe, default=str)))
-
-
-def _reusable(out: Path, recipe: dict[str, Any]) -> Dataset | None:
-    """The dataset in `out` if this recipe wrote it from the same input, None if nothing is there."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return None
-    if not (out / INFO_FILE).is_file():
-        raise RunError(f"{out}: exists and is not a dataset; choose another folder or remove it")
-    dataset = open_dataset(out)
-    there = dataset.info.get("recipe", {})
-    if there != recipe:
-        parts = ", ".join(sorted(k for k in recipe.keys() | there.keys() if recipe.get(k) != there.get(k)))
-        raise RunError(
-            f"{out}: was prepared with another recipe (differs in: {parts}); choose another folder or remove it"
-        )
-    for file in dataset.info["source"]["notes"].get("files", []):
-        path = Path(file["path"])
-        if path.is_file() and _sha256(path) != file["sha256"]:
-            raise RunError(f"{out}: {path} has changed since it was prepared; choose another folder or remove it")
-    return dataset
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -23,8 +23,12 @@ from sirius_rec.scoring.rows import PromptCompletions
 from sirius_rec.scoring.scorer import logps, resolve_mode
 from sirius_rec.theory.preference import BRADLEY_TERRY
 
-DESCENT = 1e-3  # nats by which the step lowers its own loss, to first order: small enough for derivatives to speak
+DESCENT = 1e-3  # nats by which the step lowers its own loss, to first order
+# Nats that no reward may move further: where a pair is far apart, its loss hardly changes, and a step that lowers it by
+# DESCENT would throw rewards about by whole nats, for which derivatives do not speak.
+LARGEST_MOVE = 2e-3
 REGIONS = ((0.0, 0.1), (0.1, 0.5), (0.5, 1.0), (1.0, np.inf))
+_SHRINKS = 40
 COLUMNS = ("example", "r_i", "r_j", "r_k", "moved_i", "moved_j", "moved_k")
 
 Triples = dict[str, np.ndarray]
@@ -38,6 +42,7 @@ def probe_influence(
     *,
     ref_logps: Sequence[np.ndarray] | None = None,
     descent: float = DESCENT,
+    largest_move: float = LARGEST_MOVE,
     seed: int = 0,
     mode: str = "auto",
     progress: Callable[[int], None] | None = None,
@@ -46,7 +51,8 @@ def probe_influence(
 
     rows: slates of at least three candidates, the positive first. objective: its comparison is taken on one sampled
     negative j (drawn by seed), without filter, its anchor and NLL as they are. ref_logps: where the reward needs them.
-    The step is θ − η∇L with η = descent / |∇L|², over the parameters that train. Weights are put back after each.
+    The step is θ − η∇L over the parameters that train, with η = descent / |∇L|², or less so that no reward of the slate
+    moves by more than largest_move. Weights are put back after each.
 
     Returns COLUMNS as float64[N], one entry per triple (i, j, k) of each row, rewards as the objective defines them.
     Raises DataError for a slate too small or a gradient that is zero or not finite, naming the row.
@@ -75,13 +81,16 @@ def probe_influence(
             size = float(sum((g.double() ** 2).sum() for g in slopes if g is not None))
             if not np.isfinite(size) or size == 0:
                 raise DataError(f"influence: row {number} has a gradient of size {size}")
-            with torch.no_grad():
-                for p, g in zip(trained, slopes, strict=True):
-                    if g is not None:
-                        p.sub_(g * (descent / size))
-                _, after_C = score()
-                for p, value in zip(trained, kept, strict=True):
-                    p.copy_(value)
+            step = descent / size
+            for _ in range(_SHRINKS):
+                after_C = _after(trained, slopes, kept, step, score)
+                moved = float(np.abs(after_C - before_C).max())
+                if moved <= largest_move:
+                    break
+                # Not proportional where rewards overflowed or the step left the region in which it is.
+                step *= max(0.9 * largest_move / moved, 1e-3) if np.isfinite(moved) else 1e-3
+            else:
+                raise DataError(f"influence: row {number}: no step is small enough to move rewards by {largest_move}")
             found.append(_triples(number, j, before_C, after_C))
             if progress:
                 progress(1)
@@ -89,6 +98,23 @@ def probe_influence(
         model.train(was_training)
     table = np.concatenate(found) if found else np.empty((0, len(COLUMNS)))
     return {name: table[:, n] for n, name in enumerate(COLUMNS)}
+
+
+def _after(
+    trained: Sequence[Tensor], slopes: Sequence[Tensor | None], kept: Sequence[Tensor], step: float, score: Any
+) -> np.ndarray:
+    """Rewards after a step; the weights are put back whatever happens."""
+    try:
+        with torch.no_grad():
+            for p, g in zip(trained, slopes, strict=True):
+                if g is not None:
+                    p.sub_(g * step)
+            after_C: np.ndarray = score()[1]
+            return after_C
+    finally:
+        with torch.no_grad():
+            for p, value in zip(trained, kept, strict=True):
+                p.copy_(value)
 
 
 def _rewards(
@@ -135,8 +161,12 @@ def summarise_influence(triples: Mapping[str, np.ndarray], *, seed: int = 0) -> 
     n: triples. predicted, measured: mean |Δp_ik| relative to mean |Δp_ij|. slope: of measured on predicted through 0,
     with a 95 % bootstrap interval over examples. r2: share of the measured change explained by the prediction as it
     stands, 1 − Σ(measured − predicted)² / Σ measured² (negative: worse than predicting no change). agree: share of
-    equal signs. Overall also spearman, the rank correlation of measured |Δp_ik/Δp_ij| with the sensitivity, and
-    moved_i, moved_j, moved_k: mean changes of the rewards relative to the mean change of the margin r_i − r_j.
+    equal signs.
+
+    Over all triples the slope is that of the largest predictions: those of saturated pairs, where p_ij is flatter than
+    p_ik and the sensitivity above 1. So "unsaturated" and "saturated" have the same on either side of 1. Overall also
+    spearman, the rank correlation of measured |Δp_ik/Δp_ij| with the sensitivity, and moved_i, moved_j, moved_k: mean
+    changes of the rewards relative to the mean change of the margin r_i − r_j.
     """
     r_i, r_j, r_k = (np.asarray(triples[name]) for name in ("r_i", "r_j", "r_k"))
     if not len(r_i):
@@ -152,17 +182,20 @@ def summarise_influence(triples: Mapping[str, np.ndarray], *, seed: int = 0) -> 
         "examples": len(np.unique(groups)),
         **_agreement(predicted, measured, change_ij, groups, seed),
         "spearman": _rank_correlation(sensitivity, measured, change_ij),
-        "regions": [],
     }
     margin = float(np.mean(triples["moved_i"] - triples["moved_j"]))
     for x in "ijk":
         out[f"moved_{x}"] = float(np.mean(triples[f"moved_{x}"])) / margin if margin else None
-    for low, high in REGIONS:
+
+    def within(low: float, high: float) -> dict[str, Any]:
         inside = (sensitivity >= low) & (sensitivity < high)
         part: dict[str, Any] = {"low": low, "high": None if np.isinf(high) else high, "n": int(inside.sum())}
         if inside.any():
             part |= _agreement(predicted[inside], measured[inside], change_ij[inside], groups[inside], seed)
-        out["regions"].append(part)
+        return part
+
+    out["regions"] = [within(low, high) for low, high in REGIONS]
+    out["unsaturated"], out["saturated"] = within(0.0, 1.0), within(1.0, np.inf)
     return out
 
 

@@ -41,10 +41,20 @@ def influence_line(entry: Mapping[str, Any]) -> str:
     """One method of `probe_run` in words: what Eq. 10 predicts against what a gradient step did."""
     if entry["slope"] is None:
         return "no pair moved"
-    span = "" if entry["slope_low"] is None else f" [{entry['slope_low']:.2f}, {entry['slope_high']:.2f}]"
+    parts = [
+        f"{slope_text(part)} where p_ij is {which} than p_ik (n {part['n']:,})"
+        for side, which in (("unsaturated", "steeper"), ("saturated", "flatter"))
+        if (part := entry[side]).get("slope") is not None
+    ]
     rank = "–" if entry["spearman"] is None else f"{entry['spearman']:.2f}"
-    text = f"p_ik moved {entry['slope']:.2f}{span} of what Eq. 10 predicts (rank correlation {rank}, n {entry['n']:,})"
+    text = f"p_ik moved by {' and '.join(parts)}, of what Eq. 10 predicts; rank correlation {rank}"
     inner = entry["regions"][0]
     if inner["n"]:
         text += f"; inside Ω_0.1 by {inner['measured']:.3f} of Δp_ij, predicted {inner['predicted']:.3f}"
     return f"{text}; the positive's own share of the margin's change is {entry['moved_i']:.2f}"
+
+
+def slope_text(part: Mapping[str, Any]) -> str:
+    """A slope with its interval."""
+    span = "" if part["slope_low"] is None else f" [{part['slope_low']:.2f}, {part['slope_high']:.2f}]"
+    return f"{part['slope']:.2f}{span}"

@@ -43,14 +43,19 @@ class Encoder:
         """`prompt` of many texts at once. An empty prompt is a PromptError naming its number."""
         if not texts:
             return []
-        if self.chat:
-            texts = [
-                self.tokenizer.apply_chat_template(
-                    [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
-                )
-                for text in texts
-            ]
-        ids = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        return self._begun(self.tokenizer(self._whole(texts), add_special_tokens=False)["input_ids"])
+
+    def _whole(self, texts: Sequence[str]) -> list[str]:
+        """What is tokenised: the texts, in the chat template where there is one."""
+        if not self.chat:
+            return list(texts)
+        turns = [[{"role": "user", "content": text}] for text in texts]
+        return [
+            str(self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)) for turn in turns
+        ]
+
+    def _begun(self, ids: Sequence[list[int]]) -> list[list[int]]:
+        """Ids with the beginning of sequence. An empty prompt is a PromptError naming its number."""
         # A chat template writes its own beginning of sequence.
         rows = list(ids) if self.chat else [self._prefix + row for row in ids]
         for number, row in enumerate(rows):

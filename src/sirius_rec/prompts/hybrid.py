@@ -53,29 +53,24 @@ class HybridEncoder(Encoder):
 
     def prompts(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids with virtual ones behind the marked titles; a chat template is wrapped around the text as usual."""
+        if not texts:
+            return []
         plain = [without_marks(text) for text in texts]
-        rows = super().prompts(plain)
-        if not rows:
-            return rows
-        whole = [self._wrapped(text) for text in plain] if self.chat else plain
+        whole = self._whole(plain)
         encoded = self.tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
+        rows = self._begun(encoded["input_ids"])
         prefix = 0 if self.chat else len(self._prefix)
         for number, text in enumerate(texts):
-            shift = whole[number].find(plain[number])
-            if shift < 0:
+            # Many chat templates trim what they are given, and our prompts end with a line break.
+            body = plain[number].strip()
+            shift = whole[number].find(body) - plain[number].find(body)
+            if body not in whole[number]:
                 raise PromptError(
                     f"prompt {number}: the chat template changes the text, so titles cannot be found in it"
                 )
             starts = [start for start, _ in encoded["offset_mapping"][number]]
             rows[number] = self._with_virtual(rows[number], starts, text, prefix, shift)
         return rows
-
-    def _wrapped(self, text: str) -> str:
-        return str(
-            self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
-            )
-        )
 
     def _with_virtual(self, ids: list[int], starts: list[int], text: str, prefix: int, shift: int) -> list[int]:
         out: list[int] = []

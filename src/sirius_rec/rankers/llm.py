@@ -12,7 +12,7 @@ from sirius_rec.prompts.encoding import Encoder
 from sirius_rec.prompts.templates import Template
 from sirius_rec.rankers.protocol import Items
 from sirius_rec.scoring.rows import PromptCompletions
-from sirius_rec.scoring.scorer import score_rows
+from sirius_rec.scoring.scorer import check_once, score_rows
 
 
 class LLMRanker:
@@ -56,12 +56,16 @@ class LLMRanker:
         ]
 
     def score(self, histories: Sequence[Items], candidates: Sequence[Items]) -> list[npt.NDArray[np.float32]]:
-        """log π(y|x) in nats, summed over tokens with the end of sequence; one array per row."""
+        """log π(y|x) in nats, summed over tokens with the end of sequence; one array per row.
+
+        ScoringError if packed scoring is not right for this model: asked once, on its first row.
+        """
         prompts = self.encoder.prompts(self.prompts(histories, candidates))
         rows = [
             PromptCompletions(prompt, [self.encoder.completion(self.titles[i]) for i in slate])
             for prompt, slate in zip(prompts, candidates, strict=True)
         ]
+        check_once(self.model, rows, self.encoder.pad_id, self.scoring)
         return score_rows(
             self.model,
             rows,

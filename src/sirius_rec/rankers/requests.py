@@ -10,8 +10,9 @@ import json
 import math
 import os
 import sys
+import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -22,17 +23,20 @@ from sirius_rec.progress import Advance
 
 _KNOWN = ("id", "history", "candidates")
 PARTIAL = ".partial"
+_TRAIL = len("00000000 ")  # before an answer in the partial file
 
 
 @dataclass(frozen=True)
 class Request:
-    """line: its number in the file, from 1. key: what "id" held; `unnamed` where there was none."""
+    """line: its number in the file, from 1. key: what "id" held, `named` where there was one. trail: a checksum of this
+    line and all before it."""
 
     line: int
     history: tuple[str, ...]
     candidates: tuple[str, ...]
     key: Any = None
     named: bool = False
+    trail: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class BadRequest:
 
     line: int
     why: str
+    trail: int = field(default=0, compare=False)
 
 
 def parse_request(line: int, text: bytes) -> Request | BadRequest:
@@ -73,15 +78,35 @@ def parse_request(line: int, text: bytes) -> Request | BadRequest:
     return Request(line, history, candidates, record.get("id"), "id" in record)
 
 
-def read_requests(path: Path, after: int = 0, advance: Advance | None = None) -> Iterator[Request | BadRequest]:
+def read_requests(
+    path: Path, after: int = 0, advance: Advance | None = None, *, trail: int | None = None
+) -> Iterator[Request | BadRequest]:
     """Requests of a plain or gzip file behind its line `after`; blank lines are passed over. Bounded memory.
 
-    Raises DataError if the file cannot be read.
+    trail: the checksum that the line `after` had. Raises DataError if the file cannot be read, or if the lines up to
+    `after` are not those that gave this checksum.
     """
+    passed, matched = 0, not after or trail is None
     for first, block in blocks(path, advance, size=1 << 20):
         for number, text in enumerate(block.split(b"\n"), first):
-            if number > after and text.strip():
-                yield parse_request(number, text)
+            if not text.strip():
+                continue
+            passed = zlib.crc32(text.strip() + b"\n", passed)
+            if number == after and passed == trail:
+                matched = True
+            if number > after:
+                if not matched:
+                    raise _changed(path, after)
+                yield replace(parse_request(number, text), trail=passed)
+    if not matched:
+        raise _changed(path, after)
+
+
+def _changed(path: Path, after: int) -> DataError:
+    return DataError(
+        f"{path}: its first {after} lines are not those that were answered before: choose another --out, or put the "
+        "old requests back"
+    )
 
 
 def in_parts(requests: Iterator[Request | BadRequest], size: int) -> Iterator[list[Request | BadRequest]]:
@@ -93,8 +118,9 @@ def in_parts(requests: Iterator[Request | BadRequest], size: int) -> Iterator[li
 class AnswerFile:
     """Answers in the order of the requests: FILE.partial while they come, FILE once all are there.
 
-    A first line in FILE.partial says what makes them (`recipe`); one of another recipe is refused. `answered` is the
-    number of the last request line that has its answer on disk; a torn last line is cut off.
+    A first line in FILE.partial says what makes them (`recipe`); one of another recipe is refused. Each answer there
+    stands behind the checksum of all requests so far. `answered` is the number of the last request line that has its
+    answer on disk, `trail` its checksum; a torn last line is cut off. Without any answer no partial file is left.
     """
 
     def __init__(self, path: Path, recipe: dict[str, Any]) -> None:
@@ -102,7 +128,7 @@ class AnswerFile:
         self.path, self.partial = path, path.with_name(path.name + PARTIAL)
         if path.exists():
             raise RunError(f"{path}: exists already: choose another --out, or remove it")
-        self.answered = 0
+        self.answered, self.trail = 0, 0
         head = json.dumps(recipe, sort_keys=True).encode() + b"\n"
         self._file = self.partial.open("r+b" if self.partial.exists() else "w+b")
         self._lock()
@@ -122,7 +148,7 @@ class AnswerFile:
             if not line.endswith(b"\n"):
                 break
             end += len(line)
-            self.answered = int(json.loads(line)["line"])
+            self.answered, self.trail = int(json.loads(line[_TRAIL:])["line"]), int(line[:_TRAIL], 16)
         self._file.truncate(end)
         self._file.seek(end)
 
@@ -140,21 +166,25 @@ class AnswerFile:
                 f"{self.partial}: another process is writing it: wait for it or choose another --out"
             ) from None
 
-    def write(self, answers: list[dict[str, Any]]) -> None:
-        """Append answers and put them on the disk."""
-        text = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
-        self._file.write(text.encode("utf-8", "surrogatepass"))
+    def write(self, answers: list[dict[str, Any]], trails: list[int]) -> None:
+        """Append answers, each with its request's `trail`, and put them on the disk."""
+        lines = (
+            f"{trail:08x} {json.dumps(answer, ensure_ascii=False)}\n"
+            for answer, trail in zip(answers, trails, strict=True)
+        )
+        self._file.write("".join(lines).encode("utf-8", "surrogatepass"))
         self._file.flush()
         os.fsync(self._file.fileno())
+        if answers:
+            self.answered, self.trail = answers[-1]["line"], trails[-1]
 
     def finish(self) -> None:
-        """Everything is answered: the head goes, and the file gets its name."""
+        """Everything is answered: head and checksums go, and the file gets its name."""
         self._file.seek(0)
         self._file.readline()
         whole = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         with whole.open("wb") as out:
-            while chunk := self._file.read(1 << 20):
-                out.write(chunk)
+            out.writelines(line[_TRAIL:] for line in self._file)
             out.flush()
             os.fsync(out.fileno())
         whole.replace(self.path)
@@ -165,6 +195,8 @@ class AnswerFile:
         return self
 
     def __exit__(self, *error: object) -> None:
+        if not self._file.closed and not self.answered:
+            self.partial.unlink(missing_ok=True)
         self._file.close()
 
 
@@ -214,16 +246,20 @@ def rank_file(
     Raises DataError at the first bad line, after its predecessors are answered, unless `skip_bad`.
     """
     answered = skipped = 0
-    for requests in in_parts(read_requests(path, out.answered, advance), part):
+    for requests in in_parts(read_requests(path, out.answered, advance, trail=out.trail), part):
         checked = [
-            BadRequest(r.line, why) if isinstance(r, Request) and (why := check(r)) is not None else r for r in requests
+            BadRequest(r.line, why, r.trail) if isinstance(r, Request) and (why := check(r)) is not None else r
+            for r in requests
         ]
         first_bad = next((r for r in checked if isinstance(r, BadRequest)), None)
         if first_bad is not None and not skip_bad:
             checked = checked[: checked.index(first_bad)]
         good = [r for r in checked if isinstance(r, Request)]
         scores = iter(score(good) if good else [])
-        out.write([answer(r, next(scores), top) if isinstance(r, Request) else refusal(r) for r in checked])
+        out.write(
+            [answer(r, next(scores), top) if isinstance(r, Request) else refusal(r) for r in checked],
+            [r.trail for r in checked],
+        )
         answered, skipped = answered + len(good), skipped + len(checked) - len(good)
         if first_bad is not None and not skip_bad:
             raise refuse(path, first_bad)

@@ -13,7 +13,7 @@ from sirius_rec.prompts.encoding import Encoder
 from sirius_rec.prompts.templates import NO, YES, Template
 from sirius_rec.rankers.protocol import Items
 from sirius_rec.scoring.rows import PromptCompletions
-from sirius_rec.scoring.scorer import score_rows
+from sirius_rec.scoring.scorer import check_once, score_rows
 
 _SLATES = 256  # slates whose questions are held at once
 
@@ -62,6 +62,7 @@ class YesNoRanker:
         ]
         answers = [self.encoder.completion(YES), self.encoder.completion(NO)]
         rows = [PromptCompletions(ids, answers) for ids in self.encoder.prompts(texts)]
+        check_once(self.model, rows, self.encoder.pad_id, self.scoring)
         scored = score_rows(
             self.model, rows, self.encoder.pad_id, mode=self.scoring, max_tokens=self.batch_tokens, bf16=self.bf16
         )

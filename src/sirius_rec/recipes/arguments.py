@@ -15,6 +15,11 @@ from sirius_rec.training.config import SiriusConfig
 
 def accumulation(batch_size: int, micro: int, processes: int) -> int:
     """Micro-batches per optimiser step, so that the effective batch does not depend on the number of processes."""
+    if batch_size < processes:
+        raise ConfigError(
+            f"batch_size {batch_size} is less than one example for each of {processes} processes: raise it, or start "
+            "fewer processes"
+        )
     if batch_size % (micro * processes):
         raise ConfigError(
             f"batch_size {batch_size} is not a multiple of micro_batch_size {micro} × {processes} processes: change one"

@@ -40,8 +40,8 @@ def compare(run: RunFolder, config: Config, dataset: Dataset) -> dict[str, Any]:
     for row in results["rows"]:
         row |= costs.get((row["method"], row["seed"]), {})
     results["notes"].append(
-        f"Tests are against {baseline}, chosen for its HR@1 on {slates[0]}: the choice sees the test rows, which can "
-        "only make it harder to beat."
+        f"Tests are against {baseline}, chosen for its HR@1 on {slates[0]}: the choice sees the test rows, which makes "
+        "it harder to beat and easier to lose against."
     )
     results = {key: value for key, value in results.items() if key != "curves"}
     write_results(results, run.path / FILE)

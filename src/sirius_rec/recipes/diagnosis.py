@@ -101,7 +101,9 @@ def diagnose_run(
     diagnostics["onset"], diagnostics["golden_fit"] = {}, {}
     for method, seeds in _trainings(run, config).items():
         points = results["curves"].get(method, {})
-        if method == "sft" or not all("distance" in p for line in points.values() for p in line):
+        # An arm or a seed that was trained after the last evaluation has no curve yet.
+        seeds = {seed: folder for seed, folder in seeds.items() if seed in points}
+        if method == "sft" or not seeds or not all("distance" in p for line in points.values() for p in line):
             continue
         kept: Mapping[str, list[Snapshot]] = {
             seed: read_held_out(folder / "held_out") for seed, folder in seeds.items()
@@ -148,6 +150,9 @@ def probe_run(
     if validation is None:
         raise DataError("influence: there are no validation slates to probe on; give the split some rows")
     quiet()
+    # Moves of a thousandth of a nat are lost in half precision.
+    backbone = config.backbone.model_copy(update={"dtype": "float32"})
+    config = config.model_copy(update={"backbone": backbone})
     encoder = Encoder(load_run_tokenizer(run, config), chat=config.prompts.chat)
     encoded = encode_records(validation["records"][:rows], encoder)
     seed = config.seeds[0]

@@ -39,8 +39,8 @@ def test_slates(config: Config, dataset: Dataset) -> list[str]:
             raise ConfigError("data.slates: no slates cover the test split, so nothing can be evaluated")
         return known
     for name in config.evaluation.slates:
-        if name not in dataset.slate_names:
-            raise ConfigError(f"evaluation.slates: no slates '{name}'; there are {', '.join(dataset.slate_names)}")
+        if name not in known:
+            raise ConfigError(f"evaluation.slates: no test slates '{name}'; there are {', '.join(known) or 'none'}")
     return list(config.evaluation.slates)
 
 
@@ -231,9 +231,11 @@ def all_there(run: RunFolder, config: Config, method: str, seed: int, slates: st
 def _write(
     run: RunFolder, config: Config, dataset: Dataset, method: str, seed: int, slates: str, checkpoint: str, scores: Any
 ) -> None:
-    frame = dataset.slates(slates).select(ROW_ID, CANDIDATES)
-    rows = [np.asarray(row).tolist() for row in scores]
-    frame = frame.with_columns(pl.Series("scores", rows, dtype=pl.List(pl.Float32)))
+    rows = [np.asarray(row) for row in scores]
+    # As precise as they were computed: in float32 seconds, say, would tie.
+    kind = pl.Float64 if any(row.dtype == np.float64 for row in rows) else pl.Float32
+    column = pl.Series("scores", [row.tolist() for row in rows], dtype=pl.List(kind))
+    frame = dataset.slates(slates).select(ROW_ID, CANDIDATES).with_columns(column)
     write_table(ScoreTable(method, method_labels(config)[method], seed, slates, checkpoint, frame), run.scores)
 
 
@@ -263,7 +265,7 @@ def _copy(
     from sirius_rec.evaluation.tables import read_table
 
     table = read_table(run.scores / table_name(method, seed, slates, source))
-    _write(run, config, dataset, method, seed, slates, checkpoint, table.frame["scores"].to_list())
+    _write(run, config, dataset, method, seed, slates, checkpoint, table.frame["scores"])
     if generates:
         entry = json.loads(answers_file(run, method, seed, slates, source).read_text())
         write_json(answers_file(run, method, seed, slates, checkpoint), {**entry, "checkpoint": checkpoint})
@@ -372,7 +374,6 @@ def report_run(run: RunFolder, *others: RunFolder, baseline: str | None = None, 
 def _report_material(run: RunFolder, baseline: str | None) -> RunMaterial:
     from sirius_rec.audit.audit import read_audit
     from sirius_rec.data.store import open_dataset
-    from sirius_rec.report.against import check_baseline, paired_against
     from sirius_rec.report.explorer import sample_examples
     from sirius_rec.report.material import RunMaterial
 
@@ -382,12 +383,13 @@ def _report_material(run: RunFolder, baseline: str | None) -> RunMaterial:
     tables = read_tables(run.scores) if there else []
     dataset = open_dataset(run.data) if there else None
     if baseline is not None and baseline != results.get("baseline"):
-        check_baseline(results, baseline)
+        scored = sorted({row["method"] for row in results["summary"]})
+        if baseline not in scored:
+            raise ConfigError(f"--baseline {baseline!r} was not scored: choose one of {', '.join(scored)}")
         if dataset is None:
             raise RunError(f"{run.path}: tests against another baseline need its scores/ and data/: evaluate it again")
-        splits = sorted({SlateName.parse(table.slates).split for table in tables})
-        examples = pl.concat([dataset.examples(split).select(ROW_ID, USER_ID, TARGET) for split in splits])
-        results |= {"paired": paired_against(tables, examples, baseline), "baseline": baseline}
+        again = gather(run, run.config(), dataset, baseline)
+        results |= {key: again[key] for key in ("paired", "baseline", "notes")}
     return RunMaterial(
         name,
         results,

@@ -40,7 +40,8 @@ def context_of(config: Config) -> int | None:
 
 
 def check_prompts(run: RunFolder, config: Config, dataset: Dataset) -> None:
-    """PromptError if a prompt of any slates, test slates too, does not fit into the context with its longest candidate.
+    """PromptError if titles cannot be told apart, or marked for LLaRA, or if a prompt of any slates, test slates too,
+    does not fit into the context with its longest candidate.
 
     Asked once, before the first training of a run, for SFT's prompts and those of every method on the backbone.
     """
@@ -57,10 +58,12 @@ def check_prompts(run: RunFolder, config: Config, dataset: Dataset) -> None:
     if all((folder / DONE).is_file() for folder in folders):
         return
     context = context_of(config)
-    if context is None:
-        return
     encoder = Encoder(load_run_tokenizer(run, config), chat=config.prompts.chat)
     encoder.check_distinct(dataset.titles)
+    for form in {method_form(config, m) for m in config.language_methods if m.method == "llara"}:
+        _check_marks(dataset, encoder, form, str(train_slates(config)))
+    if context is None:
+        return
     asked = [(config.prompts.form(), "sft", encoder)] if config.trains_language_model else []
     for method in config.language_methods:
         its_own = Encoder(method_tokenizer(run, config, method), chat=config.prompts.chat)
@@ -70,6 +73,21 @@ def check_prompts(run: RunFolder, config: Config, dataset: Dataset) -> None:
     for name in sorted(used & set(dataset.slate_names)):
         for form, kind, encoder in asked:
             _check_slates(dataset, encoder, form, kind, name, context)
+
+
+def _check_marks(dataset: Dataset, encoder: Encoder, form: Template, name: str) -> None:
+    """PromptError if marked titles cannot be encoded, or not be found in a prompt; tried on the first one."""
+    from sirius_rec.prompts.hybrid import HybridEncoder, marked_titles
+
+    shown = marked_titles(dataset.titles, np.ones(len(dataset.titles), dtype=bool))
+    histories = dataset.examples(SlateName.parse(name).split)[HISTORY].head(1).to_list()
+    slates = dataset.slates(name)[CANDIDATES].head(1).to_list()
+    HybridEncoder(encoder.tokenizer, len(encoder.tokenizer), chat=encoder.chat).prompts(
+        [
+            form.render([shown[i] for i in history], [shown[i] for i in slate])
+            for history, slate in zip(histories, slates, strict=True)
+        ]
+    )
 
 
 def _check_slates(dataset: Dataset, encoder: Encoder, form: Template, method: str, name: str, context: int) -> None:

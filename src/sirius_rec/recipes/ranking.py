@@ -90,12 +90,17 @@ def _language_model(
         bf16=computes_in_bf16(config),
     )
     recipe = {"run": str(run.path.resolve()), "data": dataset.fingerprint, "method": method, "seed": seed,
-              "checkpoint": checkpoint, "titles": titles}  # fmt: skip
+              "checkpoint": checkpoint, "weights": _weights(folder), "titles": titles}  # fmt: skip
     return Served(f"{method} of seed {seed} ({checkpoint} checkpoint)", recipe, requests.score, requests.check)
 
 
-def load_plain_model(name: str, *, template: str, shows_slate: bool, max_history: int) -> Served:
-    """Any causal language model by hub id or folder (of SiriusTrainer, say); requests hold titles."""
+def load_plain_model(
+    name: str, *, template: str, shows_slate: bool, max_history: int, chat: bool = False, dtype: str = "float32"
+) -> Served:
+    """Any causal language model by hub id or folder (of SiriusTrainer, say); requests hold titles.
+
+    chat: prompts as user turns of the tokenizer's chat template. dtype: float32 or bfloat16, of the weights.
+    """
     import torch
 
     from sirius_rec.prompts.encoding import Encoder
@@ -109,13 +114,20 @@ def load_plain_model(name: str, *, template: str, shows_slate: bool, max_history
     folder = Path(name)
     if is_adapter(folder):
         base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
-        model = load_trained(folder, base)
+        model = load_trained(folder, base, dtype=dtype)
     else:
-        model = load_backbone(name)
+        model = load_backbone(name, dtype=dtype)
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
-    requests = TextRequests(model, Encoder(tokenizer), form, None, max_history=max_history)
-    recipe = {"model": name, "template": template, "slate": shows_slate, "max_history": max_history}
+    requests = TextRequests(model, Encoder(tokenizer, chat=chat), form, None, max_history=max_history)
+    recipe = {"model": name, "weights": _weights(folder), "template": template, "slate": shows_slate, "chat": chat,
+              "dtype": dtype, "max_history": max_history}  # fmt: skip
     return Served(name, recipe, requests.score, requests.check)
+
+
+def _weights(folder: Path) -> list[list[Any]]:
+    """Name, bytes and time (ns) of a folder's weight files: whether answers come from the same ones. [] of a hub id."""
+    files = sorted(path for path in folder.glob("*") if path.suffix in (".safetensors", ".bin"))
+    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
 
 
 class TextRequests:
@@ -201,5 +213,5 @@ def _method(run: RunFolder, dataset: Dataset, method: str, seed: int, titles: bo
         return ranker.score(*_numbered([(r.history, r.candidates) for r in requests], number))
 
     recipe = {"run": str(run.path.resolve()), "data": dataset.fingerprint, "method": method, "seed": seed,
-              "titles": titles}  # fmt: skip
+              "weights": _weights(run.method(method, seed)), "titles": titles}  # fmt: skip
     return Served(f"{method} of seed {seed}", recipe, score, check)

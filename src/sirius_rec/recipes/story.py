@@ -43,6 +43,7 @@ def prepare_data(
         slates=[SlateOptions(**slate.model_dump()) for slate in data.slates],
         seed=data.seed,
         limits={str(split): rows for split, rows in data.limits.items()},
+        prepared=data.prepared,
         progress=say,
         advance=advance,
     )

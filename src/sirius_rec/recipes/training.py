@@ -148,6 +148,8 @@ def _loss_options(config: Config, arm: ArmSection) -> dict[str, Any]:
         **options,
         "score_unsampled": config.align.score_unsampled,
         "epsilons": list(config.align.epsilons),
+        # In every arm, SFT as a control too: arms must differ in their loss alone.
+        "disable_dropout": True,
     }
 
 

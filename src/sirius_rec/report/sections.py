@@ -194,18 +194,28 @@ def influence_rows(diagnostics: Mapping[str, Any] | None, labels: Mapping[str, s
 def influence_sentence(diagnostics: Mapping[str, Any] | None, labels: Mapping[str, str]) -> str | None:
     """The probe of all methods in one sentence with its numbers."""
     probed = (diagnostics or {}).get("influence") or {}
-    slopes = sorted((entry["slope"], method) for method, entry in probed.items() if entry["slope"] is not None)
+    spans = [
+        f"{span} where p_ij is {which} than p_ik"
+        for side, which in (("unsaturated", "steeper"), ("saturated", "flatter"))
+        if (span := _slopes(probed, side, labels))
+    ]
+    if not spans:
+        return None
+    examples = max(entry["examples"] for entry in probed.values())
+    return (
+        f"A real gradient step on a sampled pair (i, j) moved p_ik by {', and '.join(spans)}, of what Eq. 10 predicts, "
+        f"on {_count(examples, 'held-out slate')}."
+    )
+
+
+def _slopes(probed: Mapping[str, Any], side: str, labels: Mapping[str, str]) -> str | None:
+    """The smallest and the largest slope on one side, with their methods."""
+    slopes = sorted((e[side]["slope"], m) for m, e in probed.items() if e[side].get("slope") is not None)
     if not slopes:
         return None
     (low, least), (high, most) = slopes[0], slopes[-1]
-    examples = max(entry["examples"] for entry in probed.values())
     span = f"{number(low, 2)} ({labels.get(least, least)})"
-    if len(slopes) > 1:
-        span += f" to {number(high, 2)} ({labels.get(most, most)})"
-    return (
-        f"A real gradient step on a sampled pair (i, j) moved p_ik by {span} of what Eq. 10 predicts, "
-        f"on {_count(examples, 'held-out slate')}."
-    )
+    return span if len(slopes) == 1 else f"{span} to {number(high, 2)} ({labels.get(most, most)})"
 
 
 def share_rows(run: RunMaterial) -> list[dict[str, Any]]:

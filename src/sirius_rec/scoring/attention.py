@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sirius_rec.errors import ScoringError
 from sirius_rec.scoring.masks import refusal
-from sirius_rec.scoring.packed import packed_logps, unwrapped
+from sirius_rec.scoring.packed import in_half_precision, packed_logps, unwrapped
 from sirius_rec.scoring.rows import PackedBatch, PromptCompletions, pack
 from sirius_rec.scoring.scorer import self_check
 from sirius_rec.scoring.split import SPLIT, register
@@ -86,12 +86,13 @@ def probe_attention(
 
     Right means: log-probs equal to separate passes (`self_check`), gradients equal to those of the first right kernel
     (within 1e-3 of their norm; 5 % in half precision). bf16: compute float32 weights in bfloat16 meanwhile. Raises
-    ScoringError where no kernel is right. The model stays where it is.
+    ScoringError where no kernel is right; where none is left but some had no memory, that error. The model stays where
+    it is.
     """
     register()
     base = unwrapped(model)
     device = next(model.parameters()).device
-    half = bf16 or base.dtype in (torch.bfloat16, torch.float16)
+    half = bf16 or in_half_precision(model)
     trained = [p for p in model.parameters() if p.requires_grad]
     batch = pack(rows, pad_id).to(device)
     was_training = model.training
@@ -99,6 +100,7 @@ def probe_attention(
     seconds: dict[str, float] = {}
     refused: dict[str, str] = {}
     expected: list[Tensor] | None = None
+    no_memory: torch.OutOfMemoryError | None = None
     for name in candidates:
         try:
             base.set_attn_implementation(name)
@@ -112,9 +114,13 @@ def probe_attention(
                     raise ScoringError(f"its gradients differ from those of {next(iter(seconds))}")
                 seconds[name] = _seconds(lambda: _pass(model, batch, trained), device, repeats)
             expected = found if expected is None else expected
-        except Exception as error:  # a kernel may be missing, fail to compile, run out of memory, or be wrong
+        except torch.OutOfMemoryError as error:  # says nothing about being right; another kernel may need less
+            no_memory, refused[name] = error.with_traceback(None), "out of memory"
+        except Exception as error:  # a kernel may be missing, fail to compile, or be wrong
             refused[name] = (str(error).strip().splitlines() or [type(error).__name__])[0]
     model.train(was_training)
+    if not seconds and no_memory is not None:
+        raise no_memory
     if not seconds:
         said = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
         raise ScoringError(f"no attention kernel scores packed rows rightly here ({said}): set scoring: naive")

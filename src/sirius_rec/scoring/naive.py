@@ -7,11 +7,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from sirius_rec.scoring.packed import takes_logits_to_keep
 from sirius_rec.scoring.rows import PromptCompletions
 
 
-def naive_logps(model: nn.Module, rows: Sequence[PromptCompletions], pad_id: int, device: torch.device) -> Tensor:
-    """log π(y|x) of every candidate, [B, C] in nats, summed over tokens with the end of sequence; absent ones 0."""
+def naive_logps(
+    model: nn.Module, rows: Sequence[PromptCompletions], pad_id: int, device: torch.device, *, all_logits: bool = False
+) -> Tensor:
+    """log π(y|x) of every candidate, [B, C] in nats, summed over tokens with the end of sequence; absent ones 0.
+
+    One forward pass, whose size `scorer.score_rows` keeps within bounds. Logits are computed from where the shortest
+    prompt ends, where the model allows it; all_logits: everywhere, as others do it.
+    """
     texts = [(list(row.prompt), list(ids)) for row in rows for ids in row.completions]
     width = max(len(prompt) + len(ids) for prompt, ids in texts)
     input_ids_RT = torch.full((len(texts), width), pad_id, dtype=torch.long)
@@ -23,11 +30,30 @@ def naive_logps(model: nn.Module, rows: Sequence[PromptCompletions], pad_id: int
         seen_RT[r, :n] = 1
         scored_RT[r, len(prompt) : n] = True
     input_ids_RT, seen_RT, scored_RT = (t.to(device) for t in (input_ids_RT, seen_RT, scored_RT))
-    logits_RTV = model(input_ids=input_ids_RT, attention_mask=seen_RT, use_cache=False).logits[:, :-1].float()
+    # Column `first` is the first that is scored in any row; it is predicted by the one before it, the last by none.
+    first = min(len(prompt) for prompt, _ in texts)
+    kept = {} if all_logits or not takes_logits_to_keep(model) else {"logits_to_keep": width - first + 1}
+    logits_RTV = model(input_ids=input_ids_RT, attention_mask=seen_RT, use_cache=False, **kept).logits
+    logits_RKV = logits_RTV[:, first - 1 - width : -1].float()
     # Ids of the prompt are not predicted, and may stand for inputs that no logit belongs to (hybrid prompts).
-    target_RT = input_ids_RT.masked_fill(~scored_RT, 0)[:, 1:]
-    token_logp_RT = torch.log_softmax(logits_RTV, -1).gather(2, target_RT[..., None])[..., 0]
-    logp_R = token_logp_RT.masked_fill(~scored_RT[:, 1:], 0.0).sum(1)
+    target_RK = input_ids_RT.masked_fill(~scored_RT, 0)[:, first:]
+    token_logp_RK = torch.log_softmax(logits_RKV, -1).gather(2, target_RK[..., None])[..., 0]
+    logp_R = token_logp_RK.masked_fill(~scored_RT[:, first:], 0.0).sum(1)
     widest = max(len(row.completions) for row in rows)
     per_row = torch.split(logp_R, [len(row.completions) for row in rows])
     return torch.stack([torch.nn.functional.pad(logp_C, (0, widest - len(logp_C))) for logp_C in per_row])
+
+
+def in_parts(rows: Sequence[PromptCompletions], max_tokens: int) -> tuple[list[PromptCompletions], list[int]]:
+    """Rows whose candidates' separate rows exceed `max_tokens`, cut into several with the same prompt; whose each is.
+
+    A part of one candidate may exceed it.
+    """
+    parts: list[PromptCompletions] = []
+    owner: list[int] = []
+    for r, row in enumerate(rows):
+        room = max(max_tokens // (row.longest_path + 1), 1)
+        for start in range(0, len(row.completions), room):
+            parts.append(PromptCompletions(row.prompt, row.completions[start : start + room]))
+            owner.append(r)
+    return parts, owner

@@ -25,6 +25,21 @@ def unwrapped(model: Any) -> Any:
     return getattr(model, "_orig_mod", model)
 
 
+def in_half_precision(model: Any) -> bool:
+    """Whether the products of the model round to 16 bits: those of its weights, or of a quantized base unpacked to it.
+
+    The weights alone do not say: under QLoRA whatever is not quantized is float32, and computes in bfloat16 still.
+    """
+    base = unwrapped(model)
+    quantized = getattr(model, "is_quantized", False) or getattr(base, "is_quantized", False)
+    return bool(quantized) or base.dtype in (torch.bfloat16, torch.float16)
+
+
+def takes_logits_to_keep(model: Any) -> bool:
+    """Whether the model can be asked for the logits of some positions only."""
+    return "logits_to_keep" in inspect.signature(unwrapped(model).forward).parameters
+
+
 def _keeps_by_mask() -> bool:
     """transformers ≥ 5.2x slices logits by a 2-D boolean mask; earlier versions by column only."""
     import transformers.modeling_utils as modeling
@@ -53,7 +68,7 @@ def kept_logits(model: nn.Module, batch: PackedBatch) -> tuple[Tensor, Tensor]:
         "use_cache": False,
     }
     every_N = torch.arange(len(batch.slot_N), device=batch.slot_N.device)
-    if "logits_to_keep" not in inspect.signature(base.forward).parameters:
+    if not takes_logits_to_keep(model):
         all_BTV: Tensor = model(**inputs).logits
         return all_BTV[batch.keep_BT].float(), every_N
     if _keeps_by_mask() and _counting_waits(batch.keep_BT.device):

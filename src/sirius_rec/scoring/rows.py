@@ -36,6 +36,10 @@ class PromptCompletions:
         """Positions that the longest prompt-plus-completion takes up: what must fit into the model's context."""
         return len(self.prompt) + max(len(ids) for ids in self.completions) - 1
 
+    def length(self, scoring: str) -> int:
+        """Tokens that a model gets: `packed`, or `naive`, one row for each candidate, padded to the longest."""
+        return len(self.completions) * (self.longest_path + 1) if scoring == "naive" else self.packed_length
+
 
 @dataclass(frozen=True)
 class Piece:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -10,11 +12,13 @@ from torch import Tensor, nn
 
 from sirius_rec.errors import ScoringError
 from sirius_rec.scoring.masks import refusal
-from sirius_rec.scoring.naive import naive_logps
-from sirius_rec.scoring.packed import packed_logps, unwrapped
+from sirius_rec.scoring.naive import in_parts, naive_logps
+from sirius_rec.scoring.packed import in_half_precision, packed_logps, unwrapped
 from sirius_rec.scoring.rows import PromptCompletions, pack
 
 MODES = ("auto", "packed", "naive")
+_CHECKED = 4  # candidates of a row that the self-check compares
+_RIGHT: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()  # kernels that `check_once` found right
 
 
 def resolve_mode(model: nn.Module, mode: str) -> str:
@@ -38,19 +42,23 @@ def logps(model: nn.Module, rows: Sequence[PromptCompletions], pad_id: int, mode
 def self_check(model: nn.Module, rows: Sequence[PromptCompletions], pad_id: int) -> float:
     """Largest |packed − naive| log-prob over `rows` (nats); raises ScoringError beyond what rounding explains.
 
-    float32: 1e-3. Half precision: 2 % of the log-prob plus 0.1 nat, which a wrong mask still exceeds by far.
+    float32: 1e-3. Half precision: 2 % of the log-prob plus 0.1 nat, which a wrong mask still exceeds by far. All
+    candidates are packed, and up to `_CHECKED` of each row compared: separate rows of whole slates would not fit.
     """
     was_training = model.training
     model.eval()
+    chosen = [_spread(len(row.completions)) for row in rows]
+    some = [PromptCompletions(r.prompt, [r.completions[c] for c in cs]) for r, cs in zip(rows, chosen, strict=True)]
     with torch.no_grad():
         packed_BC = logps(model, rows, pad_id, "packed")
-        naive_BC = logps(model, rows, pad_id, "naive")
+        naive_BC = logps(model, some, pad_id, "naive")
     model.train(was_training)
-    difference_BC = (packed_BC - naive_BC).abs()
-    half = unwrapped(model).dtype in (torch.bfloat16, torch.float16)
-    allowed_BC = 0.1 + 0.02 * naive_BC.abs() if half else torch.full_like(naive_BC, 1e-3)
-    worst = float(difference_BC.max())
-    if not bool((difference_BC <= allowed_BC).all()):
+    packed_N = torch.cat([packed_BC[b, cs] for b, cs in enumerate(chosen)])
+    naive_N = torch.cat([naive_BC[b, : len(cs)] for b, cs in enumerate(chosen)])
+    difference_N = (packed_N - naive_N).abs()
+    allowed_N = 0.1 + 0.02 * naive_N.abs() if in_half_precision(model) else torch.full_like(naive_N, 1e-3)
+    worst = float(difference_N.max())
+    if not bool((difference_N <= allowed_N).all()):
         raise ScoringError(
             f"packed scoring disagrees with separate forward passes by {worst:.3g} nats on the first rows: "
             "set scoring: naive and report the architecture"
@@ -58,15 +66,41 @@ def self_check(model: nn.Module, rows: Sequence[PromptCompletions], pad_id: int)
     return worst
 
 
-def token_batches(rows: Sequence[PromptCompletions], max_tokens: int) -> list[list[int]]:
-    """Row numbers in batches of similar length whose padded size stays within `max_tokens` (at least one row each)."""
-    order = sorted(range(len(rows)), key=lambda r: rows[r].packed_length)
+def _spread(n: int) -> list[int]:
+    """At most `_CHECKED` of n candidates: the first, the last, and some between."""
+    return sorted({c * (n - 1) // (_CHECKED - 1) for c in range(_CHECKED)})
+
+
+def check_once(model: nn.Module, rows: Sequence[PromptCompletions], pad_id: int, mode: str) -> None:
+    """`self_check` on a few candidates of the first row, once for each model and attention kernel, where packed.
+
+    mode: as asked for. In a process group call it in all processes, on the same rows.
+    """
+    if not rows or resolve_mode(model, mode) == "naive":
+        return
+    kernel = str(unwrapped(model).config._attn_implementation)
+    if kernel not in _RIGHT.get(model, ()):
+        self_check(model, [PromptCompletions(rows[0].prompt, rows[0].completions[:3])], pad_id)
+        _RIGHT.setdefault(model, set()).add(kernel)
+
+
+def token_batches(rows: Sequence[PromptCompletions], max_tokens: int, mode: str = "packed") -> list[list[int]]:
+    """Row numbers in batches of similar length whose padded size stays within `max_tokens` (at least one row each).
+
+    mode: `packed` pads whole rows; `naive` rows of one candidate each, as many as there are candidates.
+    """
+    naive = mode == "naive"
+    width_R = [row.longest_path + 1 if naive else row.packed_length for row in rows]
     batches: list[list[int]] = []
-    for r in order:
-        if batches and rows[r].packed_length * (len(batches[-1]) + 1) <= max_tokens:
+    size = 0  # rows of the last batch as the model gets them
+    for r in sorted(range(len(rows)), key=lambda r: width_R[r]):
+        own = len(rows[r].completions) if naive else 1
+        if batches and width_R[r] * (size + own) <= max_tokens:
             batches[-1].append(r)
+            size += own
         else:
             batches.append([r])
+            size = own
     return batches
 
 
@@ -83,9 +117,9 @@ def score_rows(
 ) -> list[np.ndarray]:
     """log π(y|x) of every candidate of every row, in row order: one float32 array of C values (nats) per row.
 
-    Rows are batched by length; `max_tokens` bounds a batch's padded tokens. `bf16`: compute float32
-    weights in bfloat16, as training with bf16 does; policy and reference must agree on it. `progress` gets the
-    rows just done, by all processes.
+    Rows are batched by length; `max_tokens` bounds a batch's padded tokens, as the mode lays them out (a slate that
+    exceeds it in naive mode is scored in parts). `bf16`: compute float32 weights in bfloat16, as training with bf16
+    does; policy and reference must agree on it. `progress` gets the rows just done, by all processes.
 
     In a process group every process scores its share and all get all scores: call it in all of them, on the same rows.
     """
@@ -93,20 +127,28 @@ def score_rows(
     was_training = model.training
     model.eval()
     rank, processes = _place_in_group()
-    batches = token_batches(rows, max_tokens)
+    # Parts of rows, so that every batch is one forward pass: a sharded model needs as many in all its processes.
+    parts, owner = in_parts(rows, max_tokens) if mode == "naive" else (rows, list(range(len(rows))))
+    batches = token_batches(parts, max_tokens, mode)
+    left = Counter(owner)
     own: dict[int, np.ndarray] = {}
     for start in range(0, len(batches), processes):
         # Who has no batch left scores the first one again, for nobody: a sharded model needs all its processes.
         mine = start + rank < len(batches)
         batch = batches[start + rank if mine else 0]
         with torch.autocast(next(model.parameters()).device.type, dtype=torch.bfloat16, enabled=bf16):
-            logp_BC = logps(model, [rows[r] for r in batch], pad_id, mode).float().cpu().numpy()
+            logp_BC = logps(model, [parts[p] for p in batch], pad_id, mode).float().cpu().numpy()
         if mine:
-            own |= {r: logp_BC[b, : len(rows[r].completions)].copy() for b, r in enumerate(batch)}
+            own |= {p: logp_BC[b, : len(parts[p].completions)].copy() for b, p in enumerate(batch)}
+        left.subtract(done := [owner[p] for batch in batches[start : start + processes] for p in batch])
         if progress:
-            progress(sum(map(len, batches[start : start + processes])))
+            progress(sum(not left[r] for r in set(done)))
     model.train(was_training)
-    return _from_all(own, len(rows), processes)
+    scores = _from_all(own, len(parts), processes)
+    if len(parts) == len(rows):
+        return scores
+    ends = np.searchsorted(owner, np.arange(len(rows)), side="right").tolist()
+    return [np.concatenate(scores[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def _place_in_group() -> tuple[int, int]:

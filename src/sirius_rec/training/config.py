@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from sirius_rec.errors import ConfigError
 from sirius_rec.objectives.losses import Objective, build_objective
 
 
@@ -23,7 +24,8 @@ class SiriusConfig(TrainingArguments):
     max_length: context in tokens; None takes the model's.
     examples_per_epoch: an epoch is that many records, walking through all of them; None: all in each epoch.
     eval_batch_tokens: padded tokens per batch in evaluation and reference scoring.
-    disable_dropout: no dropout in preference losses, where policy and reference are compared (SFT keeps the model's).
+    disable_dropout: train without dropout. None: in preference losses, where policy and reference are compared (SFT
+        keeps the model's).
     chat: wrap text prompts in the tokenizer's chat template.
     """
 
@@ -43,7 +45,7 @@ class SiriusConfig(TrainingArguments):
     max_length: int | None = None
     examples_per_epoch: int | None = None
     eval_batch_tokens: int = 8192
-    disable_dropout: bool = True
+    disable_dropout: bool | None = None
     chat: bool = False
 
     learning_rate: float = 1e-5
@@ -67,3 +69,26 @@ class SiriusConfig(TrainingArguments):
             nll_per_token=self.nll_per_token,
             filter=self.filter_negatives,
         )
+
+    def check(self) -> None:
+        """ConfigError for options of TrainingArguments that would train something else than they say, silently."""
+        if self.n_gpu > 1:
+            raise ConfigError(
+                f"{self.n_gpu} GPUs in one process: start with torchrun or accelerate launch, or show it one GPU "
+                "(CUDA_VISIBLE_DEVICES=0)"
+            )
+        if self.fp16:
+            # Scoring outside of a step, the reference's among it, knows bfloat16 and float32 only.
+            raise ConfigError("fp16: policy and reference would be scored in different precisions: use bf16 or float32")
+        if self.dataloader_num_workers and self.dataloader_persistent_workers:
+            # The workers' copy of the data set would stay in its first epoch: same order, same negatives.
+            raise ConfigError(
+                "dataloader_persistent_workers: every epoch would repeat the first: set "
+                "dataloader_persistent_workers=False"
+            )
+        if self.auto_find_batch_size:
+            # Examples are weighted for the batch size that was configured.
+            raise ConfigError(
+                "auto_find_batch_size: a step would no longer be the mean over its examples: set "
+                "per_device_train_batch_size and gradient_accumulation_steps"
+            )

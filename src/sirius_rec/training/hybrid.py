@@ -28,7 +28,8 @@ class HybridEmbedding(nn.Module):
 
     tokens: the embedding that it replaces (its weights may be tied to the output head, and stay so). items_ID: one row
     per item from a sequential recommender, frozen. The projector is a perceptron of two layers; items come in with unit
-    mean square and leave at the scale of token embeddings, so that neither drowns the other at the start.
+    mean square and leave at the scale of token embeddings as the first layer gets them (Gemma's come out √H times as
+    large as their weights), so that neither drowns the other at the start.
     """
 
     def __init__(self, tokens: nn.Embedding, items_ID: Tensor, *, seed: int = 0) -> None:
@@ -38,7 +39,9 @@ class HybridEmbedding(nn.Module):
         self.first_virtual = tokens.weight.shape[0]
         items_ID = items_ID.detach().float()
         self.register_buffer("items_ID", items_ID / items_ID.square().mean().sqrt().clamp(min=1e-8))
-        self.register_buffer("scale", tokens.weight.detach().float().square().mean().sqrt())
+        with torch.no_grad():
+            every_VH = tokens(torch.arange(self.first_virtual, device=tokens.weight.device))
+        self.register_buffer("scale", every_VH.float().square().mean().sqrt())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.projector = nn.Sequential(nn.Linear(items_ID.shape[1], width), nn.GELU(), nn.Linear(width, width))

@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import nn
 
-from sirius_rec.scoring.packed import packed_logps, unwrapped
+from sirius_rec.scoring.naive import naive_logps
+from sirius_rec.scoring.packed import packed_logps, takes_logits_to_keep, unwrapped
 from sirius_rec.scoring.rows import PromptCompletions, pack
 
 _FEW = 4  # rows that are measured; more are continued in a straight line
@@ -24,7 +25,8 @@ class MemoryEstimate:
     """Bytes per process.
 
     logits: of one micro-batch in float32, with their gradient. activations: all else that its step needs beside
-    weights, gradients and optimiser. rows, tokens: size of that micro-batch, made of the longest rows.
+    weights, gradients and optimiser. rows, tokens: size of that micro-batch, made of the longest rows; tokens are
+    those of a row, of all its separate ones under naive scoring.
     """
 
     weights: int
@@ -73,14 +75,16 @@ def allocated_peak(run: Callable[[], object], device: torch.device) -> int:
     return peak
 
 
-def step_peak(model: nn.Module, rows: Sequence[PromptCompletions], pad_id: int, *, bf16: bool = False) -> int:
+def step_peak(
+    model: nn.Module, rows: Sequence[PromptCompletions], pad_id: int, *, scoring: str = "packed", bf16: bool = False
+) -> int:
     """Bytes that a forward and backward pass over `rows` needs beside weights and optimiser; gradients are included."""
     device = next(model.parameters()).device
     batch = pack(rows, pad_id).to(device)
 
     def run() -> None:
         with torch.enable_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-            logp_BC = packed_logps(model, batch)
+            logp_BC = naive_logps(model, rows, pad_id, device) if scoring == "naive" else packed_logps(model, batch)
         logp_BC.sum().backward()
 
     was_training = model.training
@@ -93,24 +97,37 @@ def step_peak(model: nn.Module, rows: Sequence[PromptCompletions], pad_id: int, 
 
 
 def estimate(
-    model: nn.Module, rows: Sequence[PromptCompletions], pad_id: int, micro: int, *, shards: int = 1, bf16: bool = False
+    model: nn.Module,
+    rows: Sequence[PromptCompletions],
+    pad_id: int,
+    micro: int,
+    *,
+    scoring: str = "packed",
+    shards: int = 1,
+    bf16: bool = False,
 ) -> MemoryEstimate:
     """What a training step with micro-batches of `micro` rows needs at most.
 
     model: as it will be trained (adapter, checkpointing switched on), on its device, without gradients; it is left so.
-    rows: those to be trained on, with as many candidates as are scored. shards: over how many processes weights,
-    gradients and optimiser are split (FSDP); 1 where each holds them all. The optimiser is AdamW: two numbers per
-    trained weight, in the weight's precision. Every row is taken to be as long as the longest.
+    rows: those to be trained on, with as many candidates as are scored. scoring: `packed` or `naive`, as resolved.
+    shards: over how many processes weights, gradients and optimiser are split (FSDP); 1 where each holds them all. The
+    optimiser is AdamW: two numbers per trained weight, in the weight's precision. Every row is taken to be as long as
+    the longest.
     """
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    longest = max(rows, key=lambda row: row.packed_length)
+    longest = max(rows, key=lambda row: row.length(scoring))
     count = min(micro, len(rows))
-    peak = step_peak(model, [longest] * min(count, _FEW), pad_id, bf16=bf16)
+    peak = step_peak(model, [longest] * min(count, _FEW), pad_id, scoring=scoring, bf16=bf16)
     if count > _FEW:
-        less = step_peak(model, [longest] * (_FEW // 2), pad_id, bf16=bf16)
+        less = step_peak(model, [longest] * (_FEW // 2), pad_id, scoring=scoring, bf16=bf16)
         peak += (count - _FEW) * max(peak - less, 0) // (_FEW - _FEW // 2)
-    kept = 1 + sum(len(ids) - 1 for ids in longest.completions)
+    if scoring == "packed":
+        kept = 1 + sum(len(ids) - 1 for ids in longest.completions)
+    elif takes_logits_to_keep(model):
+        kept = len(longest.completions) * (1 + max(map(len, longest.completions)))
+    else:
+        kept = longest.length(scoring)
     vocabulary = int(unwrapped(model).config.get_text_config().vocab_size)
     logits = count * kept * vocabulary * 4 * 2
     return MemoryEstimate(
@@ -120,5 +137,5 @@ def estimate(
         activations=max(peak - trained - logits, 0),
         logits=logits,
         rows=count,
-        tokens=longest.packed_length,
+        tokens=longest.length(scoring),
     )

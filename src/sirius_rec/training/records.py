@@ -170,11 +170,11 @@ class PreferenceDataset(Dataset[Draw]):
             lengths[at] = len(row.prompt) + inputs
         return lengths
 
-    def longest(self) -> PromptCompletions:
-        """The longest row of this epoch, with the candidates drawn for it."""
-        draw = self._drawn[int(self.order[self._drawn_lengths(self.order).argmax()])]
-        row = self.rows[draw.row]
-        return PromptCompletions(row.prompt, [row.completions[c] for c in draw.columns])
+    def longest(self, scoring: str = "packed") -> PromptCompletions:
+        """The longest row of this epoch in that mode of scoring, with the candidates drawn for it."""
+        rows = ((self.rows[draw.row], draw.columns) for draw in self._drawn.values())
+        drawn = (PromptCompletions(row.prompt, [row.completions[c] for c in columns]) for row, columns in rows)
+        return max(drawn, key=lambda row: row.length(scoring))
 
     @property
     def n_examples(self) -> int:

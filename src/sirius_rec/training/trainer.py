@@ -6,6 +6,7 @@ One forward pass scores the positive and all its candidates (`scoring.packed`); 
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
-from sirius_rec.errors import ConfigError, TrainingError
+from sirius_rec.errors import TrainingError
 from sirius_rec.evaluation.metrics import METRICS, per_example
 from sirius_rec.objectives.evidence import evidence
 from sirius_rec.objectives.losses import LossOutput, compute_loss
@@ -90,17 +91,13 @@ class SiriusTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
         **kwargs: Any,
     ) -> None:
-        if args.n_gpu > 1:
-            raise ConfigError(
-                f"{args.n_gpu} GPUs in one process: start with torchrun or accelerate launch, or show it one GPU "
-                "(CUDA_VISIBLE_DEVICES=0)"
-            )
+        args.check()
         self.objective = args.objective()
         if peft_config is not None:
             from peft import get_peft_model
 
             model = get_peft_model(model, peft_config)
-        if self.objective.uses_negatives and args.disable_dropout:
+        if self.objective.uses_negatives if args.disable_dropout is None else args.disable_dropout:
             disable_dropout(model)
         self.encoder = encoder or Encoder(processing_class, chat=args.chat)
         self.scoring = resolve_mode(model, args.scoring)
@@ -120,6 +117,8 @@ class SiriusTrainer(Trainer):
         self._tokens = torch.zeros((), dtype=torch.long)
         self._since = time.perf_counter()
         # The Trainer's own rotation removes the old checkpoint before the new one is marked complete.
+        # A copy, because the caller's arguments may serve another trainer.
+        args = copy.copy(args)
         self._keep_checkpoints, args.save_total_limit = args.save_total_limit, None
         super().__init__(
             model=model,
@@ -189,9 +188,11 @@ class SiriusTrainer(Trainer):
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         return estimate(
             self.model,
-            [self.train_dataset.longest()] * min(args.per_device_train_batch_size, len(self.train_dataset.rows)),
+            [self.train_dataset.longest(self.scoring)]
+            * min(args.per_device_train_batch_size, len(self.train_dataset.rows)),
             self.encoder.pad_id,
             args.per_device_train_batch_size,
+            scoring=self.scoring,
             shards=args.world_size if sharded else 1,
             bf16=bool(args.bf16),
         )

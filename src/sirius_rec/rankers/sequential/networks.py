@@ -56,7 +56,10 @@ class GRU4Rec(Network):
 
 
 class SASRec(Network):
-    """Kang & McAuley 2018: causal self-attention over item and position embeddings (counted from the newest item)."""
+    """Kang & McAuley 2018: causal self-attention over item and position embeddings.
+
+    Positions count from the first real item of a row, not from the newest.
+    """
 
     def __init__(self, n_items: int, *, dimension: int, layers: int, dropout: float, length: int, heads: int) -> None:
         super().__init__(n_items, dimension, dropout)

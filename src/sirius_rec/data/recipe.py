@@ -1,0 +1,113 @@
+"""What a dataset folder was made from: the same recipe finds its folder again, another one is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from sirius_rec.data.options import FilterOptions, SlateOptions, SplitOptions, WindowOptions
+from sirius_rec.data.sources import SOURCES
+from sirius_rec.data.store import FORMAT, INFO_FILE, Dataset, open_dataset
+from sirius_rec.errors import ConfigError, RunError
+
+NO_OPTIONS = ("path", "seed", "advance")  # parameters of a source that have a place of their own
+
+
+def make_recipe(
+    source: str,
+    input: Path | None,
+    options: Mapping[str, Any],
+    filter: FilterOptions,
+    split: SplitOptions,
+    window: WindowOptions,
+    slates: Sequence[SlateOptions],
+    seed: int,
+    limits: Mapping[str, int],
+) -> dict[str, Any]:
+    """What a dataset folder was made from, as dataset.json keeps it; options with the source's defaults."""
+    recipe = {
+        "format": FORMAT,
+        "source": source,
+        "input": None if input is None else str(input),
+        "options": _with_defaults(source, options),
+        "filter": asdict(filter),
+        "split": asdict(split),
+        "window": asdict(window),
+        "slates": [asdict(option) for option in slates],
+        "seed": seed,
+        "limits": limits,
+    }
+    # through JSON, so that it equals what is read back (tuples are lists there, paths are text)
+    return dict(json.loads(json.dumps(recipe, default=str)))
+
+
+def reusable(out: Path, recipe: dict[str, Any]) -> Dataset | None:
+    """The dataset in `out` if this recipe wrote it from the same input, None if nothing is there."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return None
+    if not (out / INFO_FILE).is_file():
+        raise RunError(f"{out}: exists and is not a dataset; choose another folder or remove it")
+    dataset = open_dataset(out)
+    if parts := _differences(dataset, recipe):
+        raise RunError(
+            f"{out}: was prepared with another recipe (differs in: {parts}); choose another folder or remove it"
+        )
+    for file in dataset.info["source"]["notes"].get("files", []):
+        path = Path(file["path"])
+        if path.is_file() and _sha256(path) != file["sha256"]:
+            raise RunError(f"{out}: {path} has changed since it was prepared; choose another folder or remove it")
+    return dataset
+
+
+def adopted(folder: Path, out: Path, recipe: dict[str, Any]) -> Dataset:
+    """A copy in `out` of the dataset in `folder`, which the same recipe made from any input.
+
+    Raises:
+        ConfigError: another recipe made it. DataError: it is damaged. RunError: out holds something else.
+    """
+    dataset = open_dataset(folder)
+    if parts := _differences(dataset, {**recipe, "input": dataset.info["recipe"].get("input")}):
+        raise ConfigError(f"{folder}: was prepared with another recipe (differs in: {parts}); take over its settings")
+    if out.exists() and any(out.iterdir()):
+        if not (out / INFO_FILE).is_file() or open_dataset(out).fingerprint != dataset.fingerprint:
+            raise RunError(f"{out}: exists and is not a copy of {folder}; choose another folder or remove it")
+        return open_dataset(out)
+    dataset.verify()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
+    try:
+        shutil.copytree(folder, temporary / "copy")
+        os.rename(temporary / "copy", out)
+    except OSError as error:
+        raise RunError(f"{out}: cannot be written ({error.strerror}); choose another folder") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return open_dataset(out)
+
+
+def _differences(dataset: Dataset, recipe: dict[str, Any]) -> str:
+    """The parts in which a dataset's recipe is another one; options that it does not name are at their defaults."""
+    there = dict(dataset.info.get("recipe", {}))
+    if there.get("source") == recipe["source"]:
+        there["options"] = _with_defaults(recipe["source"], there.get("options", {}))
+    return ", ".join(sorted(k for k in recipe.keys() | there.keys() if recipe.get(k) != there.get(k)))
+
+
+def _with_defaults(source: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    parameters = inspect.signature(SOURCES[source]).parameters
+    empty = inspect.Parameter.empty
+    known = {name: p.default for name, p in parameters.items() if name not in NO_OPTIONS and p.default is not empty}
+    return dict(json.loads(json.dumps({**known, **options}, default=str)))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

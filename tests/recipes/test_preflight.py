@@ -1,0 +1,56 @@
+"""What is refused before anything is trained, where the backbone's configuration names no context."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import polars as pl
+import pytest
+
+from sirius_rec.config import Config
+from sirius_rec.errors import PromptError
+from sirius_rec.recipes import language, models, preflight
+from sirius_rec.recipes.run_folder import RunFolder
+from sirius_rec.schema import CANDIDATES, HISTORY
+
+Check = Callable[..., None]
+
+
+@pytest.fixture
+def check(mini: Callable[..., Config], tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Check:
+    """check(titles, *overrides): the preflight of one row with a history of two items and a slate of two."""
+    monkeypatch.setattr(preflight, "context_of", lambda config: None)
+    for module in (models, language):
+        monkeypatch.setattr(module, "load_run_tokenizer", lambda run, config: tokenizer)
+
+    def run(titles: list[str], *overrides: str) -> None:
+        dataset: Any = SimpleNamespace(
+            titles=titles,
+            slate_names=[],
+            examples=lambda split: pl.DataFrame({HISTORY: [[0, 1]]}),
+            slates=lambda name: pl.DataFrame({CANDIDATES: [[1, 0]]}),
+        )
+        preflight.check_prompts(RunFolder(tmp_path / "run"), mini(*overrides), dataset)
+
+    return run
+
+
+def test_titles_that_cannot_be_told_apart(check: Check) -> None:
+    check(["Air", "Blur"])
+    with pytest.raises(PromptError, match="'A</s>' contains a special token"):
+        check(["Air", "A</s>"])
+
+
+def test_titles_that_cannot_be_marked(check: Check, tokenizer: Any) -> None:
+    """LLaRA would find out after SFT and every arm."""
+    tokenizer.chat_template = "{{ messages[0]['content'] | trim }}: "
+    check(["Air", "Blur"], "methods=[llara]", "prompts.chat=true")
+    with pytest.raises(PromptError, match="private-use character"):
+        check(["Air", "B\ue000"], "methods=[llara]")
+    tokenizer.chat_template = "{{ messages[0]['content'] | upper }}: "
+    check(["Air", "Blur"], "prompts.chat=true")
+    with pytest.raises(PromptError, match="the chat template changes the text"):
+        check(["Air", "Blur"], "methods=[llara]", "prompts.chat=true")
