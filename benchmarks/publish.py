@@ -2,9 +2,9 @@
 
 python benchmarks/publish.py RUN NAME HARDWARE DATE     for example: runs/lastfm lastfm-hetrec 2cpu-epyc 2026-11-23
 
-Writes benchmarks/results/NAME_HARDWARE_DATE.json (comparison.json where there is one, else results.json, with the
-environment and the seconds of every training)
-and the run's HR@1 figure beside it, and prints the Markdown table.
+Writes benchmarks/results/NAME_HARDWARE_DATE.json (comparison.json where there is one, else results.json, with paired
+tests against item-kNN, the environment and the seconds of every training) and the run's HR@1 figure beside it, and
+prints the Markdown table and those tests.
 """
 
 from __future__ import annotations
@@ -14,6 +14,11 @@ import shutil
 import sys
 from pathlib import Path
 from typing import Any
+
+from sirius_rec.data.store import open_dataset
+from sirius_rec.evaluation.results import decision
+from sirius_rec.recipes.evaluation import gather
+from sirius_rec.recipes.run_folder import RunFolder
 
 HERE = Path(__file__).parent / "results"
 
@@ -47,6 +52,9 @@ def main(run: Path, name: str, hardware: str, date: str) -> None:
     results = json.loads((compared if compared.is_file() else run / "results.json").read_text())
     environment = json.loads((run / "environment.json").read_text())
     environment.pop("argv")  # paths of one machine
+    folder = RunFolder(run)
+    tests = gather(folder, folder.config(), open_dataset(folder.data), "item_knn")["paired"]
+    results["paired_item_knn"] = [test for test in tests if test["against"] == "item_knn"]
     results["run"] = {
         "environment": environment,
         "seconds": {
@@ -61,6 +69,10 @@ def main(run: Path, name: str, hardware: str, date: str) -> None:
     for figure in sorted((run / "figures").glob("hr_1_test_*_20_*_best.png")):
         shutil.copy(figure, HERE / f"{stem}.png")
     print(table(results))
+    for test in results["paired_item_knn"]:
+        if test["checkpoint"] == "best":
+            span = f"{test['difference']:+.3f} [{test['low']:.3f}, {test['high']:.3f}], p {test['p_holm']:.3f} (Holm)"
+            print(f"{test['slates']}: {test['method']} against item-kNN {span}: {decision(test)}")
 
 
 if __name__ == "__main__":

@@ -347,3 +347,14 @@ def test_packaged_configurations_are_valid() -> None:
     for file in files:
         config = load_config(file)
         assert config.arms or config.methods
+
+
+def test_the_page_of_all_keys_is_what_the_code_says() -> None:
+    """Written by `python -m sirius_rec.config_reference > docs/configuration.md`."""
+    from sirius_rec.config_reference import reference
+
+    page = (Path(__file__).resolve().parents[1] / "docs" / "configuration.md").read_text()
+    assert page == reference()
+    assert (
+        "| `ratios` | 3 × whole number ≥ 0 | `[8, 1, 1]` |" in page and "| `lora` | section or null | `null` |" in page
+    )

@@ -65,7 +65,9 @@ def check_json(path: Path | None, option: str = "--json") -> None:
     if path is None:
         return
     if path.is_dir():
-        example = path / {"--out": "report.html", "--csv": "curves.csv", "--plot": "cost.png"}.get(option, "outcome.json")
+        example = path / {"--out": "report.html", "--csv": "curves.csv", "--plot": "cost.png"}.get(
+            option, "outcome.json"
+        )
         raise ConfigError(f"{option} {path}: is a folder: name a file in it, for example {example}")
     if not path.absolute().parent.is_dir():
         raise ConfigError(f"{option} {path}: the folder {path.absolute().parent} does not exist: make it first")

@@ -1,0 +1,140 @@
+"""docs/configuration.md, from the sections: python -m sirius_rec.config_reference > docs/configuration.md"""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from sirius_rec.config import Config
+from sirius_rec.config_sections import Section
+from sirius_rec.data.recipe import NO_OPTIONS
+from sirius_rec.data.sources import SOURCES
+from sirius_rec.objectives.losses import LOSSES
+from sirius_rec.prompts.templates import TEMPLATES
+from sirius_rec.rankers.methods import METHODS
+
+_OPENING = """# Configuration: every key, its values and its default
+
+A configuration is a YAML file; `key=value` behind it on the command line overrides a key (`align.epochs=3`,
+`data.slates='[{size: 100}]'`). Unknown keys are refused with the nearest known one. This page is made from the code
+(`python -m sirius_rec.config_reference`), and a test keeps it so.
+"""
+
+
+def reference() -> str:
+    """The whole page."""
+    parts = [_OPENING, *_sections(Config, ""), *_losses(), *_sources(), *_methods()]
+    parts.append(f"## Prompt templates\n\n{', '.join(f'`{name}`' for name in TEMPLATES)}.\n")
+    return "\n".join(parts)
+
+
+def _sections(section: type[BaseModel], path: str) -> Iterator[str]:
+    """A table of the section's keys, then its sections, each once."""
+    lines = [f"## {path or 'The top'}", ""]
+    # A base model's own docstring is inherited where a section has none.
+    if section.__doc__ and section.__doc__ != Section.__doc__:
+        lines += [inspect.cleandoc(section.__doc__), ""]
+    lines += ["| key | values | default |", "|---|---|---|"]
+    inner: list[tuple[str, type[BaseModel]]] = []
+    for name, field in section.model_fields.items():
+        annotation = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+        below = _section_in(annotation)
+        if below is not None:
+            inner.append((f"{path}.{name}".lstrip("."), below))
+        lines.append(f"| `{name}` | {_values(annotation)} | {_default(field.default)} |")
+    yield "\n".join([*lines, ""])
+    for name, below in inner:
+        yield from _sections(below, name)
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _section_in(part)) is not None), None)
+
+
+def _values(annotation: Any) -> str:
+    """A type in words: choices, bounds, lists."""
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        bounds = [text for extra in args[1:] for text in _bounds(extra)]
+        return " ".join([_values(args[0]), *bounds])
+    if origin is Literal:
+        return ", ".join(f"`{choice}`" for choice in args)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_values(part) for part in args)
+    if origin is tuple:
+        return f"list of {_values(args[0])}" if args[-1] is Ellipsis else f"{len(args)} × {_values(args[0])}"
+    if origin is dict:
+        return f"{_values(args[0])} → {_values(args[1])}"
+    if annotation is type(None):
+        return "null"
+    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
+        return "section"
+    words = {"str": "text", "int": "whole number", "float": "number", "bool": "true, false", "Path": "path"}
+    return words.get(getattr(annotation, "__name__", ""), "any")
+
+
+def _bounds(extra: Any) -> Iterator[str]:
+    for part in (extra, *getattr(extra, "metadata", ())):
+        for name, sign in (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<")):
+            if getattr(part, name, None) is not None:
+                yield f"{sign} {getattr(part, name)}"
+
+
+def _default(value: Any) -> str:
+    if value is PydanticUndefined:
+        return "must be given"
+    if isinstance(value, BaseModel):
+        return "as below"
+    if isinstance(value, tuple):
+        named = [getattr(entry, "key", None) or entry for entry in value]
+        return "as below" if any(isinstance(entry, BaseModel) for entry in named) else f"`{_plain(list(named))}`"
+    return f"`{_plain(value)}`"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(_plain(entry) for entry in value)}]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return "{}" if isinstance(value, dict) else str(value)
+
+
+def _losses() -> Iterator[str]:
+    yield "## Losses, for `arms`\n\nParts of a preset that an arm may change stand under arms.\n"
+    yield "| name | in tables |\n|---|---|"
+    yield "\n".join(f"| `{name}` | {preset.label} |" for name, preset in LOSSES.items()) + "\n"
+
+
+def _sources() -> Iterator[str]:
+    yield "## Sources, for `data.source`, with their `data.options`\n"
+    for name, load in SOURCES.items():
+        parameters = inspect.signature(load).parameters
+        options = [f"`{key}: {_plain(p.default)}`" for key, p in parameters.items() if key not in NO_OPTIONS]
+        said = inspect.getdoc(load) or ""
+        yield f"### {name}\n\nOptions: {', '.join(options) or 'none'}.\n\n```text\n{said}\n```\n"
+
+
+def _methods() -> Iterator[str]:
+    yield "## Methods, for `methods`\n\n`docs/baselines.md` says what they are; options of networks:\n"
+    from sirius_rec.rankers.sequential.morec import MoRecOptions
+
+    yield f"```text\n{inspect.getdoc(MoRecOptions.__mro__[1])}\n```\n\nMoRec also:\n"
+    yield f"```text\n{inspect.getdoc(MoRecOptions)}\n```\n"
+    yield "| name | in tables | own options |\n|---|---|---|"
+    kinds = {"sequential": "those above", "remote": "see docs/baselines.md"}
+    for name, method in METHODS.items():
+        own = ", ".join(f"`{option}`" for option in method.options)
+        stage = " and those of `sft`" if method.stage else ""
+        yield f"| `{name}` | {method.label} | {kinds.get(method.kind, own + stage or 'none')} |"
+    yield ""
+
+
+if __name__ == "__main__":
+    print(reference(), end="")
