@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -401,3 +402,26 @@ def test_as_a_command() -> None:
     assert "Commands:" in done.stdout
     imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
     assert imported & {"torch", "polars", "transformers", "matplotlib"} == set()
+
+
+def test_the_code_of_the_page_on_extending_runs(sirius: Sirius, finished: Path, tmp_path: Path) -> None:
+    """Every block as it stands, on a run of the name that the page gives it; its method then stands in the results."""
+    from sirius_rec.data.sources import SOURCES
+
+    (tmp_path / "runs").mkdir()
+    shutil.copytree(finished, tmp_path / "runs" / "mine")
+    page = (Path(__file__).resolve().parents[1] / "docs" / "extending.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 3
+    here = os.getcwd()
+    os.chdir(tmp_path)
+    try:
+        for block in blocks:
+            exec(compile(block, "docs/extending.md", "exec", dont_inherit=True), {})
+    finally:
+        os.chdir(here)
+        SOURCES.pop("my_shop", None)
+    assert sirius("evaluate", tmp_path / "runs" / "mine").code == 0
+    results = json.loads((tmp_path / "runs" / "mine" / "results.json").read_text())
+    assert "Nearest id" in {row["label"] for row in results["summary"]}
+    assert ("nearest", "softmax_dpo") in {(test["method"], test["against"]) for test in results["paired"]}

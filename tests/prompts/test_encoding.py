@@ -97,6 +97,25 @@ def test_chat_template_wraps_the_prompt_and_adds_nothing(tokenizer: Any) -> None
     assert encoder.completion("Red") == Encoder(tokenizer).completion("Red")
 
 
+def test_completions_end_as_the_templates_assistant_turns_do(tokenizer: Any) -> None:
+    """Gemma ends turns with <end_of_turn>, Phi with <|end|>; neither is the tokenizer's end of sequence."""
+    tokenizer.add_tokens(["<turn>"], special_tokens=False)
+    turn = tokenizer.convert_tokens_to_ids("<turn>")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] | trim }}<turn>\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% if enable_thinking is not defined or enable_thinking %}<think>"
+        "{% endif %}{% endif %}"
+    )
+    encoder, plain = Encoder(tokenizer, chat=True), Encoder(tokenizer)
+    assert encoder.completion("Red") == [*plain.completion("Red")[:-1], turn]
+    assert encoder.eos_id == turn != plain.eos_id == tokenizer.eos_token_id
+    assert tokenizer.decode(encoder.prompt("Air")) == "user: Air<turn>\nassistant: "
+    # without a tail, with one that is plain text, or with a template that refuses: the end of sequence
+    for template in (CHAT, "{% for m in messages %}{{ m['content'] }}. {% endfor %}", "{{ raise_exception('no') }}"):
+        tokenizer.chat_template = template
+        assert Encoder(tokenizer, chat=True).eos_id == tokenizer.eos_token_id
+
+
 def test_a_missing_chat_template_or_end_of_sequence_is_refused(tokenizer: Any) -> None:
     with pytest.raises(PromptError, match="no chat template: turn it off"):
         Encoder(tokenizer, chat=True)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
+from sirius_rec import processes
 from sirius_rec.diagnostics.golden import GoldenFit, fit_golden
 from sirius_rec.diagnostics.onset import Onset, find_onset
 from sirius_rec.diagnostics.slates import hits, slate_measures
@@ -19,7 +20,7 @@ from sirius_rec.errors import ConfigError, DataError
 from sirius_rec.objectives.evidence import evidence
 from sirius_rec.objectives.rewards import NEEDS_REFERENCE, REWARDS
 from sirius_rec.prompts.encoding import Encoder
-from sirius_rec.scoring.scorer import score_rows
+from sirius_rec.scoring.scorer import check_once, score_rows
 from sirius_rec.training.held_out import HeldOutLog, Snapshot, read_held_out
 from sirius_rec.training.metrics_log import MetricsLog, read_metrics
 from sirius_rec.training.records import encode_records
@@ -107,14 +108,15 @@ class RewardHackingMonitor(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         if not self.points:
-            self._take_up(int(state.global_step))
+            self._take_up(int(state.global_step), main=state.is_world_process_zero)
         self._look(model, state)
 
-    def _take_up(self, step: int) -> None:
+    def _take_up(self, step: int, *, main: bool) -> None:
         """Go on from what an interrupted training left in the folder: its first evaluation is the reference."""
         if self.metrics_log is not None and self.held_out_log is not None:
-            for log in (self.metrics_log, self.held_out_log):
+            for log in (self.metrics_log, self.held_out_log) if main else ():
                 log.rewind(step if step else -1)
+            processes.wait()  # for the one that rewinds
             self.snapshots = read_held_out(self.held_out_log.folder)
             if self.snapshots:
                 lines = read_metrics(self.metrics_log.path)
@@ -144,6 +146,7 @@ class RewardHackingMonitor(TrainerCallback):
 
     def evaluate(self, model: Any, step: int, epoch: float) -> dict[str, Any]:
         """Score the held-out slates now and append the point; needs no Trainer."""
+        check_once(model, self.rows, self.encoder.pad_id, self.scoring)
         logp_R = score_rows(model, self.rows, self.encoder.pad_id, mode=self.scoring, max_tokens=self.batch_tokens)
         if not all(np.isfinite(row).all() for row in logp_R):
             raise DataError(f"monitor: the held-out log-probs are not finite at step {step}; the training has diverged")

@@ -52,7 +52,9 @@ def find_onset(
     Looking at every step and picking the highest one both invite chance. So all pairs s < t of looks are tested
     together: T_st = Σ_g D_g / √Σ_g D_g² with D_g the fall summed over the rows of user g, against the distribution of
     max_st T_st when whole users change sign (Westfall and Young's single step). A fall found at any look is then a
-    false alarm with probability alpha at most where HR@1 never moves.
+    false alarm with probability alpha at most where HR@1 never moves. The start of an alignment is the best SFT epoch
+    on these very rows, so its HR@1 is flattered by that choice and falls a little whatever comes: distrust a small fall
+    at the first look.
 
     Raises DataError for fewer than two looks, shapes that do not fit, or a value that is not finite.
     """

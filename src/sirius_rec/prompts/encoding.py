@@ -7,15 +7,19 @@ of y after exactly that prompt.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Any
 
 from sirius_rec.errors import PromptError
+
+_ANSWER = "an answer of the assistant"
 
 
 class Encoder:
     """Token ids of prompts and completions for one tokenizer; completions are cached by text.
 
-    chat: wrap the prompt in the tokenizer's chat template as one user turn.
+    chat: wrap the prompt in the tokenizer's chat template as one user turn; completions then end as its assistant's
+    turns do (`turn_end`), and templates that know `enable_thinking` open no thoughts before the answer.
     Raises PromptError if the tokenizer has no end-of-sequence token, or no chat template where one is asked for.
     """
 
@@ -34,6 +38,22 @@ class Encoder:
         if tokenizer.bos_token_id == self.eos_id and len(self._prefix) > 1:
             self._prefix = self._prefix[:1]
         self._completions: dict[str, list[int]] = {}
+        if chat:
+            self.eos_id = self.turn_end
+
+    @cached_property
+    def turn_end(self) -> int:
+        """The id that ends an assistant's turn in the chat template (Gemma: <end_of_turn>), else of the sequence."""
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _ANSWER}]
+        try:
+            said = str(self.tokenizer.apply_chat_template(turns, tokenize=False, enable_thinking=False))
+        except Exception:  # a template may refuse whatever it likes; then it says nothing about turns
+            return int(self.tokenizer.eos_token_id)
+        if _ANSWER not in said:
+            return int(self.tokenizer.eos_token_id)
+        tail = self.tokenizer(said.rpartition(_ANSWER)[2], add_special_tokens=False)["input_ids"]
+        known = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
+        return int(tail[0]) if tail and tail[0] in known else int(self.tokenizer.eos_token_id)
 
     def prompt(self, text: str) -> list[int]:
         """Ids of the prompt, with the tokenizer's own beginning-of-sequence token, without an end of sequence."""
@@ -51,7 +71,12 @@ class Encoder:
             return list(texts)
         turns = [[{"role": "user", "content": text}] for text in texts]
         return [
-            str(self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)) for turn in turns
+            str(
+                self.tokenizer.apply_chat_template(
+                    turn, tokenize=False, add_generation_prompt=True, enable_thinking=False
+                )
+            )
+            for turn in turns
         ]
 
     def _begun(self, ids: Sequence[list[int]]) -> list[list[int]]:

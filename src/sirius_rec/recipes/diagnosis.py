@@ -143,7 +143,7 @@ def probe_run(
     from sirius_rec.recipes.job import quiet
     from sirius_rec.recipes.models import load_run_tokenizer, load_stage_model, place
     from sirius_rec.recipes.records import validation_set
-    from sirius_rec.scoring.scorer import score_rows
+    from sirius_rec.scoring.scorer import check_once, score_rows
     from sirius_rec.training.records import encode_records
 
     validation = validation_set(config, dataset)
@@ -167,6 +167,7 @@ def probe_run(
         if not objective.uses_negatives or not folder.is_dir():
             continue
         model = place(load_stage_model(config, folder), config)
+        check_once(model, encoded, encoder.pad_id, config.compute.scoring)
         triples = probe_influence(model, encoded, encoder.pad_id, objective, ref_logps=ref_logps, **options)
         found[arm.key] = {"seed": seed, "checkpoint": "last", **summarise_influence(triples)}
         say(f"influence probe: {arm.key} done, {len(encoded)} slates")

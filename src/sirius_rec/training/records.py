@@ -77,9 +77,12 @@ def encode_records(records: Iterable[Mapping[str, Any]], encoder: Encoder) -> li
         if not encoder.tokenizer.chat_template:
             raise DataError("record 0: 'prompt' holds chat messages, but the tokenizer has no chat template: use texts")
         prompt_ids = [
-            encoder.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+            encoder.tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, return_dict=False, enable_thinking=False
+            )
             for messages in prompts
         ]
+        completions = [[[*ids[:-1], encoder.turn_end] for ids in texts] for texts in completions]
     return [PromptCompletions(ids, ys) for ids, ys in zip(prompt_ids, completions, strict=True)]
 
 

@@ -63,7 +63,7 @@ def open_text(path: Path) -> Iterator[IO[str]]:
     except (gzip.BadGzipFile, EOFError) as error:
         raise DataError(f"{path}: not a complete gzip file ({error}); fetch it again") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text ({error.reason}); convert it to UTF-8") from error
+        raise DataError(f"{path}: not UTF-8 text ({error.reason}); give text (CSV, JSON lines) in UTF-8") from error
 
 
 def place(path: Path, row: int, separator: str = ",", quoting: Quoting = 0) -> str:
