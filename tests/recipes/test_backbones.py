@@ -30,7 +30,8 @@ def folder(tmp_path: Path, tokenizer: Any, tiny_llama: Callable[..., Any]) -> Pa
 
 
 def test_a_local_folder_with_lora_runs_to_the_report(mini: Mini, tmp_path: Path, folder: Path) -> None:
-    few = ("arms=[dpo_sirius]", "align.epochs=1", "evaluation.generation_rows=4", "evaluation.baseline=sft")
+    few = ("arms=[dpo_sirius]", "align.epochs=1", "evaluation.generation_rows=4", "evaluation.baseline=sft",
+           "sft.examples_per_epoch=96", "align.examples_per_epoch=64")  # fmt: skip
     config = mini(f"backbone.name={folder}", "backbone.lora={rank: 2}", *few)
     run = open_run(tmp_path / "run", config)
     run_stages(run, config, STAGES, lambda text: None)

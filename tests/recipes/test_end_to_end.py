@@ -137,6 +137,11 @@ def test_diagnosis(whole: Path, tmp_path: Path) -> None:
     probed = json.loads((run / "diagnostics.json").read_text())["influence"]
     # 6 candidates: one positive, one sampled, four unsampled
     assert {name: (entry["examples"], entry["n"]) for name, entry in probed.items()} == dict.fromkeys(aligned, (6, 24))
+    # a later diagnosis keeps the probes of trainings that are still those
+    done = run / "align/softmax_dpo/s0/done.json"
+    done.write_text(json.dumps({**json.loads(done.read_text()), "steps": 1}))
+    assert CliRunner().invoke(cli.app, ["diagnose", str(run)]).exit_code == 0
+    assert json.loads((run / "diagnostics.json").read_text())["influence"] == {"dpo_sirius": probed["dpo_sirius"]}
     curves = read_results(run / "results.json")["curves"]
     assert (tmp_path / "c.csv").read_text().count("\n") == 1 + sum(len(p) for s in curves.values() for p in s.values())
     start = curves["dpo_sirius"]["0"][0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,8 @@ def diagnose_run(
     """Reward-hacking evidence from results.json and the held-out log-probs → diagnostics.json.
 
     Beside `diagnose`'s evidence: "onset" and "golden_fit" per aligned method (where held-out log-probs were kept), and
-    with influence_rows > 0 "influence", the probe on so many validation slates of every method's last checkpoint.
+    with influence_rows > 0 "influence", the probe on so many validation slates of every method's last checkpoint; with
+    0 what an earlier probe of the same trainings found is kept.
     """
     config = run.config()
     results = read_results(run.results)
@@ -114,8 +116,23 @@ def diagnose_run(
         diagnostics["golden_fit"][method] = golden_over_seeds(points).as_dict()
     if influence_rows:
         diagnostics["influence"] = probe_run(run, config, dataset, influence_rows, say or (lambda line: None))
+    elif kept := _probed_before(run):
+        diagnostics["influence"] = kept
     write_json(run.diagnostics, diagnostics)
     return diagnostics
+
+
+def _probed_before(run: RunFolder) -> dict[str, Any]:
+    """Influence probes of an earlier diagnosis, of arms that were not trained anew since."""
+    old = json.loads(run.diagnostics.read_text()) if run.diagnostics.is_file() else {}
+    probed = old.get("influence") or {}
+    return {arm: e for arm, e in probed.items() if e.get("training") == _training(run.stage(arm, e["seed"]))}
+
+
+def _training(folder: Path) -> dict[str, Any] | None:
+    """What tells one training of an arm from another: its done.json."""
+    done = folder / "done.json"
+    return dict(json.loads(done.read_text())) if done.is_file() else None
 
 
 def diagnose_log(folder: Path) -> dict[str, Any]:
@@ -169,7 +186,10 @@ def probe_run(
         model = place(load_stage_model(config, folder), config)
         check_once(model, encoded, encoder.pad_id, config.compute.scoring)
         triples = probe_influence(model, encoded, encoder.pad_id, objective, ref_logps=ref_logps, **options)
-        found[arm.key] = {"seed": seed, "checkpoint": "last", **summarise_influence(triples)}
+        found[arm.key] = {
+            "seed": seed, "checkpoint": "last", "training": _training(run.stage(arm.key, seed)),
+            **summarise_influence(triples),
+        }  # fmt: skip
         say(f"influence probe: {arm.key} done, {len(encoded)} slates")
     if not found:
         raise RunError(f"{run.path}: no aligned method that compares pairs; train one before probing its influence")
