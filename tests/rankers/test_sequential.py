@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from sirius_rec.errors import ConfigError, DataError, RunError, ScoringError
 from sirius_rec.evaluation.metrics import per_example
 from sirius_rec.rankers.sequential.losses import LOSSES
+from sirius_rec.rankers.sequential.networks import _over_windows
 from sirius_rec.rankers.sequential.ranker import (
     PRESETS,
     TUNED,
@@ -72,6 +73,14 @@ def test_every_loss_learns_it(loss: str) -> None:
     ranker = SequentialRanker(small("sasrec", loss=loss, negatives=8)).fit(planted(150, 0), N_ITEMS)
     test = slates(planted(60, 2), seed=3)
     assert per_example(ranker.score(test.histories, test.candidates), test.target)["hr@1"].to_numpy().mean() > 0.9
+
+
+@pytest.mark.parametrize("height", [1, 3, 6])
+def test_casers_windows_are_its_convolution(height: int) -> None:
+    torch.manual_seed(0)
+    conv, image_BTD = torch.nn.Conv2d(1, 5, (height, 8)), torch.randn(4, 6, 8)
+    slow = conv(image_BTD[:, None]).squeeze(3).transpose(1, 2)
+    torch.testing.assert_close(_over_windows(conv, image_BTD), slow, atol=1e-6, rtol=1e-5)
 
 
 def test_batch_equals_single(fitted: SequentialRanker) -> None:

@@ -123,12 +123,21 @@ class Caser(Network):
     def forward(self, items_BT: Tensor) -> Tensor:
         missing = self.length - items_BT.shape[1]
         items_BT = F.pad(items_BT, (missing, 0), value=self.n_items) if missing > 0 else items_BT[:, -self.length :]
-        image_B1TD = self.items(items_BT)[:, None]
-        found = [F.relu(conv(image_B1TD)).squeeze(3).amax(2) for conv in self.across]
-        found.append(self.along(image_B1TD).flatten(1))
+        image_BTD = self.items(items_BT)
+        found = [F.relu(_over_windows(conv, image_BTD)).amax(1) for conv in self.across]
+        found.append(self.along(image_BTD[:, None]).flatten(1))
         hidden_BD = F.relu(self.hidden(self.dropout(torch.cat(found, 1))))
         out: Tensor = self.out(self.dropout(hidden_BD))[:, None]
         return out
+
+
+def _over_windows(conv: nn.Conv2d, image_BTD: Tensor) -> Tensor:
+    """A convolution as wide as the embedding, at every place: [B, T − h + 1, filters]. One product of matrices, which
+    on CPUs takes less than half the time of a Conv2d with one input channel."""
+    rows, n, width = image_BTD.shape
+    height = conv.kernel_size[0]
+    windows_BWX = image_BTD.unfold(1, height, 1).transpose(2, 3).reshape(rows, n - height + 1, height * width)
+    return F.linear(windows_BWX, conv.weight.flatten(1), conv.bias)
 
 
 NETWORKS: dict[str, type[Network]] = {"sasrec": SASRec, "gru4rec": GRU4Rec, "caser": Caser}
