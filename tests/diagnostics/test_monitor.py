@@ -115,6 +115,15 @@ def test_a_resumed_training_keeps_its_reference(
     class State:
         global_step, epoch, is_world_process_zero = 2, 0.5, True
 
+    class Other(State):
+        is_world_process_zero = False
+
+    written = (tmp_path / "m" / "metrics.jsonl").read_text()
+    other = RewardHackingMonitor(held_out, tokenizer, every=2, folder=tmp_path / "m")
+    other.on_train_begin(None, Other, None, model=tiny_llama(tokenizer, seed=2))
+    # of several processes one cuts the logs back; two at once would lose them
+    assert (tmp_path / "m" / "metrics.jsonl").read_text() == written
+
     again = RewardHackingMonitor(held_out, tokenizer, every=2, folder=tmp_path / "m")
     again.on_train_begin(None, State, None, model=tiny_llama(tokenizer, seed=2))
     assert [point["step"] for point in again.points] == [0, 2]
