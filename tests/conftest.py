@@ -8,6 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# Hypothesis fails what takes longer than 200 ms: on a busy machine that is anything.
+settings.register_profile("without a time limit", deadline=None)
+settings.load_profile("without a time limit")
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

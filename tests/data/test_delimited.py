@@ -28,7 +28,7 @@ def read(path: Path, separator: str) -> tuple[list[tuple[int, ...]], Account]:
     return [row for frame in frames for row in frame.iter_rows()], account
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(LINE, max_size=8), st.sampled_from([",", "\t", "::"]), st.sampled_from(["\n", "\r\n"]))
 def test_fast_equals_slow(
     tmp_path_factory: pytest.TempPathFactory, lines: list[list[str]], separator: str, end: str

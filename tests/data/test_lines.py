@@ -14,7 +14,7 @@ from sirius_rec.data.sources.lines import Account, blocks, check_share, lines, n
 from sirius_rec.errors import ConfigError, DataError
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.binary(max_size=9).filter(lambda b: b"\n" not in b), max_size=12), st.integers(1, 40), st.booleans())
 def test_blocks_hold_every_line_once_with_its_number(
     tmp_path_factory: pytest.TempPathFactory, content: list[bytes], size: int, packed: bool

@@ -61,7 +61,7 @@ def test_touched_items_are_per_user_over_all_rows() -> None:
     assert got == [[1, 2, 3, 6], [4, 5], [1, 2, 3, 6], [4, 7]]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.tuples(st.sampled_from(["u", "v", None]), st.sets(st.integers(0, 29), min_size=1, max_size=6)),

@@ -48,7 +48,7 @@ def naive(
     return {name: (total, n) for name, (total, n) in out.items()}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 10_000), n_sampled=st.integers(1, 4), scale=st.sampled_from([0.5, 3.0, 20.0]))
 def test_against_triple_loops(seed: int, n_sampled: int, scale: float) -> None:
     rng = np.random.default_rng(seed)

@@ -35,7 +35,7 @@ def test_one_title_inside_another_still_differs(tokenizer: Any) -> None:
     assert short[-1] == tokenizer.eos_token_id != long[len(short) - 1]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     prompt=st.text(alphabet="Red HousPaint:\n", min_size=1, max_size=20),
     title=st.sampled_from(["Red", "ed", " House", "use Painters", "Blur", "Air"]),

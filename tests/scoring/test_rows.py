@@ -32,7 +32,7 @@ def test_layout_by_hand() -> None:
     assert batch.length_BC.tolist() == [[3, 2, 1], [4, 1, 1]]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(
         st.tuples(

@@ -55,7 +55,7 @@ def test_the_same_examples_in_every_step_and_each_counts_the_same(n_rows: int) -
     assert all(examples == seen[0] for examples in seen)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 40), st.integers(1, 4), st.integers(1, 4), st.integers(1, 3))
 def test_weights_of_a_step_are_a_mean(n_examples: int, micro: int, accumulation: int, processes: int) -> None:
     layout = StepLayout(micro, accumulation, processes)

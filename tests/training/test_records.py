@@ -135,7 +135,7 @@ def test_negatives_are_redrawn_each_epoch_and_reproducible() -> None:
     assert len({tuple(c) for c in first}) > 1  # rows differ from each other
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 2**40),
     epoch=st.integers(0, 50),
@@ -202,7 +202,7 @@ def test_more_examples_per_epoch_than_rows_is_all_rows() -> None:
     assert sorted(dataset[i].row for i in range(len(dataset))) == [0, 1, 2, 3]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 30), st.integers(1, 7), st.integers(0, 5), st.integers(0, 1000))
 def test_grouping_by_length_is_a_permutation(n_rows: int, group: int, epoch: int, seed: int) -> None:
     """Every row once per epoch, another order in each, the incomplete batch last, similar lengths together."""

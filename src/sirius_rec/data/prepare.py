@@ -31,7 +31,7 @@ from sirius_rec.data.sources.simulated import SimulatedWorld
 from sirius_rec.data.statistics import paper_statistics, row_statistics
 from sirius_rec.data.store import Dataset, check_slates, full_slates, write_dataset
 from sirius_rec.data.windows import as_lists
-from sirius_rec.errors import ConfigError
+from sirius_rec.errors import ConfigError, DataError
 from sirius_rec.progress import Advance
 from sirius_rec.schema import (
     CANDIDATES,
@@ -255,6 +255,11 @@ def _check_request(
     parameters = inspect.signature(SOURCES[source]).parameters
     if input is None and parameters["path"].default is inspect.Parameter.empty:
         raise ConfigError(f"source {source!r} needs an input; name its file or folder")
+    if input is not None and not input.exists():
+        raise DataError(
+            f"{input}: no such file or folder: name yours with data.input=PATH, or fetch a publisher's files with "
+            "`sirius data download` (`sirius data list` has the names)"
+        )
     known = [name for name in parameters if name not in NO_OPTIONS]
     for name in options:
         if name not in known:
