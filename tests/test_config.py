@@ -350,8 +350,8 @@ def test_packaged_configurations_are_valid() -> None:
 
 
 def test_the_page_of_all_keys_is_what_the_code_says() -> None:
-    """Written by `python -m sirius_rec.config_reference > docs/configuration.md`."""
-    from sirius_rec.config_reference import reference
+    """Written by `python -m sirius_rec.commands.reference > docs/configuration.md`."""
+    from sirius_rec.commands.reference import reference
 
     page = (Path(__file__).resolve().parents[1] / "docs" / "configuration.md").read_text()
     assert page == reference()

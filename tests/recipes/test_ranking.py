@@ -117,12 +117,13 @@ def test_refusals(ready: tuple[Path, Path, Any], tmp_path: Path) -> None:
     assert "dpo_sirius is not here to be served" in said and "there is sft (seed 0)" in said
     said = complaint(ConfigError, "--model", run, "--input", requests, "--out", tmp_path / "no" / "o.jsonl")
     assert "does not exist: make it first" in said
-    assert "cannot be read" in complaint(DataError, "--model", run, "--input", tmp_path / "none.jsonl", *out)
-    (tmp_path / "o.jsonl.partial").unlink()
+    said = complaint(DataError, "--model", run, "--input", tmp_path / "none.jsonl", *out)
+    assert said == f"--input {tmp_path / 'none.jsonl'}: no such file"
     unknown = tmp_path / "u.jsonl"
     unknown.write_text('{"history": [], "candidates": ["nobody"]}\n')
     said = complaint(DataError, "--model", run, "--input", unknown, *out)
     assert "u.jsonl, line 1: item 'nobody' is not in the catalogue" in said
-    (tmp_path / "o.jsonl.partial").unlink()
+    # nothing was answered, so nothing stands in the way of the mended command
+    assert not list(tmp_path.glob("o.jsonl*"))
     unknown.write_text(json.dumps({"history": [], "candidates": ["long " * 500]}) + "\n")
     assert "the context is 256" in complaint(DataError, "--model", run, "--input", unknown, *out, "--titles")

@@ -1,4 +1,4 @@
-"""docs/configuration.md, from the sections: python -m sirius_rec.config_reference > docs/configuration.md"""
+"""docs/configuration.md, from the sections: python -m sirius_rec.commands.reference > docs/configuration.md"""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _OPENING = """# Configuration: every key, its values and its default
 
 A configuration is a YAML file; `key=value` behind it on the command line overrides a key (`align.epochs=3`,
 `data.slates='[{size: 100}]'`). Unknown keys are refused with the nearest known one. This page is made from the code
-(`python -m sirius_rec.config_reference`), and a test keeps it so.
+(`python -m sirius_rec.commands.reference`), and a test keeps it so.
 """
 
 
