@@ -418,6 +418,10 @@ def test_the_code_of_the_page_on_extending_runs(sirius: Sirius, finished: Path, 
     try:
         for block in blocks:
             exec(compile(block, "docs/extending.md", "exec", dont_inherit=True), {})
+        (tmp_path / "shop").mkdir()
+        options = ["data.options={shop: south}", "data.window={min_history: 1}", "data.slates=[{size: 2}]"]
+        outcome = sirius("prepare", "--source", "my_shop", "--input", "shop", *options, "--out", "none")
+        assert outcome.code == 2 and "use a smaller size" in outcome.err, outcome.err  # two items are one slate
     finally:
         os.chdir(here)
         SOURCES.pop("my_shop", None)

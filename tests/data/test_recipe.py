@@ -63,11 +63,19 @@ def test_a_prepared_folder_is_taken_over_without_its_input(table: Path, tmp_path
     """On another machine the raw log is not there; rows and slates are those that were frozen."""
     first = small(table, tmp_path / "first")
     shutil.rmtree(table)
-    taken = small(None, tmp_path / "taken", prepared=tmp_path / "first")
+    assert small(table, tmp_path / "first").fingerprint == first.fingerprint, "prepared before, and needed no more"
+    # the very section that prepared it, which names an input that is not there
+    taken = small(table, tmp_path / "taken", prepared=tmp_path / "first")
     assert taken.fingerprint == first.fingerprint
     assert taken.slates("val-uniform-4-s0").equals(first.slates("val-uniform-4-s0"))
     assert small(None, tmp_path / "taken", prepared=tmp_path / "first").fingerprint == first.fingerprint
     assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "taken"]
+    shutil.rmtree(tmp_path / "first")
+    assert small(table, tmp_path / "taken", prepared=tmp_path / "first").fingerprint == first.fingerprint
+    with pytest.raises(DataError, match=r"data\.prepared .*first: no such folder"):
+        small(table, tmp_path / "again", prepared=tmp_path / "first")
+    with pytest.raises(DataError, match=r"raw: no such file or folder: name yours with data\.input=PATH"):
+        small(table, tmp_path / "again")
 
 
 def test_a_prepared_folder_of_another_recipe_or_damaged_is_refused(table: Path, tmp_path: Path) -> None:
@@ -76,9 +84,11 @@ def test_a_prepared_folder_of_another_recipe_or_damaged_is_refused(table: Path, 
         small(None, tmp_path / "taken", prepared=tmp_path / "first", slates=(SlateOptions(size=5),))
     with pytest.raises(DataError, match="not a dataset folder"):
         small(None, tmp_path / "taken", prepared=table)
-    small(table, tmp_path / "other", seed=1, slates=(SlateOptions(size=5),))
-    with pytest.raises(RunError, match="exists and is not a copy of"):
-        small(None, tmp_path / "other", prepared=tmp_path / "first")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "precious").write_text("mine")
+    for taken in (tmp_path / "other", tmp_path / "other" / "precious"):
+        with pytest.raises(RunError, match="exists and is not a copy of"):
+            small(None, taken, prepared=tmp_path / "first")
     slates = tmp_path / "first" / "slates" / "val-uniform-4-s0.parquet"
     shutil.copy(tmp_path / "first" / "slates" / "train-uniform-4-s0.parquet", slates)
     with pytest.raises(DataError, match="val-uniform-4-s0"):

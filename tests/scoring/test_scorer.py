@@ -320,6 +320,24 @@ def test_self_check_compares_few_candidates_of_a_slate(model: Any, monkeypatch: 
     assert [len(ids) - 1 for ids in few.completions] == [0, 6, 12, 19]
 
 
+def test_rounding_of_a_forward_pass_in_autocast_is_allowed_for(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """accelerate wraps the model of a training with bf16: float32 weights, products of 16 bits, here 0.05 nats off."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    right = scorer.packed_logps
+    monkeypatch.setattr(scorer, "packed_logps", lambda *args: right(*args) + 0.05)
+    AcceleratorState._reset_state(True)
+    try:
+        with pytest.raises(ScoringError, match="disagrees"):
+            self_check(Accelerator(cpu=True).prepare(model), ROWS, 0)
+        AcceleratorState._reset_state(True)
+        prepared = Accelerator(mixed_precision="bf16", cpu=True).prepare(model)
+        assert self_check(prepared, ROWS, 0) == pytest.approx(0.05, abs=0.02)
+    finally:
+        AcceleratorState._reset_state(True)
+
+
 def test_rounding_of_quantized_models_is_allowed_for(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """QLoRA: what is not quantized is float32, but products are bfloat16, here 0.05 nats off."""
     from peft import LoraConfig, get_peft_model

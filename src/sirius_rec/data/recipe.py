@@ -7,7 +7,6 @@ import inspect
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 from sirius_rec.data.options import FilterOptions, SlateOptions, SplitOptions, WindowOptions
 from sirius_rec.data.sources import SOURCES
 from sirius_rec.data.store import FORMAT, INFO_FILE, Dataset, open_dataset
-from sirius_rec.errors import ConfigError, RunError
+from sirius_rec.errors import ConfigError, DataError, RunError
 
 NO_OPTIONS = ("path", "seed", "advance")  # parameters of a source that have a place of their own
 
@@ -73,21 +72,25 @@ def adopted(folder: Path, out: Path, recipe: dict[str, Any]) -> Dataset:
     Raises:
         ConfigError: another recipe made it. DataError: it is damaged. RunError: out holds something else.
     """
-    dataset = open_dataset(folder)
-    if parts := _differences(dataset, {**recipe, "input": dataset.info["recipe"].get("input")}):
-        raise ConfigError(f"{folder}: was prepared with another recipe (differs in: {parts}); take over its settings")
-    if out.exists() and any(out.iterdir()):
-        if not (out / INFO_FILE).is_file() or open_dataset(out).fingerprint != dataset.fingerprint:
+    there = out if (out / INFO_FILE).is_file() else folder
+    if not there.exists():
+        raise DataError(f"data.prepared {folder}: no such folder: name one that `sirius prepare` made")
+    dataset = open_dataset(there)
+    if parts := _differences(dataset, {**recipe, "input": dataset.info.get("recipe", {}).get("input")}):
+        raise ConfigError(f"{there}: was prepared with another recipe (differs in: {parts}); take over its settings")
+    if there == out:  # taken over before; the folder it came from may be gone
+        if folder.exists() and open_dataset(folder).fingerprint != dataset.fingerprint:
             raise RunError(f"{out}: exists and is not a copy of {folder}; choose another folder or remove it")
-        return open_dataset(out)
+        return dataset
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RunError(f"{out}: exists and is not a copy of {folder}; choose another folder or remove it")
     dataset.verify()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
+    temporary = out.with_name(f".{out.name}.partial-{os.getpid()}")
     try:
-        shutil.copytree(folder, temporary / "copy")
-        os.rename(temporary / "copy", out)
+        shutil.copytree(folder, temporary)
+        os.rename(temporary, out)
     except OSError as error:
-        raise RunError(f"{out}: cannot be written ({error.strerror}); choose another folder") from error
+        raise RunError(f"{out}: cannot be written ({error.strerror or error}); choose another folder") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return open_dataset(out)

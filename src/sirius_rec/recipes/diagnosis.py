@@ -126,7 +126,11 @@ def _probed_before(run: RunFolder) -> dict[str, Any]:
     """Influence probes of an earlier diagnosis, of arms that were not trained anew since."""
     old = json.loads(run.diagnostics.read_text()) if run.diagnostics.is_file() else {}
     probed = old.get("influence") or {}
-    return {arm: e for arm, e in probed.items() if e.get("training") == _training(run.stage(arm, e["seed"]))}
+    return {
+        arm: entry
+        for arm, entry in probed.items()
+        if entry.get("training") is not None and entry["training"] == _training(run.stage(arm, entry["seed"]))
+    }
 
 
 def _training(folder: Path) -> dict[str, Any] | None:

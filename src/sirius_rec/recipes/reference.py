@@ -112,5 +112,11 @@ def _reference_key(run: RunFolder, config: Config, dataset: Dataset, seed: int) 
         config.compute.scoring,
         seed,
     ]
+    if config.prompts.chat:
+        from sirius_rec.prompts.encoding import Encoder
+
+        # How a template is applied is this version's own.
+        encoder = Encoder(load_run_tokenizer(run, config), chat=True)
+        parts += [encoder.prompt("a"), encoder.completion("a")]
     digest.update(json.dumps(parts).encode())
     return digest.hexdigest()

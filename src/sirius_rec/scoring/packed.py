@@ -28,11 +28,14 @@ def unwrapped(model: Any) -> Any:
 def in_half_precision(model: Any) -> bool:
     """Whether the products of the model round to 16 bits: those of its weights, or of a quantized base unpacked to it.
 
-    The weights alone do not say: under QLoRA whatever is not quantized is float32, and computes in bfloat16 still.
+    The weights alone do not say: under QLoRA whatever is not quantized is float32 and computes in bfloat16 still, and
+    accelerate wraps the forward pass of float32 weights in autocast (its `_original_forward` is kept beside it).
     """
     base = unwrapped(model)
-    quantized = getattr(model, "is_quantized", False) or getattr(base, "is_quantized", False)
-    return bool(quantized) or base.dtype in (torch.bfloat16, torch.float16)
+    layers = (model, getattr(model, "module", model), base)
+    if any(getattr(layer, "is_quantized", False) or "_original_forward" in vars(layer) for layer in layers):
+        return True
+    return base.dtype in (torch.bfloat16, torch.float16)
 
 
 def takes_logits_to_keep(model: Any) -> bool:
