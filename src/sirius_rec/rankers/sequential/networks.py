@@ -131,9 +131,10 @@ class Caser(Network):
         return out
 
 
-def _over_windows(conv: nn.Conv2d, image_BTD: Tensor) -> Tensor:
+def _over_windows(conv: nn.Module, image_BTD: Tensor) -> Tensor:
     """A convolution as wide as the embedding, at every place: [B, T − h + 1, filters]. One product of matrices, which
     on CPUs takes less than half the time of a Conv2d with one input channel."""
+    assert isinstance(conv, nn.Conv2d)
     rows, n, width = image_BTD.shape
     height = conv.kernel_size[0]
     windows_BWX = image_BTD.unfold(1, height, 1).transpose(2, 3).reshape(rows, n - height + 1, height * width)
