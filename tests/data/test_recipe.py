@@ -15,17 +15,6 @@ from sirius_rec.data.store import Dataset
 from sirius_rec.errors import ConfigError, DataError, RunError
 
 
-@pytest.fixture
-def table(tmp_path: Path) -> Path:
-    """Five users; user k has the items k … k+6 of fourteen, in order."""
-    folder = tmp_path / "raw"
-    folder.mkdir()
-    rows = "".join(f"u{k},i{k + step},{100 * k + step}\n" for k in range(5) for step in range(7))
-    (folder / "interactions.csv").write_text(f"user_id,item_id,timestamp\n{rows}", encoding="utf-8")
-    (folder / "items.csv").write_text("item_id,title\n" + "".join(f"i{k},Title {k}\n" for k in range(14)))
-    return folder
-
-
 def small(table: Path | None, out: Path, **kwargs: Any) -> Dataset:
     defaults: dict[str, Any] = {"window": WindowOptions(3, 2), "slates": (SlateOptions(size=4),)}
     return prepare("table", table, out, **{**defaults, **kwargs})

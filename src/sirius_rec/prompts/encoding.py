@@ -44,10 +44,12 @@ class Encoder:
     @cached_property
     def turn_end(self) -> int:
         """The id that ends an assistant's turn in the chat template (Gemma: <end_of_turn>), else of the sequence."""
+        from jinja2 import TemplateError
+
         turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _ANSWER}]
         try:
             said = str(self.tokenizer.apply_chat_template(turns, tokenize=False, enable_thinking=False))
-        except Exception:  # a template may refuse whatever it likes; then it says nothing about turns
+        except (TemplateError, TypeError, ValueError):  # it refuses these turns, and so says nothing about their end
             return int(self.tokenizer.eos_token_id)
         if _ANSWER not in said:
             return int(self.tokenizer.eos_token_id)
