@@ -162,6 +162,23 @@ def test_every_item_but_the_first_is_a_target_once(make: object) -> None:
         assert (last[targets >= 0] == targets[targets >= 0] - 1).all()
 
 
+def test_a_window_of_its_own_is_the_whole_history_of_its_target() -> None:
+    """Short histories: a piece's states and the windows' last ones are the same states, so the loss is the same."""
+    sequences = [np.array([3, 8]), np.array([1, 6, 11, 16]), np.array([7, 12, 17])]
+    still = {"length": 400, "dropout": 0.0, "learning_rate": 1e-12, "epochs": 1, "batch_size": 64}
+    losses = [
+        SequentialRanker(small("sasrec", windows=windows, **still)).fit(sequences, N_ITEMS).history[0]["loss"]
+        for windows in (False, True)
+    ]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+
+
+def test_windows_learn_the_rule() -> None:
+    ranker = SequentialRanker(small("gru4rec", windows=True, batch_size=32, epochs=20)).fit(planted(150, 0), N_ITEMS)
+    test = slates(planted(60, 2), seed=3)
+    assert per_example(ranker.score(test.histories, test.candidates), test.target)["hr@1"].to_numpy().mean() > 0.95
+
+
 def test_losses_by_hand() -> None:
     """Two items drawn, with the draws looked up; scores over the catalogue are state @ embedding + bias."""
     torch.manual_seed(0)

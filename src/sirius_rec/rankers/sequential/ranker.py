@@ -37,6 +37,8 @@ class SequentialOptions:
     loss: full_softmax, sampled_softmax, shared_softmax, bce or bpr; negatives: drawn per position (shared_softmax: for
         the whole batch), for all but the first.
     learning_rate, weight_decay (L2 in Adam's gradient, as the papers' λ; decoupled: AdamW's), batch_size in pieces.
+    windows: train every target on a window of its own, the `length` items before it (RecBole's way), instead of every
+        state of a piece; a batch then counts windows. Caser always does.
     shuffle: read every training history in a new random order in each epoch, for data whose order is mostly ties.
     epochs at most; patience: stop after so many epochs without a better validation NDCG@10 (the best is kept).
     """
@@ -52,6 +54,7 @@ class SequentialOptions:
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
     decoupled: bool = True
+    windows: bool = False
     shuffle: bool = False
     batch_size: int = 128
     epochs: int = 200
@@ -198,7 +201,7 @@ class SequentialRanker:
         network.train()
         history_NT, target_NT = (
             _windows(sequences, options.length, rng, options.shuffle)
-            if not network.every_position
+            if options.windows or not network.every_position
             else _pieces(sequences, options.length, rng, options.shuffle)
         )
         history_NT[history_NT < 0] = network.n_items
@@ -208,7 +211,7 @@ class SequentialRanker:
             rows = order[start : start + options.batch_size]
             items_BT = torch.from_numpy(history_NT[rows])
             target_BT = torch.from_numpy(target_NT[rows])
-            states_BTD = network(items_BT)
+            states_BTD = network(items_BT)[:, -target_BT.shape[1] :]
             trained_BT = target_BT >= 0
             loss = LOSSES[options.loss](
                 network, states_BTD[trained_BT], target_BT[trained_BT], options.negatives, generator
