@@ -13,9 +13,9 @@ from sirius_rec.data.store import Dataset
 from sirius_rec.errors import ConfigError
 from sirius_rec.rankers.methods import METHODS, build_closed
 from sirius_rec.recipes.job import open_job, say
-from sirius_rec.recipes.records import train_slates, validation_rows
+from sirius_rec.recipes.records import validation_rows, validation_slates
 from sirius_rec.recipes.run_folder import write_json
-from sirius_rec.schema import CANDIDATES, HISTORY, TARGET, TIMESTAMP, SlateName
+from sirius_rec.schema import CANDIDATES, HISTORY, TARGET, TIMESTAMP
 
 DONE = "done.json"
 
@@ -115,11 +115,10 @@ def _validation(config: Config, dataset: Dataset) -> Any:
     from sirius_rec.evaluation.metrics import target_positions
     from sirius_rec.rankers.sequential.ranker import Validation
 
-    name = train_slates(config)
-    name = SlateName("val", name.protocol, name.size, name.seed)
-    examples = dataset.examples("val")
-    if str(name) not in dataset.slate_names or not examples.height:
+    name = validation_slates(config, dataset)
+    if name is None:
         raise ConfigError("data.slates: trained methods stop early on val slates, and the val split has none")
+    examples = dataset.examples("val")
     rows = validation_rows(config, examples.height)
     histories = [np.asarray(h) for h in examples[HISTORY].gather(rows.tolist()).to_list()]
     candidates = [np.asarray(c) for c in dataset.slates(name)[CANDIDATES].gather(rows.tolist()).to_list()]

@@ -16,9 +16,9 @@ from sirius_rec.diagnostics.slates import Rows
 from sirius_rec.diagnostics.trajectory import golden_over_seeds, measured_points, onset_over_seeds
 from sirius_rec.errors import DataError, RunError
 from sirius_rec.evaluation.results import read_results
-from sirius_rec.recipes.records import train_slates, validation_rows
+from sirius_rec.recipes.records import validation_rows, validation_slates
 from sirius_rec.recipes.run_folder import RunFolder, write_json
-from sirius_rec.schema import CANDIDATES, TARGET, USER_ID, SlateName
+from sirius_rec.schema import CANDIDATES, TARGET, USER_ID
 from sirius_rec.training.held_out import Snapshot, read_held_out
 from sirius_rec.training.metrics_log import read_metrics
 
@@ -42,11 +42,10 @@ def _evaluations(folder: Path) -> list[dict[str, Any]]:
 
 def _held_out_slates(config: Config, dataset: Dataset) -> tuple[list[list[int]], np.ndarray] | None:
     """Items of every held-out slate, the target first, as they were scored; and the users of the rows."""
-    name = train_slates(config)
-    name = SlateName("val", name.protocol, name.size, name.seed)
-    examples = dataset.examples("val")
-    if str(name) not in dataset.slate_names or not examples.height:
+    name = validation_slates(config, dataset)
+    if name is None:
         return None
+    examples = dataset.examples("val")
     rows = validation_rows(config, examples.height)
     targets = examples[TARGET].to_numpy()[rows]
     slates = dataset.slates(name)[CANDIDATES].gather(rows.tolist()).to_list()

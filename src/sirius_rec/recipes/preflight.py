@@ -50,7 +50,7 @@ def check_prompts(run: RunFolder, config: Config, dataset: Dataset) -> None:
     from sirius_rec.recipes.evaluation import model_slates
     from sirius_rec.recipes.language import method_form, method_tokenizer
     from sirius_rec.recipes.models import load_run_tokenizer
-    from sirius_rec.recipes.records import train_slates
+    from sirius_rec.recipes.records import train_slates, validation_slates
     from sirius_rec.recipes.training import DONE
 
     folders = [run.stage("sft", seed) for seed in config.seeds] if config.trains_language_model else []
@@ -68,8 +68,8 @@ def check_prompts(run: RunFolder, config: Config, dataset: Dataset) -> None:
     for method in config.language_methods:
         its_own = Encoder(method_tokenizer(run, config, method), chat=config.prompts.chat)
         asked.append((method_form(config, method), method.method, its_own))
-    train = train_slates(config)
-    used = {str(train), str(SlateName("val", train.protocol, train.size, train.seed)), *model_slates(config, dataset)}
+    trained = (train_slates(config), validation_slates(config, dataset))
+    used = {*map(str, filter(None, trained)), *model_slates(config, dataset)}
     for name in sorted(used & set(dataset.slate_names)):
         for form, kind, encoder in asked:
             _check_slates(dataset, encoder, form, kind, name, context)

@@ -25,10 +25,10 @@ from sirius_rec.recipes.records import (
     train_slates,
     validation_rows,
     validation_set,
+    validation_slates,
 )
 from sirius_rec.recipes.reference import read_reference
 from sirius_rec.recipes.run_folder import RunFolder, write_json
-from sirius_rec.schema import SlateName
 
 DONE = "done.json"
 
@@ -48,11 +48,9 @@ def pretrain(path: str, seed: int) -> None:
         return
     records = pretraining_records(dataset, config.prompts.form(), piece=stage.piece, epochs=stage.epochs, seed=seed)
     stage = stage.model_copy(update={"examples_per_epoch": -(-len(records) // stage.epochs)})
-    validation = validation_set(config, dataset)
-    if validation:
-        name = train_slates(config)
+    validation, name = validation_set(config, dataset), validation_slates(config, dataset)
+    if validation and name:
         rows = validation_rows(config, dataset.examples("val").height)
-        name = SlateName("val", name.protocol, name.size, name.seed)
         validation["records"] = continuation_records(dataset, name, config.prompts.form(), rows)
     tokenizer = load_run_tokenizer(run, config)
     train_stage(
