@@ -1,8 +1,7 @@
-"""SiriusTrainer on tiny worlds: resume, accumulation, NaN, evaluation, reference, LoRA, naive = packed."""
+"""SiriusTrainer on tiny worlds: resume, accumulation, evaluation, reference, LoRA, naive = packed."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -14,52 +13,14 @@ import torch
 from transformers import TrainerCallback
 
 from sirius_rec import SiriusConfig, SiriusTrainer
-from sirius_rec.errors import ConfigError, PromptError, ScoringError, TrainingError
+from sirius_rec.errors import ConfigError
 from sirius_rec.objectives.losses import LOSSES
 from sirius_rec.scoring.naive import naive_logps
 from sirius_rec.training.checkpoints import MARKER, list_checkpoints, resume_point, step_of
 from sirius_rec.training.metrics_log import read_metrics
 
 Build = Callable[..., SiriusTrainer]
-
-
-def world(n_rows: int, titles: tuple[str, ...], n_rejected: int = 4, seed: int = 0) -> list[dict[str, Any]]:
-    """Prompts of one to three titles; the chosen title and the rejected ones are drawn from the rest."""
-    rng = np.random.default_rng(seed)
-    records = []
-    for row in range(n_rows):
-        order = [titles[i] for i in rng.permutation(len(titles))]
-        history, slate = order[: 1 + row % 3], order[3 : 4 + n_rejected]
-        prompt = "\n".join([*history, f"Next artist {row}:", ""])
-        records.append({"prompt": prompt, "chosen": slate[0], "rejected": slate[1:]})
-    return records
-
-
-@pytest.fixture
-def build(tmp_path: Path, tokenizer: Any, tiny_llama: Callable[..., Any], catalogue: tuple[str, ...]) -> Build:
-    """build(**options of SiriusConfig and SiriusTrainer) → a trainer on 12 records with a fresh, seeded model."""
-
-    def make(**options: Any) -> SiriusTrainer:
-        own = ("model", "train_dataset", "eval_dataset", "peft_config", "ref_logps", "eval_hook", "callbacks")
-        given = {name: options.pop(name) for name in own if name in options}
-        config = {
-            "output_dir": str(tmp_path / "run"),
-            "loss": "dpo",
-            "learning_rate": 1e-3,
-            "lr_scheduler_type": "constant",
-            "per_device_train_batch_size": 4,
-            "num_train_epochs": 1,
-            "logging_steps": 1,
-            "save_strategy": "no",
-            "use_cpu": True,
-            "disable_tqdm": True,
-            **options,
-        }
-        given.setdefault("model", tiny_llama(tokenizer))
-        given.setdefault("train_dataset", world(12, catalogue))
-        return SiriusTrainer(args=SiriusConfig(**config), processing_class=tokenizer, **given)
-
-    return make
+World = Callable[..., list[dict[str, Any]]]
 
 
 def weights(trainer: SiriusTrainer) -> dict[str, torch.Tensor]:
@@ -92,21 +53,9 @@ class KillAt(TrainerCallback):
             raise Killed
 
 
-class Poison(TrainerCallback):
-    """Sets one weight to NaN before step `step` + 1."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        if state.global_step == self.step:
-            with torch.no_grad():
-                next(model.parameters()).fill_(math.nan)
-
-
 @pytest.mark.parametrize("examples_per_epoch", [8, None])
 def test_resumed_from_the_middle_of_an_epoch_equals_uninterrupted(
-    build: Build, tmp_path: Path, catalogue: tuple[str, ...], examples_per_epoch: int | None
+    build: Build, tmp_path: Path, world: World, examples_per_epoch: int | None
 ) -> None:
     """Saved at step 5 and killed before step 8: weights bit-equal, the log equal but for the speed."""
     options: dict[str, Any] = {
@@ -119,7 +68,7 @@ def test_resumed_from_the_middle_of_an_epoch_equals_uninterrupted(
         "save_steps": 5,
         "eval_strategy": "steps",
         "eval_steps": 5,
-        "eval_dataset": world(5, catalogue, seed=1),
+        "eval_dataset": world(5, seed=1),
     }
     whole = build(output_dir=str(tmp_path / "whole"), **options)
     whole.train()
@@ -148,9 +97,7 @@ def test_resume_without_a_checkpoint_starts_afresh(build: Build, tmp_path: Path)
 
 
 @pytest.mark.parametrize("n_rows", [16, 13])
-def test_accumulation_one_by_eight_is_eight_by_one(
-    build: Build, tmp_path: Path, catalogue: tuple[str, ...], n_rows: int
-) -> None:
+def test_accumulation_one_by_eight_is_eight_by_one(build: Build, tmp_path: Path, world: World, n_rows: int) -> None:
     """The same examples in each step, and the mean over all of them. SGD: Adam would hide the loss's scale.
 
     13 rows leave 5 for the last step: 3 micro-batches of 2 hold 2, 2 and 1 of them, and each must count a fifth.
@@ -159,7 +106,7 @@ def test_accumulation_one_by_eight_is_eight_by_one(
     for size in (1, 2, 8):
         trainer = build(
             output_dir=str(tmp_path / str(size)),
-            train_dataset=world(n_rows, catalogue),
+            train_dataset=world(n_rows),
             loss="softmax_dpo_sirius",
             per_device_train_batch_size=size,
             gradient_accumulation_steps=8 // size,
@@ -188,42 +135,8 @@ def test_same_seed_same_run_and_another_seed_another(build: Build, tmp_path: Pat
         assert_close(runs[0], runs[2], atol=1e-7)
 
 
-def test_nan_weights_stop_with_step_and_cause(build: Build, tmp_path: Path) -> None:
-    trainer = build(callbacks=[Poison(3)], num_train_epochs=4, save_strategy="steps", save_steps=1, save_total_limit=10)
-    message = r"NaN or infinite loss after step 3 \(epoch 1\.00\): the model's log-probs are not finite: .* lower the"
-    with pytest.raises(TrainingError, match=message):
-        trainer.train()
-    assert [step_of(p) for p in list_checkpoints(tmp_path / "run")] == [1, 2, 3]
-    assert all("NaN" not in json.dumps(line) for line in lines_of(trainer))
-
-
-def test_nan_reference_is_named_as_the_cause(build: Build) -> None:
-    bad = [np.full(5, np.nan, np.float32)] * 12
-    with pytest.raises(TrainingError, match=r"after step 0.*the reference log-probs are not finite"):
-        build(ref_logps=bad).train()
-
-
-def test_an_overflowing_loss_is_named_as_the_cause(build: Build) -> None:
-    with pytest.raises(TrainingError, match="the loss overflowed: lower beta or the learning rate"):
-        build(loss="simpo_no_ln_sirius", filter_negatives=False, beta=1e38).train()
-
-
-def test_nan_gradients_of_a_finite_loss_are_never_saved(build: Build, tmp_path: Path) -> None:
-    trainer = build(num_train_epochs=4, save_strategy="steps", save_steps=1)
-    calls = []
-
-    def poison(grad: torch.Tensor) -> torch.Tensor:
-        calls.append(1)
-        return grad * math.nan if len(calls) == 3 else grad
-
-    trainer.model.lm_head.weight.register_hook(poison)
-    with pytest.raises(TrainingError, match="weights are not finite after step 3"):
-        trainer.train()
-    assert [step_of(p) for p in list_checkpoints(tmp_path / "run")] == [1, 2]
-
-
-def test_evaluation_equals_a_ranking_by_hand(build: Build, catalogue: tuple[str, ...]) -> None:
-    trainer = build(loss="simpo", eval_dataset=world(9, catalogue, n_rejected=6, seed=2))
+def test_evaluation_equals_a_ranking_by_hand(build: Build, world: World) -> None:
+    trainer = build(loss="simpo", eval_dataset=world(9, n_rejected=6, seed=2))
     metrics = trainer.evaluate()
     with torch.no_grad():
         logps = naive_logps(trainer.model.eval(), trainer.eval_rows, trainer.encoder.pad_id, torch.device("cpu"))
@@ -240,9 +153,9 @@ def test_evaluation_equals_a_ranking_by_hand(build: Build, catalogue: tuple[str,
     assert metrics["eval_logp_positive"] == pytest.approx(float(logps[:, 0].mean()), rel=1e-5)
 
 
-def test_the_reference_is_the_model_at_the_start(build: Build, catalogue: tuple[str, ...]) -> None:
+def test_the_reference_is_the_model_at_the_start(build: Build, world: World) -> None:
     """Margins exactly 0 and loss exactly ln 2 at the first evaluation, not afterwards."""
-    trainer = build(eval_strategy="epoch", eval_dataset=world(6, catalogue, seed=3))
+    trainer = build(eval_strategy="epoch", eval_dataset=world(6, seed=3))
     trainer.train()
     first, last = (line for line in lines_of(trainer) if line["kind"] == "eval")
     assert first["step"] == 0
@@ -280,16 +193,11 @@ def test_sft_needs_no_rejected_texts(build: Build) -> None:
         build(loss="dpo", train_dataset=records)
 
 
-def test_evaluating_before_training_takes_the_model_as_its_reference(build: Build, catalogue: tuple[str, ...]) -> None:
-    trainer = build(eval_dataset=world(4, catalogue, seed=5))
+def test_evaluating_before_training_takes_the_model_as_its_reference(build: Build, world: World) -> None:
+    trainer = build(eval_dataset=world(4, seed=5))
     assert trainer.evaluate()["eval_reward_margin"] == 0.0
     trainer.train()
     assert trainer.evaluate()["eval_reward_margin"] != 0.0
-
-
-def test_other_evaluation_records_need_their_own_reference(build: Build, catalogue: tuple[str, ...]) -> None:
-    with pytest.raises(TrainingError, match="needs their reference log-probs"):
-        build().evaluate(world(3, catalogue))
 
 
 def test_lora_trains_the_adapter_alone(build: Build, tmp_path: Path) -> None:
@@ -395,9 +303,7 @@ def test_rejected_as_a_single_text_in_a_data_set(build: Build) -> None:
     assert trainer.state.global_step == 1
 
 
-def test_old_checkpoints_are_pruned_but_the_best_is_kept(
-    build: Build, tmp_path: Path, catalogue: tuple[str, ...]
-) -> None:
+def test_old_checkpoints_are_pruned_but_the_best_is_kept(build: Build, tmp_path: Path, world: World) -> None:
     """The hook's score is best at step 1; two newest are asked for; all that stand are marked complete."""
     scores = iter([0.0, 9.0, 1.0, 2.0, 3.0, 4.0])  # before the first step, then after steps 1 … 5
     trainer = build(
@@ -409,7 +315,7 @@ def test_old_checkpoints_are_pruned_but_the_best_is_kept(
         save_total_limit=2,
         metric_for_best_model="eval_score",
         greater_is_better=True,
-        eval_dataset=world(3, catalogue, seed=4),
+        eval_dataset=world(3, seed=4),
         eval_hook=lambda logps: {"score": next(scores)},
     )
     trainer.train()
@@ -417,39 +323,16 @@ def test_old_checkpoints_are_pruned_but_the_best_is_kept(
     assert len(list_checkpoints(tmp_path / "run")) == 3
 
 
-def test_the_hook_gets_every_candidate_of_every_record(build: Build, catalogue: tuple[str, ...]) -> None:
+def test_the_hook_gets_every_candidate_of_every_record(build: Build, world: World) -> None:
     seen: list[list[np.ndarray]] = []
 
     def hook(logps: list[np.ndarray]) -> dict[str, float]:
         seen.append(logps)
         return {"rows": float(len(logps))}
 
-    trainer = build(eval_dataset=world(3, catalogue, n_rejected=5), eval_hook=hook)
+    trainer = build(eval_dataset=world(3, n_rejected=5), eval_hook=hook)
     assert trainer.evaluate()["eval_rows"] == 3.0
     assert [len(logp_C) for logp_C in seen[0]] == [6, 6, 6]
-
-
-def test_impossible_requests_are_refused_before_training(build: Build, catalogue: tuple[str, ...]) -> None:
-    with pytest.raises(ConfigError, match="unknown loss 'dppo', did you mean 'dpo'"):
-        build(loss="dppo")
-    with pytest.raises(ConfigError, match="9 negatives were asked for, but a record has only 4"):
-        build(num_negatives=9)
-    with pytest.raises(PromptError, match="12 of 12 prompts with their longest completion exceed"):
-        build(max_length=5)
-    with pytest.raises(PromptError, match="2 of 2 prompts"):
-        build(train_dataset=[{"prompt": "Air " * 300, "chosen": "Red", "rejected": "Low"}] * 2)
-    with pytest.raises(ScoringError, match="unknown scoring 'quick'"):
-        build(scoring="quick")
-
-
-def test_a_wrong_mask_stops_the_run_before_the_first_step(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sirius_rec.scoring import packed
-
-    monkeypatch.setattr(packed, "attention_masks", lambda config, segment_BT, *rest: (segment_BT >= 0).long())
-    trainer = build()
-    with pytest.raises(ScoringError, match="disagrees with separate forward passes"):
-        trainer.train()
-    assert trainer.state.global_step == 0
 
 
 def test_an_architecture_without_packed_scoring_is_estimated_and_trained(build: Build, tokenizer: Any) -> None:
@@ -469,31 +352,15 @@ def test_an_architecture_without_packed_scoring_is_estimated_and_trained(build: 
     assert trainer.state.global_step == 1
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"dataloader_num_workers": 1, "dataloader_persistent_workers": True}, "dataloader_persistent_workers=False$"),
-        ({"auto_find_batch_size": True}, "set per_device_train_batch_size and gradient_accumulation_steps$"),
-        ({"fp16": True}, "^fp16: .* use bf16 or float32$"),
-    ],
-)
-def test_options_that_would_train_something_else_are_refused(
-    build: Build, options: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(ConfigError, match=message) as caught:
-        build(**options)
-    assert "\n" not in str(caught.value)
-
-
 def test_two_trainers_on_the_same_arguments_both_prune(
-    tmp_path: Path, tokenizer: Any, tiny_llama: Callable[..., Any], catalogue: tuple[str, ...]
+    tmp_path: Path, tokenizer: Any, tiny_llama: Callable[..., Any], world: World
 ) -> None:
     args = SiriusConfig(
         output_dir=str(tmp_path), loss="sft", save_strategy="steps", save_steps=1, save_total_limit=1, max_steps=3,
         per_device_train_batch_size=4, use_cpu=True, disable_tqdm=True,
     )  # fmt: skip
     for _ in range(2):
-        trainer = SiriusTrainer(tiny_llama(tokenizer), args, world(12, catalogue), tokenizer)
+        trainer = SiriusTrainer(tiny_llama(tokenizer), args, world(12), tokenizer)
         assert args.save_total_limit == 1
         trainer.train()
         assert [step_of(path) for path in list_checkpoints(tmp_path)] == [3]

@@ -1,0 +1,112 @@
+"""SiriusTrainer where something is wrong: one line that names the cause, before anything is lost or saved."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from sirius_rec import SiriusTrainer
+from sirius_rec.errors import ConfigError, PromptError, ScoringError, TrainingError
+from sirius_rec.training.checkpoints import list_checkpoints, step_of
+from sirius_rec.training.metrics_log import read_metrics
+
+Build = Callable[..., SiriusTrainer]
+World = Callable[..., list[dict[str, Any]]]
+
+
+class Poison(TrainerCallback):
+    """Sets one weight to NaN before step `step` + 1."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            with torch.no_grad():
+                next(model.parameters()).fill_(math.nan)
+
+
+def test_nan_weights_stop_with_step_and_cause(build: Build, tmp_path: Path) -> None:
+    trainer = build(callbacks=[Poison(3)], num_train_epochs=4, save_strategy="steps", save_steps=1, save_total_limit=10)
+    message = r"NaN or infinite loss after step 3 \(epoch 1\.00\): the model's log-probs are not finite: .* lower the"
+    with pytest.raises(TrainingError, match=message):
+        trainer.train()
+    assert [step_of(p) for p in list_checkpoints(tmp_path / "run")] == [1, 2, 3]
+    assert all("NaN" not in json.dumps(line) for line in read_metrics(trainer.metrics_log.path))
+
+
+def test_nan_reference_is_named_as_the_cause(build: Build) -> None:
+    bad = [np.full(5, np.nan, np.float32)] * 12
+    with pytest.raises(TrainingError, match=r"after step 0.*the reference log-probs are not finite"):
+        build(ref_logps=bad).train()
+
+
+def test_an_overflowing_loss_is_named_as_the_cause(build: Build) -> None:
+    with pytest.raises(TrainingError, match="the loss overflowed: lower beta or the learning rate"):
+        build(loss="simpo_no_ln_sirius", filter_negatives=False, beta=1e38).train()
+
+
+def test_nan_gradients_of_a_finite_loss_are_never_saved(build: Build, tmp_path: Path) -> None:
+    trainer = build(num_train_epochs=4, save_strategy="steps", save_steps=1)
+    calls = []
+
+    def poison(grad: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return grad * math.nan if len(calls) == 3 else grad
+
+    trainer.model.lm_head.weight.register_hook(poison)
+    with pytest.raises(TrainingError, match="weights are not finite after step 3"):
+        trainer.train()
+    assert [step_of(p) for p in list_checkpoints(tmp_path / "run")] == [1, 2]
+
+
+def test_other_evaluation_records_need_their_own_reference(build: Build, world: World) -> None:
+    with pytest.raises(TrainingError, match="needs their reference log-probs"):
+        build().evaluate(world(3))
+
+
+def test_impossible_requests_are_refused_before_training(build: Build) -> None:
+    with pytest.raises(ConfigError, match="unknown loss 'dppo', did you mean 'dpo'"):
+        build(loss="dppo")
+    with pytest.raises(ConfigError, match="9 negatives were asked for, but a record has only 4"):
+        build(num_negatives=9)
+    with pytest.raises(PromptError, match="12 of 12 prompts with their longest completion exceed"):
+        build(max_length=5)
+    with pytest.raises(PromptError, match="2 of 2 prompts"):
+        build(train_dataset=[{"prompt": "Air " * 300, "chosen": "Red", "rejected": "Low"}] * 2)
+    with pytest.raises(ScoringError, match="unknown scoring 'quick'"):
+        build(scoring="quick")
+
+
+def test_a_wrong_mask_stops_the_run_before_the_first_step(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sirius_rec.scoring import packed
+
+    monkeypatch.setattr(packed, "attention_masks", lambda config, segment_BT, *rest: (segment_BT >= 0).long())
+    trainer = build()
+    with pytest.raises(ScoringError, match="disagrees with separate forward passes"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dataloader_num_workers": 1, "dataloader_persistent_workers": True}, "dataloader_persistent_workers=False$"),
+        ({"auto_find_batch_size": True}, "set per_device_train_batch_size and gradient_accumulation_steps$"),
+        ({"fp16": True}, "^fp16: .* use bf16 or float32$"),
+    ],
+)
+def test_options_that_would_train_something_else_are_refused(
+    build: Build, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        build(**options)
+    assert "\n" not in str(caught.value)
