@@ -104,6 +104,37 @@ def test_the_mean_is_over_real_tokens_only(bert: Path) -> None:
             torch.testing.assert_close(mean_over_tokens(encoder, ids[n : n + 1])[0], states, atol=1e-5, rtol=0)
 
 
+def test_what_a_step_asks_for_is_encoded_once_and_is_the_same() -> None:
+    """Prepared, or encoded when asked: the same embeddings and gradients; also padding, and items not prepared."""
+    ranker = MoRecRanker(options(encoder_learning_rate=None), TITLES)
+    torch.manual_seed(0)
+    items = ranker._build(N).items.train()
+    for module in items.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    asked = torch.tensor([[N, 3, 8], [8, 23, 3]])
+    given = torch.randn(2, 3, 32)
+    found = []
+    for prepared in (None, asked, torch.tensor([5, 23, N])):
+        items.zero_grad()
+        items._step = None
+        if prepared is not None:
+            items.prepare(prepared)
+        calls: list[int] = []
+        handle = items.project.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        out = items(asked)
+        handle.remove()
+        assert bool(calls) == (prepared is not asked)
+        (out * given).sum().backward()
+        found.append([out.detach(), *(p.grad.clone() for p in items.parameters() if p.grad is not None)])
+    assert (found[0][0][0, 0] == 0).all() and len(found[0]) > 10
+    for other in found[1:]:
+        for ours, theirs in zip(found[0], other, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    items.eval()
+    assert items.train()._step is None
+
+
 def test_a_frozen_encoder_stays_and_a_tuned_one_learns(bert: Path) -> None:
     tuned = MoRecRanker(options(encoder=str(bert), epochs=1), TITLES).fit(world(20, 0), N)
     before, _ = load_encoder(str(bert), TITLES, 32)

@@ -70,6 +70,7 @@ class TextItems(nn.Module):
         self.register_buffer("features_IF", features_IF)
         self.register_buffer("token_ids_IL", token_ids_IL)
         self._table_ID: Tensor | None = None
+        self._step: tuple[Tensor, Tensor] | None = None
 
     @property
     def n_items(self) -> int:
@@ -87,7 +88,7 @@ class TextItems(nn.Module):
         return out
 
     def train(self, mode: bool = True) -> TextItems:
-        self._table_ID = None  # the weights are about to change, or just did
+        self._table_ID = self._step = None  # the weights are about to change, or just did
         super().train(mode)
         return self
 
@@ -108,11 +109,24 @@ class TextItems(nn.Module):
         if not self.training:
             return self.weight[items]
         asked_U, place = torch.unique(items, return_inverse=True)
+        if self._step is not None:
+            ready_R, ready_RD = self._step
+            at_U = torch.searchsorted(ready_R, asked_U).clamp(max=len(ready_R) - 1)
+            if bool((ready_R[at_U] == asked_U).all()):
+                return ready_RD[at_U][place]
+        return self._with_padding(asked_U)[place]
+
+    def prepare(self, items: Tensor) -> None:
+        """Encode all that the coming training step asks for at once: its inputs and its targets are mostly the same."""
+        asked_U = torch.unique(items)
+        self._step = asked_U, self._with_padding(asked_U)
+
+    def _with_padding(self, asked_U: Tensor) -> Tensor:
         known_U = asked_U < self.n_items
         out_UD = self.project.weight.new_zeros(len(asked_U), self.project.out_features)
         if bool(known_U.any()):
             out_UD = out_UD.masked_scatter(known_U[:, None], self._embedded(asked_U[known_U]))
-        return out_UD[place]
+        return out_UD
 
 
 def mean_over_tokens(encoder: Any, token_ids_NL: Tensor) -> Tensor:
@@ -184,6 +198,10 @@ class MoRecRanker(SequentialRanker):
         # A bias per item would be an embedding by the back door: popularity must be read off the text.
         network.bias.requires_grad_(False)
         return network
+
+    def _before_step(self, items_BT: Tensor, target_BT: Tensor) -> None:
+        assert self.network is not None
+        self.network.items.prepare(torch.cat([items_BT.flatten(), target_BT[target_BT >= 0]]))
 
     def _parameter_groups(self, network: Network) -> list[dict[str, Any]]:
         options = self.options

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from sirius_rec.errors import ConfigError, DataError, RunError, ScoringError, TrainingError
 from sirius_rec.evaluation.metrics import per_example
@@ -193,6 +194,9 @@ class SequentialRanker:
     def _parameter_groups(self, network: Network) -> list[dict[str, Any]]:
         return [{"params": list(network.parameters())}]
 
+    def _before_step(self, items_BT: Tensor, target_BT: Tensor) -> None:
+        """For networks whose items cost something to compute. Padding is n_items in items_BT, −1 in target_BT."""
+
     def _epoch(
         self, sequences: Sequence[Items], optimiser: torch.optim.Optimizer, rng: np.random.Generator, generator: Any
     ) -> float:
@@ -211,6 +215,7 @@ class SequentialRanker:
             rows = order[start : start + options.batch_size]
             items_BT = torch.from_numpy(history_NT[rows])
             target_BT = torch.from_numpy(target_NT[rows])
+            self._before_step(items_BT, target_BT)
             states_BTD = network(items_BT)[:, -target_BT.shape[1] :]
             trained_BT = target_BT >= 0
             loss = LOSSES[options.loss](
