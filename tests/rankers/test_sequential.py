@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from sirius_rec.errors import ConfigError, DataError, RunError, ScoringError
 from sirius_rec.evaluation.metrics import per_example
 from sirius_rec.rankers.sequential.losses import LOSSES
-from sirius_rec.rankers.sequential.networks import _over_windows
+from sirius_rec.rankers.sequential.networks import GRU4Rec, SASRec, _over_windows
 from sirius_rec.rankers.sequential.ranker import (
     PRESETS,
     TUNED,
@@ -138,6 +138,48 @@ def test_early_stopping_keeps_the_best_epoch() -> None:
     assert len(found) == min(60, best + 1 + 3)
     frame = per_example(ranker.score(validation.histories, validation.candidates), validation.target)
     assert frame["ndcg@10"].to_numpy().mean() == pytest.approx(found[best])
+
+
+def _by_hand(network: torch.nn.Module, items: list[int]) -> torch.Tensor:
+    """The last state of one history, without padding, batches or fused attention."""
+    x = network.items(torch.tensor(items))
+    if isinstance(network, GRU4Rec):
+        cell = torch.nn.GRUCell(x.shape[1], x.shape[1])
+        cell.load_state_dict({name.removesuffix("_l0"): weight for name, weight in network.gru.state_dict().items()})
+        state = torch.zeros(x.shape[1])
+        for row in x:
+            state = cell(row, state)
+        return network.out(state)
+    assert isinstance(network, SASRec)
+    x = x + network.positions(torch.arange(len(items)))
+    for block in network.blocks:
+        queries, keys, values = block.qkv(block.before(x)).chunk(3, -1)
+        heads = []
+        for h in range(block.heads):
+            part = slice(h * x.shape[1] // block.heads, (h + 1) * x.shape[1] // block.heads)
+            rows = []
+            for t in range(len(items)):
+                weights = (keys[: t + 1, part] @ queries[t, part] / (x.shape[1] / block.heads) ** 0.5).softmax(0)
+                rows.append(weights @ values[: t + 1, part])
+            heads.append(torch.stack(rows))
+        x = x + block.joined(torch.cat(heads, -1))
+        x = x + block.narrow(F.gelu(block.wide(block.between(x))))
+    return network.norm(x)[-1]
+
+
+@pytest.mark.parametrize("kind", ["sasrec", "gru4rec"])
+def test_a_state_is_the_one_by_hand_whatever_padding_stands_before(kind: str) -> None:
+    torch.manual_seed(0)
+    layers = {"sasrec": 2, "gru4rec": 1}[kind]
+    network = build_network(SequentialOptions(kind, dimension=8, length=6, layers=layers), 10).eval()
+    with torch.no_grad():
+        for weight in network.parameters():  # biases too: they are what moves a state over padding
+            weight.normal_(std=0.5)
+        network.items.weight[10].zero_()
+        for items in ([3], [7, 1], [2, 9, 4, 4, 0, 8]):
+            padded = torch.tensor([[10] * (6 - len(items)) + items, [5] * 6])
+            torch.testing.assert_close(network(padded)[0, -1], _by_hand(network, items), atol=1e-5, rtol=1e-4)
+    assert network.train()(padded)[0, -1].dist(network(padded)[0, -1]) > 1e-3  # dropout
 
 
 def test_sasrec_does_not_look_ahead() -> None:

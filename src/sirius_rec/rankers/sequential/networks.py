@@ -48,9 +48,14 @@ class GRU4Rec(Network):
         self.out = nn.Linear(dimension, dimension)
 
     def forward(self, items_BT: Tensor) -> Tensor:
-        embedded_BTD = self.dropout(self.items(items_BT))
-        # Padding comes first and is zero; a bias-only drift of the state before the first item is the same for all.
-        states_BTD, _ = self.gru(embedded_BTD)
+        # Read with the padding behind the items: before them it would move the state, and further in short histories.
+        width = items_BT.shape[1]
+        shift_B1 = (items_BT == self.n_items).sum(1, keepdim=True).clamp(max=width - 1)
+        place_T = torch.arange(width, device=items_BT.device)
+        moved_BT = items_BT.gather(1, (place_T + shift_B1) % width)
+        states_BTD, _ = self.gru(self.dropout(self.items(moved_BT)))
+        back_BT1 = ((place_T - shift_B1) % width)[:, :, None]
+        states_BTD = states_BTD.gather(1, back_BT1.expand_as(states_BTD))
         out: Tensor = self.out(self.dropout(states_BTD))
         return out
 
