@@ -18,7 +18,9 @@ import torch
 from sirius_rec.data.store import Dataset
 from sirius_rec.evaluation.intervals import paired_test
 from sirius_rec.evaluation.metrics import METRICS, per_example, target_positions
-from sirius_rec.rankers.sequential.ranker import TUNED, SequentialRanker, Validation, _pieces, with_options
+from sirius_rec.rankers.sequential.options import TUNED, with_options
+from sirius_rec.rankers.sequential.pieces import pieces
+from sirius_rec.rankers.sequential.ranker import SequentialRanker, Validation
 from sirius_rec.schema import CANDIDATES, HISTORY, TARGET, USER_ID, SlateName
 
 Rows = list[np.ndarray]
@@ -155,14 +157,14 @@ def _table(sequences: Rows, rng: np.random.Generator) -> Any:
     import pandas as pd
     from rectools import Columns
 
-    inputs_NT, targets_NT = _pieces(sequences, LENGTH, rng, shuffle=False)
-    pieces = [row[row >= 0] for row in np.concatenate([inputs_NT, targets_NT[:, -1:]], axis=1)]
+    inputs_NT, targets_NT = pieces(sequences, LENGTH, rng, shuffle=False)
+    cut = [row[row >= 0] for row in np.concatenate([inputs_NT, targets_NT[:, -1:]], axis=1)]
     return pd.DataFrame(
         {
-            Columns.User: np.repeat(np.arange(len(pieces)), [len(s) for s in pieces]),
-            Columns.Item: np.concatenate(pieces),
+            Columns.User: np.repeat(np.arange(len(cut)), [len(s) for s in cut]),
+            Columns.Item: np.concatenate(cut),
             Columns.Weight: 1.0,
-            Columns.Datetime: np.concatenate([np.arange(len(s)) for s in pieces]).astype("datetime64[s]"),
+            Columns.Datetime: np.concatenate([np.arange(len(s)) for s in cut]).astype("datetime64[s]"),
         }
     )
 

@@ -14,7 +14,8 @@ from sirius_rec.evaluation.metrics import per_example
 from sirius_rec.rankers.sequential.losses import LOSSES
 from sirius_rec.rankers.sequential.morec import MoRecOptions, MoRecRanker, load_encoder, mean_over_tokens, morec_options
 from sirius_rec.rankers.sequential.networks import SASRec
-from sirius_rec.rankers.sequential.ranker import TUNED, Validation
+from sirius_rec.rankers.sequential.options import TUNED
+from sirius_rec.rankers.sequential.ranker import Validation
 
 COLOURS, THINGS = ("red", "green", "blue", "black"), ("fox", "house", "river", "stone", "lamp", "moon")
 # 24 items; a user stays with one colour. "moon" is never seen in training.

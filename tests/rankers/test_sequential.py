@@ -13,18 +13,9 @@ from sirius_rec.errors import ConfigError, DataError, RunError, ScoringError
 from sirius_rec.evaluation.metrics import per_example
 from sirius_rec.rankers.sequential.losses import LOSSES
 from sirius_rec.rankers.sequential.networks import GRU4Rec, SASRec, _over_windows
-from sirius_rec.rankers.sequential.ranker import (
-    PRESETS,
-    TUNED,
-    UNSEEN,
-    SequentialOptions,
-    SequentialRanker,
-    Validation,
-    _pieces,
-    _windows,
-    build_network,
-    with_options,
-)
+from sirius_rec.rankers.sequential.options import PRESETS, TUNED, SequentialOptions, with_options
+from sirius_rec.rankers.sequential.pieces import pieces, windows
+from sirius_rec.rankers.sequential.ranker import UNSEEN, SequentialRanker, Validation, build_network
 
 NETWORKS = ("sasrec", "gru4rec", "caser")
 N_ITEMS = 24
@@ -191,7 +182,7 @@ def test_sasrec_does_not_look_ahead() -> None:
     assert not torch.allclose(states[0][3], states[1][3])
 
 
-@pytest.mark.parametrize("make", [_pieces, _windows])
+@pytest.mark.parametrize("make", [pieces, windows])
 def test_every_item_but_the_first_is_a_target_once(make: object) -> None:
     rng = np.random.default_rng(0)
     sequences = [np.arange(n) for n in (2, 3, 9, 30)]
@@ -200,7 +191,7 @@ def test_every_item_but_the_first_is_a_target_once(make: object) -> None:
         assert sorted(targets[targets >= 0].tolist()) == sorted(i for n in (2, 3, 9, 30) for i in range(1, n))
         assert inputs.shape[1] == 4
         # the newest input of every target is the item before it
-        last = inputs if make is _pieces else inputs[:, -1:]
+        last = inputs if make is pieces else inputs[:, -1:]
         assert (last[targets >= 0] == targets[targets >= 0] - 1).all()
 
 
@@ -250,7 +241,80 @@ def test_losses_by_hand() -> None:
 @pytest.mark.parametrize("network", NETWORKS)
 def test_presets_train(preset: str, network: str) -> None:
     options = with_options(PRESETS[preset][network], epochs=1, length=6)
-    assert len(SequentialRanker(options).fit(planted(10, 0), N_ITEMS).history) == 1
+    ranker = SequentialRanker(options).fit(planted(10, 0), N_ITEMS, slates(planted(5, 1)))
+    assert len(ranker.history) == 1
+
+
+def test_a_grid_is_chosen_from_by_validation(tmp_path: Path) -> None:
+    """The best of its members, each trained as if alone; stopped in the second it goes on there."""
+    validation, base = slates(planted(30, 1)), small("gru4rec", epochs=4)
+    grid = with_options(base, weight_decays=[3.0, 0.0, "1e-1"], decoupled=False)
+    alone = [
+        SequentialRanker(with_options(grid, weight_decay=one)).fit(planted(60, 0), N_ITEMS, validation)
+        for one in (3.0, 0.0, 0.1)
+    ]
+    best = max(alone, key=lambda ranker: ranker.best_ndcg)
+    assert len({ranker.best_ndcg for ranker in alone}) == 3
+
+    def cut(line: str) -> None:
+        if line.startswith("weight_decay 0  epoch 2 "):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        SequentialRanker(grid).fit(planted(60, 0), N_ITEMS, validation, progress=cut, keep=tmp_path / "u.pt")
+    lines: list[str] = []
+    found = SequentialRanker(grid).fit(
+        planted(60, 0), N_ITEMS, validation, progress=lines.append, keep=tmp_path / "u.pt"
+    )
+    assert lines[0].startswith("weight_decay 0  epoch 3 ")
+    assert found.options == best.options and found.history == best.history and found.options.weight_decays == ()
+    for name, weight in best.network.state_dict().items():
+        assert found.network.state_dict()[name].equal(weight), name
+    assert found.seconds > best.seconds
+    with pytest.raises(ConfigError, match="a grid is chosen from by validation slates; give one weight_decay"):
+        SequentialRanker(grid).fit(planted(60, 0), N_ITEMS)
+
+
+@pytest.mark.parametrize("decoupled", [True, False])
+def test_the_optimiser_is_the_one_asked_for(decoupled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[str, float]] = []
+    for name in ("Adam", "AdamW"):
+        kind = getattr(torch.optim, name)
+
+        def note(*args: object, name: str = name, kind: type = kind, **kwargs: float) -> object:
+            made.append((name, kwargs["weight_decay"]))
+            return kind(*args, **kwargs)
+
+        monkeypatch.setattr(torch.optim, name, note)
+    options = small("sasrec", epochs=1, weight_decay=0.3, decoupled=decoupled)
+    SequentialRanker(options).fit(planted(5, 0), N_ITEMS)
+    assert made == [("AdamW" if decoupled else "Adam", 0.3)]
+
+
+@pytest.mark.parametrize("make", [pieces, windows])
+def test_shuffled_histories_keep_their_items_and_lose_their_order(make: object) -> None:
+    cut = lambda shuffle: make([np.arange(9)], 20, np.random.default_rng(0), shuffle)  # type: ignore[operator]  # noqa: E731
+    whole = [np.append(inputs[-1], targets[-1, -1]) for inputs, targets in (cut(False), cut(True))]
+    plain, mixed = (row[row >= 0].tolist() for row in whole)
+    assert plain == list(range(9)) and mixed != plain and set(mixed) <= set(plain)
+
+
+def test_stopping_early_looks_at_ndcg_and_keeps_its_best_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = iter([(0.1, 0.2), (0.2, 0.6), (0.9, 0.5), (0.9, 0.5), (1.0, 0.9)])
+    monkeypatch.setattr(
+        SequentialRanker, "_validate", lambda self, _: dict(zip(("hr@1", "ndcg@10"), next(found), strict=True))
+    )
+    options = small("gru4rec", epochs=5, patience=2)
+    ranker = SequentialRanker(options).fit(planted(20, 0), N_ITEMS, slates(planted(5, 1)))
+    assert len(ranker.history) == 4 and ranker.best_ndcg == 0.6
+    second = SequentialRanker(with_options(options, epochs=2)).fit(planted(20, 0), N_ITEMS)
+    for name, weight in second.network.state_dict().items():
+        assert ranker.network.state_dict()[name].equal(weight), name
+
+
+def test_an_empty_slate_has_no_scores(fitted: SequentialRanker) -> None:
+    assert [len(row) for row in fitted.score([np.array([1])] * 2, [np.array([], int), np.array([3])])] == [0, 1]
+    assert len(fitted.score([np.array([1])], [np.array([], int)])[0]) == 0
 
 
 def test_refusals() -> None:
@@ -261,9 +325,21 @@ def test_refusals() -> None:
         ({"dropout": 1.0}, "dropout must lie"),
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"width": 3}, "unknown option 'width'"),
+        ({"epochs": "ten"}, "epochs must be a whole number, got 'ten'"),
+        ({"epochs": 1.5}, "epochs must be a whole number"),
+        ({"length": True}, "length must be a whole number"),
+        ({"dropout": "a"}, "dropout must be a number, got 'a'"),
+        ({"weight_decay": float("inf")}, "weight_decay must be a number, got inf"),
+        ({"learning_rate": True}, "learning_rate must be a number"),
+        ({"windows": "false"}, "windows must be true or false, got 'false'"),
+        ({"loss": 3}, "loss must be text"),
+        ({"weight_decays": 0.1}, "weight_decays must be a list of numbers"),
+        ({"weight_decays": [0.1, -1]}, "weight_decay not negative"),
     ):
         with pytest.raises(ConfigError, match=message):
             with_options(TUNED["sasrec"], **changes)
+    # YAML reads 1e-3 as text
+    assert with_options(TUNED["sasrec"], learning_rate="1e-3").learning_rate == 1e-3
     ranker = SequentialRanker(small("sasrec", epochs=1))
     with pytest.raises(ScoringError, match="not fitted"):
         ranker.score([np.array([0])], [np.array([0])])
@@ -274,6 +350,8 @@ def test_refusals() -> None:
     ranker.fit(planted(5, 0), N_ITEMS)
     with pytest.raises(DataError, match="candidates: row 1 holds an item outside"):
         ranker.score([np.array([0])] * 2, [np.array([0]), np.array([24])])
+    with pytest.raises(DataError, match="histories: row 0 holds an item outside"):  # also where it is no longer read
+        ranker.score([np.array([99, *[1] * 30])], [np.array([0])])
     with pytest.raises(ScoringError, match="1 histories for 2 slates"):
         ranker.score([np.array([0])], [np.array([0]), np.array([1])])
 

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from sirius_rec.errors import ConfigError
+from sirius_rec.rankers.option_types import number
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,10 @@ def check_options(
 def network_options(method: str, preset: str, options: Mapping[str, Any]) -> Any:
     """`SequentialOptions` (MoRec: `MoRecOptions`) of a preset with some options changed; ConfigError as theirs."""
     from sirius_rec.rankers.sequential.morec import morec_options
-    from sirius_rec.rankers.sequential.ranker import PRESETS, with_options
+    from sirius_rec.rankers.sequential.options import PRESETS, with_options
 
+    if "network" in options:
+        raise ConfigError(f"unknown option 'network' of {method}: the method names the network")
     if method == "morec":
         return morec_options(PRESETS[preset]["sasrec"], **options)
     return with_options(PRESETS[preset][method], **options)
@@ -143,4 +146,6 @@ def build_closed(method: str, options: Mapping[str, Any]) -> Any:
 
     made: dict[str, Any] = {"recency": Recency, "markov": Markov, "item_knn_shrunk": ItemKNN, "ease": EASE}
     defaults: dict[str, Any] = {"shrinkage": 10.0} if method == "item_knn_shrunk" else {}
-    return made[method](**{**defaults, **options})
+    # Every option of a closed method is a number.
+    given = {name: number(name, value) for name, value in options.items()}
+    return made[method](**{**defaults, **given})

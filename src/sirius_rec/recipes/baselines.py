@@ -38,9 +38,8 @@ def builds_on(config: Config, method: MethodSection) -> tuple[str, ...]:
 
 
 def shared_sasrec(config: Config) -> MethodSection | None:
-    """The run's own tuned SASRec, if it has one; one named `sasrec` before others (ablations have names)."""
-    found = [m for m in config.methods if m.method == "sasrec" and m.preset == "tuned"]
-    return min(found, key=lambda m: m.key != "sasrec", default=None)
+    """The run's own SASRec, if it has one: tuned, and without a name of its own, as ablations have them."""
+    return next((m for m in config.methods if m.method == "sasrec" and m.key == "sasrec"), None)
 
 
 def fit_method(path: str, key: str, seed: int) -> None:
@@ -104,9 +103,11 @@ def fitted_network(method: MethodSection, config: Config, dataset: Dataset, fold
             "parameters": trained.parameters,
             "seconds": round(trained.seconds, 1),
             "epochs": len(trained.history),
+            "weight_decay": trained.options.weight_decay,
         },
     )
-    unfinished.unlink(missing_ok=True)
+    for kept in folder.glob(f"{unfinished.stem}*{unfinished.suffix}"):  # one for each value of a grid
+        kept.unlink()
     return trained
 
 

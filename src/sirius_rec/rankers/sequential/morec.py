@@ -15,8 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from sirius_rec.errors import ConfigError, DataError, RunError
+from sirius_rec.rankers.option_types import typed
+from sirius_rec.rankers.protocol import Items
 from sirius_rec.rankers.sequential.networks import Network, SASRec
-from sirius_rec.rankers.sequential.ranker import Items, SequentialOptions, SequentialRanker, Validation
+from sirius_rec.rankers.sequential.options import SequentialOptions
+from sirius_rec.rankers.sequential.ranker import SequentialRanker, Validation
 
 TINY = "tiny"
 _TOKENS = 32  # of a title; the rest is cut off
@@ -230,7 +233,7 @@ class MoRecRanker(SequentialRanker):
         """What `save` wrote; needs neither titles nor the encoder's source. RunError if it is not there or damaged."""
         try:
             content = json.loads((folder / "ranker.json").read_text())
-            ranker = cls(MoRecOptions(**content["options"]), (), content["seed"])
+            ranker = cls(MoRecOptions(**typed(MoRecOptions, content["options"])), (), content["seed"])
             ranker._saved = content["morec"]
             ranker._read(folder, content)
         except Exception as error:  # safetensors, torch, transformers and json each raise their own
@@ -313,7 +316,9 @@ def morec_options(options: SequentialOptions, **changes: Any) -> MoRecOptions:
     for name in changes:
         if name not in known:
             raise ConfigError(f"unknown option '{name}' of morec: choose from {', '.join(sorted(known))}")
-    return MoRecOptions(**{**taken, **changes})
+    if "weight_decay" in changes:
+        taken["weight_decays"] = ()
+    return MoRecOptions(**{**taken, **typed(MoRecOptions, changes)})
 
 
 def load_ranker(folder: Path) -> SequentialRanker:

@@ -1,4 +1,4 @@
-"""`SequentialRanker`: options, training with early stopping, scoring, saving and loading."""
+"""`SequentialRanker`: training with early stopping, scoring, saving and loading."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,80 +19,18 @@ from torch import Tensor
 
 from sirius_rec.errors import ConfigError, DataError, RunError, ScoringError, TrainingError
 from sirius_rec.evaluation.metrics import per_example
+from sirius_rec.rankers.option_types import typed
+from sirius_rec.rankers.protocol import Items
 from sirius_rec.rankers.sequential.losses import LOSSES
 from sirius_rec.rankers.sequential.networks import NETWORKS, Network
+from sirius_rec.rankers.sequential.options import SequentialOptions
+from sirius_rec.rankers.sequential.pieces import left_padded, pieces, windows
 from sirius_rec.rankers.sequential.resuming import ProgressFile, Reached
 
-Items = npt.NDArray[np.integer[Any]]
 Floats = npt.NDArray[np.floating[Any]]
 # Below every real score: an item that training never saw has an embedding that means nothing.
 UNSEEN = -1e4
 _ROWS = 1024
-
-
-@dataclass(frozen=True)
-class SequentialOptions:
-    """What is trained and how.
-
-    network: sasrec, gru4rec or caser. length: items of history looked at, and pieces that histories are cut into.
-    loss: full_softmax, sampled_softmax, shared_softmax, bce or bpr; negatives: drawn per position (shared_softmax: for
-        the whole batch), for all but the first.
-    learning_rate, weight_decay (L2 in Adam's gradient, as the papers' λ; decoupled: AdamW's), batch_size in pieces.
-    windows: train every target on a window of its own, the `length` items before it (RecBole's way), instead of every
-        state of a piece; a batch then counts windows. Caser always does.
-    shuffle: read every training history in a new random order in each epoch, for data whose order is mostly ties.
-    epochs at most; patience: stop after so many epochs without a better validation NDCG@10 (the best is kept).
-    """
-
-    network: str = "sasrec"
-    dimension: int = 64
-    layers: int = 2
-    heads: int = 2
-    dropout: float = 0.3
-    length: int = 10
-    loss: str = "full_softmax"
-    negatives: int = 128
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.0
-    decoupled: bool = True
-    windows: bool = False
-    shuffle: bool = False
-    batch_size: int = 128
-    epochs: int = 200
-    patience: int = 10
-
-    def __post_init__(self) -> None:
-        for name, value, known in (("network", self.network, NETWORKS), ("loss", self.loss, LOSSES)):
-            if value not in known:
-                raise ConfigError(f"unknown {name} '{value}': choose one of {', '.join(known)}")
-        for name in ("dimension", "layers", "heads", "length", "negatives", "batch_size", "epochs", "patience"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.dimension % self.heads:
-            raise ConfigError(f"dimension {self.dimension} is not a multiple of heads {self.heads}: change one")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout must lie in [0, 1), got {self.dropout}")
-        if not self.learning_rate > 0 or self.weight_decay < 0:
-            raise ConfigError(
-                f"learning_rate must be positive and weight_decay not negative, got {self.learning_rate} and "
-                f"{self.weight_decay}"
-            )
-
-
-# The paper's settings (E.2: Adam, 1e-3, dimension 64, L2 from a grid), with the originals' losses.
-PAPER: dict[str, SequentialOptions] = {
-    "sasrec": SequentialOptions("sasrec", loss="bce", negatives=1, weight_decay=1e-5, decoupled=False),
-    "gru4rec": SequentialOptions("gru4rec", layers=1, loss="bpr", negatives=1, weight_decay=1e-5, decoupled=False),
-    "caser": SequentialOptions("caser", layers=1, loss="bce", negatives=3, weight_decay=1e-5, decoupled=False),
-}
-# Chosen on Last.fm validation slates (docs/experiments.md): small steps of few pieces, and longer pieces than windows.
-_TUNED: dict[str, Any] = {"length": 20, "batch_size": 16, "weight_decay": 0.1}
-TUNED: dict[str, SequentialOptions] = {
-    "sasrec": SequentialOptions("sasrec", **_TUNED),
-    "gru4rec": SequentialOptions("gru4rec", layers=1, **_TUNED),
-    "caser": SequentialOptions("caser", layers=1, weight_decay=0.1, batch_size=64),
-}
-PRESETS = {"paper": PAPER, "tuned": TUNED}
 
 
 @dataclass(frozen=True)
@@ -134,6 +72,8 @@ class SequentialRanker:
         Raises DataError for an item outside the catalogue or no sequence of two items, TrainingError for a loss that
         is not finite. `history` holds loss and validation metrics per epoch, `seconds` what it took.
         """
+        if self.options.weight_decays:
+            return self._fit_grid(sequences, n_items, validation, progress, keep)
         kept = [np.asarray(s, dtype=np.int64) for s in sequences if len(s) > 1]
         if not kept:
             raise DataError("no training sequence has two items; there is nothing to predict")
@@ -174,6 +114,37 @@ class SequentialRanker:
         self.seconds = before + time.monotonic() - started
         return self
 
+    def _fit_grid(
+        self,
+        sequences: Sequence[Items],
+        n_items: int,
+        validation: Validation | None,
+        progress: Callable[[str], None] | None,
+        keep: Path | None,
+    ) -> SequentialRanker:
+        """Every weight decay of the grid; self becomes the best by validation NDCG@10, its options say which."""
+        if validation is None:
+            raise ConfigError("weight_decays: a grid is chosen from by validation slates; give one weight_decay")
+        best, seconds = None, 0.0
+        for weight_decay in self.options.weight_decays:
+            one = copy(self)
+            one.options = replace(self.options, weight_decay=weight_decay, weight_decays=())
+            name = f"weight_decay {weight_decay:g}"
+            say = (lambda line, name=name: progress(f"{name}  {line}")) if progress else None
+            its_own = keep.with_stem(f"{keep.stem}-{weight_decay:g}") if keep else None
+            one.fit(sequences, n_items, validation, progress=say, keep=its_own)
+            seconds += one.seconds
+            if best is None or one.best_ndcg > best.best_ndcg:
+                best = one
+        assert best is not None
+        vars(self).update(vars(best), seconds=seconds)
+        return self
+
+    @property
+    def best_ndcg(self) -> float:
+        """The highest validation NDCG@10 of any epoch: that of the weights kept."""
+        return max(point["ndcg@10"] for point in self.history)
+
     def _note_best(self, reached: Reached, ndcg: float) -> None:
         assert self.network is not None
         if ndcg > reached.best:
@@ -204,9 +175,9 @@ class SequentialRanker:
         options, network = self.options, self.network
         network.train()
         history_NT, target_NT = (
-            _windows(sequences, options.length, rng, options.shuffle)
+            windows(sequences, options.length, rng, options.shuffle)
             if options.windows or not network.every_position
-            else _pieces(sequences, options.length, rng, options.shuffle)
+            else pieces(sequences, options.length, rng, options.shuffle)
         )
         history_NT[history_NT < 0] = network.n_items
         total, count = 0.0, 0
@@ -244,14 +215,15 @@ class SequentialRanker:
         out: list[Floats] = []
         for start in range(0, len(histories), _ROWS):
             slates = [np.asarray(c, dtype=np.int64) for c in candidates[start : start + _ROWS]]
-            recent = [np.asarray(h, dtype=np.int64)[-self.options.length :] for h in histories[start : start + _ROWS]]
-            for what, rows in (("candidates", slates), ("histories", recent)):
+            whole = [np.asarray(h, dtype=np.int64) for h in histories[start : start + _ROWS]]
+            for what, rows in (("candidates", slates), ("histories", whole)):
                 for r, row in enumerate(rows):
                     if len(row) and (row.min() < 0 or row.max() >= n_items):
                         raise DataError(f"{what}: row {start + r} holds an item outside 0 … {n_items - 1}")
-            state_BD = self.network(torch.from_numpy(_left_padded(recent, n_items, self.options.length)))[:, -1]
-            width = max(map(len, slates))
-            items_BC = _left_padded(slates, 0)
+            recent = [history[-self.options.length :] for history in whole]
+            state_BD = self.network(torch.from_numpy(left_padded(recent, n_items, self.options.length)))[:, -1]
+            items_BC = left_padded(slates, 0)
+            width = items_BC.shape[1]
             scores_BC = self.network.scores(state_BD, torch.from_numpy(items_BC)).numpy().copy()
             scores_BC[~self.seen_I[items_BC]] = UNSEEN
             out += [scores_BC[b, width - len(row) :] for b, row in enumerate(slates)]
@@ -279,7 +251,7 @@ class SequentialRanker:
         """What `save` wrote; RunError if it is not there or damaged."""
         try:
             content = json.loads((folder / "ranker.json").read_text())
-            ranker = cls(SequentialOptions(**content["options"]), content["seed"])
+            ranker = cls(SequentialOptions(**typed(SequentialOptions, content["options"])), content["seed"])
             ranker._read(folder, content)
         except Exception as error:  # safetensors, torch and json each raise their own
             raise RunError(
@@ -298,7 +270,7 @@ class SequentialRanker:
     @property
     def parameters(self) -> int:
         """Number of trained parameters."""
-        return 0 if self.network is None else sum(p.numel() for p in self.network.parameters())
+        return 0 if self.network is None else sum(p.numel() for p in self.network.parameters() if p.requires_grad)
 
 
 def build_network(options: SequentialOptions, n_items: int) -> Network:
@@ -306,56 +278,3 @@ def build_network(options: SequentialOptions, n_items: int) -> Network:
         name: getattr(options, name) for name in ("dimension", "layers", "heads", "dropout", "length")
     }
     return NETWORKS[options.network](n_items, **parts)
-
-
-def with_options(options: SequentialOptions, **changes: Any) -> SequentialOptions:
-    """A preset with some options changed; ConfigError for an unknown one."""
-    known = set(asdict(options))
-    for name in changes:
-        if name not in known:
-            raise ConfigError(f"unknown option '{name}' of {options.network}: choose from {', '.join(sorted(known))}")
-    return replace(options, **changes)
-
-
-def _left_padded(rows: Sequence[Items], fill: int, width: int | None = None) -> npt.NDArray[np.int64]:
-    """int64[N, width]; None takes the longest row. A fixed width keeps a row's state the same in any batch."""
-    width = width or max([1, *map(len, rows)])
-    out = np.full((len(rows), width), fill, dtype=np.int64)
-    for r, row in enumerate(rows):
-        if len(row):
-            out[r, width - len(row) :] = row
-    return out
-
-
-def _pieces(
-    sequences: Sequence[Items], length: int, rng: np.random.Generator, shuffle: bool
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Inputs and targets [N, length] of every position: sequences cut at a random offset into pieces of length + 1.
-
-    Neighbouring pieces share an item, so that every item but a sequence's first is a target once. −1 is padding.
-    """
-    inputs, targets = [], []
-    for sequence in sequences:
-        if shuffle:
-            sequence = rng.permutation(sequence)
-        first = int(rng.integers(1, length + 1))
-        cuts = [0, *range(first, len(sequence) - 1, length), len(sequence) - 1]
-        for start, end in pairwise(cuts):
-            piece = np.asarray(sequence[start : end + 1])
-            inputs.append(piece[:-1])
-            targets.append(piece[1:])
-    return _left_padded(inputs, -1, length), _left_padded(targets, -1, length)
-
-
-def _windows(
-    sequences: Sequence[Items], length: int, rng: np.random.Generator, shuffle: bool
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Every target with up to `length` items before it: inputs [N, length], targets [N, 1]."""
-    inputs, targets = [], []
-    for sequence in sequences:
-        if shuffle:
-            sequence = rng.permutation(sequence)
-        for at in range(1, len(sequence)):
-            inputs.append(np.asarray(sequence[max(0, at - length) : at]))
-            targets.append(int(sequence[at]))
-    return _left_padded(inputs, -1, length), np.array(targets, dtype=np.int64)[:, None]
