@@ -37,18 +37,29 @@ def _print_comparison_part(
     summary, rows, tests = parts
     room = max(map(len, labels.values()))
     console.print(f"\n{title}, {summary[0]['n']:,} rows; tests: HR@1 against {labels[baseline]}, p by Holm\n")
-    head = "method".ljust(room) + "".join(f"{name:>9}" for name in _WIDE.values()) + "  95 % HR@1        seconds"
-    console.print(Text(head + "  against", style="underline"), soft_wrap=True)
+    head = "method".ljust(room) + "".join(f"{name:>9}" for name in _WIDE.values())
+    head += "  95 % HR@1        seconds  trained  against"
+    console.print(Text(head, style="underline"), soft_wrap=True)
     found = {test["method"]: test for test in tests if test["against"] == baseline}
     for row in sorted(summary, key=lambda r: -r["hr@1"]):
         cells = "".join(f"{row[key]:9.3f}" if row.get(key) is not None else f"{'–':>9}" for key in _WIDE)
         span = f"[{row['hr@1_low']:.3f}, {row['hr@1_high']:.3f}]" if row["hr@1_low"] is not None else ""
         seconds = [r["training_seconds"] for r in rows if r["method"] == row["method"] and r.get("training_seconds")]
         cost = f"{sum(seconds) / len(seconds):9.0f}" if seconds else " " * 9
+        trained = {r["trainable_parameters"] for r in rows if r["method"] == row["method"]} - {None}
+        cost += f"{_short(max(trained)):>9}" if trained else " " * 9
         test = found.get(row["method"])
         said = f"{test['difference']:+.3f} {decision(test)}" if test else ""
         line = f"{row['label']:<{room}}{cells}  {span:<16}{cost}  {said}"
         console.print(Text(line.rstrip(), style="dim" if row["method"] in FLOORS else ""), soft_wrap=True)
+
+
+def _short(number: int) -> str:
+    """1234567 as 1.2M."""
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return str(number)
 
 
 def _width(key: str) -> int:

@@ -94,6 +94,15 @@ def test_a_method_without_seeds_stands_against_every_seed():
     assert {**floor, "against": "ease"} == test
 
 
+def test_a_method_without_seeds_is_tested_over_every_seed_of_the_baseline():
+    tables = [table("sft", seed, wins=lambda r, seed=seed: r % (seed + 2) == 0) for seed in (0, 1, 2)]
+    tables.append(table("ease", 0, wins=lambda r: r % 3 != 0))
+    (test,) = build(tables, baseline="sft", unseeded=("ease",))["paired"]
+    rows = {(row["method"], row["seed"]): row["hr@1"] for row in build(tables, baseline="sft")["rows"]}
+    assert test["seeds"] == [0, 1, 2] and not test["one_seed"]
+    assert test["difference"] == pytest.approx(rows["ease", 0] - np.mean([rows["sft", seed] for seed in (0, 1, 2)]))
+
+
 def test_one_seed_of_a_trained_method_gets_no_verdict():
     """However clear the difference: nothing is known about other seeds. Formulas have none, so theirs stands."""
     good, poor = table("dpo", wins=lambda r: True), table("sft", wins=lambda r: False)

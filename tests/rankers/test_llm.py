@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from sirius_rec.errors import ScoringError
+from sirius_rec.errors import DataError, ScoringError
 from sirius_rec.prompts.encoding import Encoder
 from sirius_rec.prompts.templates import TEMPLATES
 from sirius_rec.rankers.llm import LLMRanker
+from sirius_rec.rankers.yes_no import YesNoRanker
 from sirius_rec.scoring import scorer
 
 HISTORIES = [np.array([3, 4]), np.array([5]), np.array([0, 8, 9])]
@@ -101,3 +102,20 @@ def test_a_model_is_checked_once_for_each_kernel(
         model.set_attn_implementation(attention)
         LLMRanker(model, Encoder(tokenizer), TEMPLATES["music"], catalogue).score(HISTORIES[1:], SLATES[1:])
     assert checked == [[3], [3]]
+
+
+@pytest.mark.parametrize(
+    ("history", "slate", "message"),
+    [
+        ([0], [-1, 1], "candidates: row 0 holds item -1, the catalogue has 10 items"),
+        ([10], [1], "histories: row 0 holds item 10"),
+    ],
+)
+def test_an_item_outside_the_catalogue_is_no_title(
+    tokenizer: Any, tiny_llama: Callable[..., Any], catalogue: tuple[str, ...], history: list[int], slate: list[int],
+    message: str,
+) -> None:  # fmt: skip
+    for kind in (LLMRanker, YesNoRanker):
+        ranker = kind(tiny_llama(tokenizer), Encoder(tokenizer), TEMPLATES["music"], catalogue)
+        with pytest.raises(DataError, match=message):
+            ranker.score([np.array(history)], [np.array(slate)])

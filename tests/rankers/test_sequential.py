@@ -348,9 +348,9 @@ def test_refusals() -> None:
     with pytest.raises(DataError, match="holds item 99"):
         ranker.fit([np.array([1, 99])], N_ITEMS)
     ranker.fit(planted(5, 0), N_ITEMS)
-    with pytest.raises(DataError, match="candidates: row 1 holds an item outside"):
+    with pytest.raises(DataError, match="candidates: row 1 holds item 24, the catalogue has 24 items"):
         ranker.score([np.array([0])] * 2, [np.array([0]), np.array([24])])
-    with pytest.raises(DataError, match="histories: row 0 holds an item outside"):  # also where it is no longer read
+    with pytest.raises(DataError, match="histories: row 0 holds item 99"):  # also where it is no longer read
         ranker.score([np.array([99, *[1] * 30])], [np.array([0])])
     with pytest.raises(ScoringError, match="1 histories for 2 slates"):
         ranker.score([np.array([0])], [np.array([0]), np.array([1])])

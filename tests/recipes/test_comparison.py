@@ -15,11 +15,12 @@ from typer.testing import CliRunner
 from sirius_rec import cli
 from sirius_rec.config import parse_config
 from sirius_rec.data.store import open_dataset
-from sirius_rec.errors import ConfigError, RunError
+from sirius_rec.errors import ConfigError, DataError, RunError
 from sirius_rec.evaluation.floors import FLOORS
 from sirius_rec.evaluation.metrics import per_example, target_positions
 from sirius_rec.rankers.linear import EASE
 from sirius_rec.rankers.methods import METHODS
+from sirius_rec.rankers.sequential.options import PRESETS
 from sirius_rec.rankers.sequential.ranker import SequentialRanker
 from sirius_rec.recipes import baselines
 from sirius_rec.recipes.baselines import method_seeds
@@ -59,8 +60,12 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
 
 def test_every_method_on_the_same_slates(compared: tuple[Path, dict[str, Any], str]) -> None:
     run, found, output = compared
-    for name in ("morec s0", "gru4rec_paper s1", "conv s0"):  # as the table calls them, not their networks
+    # as the table calls them, not their networks
+    for name in ("morec s0", "gru4rec_paper s1  weight_decay 1e-07", "conv s0"):
         assert f"{name}  epoch 1  loss" in output
+    chosen = json.loads((RunFolder(run).method("gru4rec_paper", 1) / "done.json").read_text())["weight_decay"]
+    assert chosen in PRESETS["paper"]["gru4rec"].weight_decays
+    assert not list(run.rglob("unfinished*"))
     seeded = {"sasrec": [0, 1], "gru4rec_paper": [0, 1], "conv": [0, 1], "morec": [0, 1]}
     once = {key: [0] for key in (*FLOORS, "markov", "recency", "item_knn_shrunk", "ease")}
     slates = {"test-uniform-6-s0", "test-uniform-12-s0"}
@@ -72,7 +77,27 @@ def test_every_method_on_the_same_slates(compared: tuple[Path, dict[str, Any], s
     assert "EASE^R, l2=7" in output and "GRU4Rec, paper's settings, epochs=1" in output and "conv" in output
     sasrec = next(row for row in found["rows"] if row["method"] == "sasrec")
     assert sasrec["parameters"] == sasrec["trainable_parameters"] > 0 and sasrec["training_seconds"] > 0
+    assert next(row for row in found["rows"] if row["method"] == "popularity")["parameters"] is None
+    line = next(line for line in output.splitlines() if line.startswith("SASRec"))
+    assert f"{sasrec['parameters'] / 1e3:.3g}k" in line.split()
     assert not (run / "sft").exists() and not (run / "backbone").exists()
+
+
+def test_training_stops_by_validation_slates_alone(compared: tuple[Path, dict[str, Any], str]) -> None:
+    from sirius_rec.data.store import open_dataset
+
+    folder = RunFolder(compared[0])
+    dataset, config = open_dataset(folder.data), folder.config()
+    found = baselines._validation(config, dataset)
+    rows = dataset.examples("val")
+    histories = [list(h) for h in rows["history"].to_list()]
+    order = [histories.index(list(h)) for h in found.histories]
+    assert sorted(order) == list(range(rows.height)) and rows.height > 3
+    assert [int(c[t]) for c, t in zip(found.candidates, found.target, strict=True)] == rows["target"].gather(
+        order
+    ).to_list()
+    slates = dataset.slates("val-uniform-6-s0")["candidates"].gather(order).to_list()
+    assert [list(c) for c in found.candidates] == slates
 
 
 def test_the_table_holds_what_the_ranker_scores(compared: tuple[Path, dict[str, Any], str]) -> None:
@@ -139,6 +164,13 @@ def test_evaluate_trains_nothing(compared: tuple[Path, dict[str, Any], str], tmp
         ("[{method: sasrec, options: {epoch: 3}}]", r"methods.0 \(sasrec\): unknown option 'epoch'"),
         ("[{method: sasrec, options: {loss: hinge}}]", "unknown loss 'hinge'"),
         ("[{method: ease, options: {l2: -1}}]", "ease l2: -1"),
+        ("[{method: ease, options: {l2: x}}]", "l2 must be a number, got 'x'"),
+        ("[{method: item_knn_shrunk, options: {shrinkage: null}}]", "shrinkage must be a number, got None"),
+        ("[{method: sasrec, options: {epochs: ten}}]", "epochs must be a whole number, got 'ten'"),
+        ("[{method: sasrec, options: {network: gru4rec}}]", "unknown option 'network' of sasrec"),
+        ("[{method: morec, options: {encoder: 5}}]", "encoder must be text, got 5"),
+        ("[{method: morec, options: {tune: 'no'}}]", "tune must be true or false, got 'no'"),
+        ("[{method: morec, options: {encoder_learning_rate: -1}}]", "encoder_learning_rate must be positive"),
         ("[{method: markov, preset: paper}]", "markov has no settings of the paper"),
         ("[{method: markov, options: {order: 2}}]", "unknown option 'order' of markov: it takes none"),
     ],
@@ -149,6 +181,38 @@ def test_wrong_methods_are_one_line(methods: str, message: str) -> None:
     raw = yaml.safe_load(CONFIG) | {"methods": yaml.safe_load(methods)}
     with pytest.raises(ConfigError, match=message):
         parse_config(raw, "c.yaml")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"methods": ["sasrec", {"method": "morec", "options": {"encoder": "/no/such"}}]},
+            "no such folder",
+        ),
+        ({"methods": ["sasrec"], "data": {"slates": [{"size": 6, "splits": ["train", "test"]}]}}, "stop early on val"),
+        ({"methods": ["sasrec", "ease"]}, "ease: 80 items; its dense matrix is made for at most 50"),
+        ({"methods": ["sasrec", "recency"]}, "recency: every train row needs its timestamp"),
+    ],
+)
+def test_what_a_method_lacks_is_said_before_anything_is_trained(
+    tmp_path: Path, changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import yaml
+
+    from sirius_rec.rankers import linear
+
+    monkeypatch.setattr(linear, "EASE_ITEMS", 50)
+    if "recency" in changes["methods"]:
+        checked = linear.checked_times
+        monkeypatch.setattr(linear, "checked_times", lambda times, rows: checked(np.full(rows, np.nan), rows))
+    raw = yaml.safe_load(CONFIG)
+    raw["data"] |= changes.pop("data", {})
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(raw | changes))
+    result = CliRunner().invoke(cli.app, ["compare", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "run")])
+    assert result.exit_code != 0 and isinstance(result.exception, (ConfigError, DataError))
+    assert message in str(result.exception) and "\n" not in str(result.exception)
+    assert "epoch" not in result.output and not (tmp_path / "run" / "methods").exists()
 
 
 def test_every_method_has_a_label() -> None:

@@ -193,6 +193,22 @@ def test_llara_trains_its_own_sasrec_where_the_run_has_none(
     assert "LLaRA, paper's settings" in result.output and row(found, "llara_paper", SLATES[0])["training_seconds"] > 0
 
 
+def test_llara_builds_on_the_runs_sasrec_and_not_on_an_ablation(tmp_path: Path) -> None:
+    def folder_of(methods: str) -> Path:
+        config = parse_config(yaml.safe_load(CONFIG) | {"methods": yaml.safe_load(methods)}, "c.yaml")
+        llara = next(m for m in config.methods if m.method == "llara")
+        return language.sasrec_folder(run, config, llara, 0).relative_to(run.path)
+
+    run = RunFolder(tmp_path)
+    own, shared = Path("methods/llara/s0/sasrec"), Path("methods/sasrec/s0")
+    ablation = "{method: sasrec, name: bce, options: {loss: bce}}"
+    assert folder_of(f"[{ablation}, {{method: sasrec, preset: paper}}, llara]") == own
+    assert folder_of(f"[{ablation}, sasrec, llara]") == shared
+    (tmp_path / own).mkdir(parents=True)
+    (tmp_path / own / "done.json").write_text("{}")
+    assert folder_of("[sasrec, llara]") == own  # what it was trained on
+
+
 @pytest.mark.parametrize("main", [True, False])
 def test_of_several_processes_the_main_one_trains_llaras_network(monkeypatch: pytest.MonkeyPatch, main: bool) -> None:
     events: list[str] = []

@@ -15,6 +15,20 @@ from sirius_rec.rankers.floors import Floats, Items, _joined, _same_rows, _split
 EASE_ITEMS = 20_000
 
 
+def checked_times(timestamps: npt.ArrayLike, rows: int) -> Floats:
+    """float64 [rows]; DataError where a time is missing."""
+    times = np.asarray(timestamps, dtype=np.float64)
+    if times.shape != (rows,) or not np.isfinite(times).all():
+        raise DataError("recency: every train row needs its timestamp; sources of ready-made windows have none")
+    return times
+
+
+def check_size(n_items: int) -> None:
+    """ConfigError where EASE's matrix would be too large."""
+    if n_items > EASE_ITEMS:
+        raise ConfigError(f"ease: {n_items} items; its dense matrix is made for at most {EASE_ITEMS}, leave it out")
+
+
 class Recency:
     """Score = when the item was last a target in train (seconds); items that never were rank last, together."""
 
@@ -23,9 +37,7 @@ class Recency:
 
     def fit(self, targets: Items, timestamps: npt.ArrayLike, n_items: int) -> Recency:
         """targets, timestamps: of the train rows. DataError where a time is missing."""
-        times = np.asarray(timestamps, dtype=np.float64)
-        if times.shape != (len(targets),) or not np.isfinite(times).all():
-            raise DataError("recency: every train row needs its timestamp; sources of ready-made windows have none")
+        times = checked_times(timestamps, len(targets))
         target, _ = _joined([np.asarray(targets)], n_items, "targets")
         self.last_I = np.full(n_items, -np.inf)
         np.maximum.at(self.last_I, target, times)
@@ -95,8 +107,7 @@ class EASE:
         self.weights_II: Floats | None = None
 
     def fit(self, sequences: Sequence[Items], n_items: int) -> EASE:
-        if n_items > EASE_ITEMS:
-            raise ConfigError(f"ease: {n_items} items; its dense matrix is made for at most {EASE_ITEMS}, leave it out")
+        check_size(n_items)
         flat, lengths = _joined(sequences, n_items, "sequences")
         users = np.repeat(np.arange(len(lengths)), lengths)
         pairs = np.unique(users * n_items + flat)

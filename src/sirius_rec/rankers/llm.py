@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from sirius_rec.prompts.encoding import Encoder
 from sirius_rec.prompts.templates import Template
-from sirius_rec.rankers.protocol import Items
+from sirius_rec.rankers.protocol import Items, check_rows
 from sirius_rec.scoring.rows import PromptCompletions
 from sirius_rec.scoring.scorer import check_once, score_rows
 
@@ -48,7 +48,8 @@ class LLMRanker:
         self.progress = progress
 
     def prompts(self, histories: Sequence[Items], candidates: Sequence[Items]) -> list[str]:
-        """The prompt texts of rows, the slate in the order given."""
+        """The prompt texts of rows, the slate in the order given; errors as `check_rows`."""
+        check_rows(histories, candidates, len(self.titles))
         shown = self.shown
         return [
             self.template.render([shown[i] for i in history], [shown[i] for i in slate])

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from sirius_rec.errors import DataError, ScoringError
+
 Items = npt.NDArray[np.integer[Any]]
 
 
@@ -22,3 +24,17 @@ class Ranker(Protocol):
     def score(
         self, histories: Sequence[Items], candidates: Sequence[Items]
     ) -> Sequence[npt.NDArray[np.floating[Any]]]: ...
+
+
+def check_rows(histories: Sequence[Items], candidates: Sequence[Items], n_items: int) -> None:
+    """ScoringError where there is not one history per slate, DataError for an item outside 0 … n_items − 1."""
+    if len(histories) != len(candidates):
+        raise ScoringError(f"{len(histories)} histories for {len(candidates)} slates; give one history per slate")
+    for what, rows in (("histories", histories), ("candidates", candidates)):
+        for r, row in enumerate(rows):
+            items = np.asarray(row, dtype=np.int64)
+            outside = items[(items < 0) | (items >= n_items)]
+            if outside.size:
+                raise DataError(
+                    f"{what}: row {r} holds item {outside[0]}, the catalogue has {n_items} items (0 … {n_items - 1})"
+                )

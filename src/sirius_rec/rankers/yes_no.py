@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sirius_rec.errors import ScoringError
 from sirius_rec.prompts.encoding import Encoder
 from sirius_rec.prompts.templates import NO, YES, Template
-from sirius_rec.rankers.protocol import Items
+from sirius_rec.rankers.protocol import Items, check_rows
 from sirius_rec.scoring.rows import PromptCompletions
 from sirius_rec.scoring.scorer import check_once, score_rows
 
@@ -43,8 +42,7 @@ class YesNoRanker:
 
     def score(self, histories: Sequence[Items], candidates: Sequence[Items]) -> list[npt.NDArray[np.float32]]:
         """Log-odds of Yes, one array per row, aligned with its candidates."""
-        if len(histories) != len(candidates):
-            raise ScoringError(f"{len(histories)} histories for {len(candidates)} slates; give one history per slate")
+        check_rows(histories, candidates, len(self.titles))
         out: list[npt.NDArray[np.float32]] = []
         for start in range(0, len(histories), _SLATES):
             part = slice(start, start + _SLATES)

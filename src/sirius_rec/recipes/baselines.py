@@ -111,6 +111,10 @@ def fitted_network(method: MethodSection, config: Config, dataset: Dataset, fold
     return trained
 
 
+def no_validation_slates() -> ConfigError:
+    return ConfigError("data.slates: trained methods stop early on val slates, and the val split has none")
+
+
 def _validation(config: Config, dataset: Dataset) -> Any:
     """The validation slates that language models are watched on too."""
     from sirius_rec.evaluation.metrics import target_positions
@@ -118,7 +122,7 @@ def _validation(config: Config, dataset: Dataset) -> Any:
 
     name = validation_slates(config, dataset)
     if name is None:
-        raise ConfigError("data.slates: trained methods stop early on val slates, and the val split has none")
+        raise no_validation_slates()
     examples = dataset.examples("val")
     rows = validation_rows(config, examples.height)
     histories = [np.asarray(h) for h in examples[HISTORY].gather(rows.tolist()).to_list()]

@@ -28,17 +28,18 @@ def strongest_baseline(results: dict[str, Any], config: Config, slates: str) -> 
 
 
 def compare(run: RunFolder, config: Config, dataset: Dataset) -> dict[str, Any]:
-    """comparison.json: results.json without curves, tests against the strongest baseline, and per row of a trained
-    method its `parameters`, `trainable_parameters` and `training_seconds` (pretraining and SFT count for every arm, and
-    what a method builds on for that method); of a remote one what was spent (`SPENT`)."""
+    """comparison.json: results.json without curves, tests against the strongest baseline, and per row
+    `parameters`, `trainable_parameters` and `training_seconds`, null where nothing is trained (pretraining and SFT
+    count for every arm, and what a method builds on for that method); of a remote one what was spent (`SPENT`)."""
     slates = test_slates(config, dataset)
     results = gather(run, config, dataset, config.evaluation.baseline)
     baseline = strongest_baseline(results, config, slates[0])
     if baseline != results["baseline"]:
         results = gather(run, config, dataset, baseline)
     costs = _costs(run, config)
+    nothing = dict.fromkeys(("parameters", "trainable_parameters", "training_seconds"))
     for row in results["rows"]:
-        row |= costs.get((row["method"], row["seed"]), {})
+        row |= nothing | costs.get((row["method"], row["seed"]), {})
     results["notes"].append(
         f"Tests are against {baseline}, chosen for its HR@1 on {slates[0]}: the choice sees the test rows, which makes "
         "it harder to beat and easier to lose against."

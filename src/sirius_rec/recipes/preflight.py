@@ -12,7 +12,7 @@ from sirius_rec.config import Config
 from sirius_rec.errors import ConfigError, PromptError
 from sirius_rec.prompts.templates import NO, YES
 from sirius_rec.recipes.run_folder import RunFolder
-from sirius_rec.schema import CANDIDATES, HISTORY, SlateName
+from sirius_rec.schema import CANDIDATES, HISTORY, TIMESTAMP, SlateName
 
 if TYPE_CHECKING:
     from sirius_rec.data.store import Dataset
@@ -73,6 +73,30 @@ def check_prompts(run: RunFolder, config: Config, dataset: Dataset) -> None:
     for name in sorted(used & set(dataset.slate_names)):
         for form, kind, encoder in asked:
             _check_slates(dataset, encoder, form, kind, name, context)
+
+
+def check_methods(run: RunFolder, config: Config, dataset: Dataset) -> None:
+    """What methods that are not done lack, said before anything is trained: an encoder, timestamps, room for a matrix,
+    slates to stop by."""
+    from sirius_rec.rankers.linear import check_size, checked_times
+    from sirius_rec.rankers.methods import METHODS, network_options
+    from sirius_rec.rankers.sequential.morec import check_encoder
+    from sirius_rec.recipes.baselines import DONE, method_seeds, no_validation_slates
+    from sirius_rec.recipes.records import validation_slates
+
+    for method in config.methods:
+        if all((run.method(method.key, seed) / DONE).is_file() for seed in method_seeds(config, method)):
+            continue
+        network = METHODS[method.method].kind == "sequential" or method.method == "llara"
+        if network and validation_slates(config, dataset) is None:
+            raise no_validation_slates()
+        if method.method == "morec":
+            check_encoder(network_options("morec", method.preset, method.options).encoder)
+        elif method.method == "ease":
+            check_size(dataset.n_items)
+        elif method.method == "recency":
+            train = dataset.examples("train")
+            checked_times(train[TIMESTAMP].to_numpy(), train.height)
 
 
 def _check_marks(dataset: Dataset, encoder: Encoder, form: Template, name: str) -> None:

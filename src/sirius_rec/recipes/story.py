@@ -98,14 +98,17 @@ def run_stages(run: RunFolder, config: Config, stages: Iterable[str], say: Say) 
     Under torchrun called by every process: the main one prepares, all train and score.
     """
     from sirius_rec.recipes import models
-    from sirius_rec.recipes.preflight import check_prompts
+    from sirius_rec.recipes.preflight import check_methods, check_prompts
 
+    stages = tuple(stages)
     processes.join(cpu=models.on_cpu(config))
     with run.lock():
         if processes.is_main():
             try:
                 models.check_device(config)
                 dataset = prepare_data(config, run, say)
+                if "evaluate" in stages:
+                    check_methods(run, config, dataset)
                 if config.needs_backbone:
                     models.prepare_backbone(run, config, dataset)
                     check_prompts(run, config, dataset)

@@ -46,6 +46,8 @@ class MoRecOptions(SequentialOptions):
         super().__post_init__()
         if self.network != "sasrec":
             raise ConfigError(f"network '{self.network}': MoRec is SASRec over texts, leave it out")
+        if self.encoder_learning_rate is not None and not self.encoder_learning_rate > 0:
+            raise ConfigError(f"encoder_learning_rate must be positive, got {self.encoder_learning_rate}")
         if self.encoder == TINY and not self.tune:
             raise ConfigError("tune: false leaves the tiny encoder random: tune it, or name a trained encoder")
         if self.tune and self.loss == "full_softmax":
@@ -263,12 +265,8 @@ def load_encoder(name: str, titles: Sequence[str], dimension: int) -> tuple[Any,
     else:
         from transformers import AutoModel, AutoTokenizer
 
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(name)
-            encoder = AutoModel.from_pretrained(name, dtype=torch.float32)
-        except Exception as error:  # the hub raises many kinds
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ConfigError(f"encoder '{name}': cannot be loaded ({first})") from error
+        tokenizer = _pretrained(name, AutoTokenizer)
+        encoder = _pretrained(name, AutoModel, dtype=torch.float32)
     rows = tokenizer(list(titles), truncation=True, max_length=_TOKENS)["input_ids"]
     empty = next((title for title, row in zip(titles, rows, strict=True) if not row), None)
     if empty is not None:
@@ -277,6 +275,25 @@ def load_encoder(name: str, titles: Sequence[str], dimension: int) -> tuple[Any,
     for r, row in enumerate(rows):
         token_ids_IL[r, : len(row)] = torch.tensor(row)
     return encoder, token_ids_IL
+
+
+def check_encoder(name: str) -> None:
+    """ConfigError in one line if the encoder cannot be had; reads its configuration and tokenizer alone."""
+    if name != TINY:
+        from transformers import AutoConfig, AutoTokenizer
+
+        for kind in (AutoConfig, AutoTokenizer):
+            _pretrained(name, kind)
+
+
+def _pretrained(name: str, kind: Any, **options: Any) -> Any:
+    if name.startswith(("/", ".", "~")) and not Path(name).is_dir():
+        raise ConfigError(f"encoder '{name}': no such folder: name a local folder or a Hugging Face id")
+    try:
+        return kind.from_pretrained(name, **options)
+    except Exception as error:  # the hub raises many kinds
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"encoder '{name}': cannot be loaded ({first})") from error
 
 
 def _tiny(titles: Sequence[str], dimension: int) -> tuple[Any, Any]:

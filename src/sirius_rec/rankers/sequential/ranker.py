@@ -20,7 +20,7 @@ from torch import Tensor
 from sirius_rec.errors import ConfigError, DataError, RunError, ScoringError, TrainingError
 from sirius_rec.evaluation.metrics import per_example
 from sirius_rec.rankers.option_types import typed
-from sirius_rec.rankers.protocol import Items
+from sirius_rec.rankers.protocol import Items, check_rows
 from sirius_rec.rankers.sequential.losses import LOSSES
 from sirius_rec.rankers.sequential.networks import NETWORKS, Network
 from sirius_rec.rankers.sequential.options import SequentialOptions
@@ -209,18 +209,12 @@ class SequentialRanker:
         """float32 scores per row, aligned with its candidates."""
         if self.network is None or self.seen_I is None:
             raise ScoringError(f"{self.options.network}: not fitted; call fit(sequences, n_items) first")
-        if len(histories) != len(candidates):
-            raise ScoringError(f"{len(histories)} histories for {len(candidates)} slates; give one history per slate")
         n_items = self.network.n_items
+        check_rows(histories, candidates, n_items)
         out: list[Floats] = []
         for start in range(0, len(histories), _ROWS):
             slates = [np.asarray(c, dtype=np.int64) for c in candidates[start : start + _ROWS]]
-            whole = [np.asarray(h, dtype=np.int64) for h in histories[start : start + _ROWS]]
-            for what, rows in (("candidates", slates), ("histories", whole)):
-                for r, row in enumerate(rows):
-                    if len(row) and (row.min() < 0 or row.max() >= n_items):
-                        raise DataError(f"{what}: row {start + r} holds an item outside 0 … {n_items - 1}")
-            recent = [history[-self.options.length :] for history in whole]
+            recent = [np.asarray(h, dtype=np.int64)[-self.options.length :] for h in histories[start : start + _ROWS]]
             state_BD = self.network(torch.from_numpy(left_padded(recent, n_items, self.options.length)))[:, -1]
             items_BC = left_padded(slates, 0)
             width = items_BC.shape[1]
