@@ -33,7 +33,8 @@ def test_the_same_configuration_goes_on(mini: Mini, tmp_path: Path) -> None:
         ("seeds=[1]", r"seeds: \[0\] there, \[1\] here"),
         ("compute.threads=2", r"compute\.threads: 1 there, 2 here"),
         ("backbone.pretrain=null", r"backbone\.pretrain: \{.*\} there, None here"),
-        ("arms=[dpo]", "arms: "),
+        ("arms=[dpo]", r"arms\.dpo_sirius: begun there, missing here"),
+        ("data.slates=[{size: 8}]", r"data\.slates\.0\.size: 6 there, 8 here"),
     ],
 )
 def test_another_configuration_is_refused(mini: Mini, tmp_path: Path, override: str, difference: str) -> None:
@@ -54,12 +55,14 @@ def test_seeds_arms_and_methods_may_be_added(mini: Mini, tmp_path: Path) -> None
     assert run.config_file.read_bytes() == before
     run.adopt(more)
     assert run.config() == more
+    with pytest.raises(RunError, match=r"another configuration \(seeds: \[0, 1\] there, \[0\] here\)"):
+        open_run(run.path, mini("arms=[dpo_sirius, dpo, softmax_dpo]", "methods=[markov]"))
     # nothing was begun of any arm or method: they may still be mended or taken away; seeds stay
     open_run(run.path, mini("seeds=[0, 1]"))
     for key in ("dpo", "dpo_sirius", "softmax_dpo"):
         run.stage(key, 0).mkdir(parents=True)
-    with pytest.raises(RunError, match=r"another configuration \(arms: "):
-        open_run(run.path, mini())
+    with pytest.raises(RunError, match=r"another configuration \(arms\.dpo: begun there, missing here\)"):
+        open_run(run.path, mini("seeds=[0, 1]"))
     with pytest.raises(RunError, match=r"another configuration \(align\.epochs: 2 there, 3 here\)"):
         open_run(
             run.path,

@@ -37,7 +37,7 @@ METHODS: dict[str, Method] = {
     "sasrec": Method("SASRec", "sequential", trained=True),
     "morec": Method("MoRec (SASRec over titles)", "sequential", trained=True),
     "zero_shot": Method("Zero-shot LLM", "language", options=("slate",)),
-    # TALLRec as published: yes or no for each item.
+    # The form of the publication: yes or no for each item.
     "tallrec": Method("TALLRec (yes/no per item)", "language", trained=True, options=("negatives",), stage=True),
     # What the SIRIUS paper's tables call TALLRec (its E.3.1): titles from a prompt that shows the slate.
     "tallrec_listwise": Method("TALLRec (listwise)", "language", trained=True, stage=True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 from sirius_rec.config import Config, MethodSection
@@ -9,12 +10,15 @@ from sirius_rec.rankers.chat.client import ChatClient
 from sirius_rec.rankers.chat.options import chat_options
 from sirius_rec.rankers.chat.ranker import ChatRanker
 from sirius_rec.recipes import evaluation
-from sirius_rec.recipes.job import Ticker
+from sirius_rec.recipes.job import Ticker, say
 from sirius_rec.recipes.run_folder import RunFolder, write_json
 from sirius_rec.schema import TARGET, SlateName
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from sirius_rec.data.store import Dataset
+    from sirius_rec.rankers.chat.options import ChatOptions
     from sirius_rec.rankers.chat.parsing import Ranking
 
 
@@ -22,19 +26,44 @@ def ask_and_score(run: RunFolder, config: Config, dataset: Dataset, method: Meth
     """Answers lie in the method's folder, so that a run that was stopped asks only for the rest."""
     folder, names = run.method(method.key, seed), evaluation.model_slates(config, dataset)
     there = all(evaluation.all_there(run, config, method.key, seed, name) for name in names)
-    if there and (folder / "done.json").is_file():
+    options, done = chat_options(method.options), folder / "done.json"
+    if there and done.is_file():
+        _price_again(done, options)
         return
-    client = ChatClient(chat_options(method.options), folder / "answers")
-    ranker = ChatRanker(client, config.prompts.form(), dataset.titles)
+    ranker = _ranker(run, config, dataset, method, seed)
+    asked = silent = 0
     for number, name in enumerate(names):
         histories, candidates = evaluation.slate_arrays(dataset, name)
         ranker.progress = Ticker(f"{method.key} on {name}", len(histories))
         found = ranker.rankings(histories, candidates)
+        asked, silent = asked + len(found), silent + sum(not ranking.order for ranking in found)
         scores = [ranking.scores(len(slate)) for ranking, slate in zip(found, candidates, strict=True)]
         evaluation.write_scores(run, config, dataset, method.key, seed, name, scores)
         if number == 0 and config.evaluation.generation_rows:
             _write_answers(run, config, dataset, method.key, seed, name, found)
-    write_json(folder / "done.json", {"parameters": None, "seconds": 0.0, **ranker.spent()})
+    write_json(done, {"parameters": None, "seconds": 0.0, **ranker.spent()})
+    if silent:
+        say(f"{method.key}: {silent} of {asked} answers named no candidate; what they say is in {folder / 'answers'}")
+
+
+def ask_first(run: RunFolder, config: Config, dataset: Dataset, method: MethodSection, seed: int) -> None:
+    """Ask about one row, whose answer is kept, so that a wrong key or address is known before others are trained."""
+    name = evaluation.model_slates(config, dataset)[0]
+    histories, candidates = evaluation.slate_arrays(dataset, name)
+    _ranker(run, config, dataset, method, seed).rankings(histories[:1], candidates[:1])
+
+
+def _ranker(run: RunFolder, config: Config, dataset: Dataset, method: MethodSection, seed: int) -> ChatRanker:
+    client = ChatClient(chat_options(method.options), run.method(method.key, seed) / "answers")
+    return ChatRanker(client, config.prompts.form(), dataset.titles)
+
+
+def _price_again(done: Path, options: ChatOptions) -> None:
+    """The cost at today's prices, which may have been mended since."""
+    kept = json.loads(done.read_text())
+    cost = options.cost(kept["prompt_tokens"], kept["completion_tokens"])
+    if cost != kept["cost"]:
+        write_json(done, {**kept, "cost": cost})
 
 
 def _write_answers(

@@ -107,7 +107,7 @@ def _zero_shot(run: RunFolder, config: Config, dataset: Dataset, method: MethodS
 
 
 def _tallrec(run: RunFolder, config: Config, dataset: Dataset, method: MethodSection, seed: int) -> None:
-    """TALLRec as published: is this the next item, Yes or No; the target and sampled others of the train slate.
+    """TALLRec: is this the next item, Yes or No; the target and sampled others of the train slate.
 
     The stage's examples are rows; every row is 1 + `negatives` questions.
     """

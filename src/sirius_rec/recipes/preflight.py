@@ -77,11 +77,12 @@ def check_prompts(run: RunFolder, config: Config, dataset: Dataset) -> None:
 
 def check_methods(run: RunFolder, config: Config, dataset: Dataset) -> None:
     """What methods that are not done lack, said before anything is trained: an encoder, timestamps, room for a matrix,
-    slates to stop by."""
+    slates to stop by, an endpoint that answers."""
     from sirius_rec.rankers.linear import check_size, checked_times
     from sirius_rec.rankers.methods import METHODS, network_options
     from sirius_rec.rankers.sequential.morec import check_encoder
     from sirius_rec.recipes.baselines import DONE, method_seeds, no_validation_slates
+    from sirius_rec.recipes.chat import ask_first
     from sirius_rec.recipes.records import validation_slates
 
     for method in config.methods:
@@ -94,6 +95,8 @@ def check_methods(run: RunFolder, config: Config, dataset: Dataset) -> None:
             check_encoder(network_options("morec", method.preset, method.options).encoder)
         elif method.method == "ease":
             check_size(dataset.n_items)
+        elif method.method == "chatrec":
+            ask_first(run, config, dataset, method, 0)
         elif method.method == "recency":
             train = dataset.examples("train")
             checked_times(train[TIMESTAMP].to_numpy(), train.height)

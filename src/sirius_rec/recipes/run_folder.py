@@ -29,6 +29,7 @@ from typing import Any
 
 from sirius_rec.config import ArmSection, Config, MethodSection, load_config
 from sirius_rec.errors import RunError
+from sirius_rec.rankers.chat.options import PLUMBING
 
 # Sections that change how a run is computed but not what comes out.
 _FREE = {"compute": {"jobs"}}
@@ -36,6 +37,7 @@ _FREE = {"compute": {"jobs"}}
 _GROW = ("seeds", "arms", "methods")
 ENVIRONMENT = "environment.json"
 _LOCK = ".lock"
+_UNSET = object()
 _VERSIONS = ("sirius-rec", "torch", "transformers", "peft", "accelerate", "tokenizers", "polars", "numpy")
 
 
@@ -168,17 +170,17 @@ class RunFolder:
 def open_run(path: Path, config: Config) -> RunFolder:
     """Make the run folder, or go on in one of the same configuration, to which seeds, arms and methods may be added.
 
-    Arms and methods of which nothing was begun may also be changed or taken away. A changed configuration is written
-    by `RunFolder.adopt`, once it is known to be sound and nobody else works in the folder.
+    Arms and methods of which nothing was begun may also be changed or taken away; a method's own seeds may grow, and
+    chatrec's `PLUMBING` may change. A changed configuration is written by `RunFolder.adopt`, once it is known to be
+    sound and nobody else works in the folder.
 
     RunError if it was made with another configuration (naming the first difference) or holds something else.
     """
     folder = RunFolder(path)
     if folder.config_file.is_file():
         there, here = folder.config().model_dump(mode="json"), config.model_dump(mode="json")
-        begun = {place: _begun(folder, place, there[place]) for place in _GROW}
-        grown = [place for place in _GROW if all(entry in here[place] for entry in begun[place])]
-        difference = _difference({**there, **{place: here[place] for place in grown}}, here)
+        difference = _difference({**there, **{place: here[place] for place in _GROW}}, here)
+        difference = difference or _lost(folder, there, here)
         if difference:
             raise RunError(
                 f"{path}: this run folder was made with another configuration ({difference}): choose another --out"
@@ -201,26 +203,54 @@ def _write_config(folder: RunFolder, config: Config) -> None:
     temporary.replace(folder.config_file)
 
 
-def _begun(folder: RunFolder, place: str, entries: list[Any]) -> list[Any]:
-    """Of seeds, arms or methods, those that must stay: all seeds, and what has a folder or scores."""
-    if place == "seeds":
-        return entries
-    kind = ArmSection if place == "arms" else MethodSection
+def _lost(folder: RunFolder, there: dict[str, Any], here: dict[str, Any]) -> str | None:
+    """In words, the first seed that `here` lacks, or begun arm or method that it lacks or changes."""
+    if not set(there["seeds"]) <= set(here["seeds"]):
+        return f"seeds: {there['seeds']!r} there, {here['seeds']!r} here"
+    for place, kind in (("arms", ArmSection), ("methods", MethodSection)):
+        now = {kind(**entry).key: entry for entry in here[place]}
+        for before in there[place]:
+            key = kind(**before).key
+            if not _begun(folder, key):
+                continue
+            if key not in now:
+                return f"{place}.{key}: begun there, missing here"
+            old, new = (entry.get("seeds") or run["seeds"] for entry, run in ((before, there), (now[key], here)))
+            if not set(old) <= set(new):
+                return f"{place}.{key}.seeds: {old!r} there, {new!r} here"
+            found = _difference(_counting(before), _counting(now[key]), f"{place}.{key}")
+            if found:
+                return found
+    return None
 
-    def has_begun(key: str) -> bool:
-        made = (folder.stage(key, 0).parent, folder.method(key, 0).parent)
-        return any(path.exists() for path in made) or any(folder.scores.glob(f"{key}-s[0-9]*"))
 
-    return [entry for entry in entries if has_begun(kind(**entry).key)]
+def _begun(folder: RunFolder, key: str) -> bool:
+    """Whether an arm or method has a folder or scores."""
+    made = (folder.stage(key, 0).parent, folder.method(key, 0).parent)
+    return any(path.exists() for path in made) or any(folder.scores.glob(f"{key}-s[0-9]*"))
+
+
+def _counting(entry: dict[str, Any]) -> dict[str, Any]:
+    """What of an arm or method decides what comes out, with one seed."""
+    out = {key: value for key, value in entry.items() if key != "seeds"}
+    if entry.get("method") == "chatrec":
+        out["options"] = {key: value for key, value in entry["options"].items() if key not in PLUMBING}
+    return out
 
 
 def _difference(old: Any, new: Any, place: str = "") -> str | None:
     """The first place where two configurations differ, in words."""
+    lists = isinstance(old, list) and isinstance(new, list)
+    if lists and all(isinstance(entry, dict) for entry in (*old, *new)):
+        old, new = (dict(enumerate(entries)) for entries in (old, new))
     if isinstance(old, dict) and isinstance(new, dict):
         free = _FREE.get(place, set())
-        for key in sorted({*old, *new} - free):
-            found = _difference(old.get(key), new.get(key), f"{place}.{key}" if place else key)
+        for key in sorted({*old, *new} - free, key=str):
+            found = _difference(old.get(key, _UNSET), new.get(key, _UNSET), f"{place}.{key}" if place else str(key))
             if found:
                 return found
         return None
-    return None if old == new else f"{place}: {old!r} there, {new!r} here"
+    if old == new:
+        return None
+    said = ("not set" if value is _UNSET else repr(value) for value in (old, new))
+    return "{}: {} there, {} here".format(place, *said)

@@ -6,6 +6,7 @@ import email.utils
 import json
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 
 from sirius_rec.errors import ConfigError, ScoringError
 from sirius_rec.rankers.chat.client import ChatClient
-from sirius_rec.rankers.chat.options import ChatOptions, chat_options
+from sirius_rec.rankers.chat.options import PLUMBING, ChatOptions, chat_options
 
 KEY = "sk-Zx81-never-to-be-seen"
 PROMPTS = [f"prompt {n}" for n in range(12)]
@@ -142,6 +143,34 @@ def test_nobody_there(endpoint: Any, tmp_path: Path) -> None:
         client(endpoint, tmp_path, retries=1).ask_all(["x"])
 
 
+def test_the_folder_is_made_for_the_first_answer(endpoint: Any, tmp_path: Path) -> None:
+    """Without an answer nothing has begun, and the configuration may still be mended."""
+    endpoint.faults = [404]
+    with pytest.raises(ScoringError, match="HTTP 404"):
+        client(endpoint, tmp_path / "method" / "answers").ask_all(["x"])
+    assert not (tmp_path / "method").exists()
+    client(endpoint, tmp_path / "method" / "answers").ask_all(["x"])
+    assert len(list((tmp_path / "method" / "answers").rglob("*.json"))) == 1
+
+
+def test_pauses_double_from_backoff_on(endpoint: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each between half and one and a half of 10, 20, 40, … seconds, and not the same for everybody."""
+
+    def pauses(folder: str) -> list[float]:
+        endpoint.faults = [500] * 5
+        asking = client(endpoint, tmp_path / folder, backoff=10.0, retries=5)
+        waited: list[float] = []
+        monkeypatch.setattr(asking._stop, "wait", lambda seconds: bool(waited.append(seconds)))
+        asking.ask_all(["x"])
+        return [seconds for seconds in waited if seconds > 0.1]
+
+    found = [pauses(str(n)) for n in range(4)]
+    for row in found:
+        assert len(row) == 5
+        assert all(0.5 * 10 * 2**n <= seconds <= 1.5 * 10 * 2**n for n, seconds in enumerate(row))
+    assert len({row[0] for row in found}) > 1
+
+
 def test_redirects_do_not_carry_the_key_away(
     serve: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,6 +266,11 @@ def test_wrong_options_are_one_line_without_the_key(options: dict[str, Any], mes
     with pytest.raises(ConfigError) as caught:
         chat_options(options)
     assert message in str(caught.value) and KEY not in str(caught.value)
+
+
+def test_every_option_either_decides_answers_or_is_plumbing() -> None:
+    """A new option must be put on one side: what decides answers may not change in a run folder."""
+    assert {f.name for f in fields(ChatOptions)} == {"model", "parameters", *PLUMBING}
 
 
 def test_cost_is_per_million_tokens() -> None:

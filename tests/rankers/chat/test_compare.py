@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import yaml
 from typer.testing import CliRunner
 
 from sirius_rec import cli
-from sirius_rec.errors import ScoringError
+from sirius_rec.errors import RunError, ScoringError
+from sirius_rec.recipes.run_folder import RunFolder
 
 KEY = "sk-Qy42-never-to-be-seen"
 
@@ -97,3 +99,100 @@ def test_a_wrong_key_is_one_line(endpoint: Any, tmp_path: Path, monkeypatch: pyt
     assert isinstance(result.exception, ScoringError)
     assert "does not accept the key in $CHAT_KEY (HTTP 401)" in str(result.exception)
     assert "sk-wrong" not in str(result.exception) + result.output
+
+
+def replies_from(endpoint: Any, folder: Path) -> Any:
+    """Compare against an endpoint that is there."""
+    result = compare(config(folder, endpoint))
+    assert result.exit_code == 0, (result.output, result.exception)
+    return result
+
+
+def test_after_a_dead_endpoint_the_address_is_mended_in_the_same_folder(
+    serve: Callable[..., Any], endpoint: Any, tmp_path: Path
+) -> None:
+    dead = serve(alphabetical)
+    dead.close()
+    result = compare(config(tmp_path, dead))
+    assert isinstance(result.exception, ScoringError) and "cannot be reached" in str(result.exception)
+    run = RunFolder(tmp_path / "run")
+    assert not (run.path / "methods").exists()
+    replies_from(endpoint, tmp_path)
+    assert endpoint.requests and run.config().methods[0].options["base_url"] == endpoint.base_url
+
+
+@pytest.mark.parametrize("change", ["other options", "another address", "gone", "another model"])
+def test_what_may_change_once_some_answers_are_kept(
+    serve: Callable[..., Any], endpoint: Any, tmp_path: Path, change: str
+) -> None:
+    endpoint.faults = [None] * 10 + [500] * 1000
+    assert isinstance(compare(config(tmp_path, endpoint)).exception, ScoringError)
+    kept = len(list((tmp_path / "run").rglob("answers/*/*.json")))
+    endpoint.faults = [500, 500]
+    before = len(endpoint.requests)
+    if change in ("gone", "another model"):
+        file = config(tmp_path, endpoint, model="large")
+        if change == "gone":
+            file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"methods": ["markov"]}))
+        said = {"gone": "methods.chatrec: begun there, missing here",
+                "another model": "methods.chatrec.options.model: 'small' there, 'large' here"}[change]  # fmt: skip
+        with pytest.raises(RunError, match=re.escape(f"another configuration ({said})")):
+            raise compare(file).exception
+        return
+    if change == "another address":
+        other = serve(alphabetical)
+        replies_from(other, tmp_path)
+        assert len(endpoint.requests) == before and other.requests
+        return
+    mended = {"timeout": 9.0, "retries": 4, "requests_per_minute": 60000, "concurrency": 1, "price_in": 1.0}
+    result = compare(config(tmp_path, endpoint, **mended))
+    assert result.exit_code == 0, (result.output, result.exception)
+    rows = json.loads((tmp_path / "t.json").read_text())["rows"]
+    row = next(r for r in rows if r["method"] == "chatrec")
+    assert len(endpoint.requests) - before == row["requests"] - kept + 2, "two faults, which one retry did not survive"
+    assert row["cost"] == pytest.approx(row["prompt_tokens"] / 1e6, abs=1e-6)
+
+
+def test_without_any_answer_chatrec_may_be_taken_away_again(endpoint: Any, tmp_path: Path) -> None:
+    endpoint.faults = [404] * 1000
+    assert isinstance(compare(config(tmp_path, endpoint)).exception, ScoringError)
+    file = config(tmp_path, endpoint)
+    raw = yaml.safe_load(file.read_text())
+    file.write_text(yaml.safe_dump(raw | {"methods": ["markov"]}))
+    result = compare(file)
+    assert result.exit_code == 0 and "chatrec" not in (tmp_path / "t.json").read_text()
+
+
+def test_mended_prices_are_those_of_the_table(endpoint: Any, tmp_path: Path) -> None:
+    replies_from(endpoint, tmp_path)
+    asked = len(endpoint.requests)
+    assert compare(config(tmp_path, endpoint, price_out=1000.0)).exit_code == 0
+    row = next(r for r in json.loads((tmp_path / "t.json").read_text())["rows"] if r["method"] == "chatrec")
+    assert row["cost"] == pytest.approx(3 * asked / 1e3) and len(endpoint.requests) == asked
+
+
+def test_answers_that_name_nobody_are_counted_at_the_end(
+    serve: Callable[..., Any], endpoint: Any, tmp_path: Path
+) -> None:
+    assert "named no candidate" not in replies_from(endpoint, tmp_path).output
+    (tmp_path / "b").mkdir()
+    shy = serve(lambda prompt: "I cannot say." if len(prompt) % 2 else alphabetical(prompt))
+    result = replies_from(shy, tmp_path / "b")
+    silent = sum(len(r["messages"][0]["content"]) % 2 for r in shy.requests)
+    assert 0 < silent < len(shy.requests)
+    assert f"chatrec: {silent} of {len(shy.requests)} answers named no candidate" in result.output
+    assert result.output.count("named no candidate") == 1
+
+
+def test_an_endpoint_that_fails_is_known_before_anything_is_trained(endpoint: Any, tmp_path: Path) -> None:
+    file = config(tmp_path, endpoint)
+    raw = yaml.safe_load(file.read_text())
+    raw["methods"].insert(0, {"method": "sasrec", "options": {"epochs": 1}})
+    file.write_text(yaml.safe_dump(raw))
+    endpoint.faults = [401] * 1000
+    result = compare(file)
+    assert isinstance(result.exception, ScoringError) and "\n" not in str(result.exception)
+    assert "epoch" not in result.output and not (tmp_path / "run" / "methods").exists()
+    endpoint.faults = []
+    result = compare(file)
+    assert result.exit_code == 0 and "sasrec s0  epoch 1" in result.output

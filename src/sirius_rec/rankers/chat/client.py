@@ -62,7 +62,8 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 class ChatClient:
     """Asks `options.model` prompts, one user message each.
 
-    cache: folder of the answers. Raises ConfigError for a key that cannot be one.
+    cache: folder of the answers, made for the first of them: a method without any has not begun. Raises ConfigError for
+    a key that cannot be one.
     """
 
     def __init__(self, options: ChatOptions, cache: Path) -> None:
@@ -80,7 +81,6 @@ class ChatClient:
         Raises ScoringError, with the number of answers kept, when the endpoint fails for good. progress gets the number
         of prompts just answered.
         """
-        self.cache.mkdir(parents=True, exist_ok=True)
         self._stop.clear()
         times = Counter(prompts)
         found = {prompt: self._cached(prompt) for prompt in times}

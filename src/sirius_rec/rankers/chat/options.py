@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from sirius_rec.errors import ConfigError
@@ -14,6 +14,11 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # Sent unless `parameters` says otherwise; null there takes one out.
 _DEFAULTS: dict[str, Any] = {"temperature": 0, "max_tokens": 2048}
 _OURS = ("model", "messages", "stream", "n")
+# How answers are fetched and what they cost, not what they say: they may be mended while a run is under way.
+PLUMBING: Final = (
+    "base_url", "key_env", "timeout", "retries", "backoff", "requests_per_minute", "concurrency", "price_in",
+    "price_out",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ class ChatOptions:
         return {key: value for key, value in {**_DEFAULTS, **self.parameters}.items() if value is not None}
 
     def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
-        return (prompt_tokens * self.price_in + completion_tokens * self.price_out) / 1e6
+        return round((prompt_tokens * self.price_in + completion_tokens * self.price_out) / 1e6, 6)
 
 
 def chat_options(options: Mapping[str, Any]) -> ChatOptions:

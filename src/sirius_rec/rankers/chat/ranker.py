@@ -8,11 +8,10 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from sirius_rec.errors import ScoringError
 from sirius_rec.prompts.templates import Template
 from sirius_rec.rankers.chat.client import ChatClient, Reply
 from sirius_rec.rankers.chat.parsing import Ranking, parse_ranking
-from sirius_rec.rankers.protocol import Items
+from sirius_rec.rankers.protocol import Items, check_rows
 
 # What a remote method cost, in done.json and in comparisons; request_seconds adds up requests that ran side by side.
 SPENT: Final = ("requests", "prompt_tokens", "completion_tokens", "cost", "request_seconds")
@@ -38,8 +37,7 @@ class ChatRanker:
 
     def rankings(self, histories: Sequence[Items], candidates: Sequence[Items]) -> list[Ranking]:
         """What was answered about each row."""
-        if len(histories) != len(candidates):
-            raise ScoringError(f"{len(histories)} histories for {len(candidates)} slates; give one history per slate")
+        check_rows(histories, candidates, len(self.titles))
         slates = [[self.titles[i] for i in slate] for slate in candidates]
         prompts = [
             self.template.render_ranking([self.titles[i] for i in history], slate)
@@ -58,6 +56,6 @@ class ChatRanker:
         """`SPENT` of every answer used so far, also of those that were in the cache already."""
         replies = list(self._replies.values())
         prompt, completion = (sum(getattr(r, f"{part}_tokens") for r in replies) for part in ("prompt", "completion"))
-        cost = round(self.client.options.cost(prompt, completion), 6)
+        cost = self.client.options.cost(prompt, completion)
         seconds = round(sum(r.seconds for r in replies), 1)
         return dict(zip(SPENT, (len(replies), prompt, completion, cost, seconds), strict=True))
