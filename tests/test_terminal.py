@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from sirius_rec.terminal import print_diagnostics, print_results
+from sirius_rec.terminal import _short, print_diagnostics, print_results
 
 
 def row(method: str, label: str, hit: float, **more: Any) -> dict[str, Any]:
@@ -77,3 +77,8 @@ def test_diagnostics_are_blocks() -> None:
     assert lines[1] == "DPO: no reward margin logged"
     assert "  margin first → last       0.10 → 0.90" in lines
     assert "  HR@1 first / peak / last  0.100 / 0.950 / 0.900" in lines
+
+
+def test_short_numbers() -> None:
+    numbers = {999: "999", 1000: "1k", 156_101: "156k", 999_600: "1M", 1_234_567: "1.23M", 999_700_000: "1B"}
+    assert {number: _short(number) for number in numbers} == numbers

@@ -55,9 +55,9 @@ def _print_comparison_part(
 
 
 def _short(number: int) -> str:
-    """1234567 as 1.2M."""
+    """1234567 as 1.23M."""
     for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
+        if number >= 0.9995 * size:  # what rounds to 1000 of the smaller unit is 1 of this one
             return f"{number / size:.3g}{unit}"
     return str(number)
 

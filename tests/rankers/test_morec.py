@@ -14,7 +14,7 @@ from sirius_rec.evaluation.metrics import per_example
 from sirius_rec.rankers.sequential.losses import LOSSES
 from sirius_rec.rankers.sequential.morec import MoRecOptions, MoRecRanker, load_encoder, mean_over_tokens, morec_options
 from sirius_rec.rankers.sequential.networks import SASRec
-from sirius_rec.rankers.sequential.options import TUNED
+from sirius_rec.rankers.sequential.options import PRESETS, TUNED
 from sirius_rec.rankers.sequential.ranker import Validation
 
 COLOURS, THINGS = ("red", "green", "blue", "black"), ("fox", "house", "river", "stone", "lamp", "moon")
@@ -148,6 +148,12 @@ def test_a_frozen_encoder_stays_and_a_tuned_one_learns(bert: Path) -> None:
     frozen = MoRecRanker(options(encoder=str(bert), tune=False, epochs=1), TITLES).fit(world(20, 0), N)
     assert frozen.network is not None and frozen.network.items.encoder is None
     assert frozen.parameters < tuned.parameters
+
+
+def test_the_papers_grid_is_not_searched() -> None:
+    made = morec_options(PRESETS["paper"]["sasrec"])
+    assert made.weight_decays == () and made.weight_decay == 1e-5 and not made.decoupled
+    assert morec_options(PRESETS["paper"]["sasrec"], weight_decay="1e-4").weight_decay == 1e-4
 
 
 def test_no_bias_per_item_and_the_encoders_own_rate() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,15 @@ def test_save_and_load(fitted: SequentialRanker, tmp_path: Path) -> None:
         SequentialRanker.load(tmp_path / "r")
     with pytest.raises(RunError, match="not a saved ranker"):
         SequentialRanker.load(tmp_path / "absent")
+
+
+def test_a_network_that_read_padding_is_not_taken_for_one_that_does_not(tmp_path: Path) -> None:
+    SequentialRanker(small("gru4rec", epochs=1)).fit(planted(5, 0), N_ITEMS).save(tmp_path)
+    content = json.loads((tmp_path / "ranker.json").read_text())
+    del content["format"]
+    (tmp_path / "ranker.json").write_text(json.dumps(content))
+    with pytest.raises(RunError, match="delete it and train again"):
+        SequentialRanker.load(tmp_path)
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -335,6 +345,7 @@ def test_refusals() -> None:
         ({"loss": 3}, "loss must be text"),
         ({"weight_decays": 0.1}, "weight_decays must be a list of numbers"),
         ({"weight_decays": [0.1, -1]}, "weight_decay not negative"),
+        ({"weight_decays": [0.1], "weight_decay": 0.2}, "weight_decay and weight_decays: give one"),
     ):
         with pytest.raises(ConfigError, match=message):
             with_options(TUNED["sasrec"], **changes)

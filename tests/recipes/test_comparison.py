@@ -190,7 +190,10 @@ def test_wrong_methods_are_one_line(methods: str, message: str) -> None:
             {"methods": ["sasrec", {"method": "morec", "options": {"encoder": "/no/such"}}]},
             "no such folder",
         ),
-        ({"methods": ["sasrec"], "data": {"slates": [{"size": 6, "splits": ["train", "test"]}]}}, "stop early on val"),
+        (
+            {"methods": ["sasrec"], "data": {"slates": [{"size": 6, "splits": ["train", "test"]}]}},
+            "stop by val slates of",
+        ),
         ({"methods": ["sasrec", "ease"]}, "ease: 80 items; its dense matrix is made for at most 50"),
         ({"methods": ["sasrec", "recency"]}, "recency: every train row needs its timestamp"),
     ],

@@ -194,10 +194,10 @@ def test_llara_trains_its_own_sasrec_where_the_run_has_none(
 
 
 def test_llara_builds_on_the_runs_sasrec_and_not_on_an_ablation(tmp_path: Path) -> None:
-    def folder_of(methods: str) -> Path:
+    def folder_of(methods: str, seed: int = 0) -> Path:
         config = parse_config(yaml.safe_load(CONFIG) | {"methods": yaml.safe_load(methods)}, "c.yaml")
         llara = next(m for m in config.methods if m.method == "llara")
-        return language.sasrec_folder(run, config, llara, 0).relative_to(run.path)
+        return language.sasrec_folder(run, config, llara, seed).relative_to(run.path)
 
     run = RunFolder(tmp_path)
     own, shared = Path("methods/llara/s0/sasrec"), Path("methods/sasrec/s0")
@@ -207,6 +207,8 @@ def test_llara_builds_on_the_runs_sasrec_and_not_on_an_ablation(tmp_path: Path) 
     (tmp_path / own).mkdir(parents=True)
     (tmp_path / own / "done.json").write_text("{}")
     assert folder_of("[sasrec, llara]") == own  # what it was trained on
+    assert folder_of("[sasrec, llara]", seed=1) == Path("methods/llara/s1/sasrec")  # and what its other seeds get
+    assert folder_of(f"[{ablation}, {{method: sasrec, name: sasrec, preset: paper}}, llara]") == own
 
 
 @pytest.mark.parametrize("main", [True, False])

@@ -38,8 +38,8 @@ def builds_on(config: Config, method: MethodSection) -> tuple[str, ...]:
 
 
 def shared_sasrec(config: Config) -> MethodSection | None:
-    """The run's own SASRec, if it has one: tuned, and without a name of its own, as ablations have them."""
-    return next((m for m in config.methods if m.method == "sasrec" and m.key == "sasrec"), None)
+    """The run's own SASRec, if it has one: of the tuned preset (options may differ), and not named as ablations are."""
+    return next((m for m in config.methods if m.method == m.key == "sasrec" and m.preset == "tuned"), None)
 
 
 def fit_method(path: str, key: str, seed: int) -> None:
@@ -112,7 +112,10 @@ def fitted_network(method: MethodSection, config: Config, dataset: Dataset, fold
 
 
 def no_validation_slates() -> ConfigError:
-    return ConfigError("data.slates: trained methods stop early on val slates, and the val split has none")
+    return ConfigError(
+        "data.slates: trained methods stop by val slates of the protocol and size that they train on, and there are "
+        "none: let that entry cover val, and the split have rows for it"
+    )
 
 
 def _validation(config: Config, dataset: Dataset) -> Any:

@@ -46,11 +46,12 @@ def ask_and_score(run: RunFolder, config: Config, dataset: Dataset, method: Meth
         say(f"{method.key}: {silent} of {asked} answers named no candidate; what they say is in {folder / 'answers'}")
 
 
-def ask_first(run: RunFolder, config: Config, dataset: Dataset, method: MethodSection, seed: int) -> None:
-    """Ask about one row, whose answer is kept, so that a wrong key or address is known before others are trained."""
-    name = evaluation.model_slates(config, dataset)[0]
-    histories, candidates = evaluation.slate_arrays(dataset, name)
-    _ranker(run, config, dataset, method, seed).rankings(histories[:1], candidates[:1])
+def ask_next(run: RunFolder, config: Config, dataset: Dataset, method: MethodSection, seed: int) -> None:
+    """Ask about the first row that has no answer yet, and keep it."""
+    ranker = _ranker(run, config, dataset, method, seed)
+    for name in evaluation.model_slates(config, dataset):
+        if ranker.ask_next(*evaluation.slate_arrays(dataset, name)):
+            return
 
 
 def _ranker(run: RunFolder, config: Config, dataset: Dataset, method: MethodSection, seed: int) -> ChatRanker:

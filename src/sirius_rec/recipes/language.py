@@ -205,9 +205,10 @@ def _hybrid(
 
 
 def sasrec_folder(run: RunFolder, config: Config, method: MethodSection, seed: int) -> Path:
-    """Where LLaRA's SASRec lies: the run's own, else one beside the method, which stays its own once it is trained."""
+    """Where LLaRA's SASRec lies: the run's own, else one beside the method: for all seeds, once one has it."""
     own, shared = run.method(method.key, seed) / "sasrec", shared_sasrec(config)
-    return own if shared is None or (own / DONE).is_file() else run.method(shared.key, seed)
+    begun = any(own.parent.parent.glob(f"s[0-9]*/{own.name}/{DONE}"))
+    return own if shared is None or begun else run.method(shared.key, seed)
 
 
 def sasrec_of(run: RunFolder, config: Config, dataset: Dataset, method: MethodSection, seed: int) -> Any:

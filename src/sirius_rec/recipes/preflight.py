@@ -77,12 +77,12 @@ def check_prompts(run: RunFolder, config: Config, dataset: Dataset) -> None:
 
 def check_methods(run: RunFolder, config: Config, dataset: Dataset) -> None:
     """What methods that are not done lack, said before anything is trained: an encoder, timestamps, room for a matrix,
-    slates to stop by, an endpoint that answers."""
+    slates to stop by, slates to ask about."""
     from sirius_rec.rankers.linear import check_size, checked_times
     from sirius_rec.rankers.methods import METHODS, network_options
     from sirius_rec.rankers.sequential.morec import check_encoder
     from sirius_rec.recipes.baselines import DONE, method_seeds, no_validation_slates
-    from sirius_rec.recipes.chat import ask_first
+    from sirius_rec.recipes.evaluation import model_slates
     from sirius_rec.recipes.records import validation_slates
 
     for method in config.methods:
@@ -95,11 +95,22 @@ def check_methods(run: RunFolder, config: Config, dataset: Dataset) -> None:
             check_encoder(network_options("morec", method.preset, method.options).encoder)
         elif method.method == "ease":
             check_size(dataset.n_items)
-        elif method.method == "chatrec":
-            ask_first(run, config, dataset, method, 0)
+        elif method.method == "chatrec" and not model_slates(config, dataset):
+            raise ConfigError("chatrec: every test slate is the whole catalogue: add one with a `size` to data.slates")
         elif method.method == "recency":
             train = dataset.examples("train")
             checked_times(train[TIMESTAMP].to_numpy(), train.height)
+
+
+def ask_endpoints(run: RunFolder, config: Config, dataset: Dataset) -> None:
+    """One row of every chatrec that is not done, whose answer is kept: a wrong key or address is known before others
+    are trained."""
+    from sirius_rec.recipes.baselines import DONE
+    from sirius_rec.recipes.chat import ask_next
+
+    for method in config.methods:
+        if method.method == "chatrec" and not (run.method(method.key, 0) / DONE).is_file():
+            ask_next(run, config, dataset, method, 0)
 
 
 def _check_marks(dataset: Dataset, encoder: Encoder, form: Template, name: str) -> None:

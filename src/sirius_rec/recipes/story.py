@@ -98,7 +98,7 @@ def run_stages(run: RunFolder, config: Config, stages: Iterable[str], say: Say) 
     Under torchrun called by every process: the main one prepares, all train and score.
     """
     from sirius_rec.recipes import models
-    from sirius_rec.recipes.preflight import check_methods, check_prompts
+    from sirius_rec.recipes.preflight import ask_endpoints, check_methods, check_prompts
 
     stages = tuple(stages)
     processes.join(cpu=models.on_cpu(config))
@@ -112,6 +112,8 @@ def run_stages(run: RunFolder, config: Config, stages: Iterable[str], say: Say) 
                 if config.needs_backbone:
                     models.prepare_backbone(run, config, dataset)
                     check_prompts(run, config, dataset)
+                if "evaluate" in stages:  # last, since it may cost money and begins the method
+                    ask_endpoints(run, config, dataset)
                 run.adopt(config)
             except SiriusError:
                 run.discard_if_untrained()

@@ -139,7 +139,7 @@ def test_a_wrong_request_is_not_repeated(endpoint: Any, tmp_path: Path, status: 
 
 def test_nobody_there(endpoint: Any, tmp_path: Path) -> None:
     endpoint.close()
-    with pytest.raises(ScoringError, match=r"cannot be reached .*after 2 tries; 0 of 1 answers are kept"):
+    with pytest.raises(ScoringError, match=r"cannot be reached .*after 2 tries$"):
         client(endpoint, tmp_path, retries=1).ask_all(["x"])
 
 

@@ -13,7 +13,7 @@ import yaml
 from typer.testing import CliRunner
 
 from sirius_rec import cli
-from sirius_rec.errors import RunError, ScoringError
+from sirius_rec.errors import ConfigError, RunError, ScoringError
 from sirius_rec.recipes.run_folder import RunFolder
 
 KEY = "sk-Qy42-never-to-be-seen"
@@ -196,3 +196,37 @@ def test_an_endpoint_that_fails_is_known_before_anything_is_trained(endpoint: An
     endpoint.faults = []
     result = compare(file)
     assert result.exit_code == 0 and "sasrec s0  epoch 1" in result.output
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"backbone": {"name": "/no/such"}}, "no such folder"),
+        ({"data": {"slates": [{"size": 6, "splits": ["train", "val"]}, {"protocol": "full", "splits": ["test"]}]}},
+         "every test slate is the whole catalogue"),
+    ],
+)  # fmt: skip
+def test_nothing_is_asked_while_the_rest_is_unsound(
+    endpoint: Any, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    file = config(tmp_path, endpoint)
+    sound = yaml.safe_load(file.read_text())
+    raw = {**sound, **changes, "data": {**sound["data"], **changes.get("data", {})}}
+    if "backbone" in changes:
+        raw["methods"] = [*raw["methods"], "zero_shot"]
+    file.write_text(yaml.safe_dump(raw))
+    result = compare(file)
+    assert isinstance(result.exception, ConfigError) and message in str(result.exception)
+    assert not endpoint.requests and not (tmp_path / "run").exists()
+
+
+def test_going_on_asks_before_others_are_trained(endpoint: Any, tmp_path: Path) -> None:
+    """Also where the first rows have their answers already."""
+    file = config(tmp_path, endpoint)
+    endpoint.faults = [None] * 5 + [401] * 1000
+    assert isinstance(compare(file).exception, ScoringError)
+    raw = yaml.safe_load(file.read_text())
+    raw["methods"].insert(0, {"method": "sasrec", "options": {"epochs": 1}})
+    file.write_text(yaml.safe_dump(raw))
+    result = compare(file)
+    assert isinstance(result.exception, ScoringError) and "epoch" not in result.output

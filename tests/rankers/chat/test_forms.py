@@ -149,3 +149,25 @@ def test_garbage_is_read_quickly(text: str) -> None:
     started = time.monotonic()
     assert named(text) == []
     assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize(
+    ("text", "order"),
+    [
+        ('Candidates: ["Oasis","Blur","Air"]\n\nFinal ranking: ["Air","Oasis","Blur"]', ["Air", "Oasis", "Blur"]),
+        ('{"candidates": ["Oasis", "Blur", "Air"], "order": ["Air", "Oasis", "Blur"]}', ["Air", "Oasis", "Blur"]),
+        # a longer list is the ranking wherever it stands
+        ('["Air", "Oasis", "Blur"]\nI left out ["Blur"]', ["Air", "Oasis", "Blur"]),
+        ('[{"rank": 2, "title": "Blur"}, {"rank": 1, "title": "Air"}]', ["Air", "Blur"]),
+        ('[{"position": 1, "title": "Blur"}, {"position": 1, "title": "Air"}]', ["Blur", "Air"]),
+    ],
+)
+def test_a_repeated_slate_is_no_ranking_and_places_in_objects_count(text: str, order: list[str]) -> None:
+    assert named(text) == order
+    assert parse_ranking(text, TITLES).first == TITLES.index(order[0])
+
+
+def test_prose_of_two_parts_is_no_list() -> None:
+    assert named("Air\n\nBlur\n\nSince the user likes Low, Can") == ["Air", "Blur"]
+    assert named("Air\n\nBlur\n\nThe user likes Low, Can") == ["Air", "Blur"]
+    assert named("Air, Suede") == ["Air"]

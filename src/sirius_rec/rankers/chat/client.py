@@ -78,8 +78,8 @@ class ChatClient:
     def ask_all(self, prompts: Sequence[str], progress: Callable[[int], None] | None = None) -> list[Reply]:
         """Replies in the order of the prompts, from the cache where they are there; equal prompts are asked once.
 
-        Raises ScoringError, with the number of answers kept, when the endpoint fails for good. progress gets the number
-        of prompts just answered.
+        Raises ScoringError, with the number of answers kept if there are any, when the endpoint fails for good.
+        progress gets the number of prompts just answered.
         """
         self._stop.clear()
         times = Counter(prompts)
@@ -98,10 +98,10 @@ class ChatClient:
             self._stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
             if isinstance(error, ScoringError):
-                kept = sum(self._cached(prompt) is not None for prompt in found)
-                raise ScoringError(
-                    f"{error}; {kept} of {len(found)} answers are kept in {self.cache}: start again to go on"
-                ) from None
+                kept = sum(self.answered(prompt) for prompt in found)
+                if kept:
+                    kept_in = f"{kept} of {len(found)} answers are kept in {self.cache}: start again to go on"
+                    raise ScoringError(f"{error}; {kept_in}") from None
             raise
         pool.shutdown()
         return [reply for prompt in prompts if (reply := found[prompt]) is not None]
@@ -112,6 +112,10 @@ class ChatClient:
         asked = json.dumps([self.options.model, prompt, self.options.sent], sort_keys=True)
         name = hashlib.sha256(asked.encode()).hexdigest()
         return self.cache / name[:2] / f"{name}.json"
+
+    def answered(self, prompt: str) -> bool:
+        """Whether the answer is in the cache."""
+        return self._cached(prompt) is not None
 
     def _cached(self, prompt: str) -> Reply | None:
         """The kept reply; a file that is not one counts as missing."""

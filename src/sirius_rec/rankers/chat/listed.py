@@ -69,10 +69,19 @@ def _column(objects: list[dict[str, Any]], named: Callable[[list[str]], int]) ->
     One key for the whole list, so that a genre or a comment that happens to be a title is not taken for an answer.
     """
     texts: dict[str, list[str]] = {}
-    for entry in objects:
+    for entry in _by_place(objects):
         for key, value in entry.items():
             if isinstance(value, str):
                 texts.setdefault(key, []).append(value)
     usual = next((key for name in _KEYS for key in texts if key.lower() == name), None)
     chosen = usual or max(texts, key=lambda key: named(texts[key]), default=None)
     return None if chosen is None else texts[chosen]
+
+
+def _by_place(objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """In the order of their "rank" or "position", where all have one of their own; else as they stand."""
+    for key in ("rank", "position", "place"):
+        places = [entry.get(key) for entry in objects]
+        if all(type(place) is int for place in places) and len(set(places)) == len(places):
+            return sorted(objects, key=lambda entry: int(entry[key]))
+    return objects

@@ -56,7 +56,7 @@ _CUT = re.compile(r"\s+[-–—(\[|]|\s*[:;,|]\s|\*\*|[\"”»]\s")
 _EDGE = " -–—:;,|(["
 _LIST = re.compile(r"\s*[,;>→|]\s*")
 # Words that begin an explanation where a title could stand.
-_TALK = re.compile(r"(?:as|because|but|for|given|like|similar|since|which|who|whose|with)\b")
+_TALK = re.compile(r"(?:as|because|but|for|given|like|similar|since|which|who|whose|with)\b", re.IGNORECASE)
 _YEAR = re.compile(r"\s*\(\d{4}\)\s*")
 
 
@@ -172,7 +172,8 @@ def _entries(text: str, known: _Titles) -> list[str]:
     def named(entries: list[str]) -> int:
         return sum(bool(_named(entry, known)) for entry in entries)
 
-    listed = max(json_lists(text, named, _marked), key=named, default=[])
+    # Of equals the last: a slate that is repeated comes before its ranking.
+    listed = max(reversed([*json_lists(text, named, _marked)]), key=named, default=[])
     if named(listed):
         return listed
     lines = [line for line in text.splitlines() if line.strip() and not _FENCE.match(line)]
@@ -243,9 +244,10 @@ def _in_line(text: str, known: _Titles) -> list[int]:
         else:
             part = text[borders[at] : ends[at]]
             # A year belongs to a made-up title.
-            explained = bool(_CUT.search(_YEAR.sub("", part).strip(), 1) or _TALK.match(part))
+            explained = bool(_CUT.search(_YEAR.sub("", part).strip(), 1) or _TALK.match(part.strip()))
             if explained and (head := _head(part, known)):
                 out.append(head[0])
         n_parts += bool(text[borders[at] : ends[at]])
         at += 1
-    return out if len(borders) > 1 and 2 * len(out) >= n_parts else []
+    most = 2 * len(out) > n_parts or (2 * len(out) == n_parts and known.find_bare(text[: ends[0]]) is not None)
+    return out if len(borders) > 1 and most else []

@@ -37,15 +37,26 @@ class ChatRanker:
 
     def rankings(self, histories: Sequence[Items], candidates: Sequence[Items]) -> list[Ranking]:
         """What was answered about each row."""
-        check_rows(histories, candidates, len(self.titles))
         slates = [[self.titles[i] for i in slate] for slate in candidates]
-        prompts = [
-            self.template.render_ranking([self.titles[i] for i in history], slate)
-            for history, slate in zip(histories, slates, strict=True)
-        ]
+        prompts = self._prompts(histories, candidates)
         replies = self.client.ask_all(prompts, self.progress)
         self._replies |= dict(zip(prompts, replies, strict=True))
         return [parse_ranking(reply.content, slate) for reply, slate in zip(replies, slates, strict=True)]
+
+    def ask_next(self, histories: Sequence[Items], candidates: Sequence[Items]) -> bool:
+        """Ask about the first row without an answer; False if all have one."""
+        missing = (prompt for prompt in self._prompts(histories, candidates) if not self.client.answered(prompt))
+        prompt = next(missing, None)
+        if prompt is not None:
+            self.client.ask_all([prompt])
+        return prompt is not None
+
+    def _prompts(self, histories: Sequence[Items], candidates: Sequence[Items]) -> list[str]:
+        check_rows(histories, candidates, len(self.titles))
+        return [
+            self.template.render_ranking([self.titles[i] for i in history], [self.titles[i] for i in slate])
+            for history, slate in zip(histories, candidates, strict=True)
+        ]
 
     def score(self, histories: Sequence[Items], candidates: Sequence[Items]) -> list[npt.NDArray[np.float32]]:
         """Places from the end of the answered list, 0 for what it does not name; one array per row."""

@@ -18,7 +18,7 @@ from sirius_rec.errors import ConfigError, DataError, RunError
 from sirius_rec.rankers.option_types import typed
 from sirius_rec.rankers.protocol import Items
 from sirius_rec.rankers.sequential.networks import Network, SASRec
-from sirius_rec.rankers.sequential.options import SequentialOptions
+from sirius_rec.rankers.sequential.options import SequentialOptions, one_or_grid
 from sirius_rec.rankers.sequential.ranker import SequentialRanker, Validation
 
 TINY = "tiny"
@@ -333,9 +333,9 @@ def morec_options(options: SequentialOptions, **changes: Any) -> MoRecOptions:
     for name in changes:
         if name not in known:
             raise ConfigError(f"unknown option '{name}' of morec: choose from {', '.join(sorted(known))}")
-    if "weight_decay" in changes:
-        taken["weight_decays"] = ()
-    return MoRecOptions(**{**taken, **typed(MoRecOptions, changes)})
+    if taken["weight_decays"]:  # its middle: a text encoder is too slow to be trained with each
+        taken |= {"weight_decay": sorted(taken["weight_decays"])[len(taken["weight_decays"]) // 2], "weight_decays": ()}
+    return MoRecOptions(**{**taken, **typed(MoRecOptions, one_or_grid(changes))})
 
 
 def load_ranker(folder: Path) -> SequentialRanker:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -85,6 +86,11 @@ def with_options(options: SequentialOptions, **changes: Any) -> SequentialOption
     for name in changes:
         if name not in known:
             raise ConfigError(f"unknown option '{name}' of {options.network}: choose from {', '.join(sorted(known))}")
-    if "weight_decay" in changes:  # one value asked for replaces a preset's grid
-        changes = {"weight_decays": (), **changes}
-    return replace(options, **typed(SequentialOptions, changes))
+    return replace(options, **typed(SequentialOptions, one_or_grid(changes)))
+
+
+def one_or_grid(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Changes in which one weight decay replaces a preset's grid; ConfigError for both."""
+    if "weight_decay" in changes and "weight_decays" in changes:
+        raise ConfigError("weight_decay and weight_decays: give one of them")
+    return {**({"weight_decays": ()} if "weight_decay" in changes else {}), **changes}

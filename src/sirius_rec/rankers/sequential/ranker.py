@@ -31,6 +31,7 @@ Floats = npt.NDArray[np.floating[Any]]
 # Below every real score: an item that training never saw has an embedding that means nothing.
 UNSEEN = -1e4
 _ROWS = 1024
+_FORMAT = 2  # 1: GRU4Rec read the padding before a history
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,10 @@ class SequentialRanker:
         progress: Callable[[str], None] | None,
         keep: Path | None,
     ) -> SequentialRanker:
-        """Every weight decay of the grid; self becomes the best by validation NDCG@10, its options say which."""
+        """Every weight decay of the grid; self becomes the best by validation NDCG@10.
+
+        Its options then say which one that is, and fitted again it trains that one alone.
+        """
         if validation is None:
             raise ConfigError("weight_decays: a grid is chosen from by validation slates; give one weight_decay")
         best, seconds = None, 0.0
@@ -131,7 +135,7 @@ class SequentialRanker:
             one.options = replace(self.options, weight_decay=weight_decay, weight_decays=())
             name = f"weight_decay {weight_decay:g}"
             say = (lambda line, name=name: progress(f"{name}  {line}")) if progress else None
-            its_own = keep.with_stem(f"{keep.stem}-{weight_decay:g}") if keep else None
+            its_own = keep.with_stem(f"{keep.stem}-{weight_decay!r}") if keep else None
             one.fit(sequences, n_items, validation, progress=say, keep=its_own)
             seconds += one.seconds
             if best is None or one.best_ndcg > best.best_ndcg:
@@ -238,7 +242,7 @@ class SequentialRanker:
 
     def _content(self) -> dict[str, Any]:
         """What ranker.json holds."""
-        return {"options": asdict(self.options), "seed": self.seed, "history": self.history}
+        return {"format": _FORMAT, "options": asdict(self.options), "seed": self.seed, "history": self.history}
 
     @classmethod
     def load(cls, folder: Path) -> SequentialRanker:
@@ -246,6 +250,8 @@ class SequentialRanker:
         try:
             content = json.loads((folder / "ranker.json").read_text())
             ranker = cls(SequentialOptions(**typed(SequentialOptions, content["options"])), content["seed"])
+            if ranker.options.network == "gru4rec" and content.get("format", 1) < _FORMAT:
+                raise ValueError("trained by an earlier version, which read padding")
             ranker._read(folder, content)
         except Exception as error:  # safetensors, torch and json each raise their own
             raise RunError(
