@@ -114,25 +114,30 @@ def _figures(drawn: Sequence[Drawn], folder: Path | None, number: int) -> list[d
             for one in drawn]  # fmt: skip
 
 
-def _svg(drawn: Drawn, folder: Path | None, prefix: str, *, recolour: bool = True) -> Markup:
+def _svg(drawn: Drawn, folder: Path | None, prefix: str) -> Markup:
     text = plots.save(drawn.figure, folder, drawn.name) if folder is not None else plots.as_svg(drawn.figure)
-    return Markup(svg.inline(text, prefix, drawn.title, recolour=recolour))
+    return Markup(svg.inline(text, prefix, drawn.title))
 
 
 def _theory(folder: Path | None) -> list[dict[str, Any]]:
     """Figures 2 and 5, on paper white, because their shades are the message."""
-    return [dict(one) for one in _drawn_theory()] if folder is None else _draw_theory(folder)
+    out = []
+    for name, title, text, png in _drawn_theory(folder is not None):
+        if folder is not None and png is not None:
+            plots.write(folder, name, text, png)
+        out.append({"title": title, "svg": Markup(svg.inline(text, name, title, recolour=False))})
+    return out
 
 
 @functools.cache
-def _drawn_theory() -> list[dict[str, Any]]:
-    return _draw_theory(None)
-
-
-def _draw_theory(folder: Path | None) -> list[dict[str, Any]]:
+def _drawn_theory(png: bool) -> list[tuple[str, str, str, bytes | None]]:
+    """Name, title, SVG and PNG, if asked for: the same in every report, and slow to draw."""
     two = Drawn("figure2", "Figure 2: where the derivative is small", "", sensitivity_figure(points=_THEORY_POINTS))
     five = Drawn("figure5", "Figure 5: with an anchor above all rewards", "", anchor_figure(points=_THEORY_POINTS))
-    return [{"title": one.title, "svg": _svg(one, folder, one.name, recolour=False)} for one in (two, five)]
+    return [
+        (one.name, one.title, plots.as_svg(one.figure), plots.as_png(one.figure) if png else None)
+        for one in (two, five)
+    ]
 
 
 def _embedded(content: Sequence[Mapping[str, Any]]) -> Markup | None:

@@ -267,12 +267,24 @@ def dot_figure(rows: Sequence[Mapping[str, Any]], metric: str = HIT, axis: str =
 
 def save(figure: Figure, folder: Path, name: str) -> str:
     """Write `<folder>/<name>.png` (200 dpi) and `.svg`; returns the SVG. No dates: equal figures are equal files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(folder / f"{name}.png", dpi=200, metadata={"Software": None})
     text = as_svg(figure)
-    (folder / f"{name}.svg").write_text(text, encoding="utf-8")
+    write(folder, name, text, as_png(figure))
     return text
+
+
+def write(folder: Path, name: str, text: str, png: bytes) -> None:
+    """Both files of a drawn figure."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.png").write_bytes(png)
+    (folder / f"{name}.svg").write_text(text, encoding="utf-8")
+
+
+def as_png(figure: Figure) -> bytes:
+    """The figure as PNG, 200 dpi, without the software's name."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(buffer, format="png", dpi=200, metadata={"Software": None})
+    return buffer.getvalue()
 
 
 def as_svg(figure: Figure) -> str:
