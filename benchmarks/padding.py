@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from sirius_rec.bench.run import environment
-from sirius_rec.config import load_config
 from sirius_rec.prompts.encoding import Encoder
+from sirius_rec.recipes.configuration import load_config
 from sirius_rec.recipes.records import ALIGN_STREAM, slate_records, stage_rows, train_slates
 from sirius_rec.recipes.run_folder import processor, versions
 from sirius_rec.recipes.story import prepare_data

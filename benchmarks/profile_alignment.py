@@ -21,9 +21,9 @@ import torch
 
 from sirius_rec.bench.end_to_end import Shares
 from sirius_rec.bench.run import environment
-from sirius_rec.config import load_config
 from sirius_rec.data.store import open_dataset
 from sirius_rec.recipes.arguments import training_arguments
+from sirius_rec.recipes.configuration import load_config
 from sirius_rec.recipes.job import quiet
 from sirius_rec.recipes.models import initial_model, load_run_tokenizer, prepare_backbone
 from sirius_rec.recipes.records import ALIGN_STREAM, slate_records, stage_rows, train_slates

@@ -15,9 +15,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from sirius_rec.recipes.evaluation import gather
+
 from sirius_rec.data.store import open_dataset
 from sirius_rec.evaluation.results import decision
-from sirius_rec.recipes.evaluation import gather
 from sirius_rec.recipes.run_folder import RunFolder
 
 HERE = Path(__file__).parent / "results"

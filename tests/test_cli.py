@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from sirius_rec import cli
-from sirius_rec.config import load_config
+from sirius_rec.recipes.configuration import load_config
 
 MINI = Path(__file__).resolve().parent / "mini.yaml"
 COMMANDS = [command.name or command.callback.__name__ for command in cli.app.registered_commands]
@@ -65,14 +65,15 @@ def refused(sirius: Sirius) -> Callable[..., str]:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole miniature run. Copy it before changing anything."""
-    from sirius_rec.recipes.run_folder import open_run
+    from sirius_rec.recipes.adoption import open_run
+    from sirius_rec.recipes.run import Run
     from sirius_rec.recipes.story import STAGES, finish, run_stages
 
     config = load_config(MINI, ["evaluation.generation_rows=0"])
-    run = open_run(tmp_path_factory.mktemp("cli") / "run", config)
-    run_stages(run, config, STAGES, lambda line: None)
-    finish(run, config, lambda line: None)
-    return run.path
+    run = Run(open_run(tmp_path_factory.mktemp("cli") / "run", config), config)
+    run_stages(run, STAGES, lambda line: None)
+    finish(run, lambda line: None)
+    return run.folder.path
 
 
 # help

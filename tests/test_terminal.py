@@ -14,12 +14,14 @@ def row(method: str, label: str, hit: float, **more: Any) -> dict[str, Any]:
     metrics = {"hr@1": hit, "hr@1_low": hit - 0.02, "hr@1_high": hit + 0.02, "ndcg@10": hit + 0.1, "mrr": hit + 0.05}
     metrics |= {"valid_ratio": None, "true_reward": None}
     fixed = {"slates": "test-uniform-20-s0", "checkpoint": "best", "seeds": [0, 1], "n": 2495}
-    return {"method": method, "label": label, **fixed, **metrics, **more}
+    role = "trivial" if method == "item_knn" else "arm"
+    return {"method": method, "label": label, "role": role, **fixed, **metrics, **more}
 
 
 def pair(method: str, against: str, difference: float, p: float, low: float, high: float) -> dict[str, Any]:
     names = {"method": method, "against": against, "slates": "test-uniform-20-s0", "checkpoint": "best"}
-    return {**names, "difference": difference, "p_holm": p, "low": low, "high": high}
+    base = against == method.removesuffix("_sirius")
+    return {**names, "difference": difference, "p_holm": p, "low": low, "high": high, "against_base": base}
 
 
 RESULTS = {

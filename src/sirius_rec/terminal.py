@@ -8,8 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from sirius_rec.evaluation.floors import FLOORS
-from sirius_rec.evaluation.results import TRUE_REWARD, VALID, decision
+from sirius_rec.evaluation.results import TRIVIAL, TRUE_REWARD, VALID, decision
 
 Row = Mapping[str, Any]
 _COLUMNS = {"hr@1": "HR@1", "ndcg@10": "NDCG@10", "mrr": "MRR", VALID: "Valid", TRUE_REWARD: "Truth"}
@@ -51,7 +50,7 @@ def _print_comparison_part(
         test = found.get(row["method"])
         said = f"{test['difference']:+.3f} {decision(test)}" if test else ""
         line = f"{row['label']:<{room}}{cells}  {span:<16}{cost}  {said}"
-        console.print(Text(line.rstrip(), style="dim" if row["method"] in FLOORS else ""), soft_wrap=True)
+        console.print(Text(line.rstrip(), style="dim" if row["role"] == TRIVIAL else ""), soft_wrap=True)
 
 
 def _short(number: int) -> str:
@@ -78,14 +77,14 @@ def print_results(results: Mapping[str, Any], console: Console | None = None) ->
 
 
 def _print_part(console: Console, slates: str, checkpoint: str, rows: Sequence[Row], tests: Sequence[Row]) -> None:
-    seeds = sorted({seed for row in rows if row["method"] not in FLOORS for seed in row["seeds"]})
+    seeds = sorted({seed for row in rows if row["role"] != TRIVIAL for seed in row["seeds"]})
     many = "" if len(seeds) == 1 else "s"
     console.print(f"\n{slates}, {checkpoint} epoch, {rows[0]['n']:,} rows, {len(seeds)} seed{many}\n")
     for line in _table(rows, console.width):
         console.print(line, no_wrap=True, crop=True)
-    console.print("\n* best of the column; [95 % interval]; dim: floors, which need no language model")
+    console.print("\n* best of the column; [95 % interval]; dim: trivial baselines")
     labels = {row["method"]: row["label"] for row in rows}
-    pairs = [test for test in tests if test["method"].removesuffix("_sirius") == test["against"]]
+    pairs = [test for test in tests if test["against_base"]]
     if pairs:
         console.print("\n+ SIRIUS against its base, HR@1 on the same rows (paired test, p by Holm)")
     wide = max((len(labels[test["against"]]) for test in pairs), default=0)
@@ -106,7 +105,7 @@ def _table(rows: Sequence[Row], width: int) -> list[Text]:
         lines[0].append(" " + f"{_COLUMNS[key]:{'<' if key == 'hr@1' else '>'}{_width(key)}}")
     for row in sorted(rows, key=lambda row: (-row["hr@1"], row["label"])):
         label = row["label"] if len(row["label"]) <= room else row["label"][: room - 1] + "…"
-        line = Text(label.ljust(room), style="dim" if row["method"] in FLOORS else "")
+        line = Text(label.ljust(room), style="dim" if row["role"] == TRIVIAL else "")
         for key in shown:
             line.append(" ").append_text(_cell(row, key, best[key]))
         lines.append(line)

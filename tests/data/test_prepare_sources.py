@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from sirius_rec import cli
-from sirius_rec.config import load_config
 from sirius_rec.data.official import OFFICIAL, Official, RemoteFile
 from sirius_rec.data.options import WindowOptions
 from sirius_rec.data.prepare import prepare
 from sirius_rec.data.sources import SOURCES
 from sirius_rec.data.store import Dataset, open_dataset
 from sirius_rec.errors import ConfigError
+from sirius_rec.recipes.configuration import load_config
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 Run = Callable[..., tuple[int, str, str]]

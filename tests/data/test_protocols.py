@@ -10,12 +10,12 @@ import polars as pl
 import pytest
 from scipy import stats
 
-from sirius_rec.config import parse_config
 from sirius_rec.data.options import SlateOptions, WindowOptions
 from sirius_rec.data.prepare import prepare
 from sirius_rec.data.protocols import CoOccurrence, hard_slates, legacy_slates, popularity_slates, train_counts
 from sirius_rec.data.slates import touched_items
 from sirius_rec.errors import ConfigError, DataError
+from sirius_rec.recipes.configuration import parse_config
 from sirius_rec.schema import SlateName
 
 SCHEMA = {"user_id": pl.String, "history": pl.List(pl.Int32), "target": pl.Int32}

@@ -76,7 +76,7 @@ def test_a_margin_that_nothing_trains_is_never_hacking():
     """The same curve is a sign of hacking where a comparison is trained, and none in continued SFT."""
     hacked = {"0": curve([0.5, 0.4, 0.3], [0, 1, 2]), "1": curve([0.5, 0.4, 0.2], [0, 1, 3])}
     found = results(dpo=hacked, sft_continued=hacked, old=hacked)
-    found["objectives"] = {
+    found["methods"] = {
         "dpo": {"reward": "dpo", "comparison": "pairwise"},
         "sft_continued": {"reward": "simpo_no_ln", "comparison": "none"},
     }

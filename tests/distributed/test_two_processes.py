@@ -20,7 +20,9 @@ import pytest
 from safetensors.torch import load_file
 
 from sirius_rec.config import Config
-from sirius_rec.recipes.run_folder import RunFolder, open_run
+from sirius_rec.recipes.adoption import open_run
+from sirius_rec.recipes.run import Run
+from sirius_rec.recipes.run_folder import RunFolder
 from sirius_rec.recipes.story import STAGES, run_stages
 from sirius_rec.training.metrics_log import read_metrics
 
@@ -49,11 +51,11 @@ def launched(*command: str, out: Path) -> str:
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """The run of a single process."""
-    from sirius_rec.config import load_config
+    from sirius_rec.recipes.configuration import load_config
 
     config: Config = load_config(MINI, [*SMALL, *UNEVEN])
     run = open_run(tmp_path_factory.mktemp("one") / "run", config)
-    run_stages(run, config, STAGES, lambda text: None)
+    run_stages(Run(run, config), STAGES, lambda text: None)
     return run
 
 
@@ -65,7 +67,7 @@ def curve(folder: Path) -> list[dict[str, Any]]:
 
 def assert_same_training(run: RunFolder, other: RunFolder, *methods: str) -> None:
     def folders(r: RunFolder) -> list[Path]:
-        return [*(r.stage(stage, 0) for stage in ("sft", "dpo_sirius")), *(r.method(method, 0) for method in methods)]
+        return [r.sft(0), r.arm("dpo_sirius", 0), *(r.method(method, 0) for method in methods)]
 
     for folder, alone in zip(folders(run), folders(other), strict=True):
         ours, theirs = curve(folder), curve(alone)
@@ -79,7 +81,7 @@ def assert_same_training(run: RunFolder, other: RunFolder, *methods: str) -> Non
             if "lm_head.weight" in mine:
                 assert mine["lm_head.weight"].equal(mine["model.embed_tokens.weight"])
             assert max(float((mine[name] - their[name]).abs().max()) for name in their) <= 1e-5
-    steps = [line["loss"] for line in curve(run.stage("dpo_sirius", 0)) if line["kind"] == "train"]
+    steps = [line["loss"] for line in curve(run.arm("dpo_sirius", 0)) if line["kind"] == "train"]
     assert len(steps) == 4
     assert len(set(steps)) == 4
 
@@ -130,7 +132,7 @@ def test_jobs_side_by_side_are_said_to_be_for_one_process(monkeypatch: pytest.Mo
     done: list[str] = []
     lines: list[str] = []
     jobs = [schedule.Job("shared", done.append, ("shared",)), schedule.Job("main", done.append, ("main",), alone=True)]
-    schedule.run_jobs(jobs, workers=4, threads=None, say=lines.append)
+    schedule.run_jobs(jobs, workers=4, threads=None, log=lines.append)
     assert done == ["shared"]
     assert lines[0] == "compute.jobs: 4 is for one process: 2 processes do one job after the other, together"
 

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from sirius_rec.config import parse_config
-from sirius_rec.evaluation.floors import FLOOR_LABELS, FLOORS
-from sirius_rec.recipes.evaluation import method_labels, objectives
+from sirius_rec.recipes.configuration import parse_config
+from sirius_rec.recipes.methods import build_methods
 
 
 @pytest.mark.parametrize(
@@ -39,16 +38,48 @@ from sirius_rec.recipes.evaluation import method_labels, objectives
 )
 def test_arms(arm: Any, label: str) -> None:
     config = parse_config({"align": {"beta": 2.5, "learning_rate": 2e-4}, "arms": [arm]}, "c")
-    assert method_labels(config) == {**FLOOR_LABELS, "sft": "SFT", config.arms[0].key: label}
-    assert tuple(FLOOR_LABELS) == FLOORS
+    labels = {key: method.label for key, method in build_methods(config).items() if method.role != "trivial"}
+    assert labels == {"sft": "SFT", config.arms[0].key: label}
+
+
+def test_trivial_baselines_are_always_there() -> None:
+    labels = {key: m.label for key, m in build_methods(parse_config({"arms": ["dpo"]}, "c")).items()}
+    assert list(labels.items())[:4] == [
+        ("random", "Random"),
+        ("popularity", "Popularity"),
+        ("item_knn", "Item-kNN (cosine)"),
+        ("item_knn_directed", "Item-kNN (directed)"),
+    ]
+
+
+def test_a_variant_is_compared_with_its_base_whatever_they_are_called() -> None:
+    """An arm with an anchor against the same objective without one: by the objective, not by the name."""
+    arms = [
+        {"loss": "dpo", "name": "plain"},
+        {"loss": "dpo_sirius", "name": "mine"},
+        {"loss": "dpo", "name": "foo"},
+        {"loss": "dpo", "name": "foo_sirius", "beta": 3.0},
+        {"loss": "dpo_sirius", "name": "other_beta", "beta": 2.0},
+        {"loss": "dpo_sirius", "name": "other_rate", "learning_rate": 1e-6},
+        {"loss": "simpo_no_ln", "name": "s"},
+        {"loss": "simpo_no_ln_sirius", "name": "far", "anchor_constant": 10},
+        {"loss": "simpo_no_ln_sirius_slate", "name": "slate", "anchor_margin": 0.5},
+        {"loss": "dpo_nll", "name": "control"},
+    ]
+    methods = build_methods(parse_config({"arms": arms}, "c"))
+    bases = {key: method.base for key, method in methods.items() if method.role == "arm"}
+    assert bases == {
+        "plain": None, "mine": "plain", "foo": None, "foo_sirius": None, "other_beta": None, "other_rate": None,
+        "s": None, "far": "s", "slate": "s", "control": None,
+    }  # fmt: skip
 
 
 def test_objectives_say_what_is_compared() -> None:
     config = parse_config({"arms": ["sft_continued", "dpo", {"loss": "softmax_ref_free", "name": "whole"}]}, "c")
-    nothing = {"reward": "simpo_no_ln", "comparison": "none"}
-    assert objectives(config) == {
-        "sft": nothing,
-        "sft_continued": nothing,
-        "dpo": {"reward": "dpo", "comparison": "pairwise"},
-        "whole": {"reward": "simpo_no_ln", "comparison": "softmax"},
+    facts = {key: method.facts() for key, method in build_methods(config).items()}
+    assert [facts[key]["role"] for key in ("popularity", "sft", "dpo")] == ["trivial", "sft", "arm"]
+    assert {key: (facts[key]["reward"], facts[key]["comparison"]) for key in ("sft_continued", "dpo", "whole")} == {
+        "sft_continued": ("simpo_no_ln", "none"),
+        "dpo": ("dpo", "pairwise"),
+        "whole": ("simpo_no_ln", "softmax"),
     }

@@ -46,8 +46,23 @@ def some_tables():
     ]
 
 
+def facts(role="arm", random=True, base=None, **more):
+    return {"role": role, "random": random, "base": base, **more}
+
+
+METHODS = {
+    "popularity": facts("trivial", random=False),
+    "ease": facts("baseline", random=False),
+    "sft": facts("sft"),
+    "sft_continued": facts(),
+    "dpo": facts(comparison="pairwise"),
+    "dpo_sirius": facts(base="dpo"),
+    "simpo": facts(),
+}
+
+
 def build(tables=None, **changes):
-    given = {"examples": examples(), "baseline": "sft_continued"} | changes
+    given = {"examples": examples(), "baseline": "sft_continued", "methods": METHODS} | changes
     return build_results(some_tables() if tables is None else tables, **given)
 
 
@@ -88,7 +103,7 @@ def test_a_method_without_seeds_stands_against_every_seed():
     """EASE has one table, DPO two: both seeds of DPO are paired with it."""
     tables = [table("dpo", seed=s, wins=lambda r, s=s: r % 5 != s) for s in (0, 1)]
     tables.append(table("ease", wins=lambda r: r % 2 == 0))
-    (test,) = build(tables, baseline="ease", unseeded=("ease",))["paired"]
+    (test,) = build(tables, baseline="ease")["paired"]
     assert test["seeds"] == [0, 1] and test["difference"] == pytest.approx(0.3)
     (floor,) = build([*tables[:2], table("popularity", wins=lambda r: r % 2 == 0)], baseline="popularity")["paired"]
     assert {**floor, "against": "ease"} == test
@@ -97,7 +112,7 @@ def test_a_method_without_seeds_stands_against_every_seed():
 def test_a_method_without_seeds_is_tested_over_every_seed_of_the_baseline():
     tables = [table("sft", seed, wins=lambda r, seed=seed: r % (seed + 2) == 0) for seed in (0, 1, 2)]
     tables.append(table("ease", 0, wins=lambda r: r % 3 != 0))
-    (test,) = build(tables, baseline="sft", unseeded=("ease",))["paired"]
+    (test,) = build(tables, baseline="sft")["paired"]
     rows = {(row["method"], row["seed"]): row["hr@1"] for row in build(tables, baseline="sft")["rows"]}
     assert test["seeds"] == [0, 1, 2] and not test["one_seed"]
     assert test["difference"] == pytest.approx(rows["ease", 0] - np.mean([rows["sft", seed] for seed in (0, 1, 2)]))
@@ -109,14 +124,16 @@ def test_one_seed_of_a_trained_method_gets_no_verdict():
     (test,) = build([good, poor], baseline="sft")["paired"]
     assert test["p_holm"] < 0.05 and test["low"] > 0 and test["seeds"] == [0]
     assert decision(test) == "on these seeds only"
-    (formulas,) = build([good, poor], baseline="sft", unseeded=("dpo", "sft"))["paired"]
+    (formulas,) = build([good, poor], baseline="sft", methods={"dpo": facts(random=False), "sft": facts(random=False)})[
+        "paired"
+    ]
     assert decision(formulas) == "better"
     again = [table(t.method, seed=1, wins=lambda r, t=t: t.method == "dpo") for t in (good, poor)]
     (two,) = build([good, poor, *again], baseline="sft")["paired"]
     assert two["seeds"] == [0, 1] and decision(two) == "better"
 
 
-def test_missing_baseline_is_noted_and_floors_are_not_tested():
+def test_missing_baseline_is_noted_and_trivial_baselines_are_not_tested():
     results = build([table("dpo", wins=lambda r: True), table("popularity", wins=lambda r: False)])
     assert results["paired"] == []
     assert any("sft_continued on test-uniform-4-s0, checkpoint last" in note for note in results["notes"])
@@ -161,10 +178,18 @@ def test_two_runs_write_the_same_bytes(tmp_path):
     assert json.loads(one)["curves"] == {"dpo": {"0": [{"epoch": 0}]}}
 
 
-def test_objectives_are_kept():
-    objectives = {"dpo": {"reward": "dpo", "comparison": "pairwise"}}
-    assert build(objectives=objectives)["objectives"] == objectives
-    assert build()["objectives"] == {}
+def test_what_methods_are_stands_in_the_results():
+    """Of those that were scored; the pairs of variants and bases come from it, not from names."""
+    results = build()
+    assert results["methods"] == {key: METHODS[key] for key in ("popularity", "sft_continued", "dpo", "dpo_sirius")}
+    assert {row["method"]: row["role"] for row in results["summary"]} == {
+        "popularity": "trivial", "sft_continued": "arm", "dpo": "arm", "dpo_sirius": "arm",
+    }  # fmt: skip
+    assert [(t["method"], t["against"]) for t in results["paired"] if t["against_base"]] == [("dpo_sirius", "dpo")]
+    unrelated = build(methods=METHODS | {"dpo_sirius": facts()})
+    assert not any(test["against_base"] for test in unrelated["paired"])
+    with pytest.raises(DataError, match="scores of 'dpo', which is no method of this run"):
+        build(methods={key: value for key, value in METHODS.items() if key != "dpo"})
 
 
 def test_clean():

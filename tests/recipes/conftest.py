@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from sirius_rec.config import Config, load_config
-from sirius_rec.recipes.run_folder import RunFolder, open_run
+from sirius_rec.config import Config
+from sirius_rec.recipes.adoption import open_run
+from sirius_rec.recipes.configuration import load_config
+from sirius_rec.recipes.run import Run
 
 MINI = Path(__file__).resolve().parents[1] / "mini.yaml"
 
@@ -25,22 +25,14 @@ def mini() -> Callable[..., Config]:
     return load
 
 
-@dataclass(frozen=True)
-class Trained:
-    run: RunFolder
-    config: Config
-    dataset: Any
-
-
 @pytest.fixture(scope="session")
-def trained(mini: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def trained(mini: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Data, SFT and the reference cache of the miniature run. Copy it before changing anything."""
-    from sirius_rec.data.store import open_dataset
     from sirius_rec.recipes import reference
     from sirius_rec.recipes.story import run_stages
 
     config = mini()
-    run = open_run(tmp_path_factory.mktemp("mini") / "run", config)
-    run_stages(run, config, ("sft",), lambda line: None)
-    reference.reference(str(run.path), 0)
-    return Trained(run, config, open_dataset(run.data))
+    run = Run(open_run(tmp_path_factory.mktemp("mini") / "run", config), config)
+    run_stages(run, ("sft",), lambda line: None)
+    reference.reference(str(run.folder.path), 0)
+    return run

@@ -13,7 +13,8 @@ import torch
 from sirius_rec.config import Config
 from sirius_rec.errors import ConfigError, PromptError, RunError
 from sirius_rec.prompts.encoding import Encoder
-from sirius_rec.recipes.run_folder import open_run
+from sirius_rec.recipes.adoption import open_run
+from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.story import STAGES, finish, run_stages
 from sirius_rec.training.backbones import load_trained
 
@@ -33,13 +34,14 @@ def test_a_local_folder_with_lora_runs_to_the_report(mini: Mini, tmp_path: Path,
     few = ("arms=[dpo_sirius]", "align.epochs=1", "evaluation.generation_rows=4", "evaluation.baseline=sft",
            "sft.examples_per_epoch=96", "align.examples_per_epoch=64")  # fmt: skip
     config = mini(f"backbone.name={folder}", "backbone.lora={rank: 2}", *few)
-    run = open_run(tmp_path / "run", config)
-    run_stages(run, config, STAGES, lambda text: None)
-    finish(run, config, lambda text: None)
+    opened = Run(open_run(tmp_path / "run", config), config)
+    run_stages(opened, STAGES, lambda text: None)
+    finish(opened, lambda text: None)
+    run = opened.folder
     assert (run.path / "report.html").is_file()
     assert not (run.path / "pretrain").exists()
-    for stage in ("sft", "dpo_sirius"):
-        assert (run.stage(stage, 0) / "best" / "adapter_model.safetensors").is_file()
+    for stage in (run.sft(0), run.arm("dpo_sirius", 0)):
+        assert (stage / "best" / "adapter_model.safetensors").is_file()
     results = json.loads(run.results.read_text())
     # The reference of an arm is the SFT adapter: before its first step nothing has moved.
     assert results["curves"]["dpo_sirius"]["0"][0]["reward_margin"] == pytest.approx(0.0, abs=1e-5)
@@ -57,7 +59,7 @@ def test_refusals_before_training_leave_no_folder(mini: Mini, tmp_path: Path, fo
         config = mini(*overrides)
         run = open_run(tmp_path / "run", config)
         with pytest.raises(error, match=message):
-            run_stages(run, config, STAGES, lambda text: None)
+            run_stages(Run(run, config), STAGES, lambda text: None)
         assert not run.path.exists(), overrides
 
 
@@ -65,7 +67,7 @@ def test_refusals_before_training_leave_no_folder(mini: Mini, tmp_path: Path, fo
 def test_cuda_that_is_not_there_is_refused(mini: Mini, tmp_path: Path) -> None:
     config = mini("compute.device=cuda")
     with pytest.raises(ConfigError, match="torch sees no CUDA device"):
-        run_stages(open_run(tmp_path / "run", config), config, STAGES, lambda text: None)
+        run_stages(Run(open_run(tmp_path / "run", config), config), STAGES, lambda text: None)
 
 
 def test_a_damaged_model_names_the_stage_folder(tmp_path: Path, folder: Path) -> None:
@@ -106,7 +108,7 @@ def test_what_needs_cuda_is_refused_in_one_line_without_it(
             config = mini(*overrides)
             run = open_run(tmp_path / "run", config)
             with pytest.raises(ConfigError, match=message) as caught:
-                run_stages(run, config, ("sft",), lambda text: None)
+                run_stages(Run(run, config), ("sft",), lambda text: None)
             assert "\n" not in str(caught.value)
             assert not run.path.exists()
     with pytest.raises(ConfigError, match=r"backbone.quantization: 4-bit weights cannot be trained: add lora"):

@@ -13,19 +13,18 @@ import pytest
 from typer.testing import CliRunner
 
 from sirius_rec import cli
-from sirius_rec.config import parse_config
-from sirius_rec.data.store import open_dataset
 from sirius_rec.errors import ConfigError, DataError, RunError
-from sirius_rec.evaluation.floors import FLOORS
 from sirius_rec.evaluation.metrics import per_example, target_positions
 from sirius_rec.rankers.linear import EASE
-from sirius_rec.rankers.methods import METHODS
 from sirius_rec.rankers.sequential.options import PRESETS
 from sirius_rec.rankers.sequential.ranker import SequentialRanker
-from sirius_rec.recipes import baselines
-from sirius_rec.recipes.baselines import method_seeds
-from sirius_rec.recipes.evaluation import check_trained, slate_arrays
+from sirius_rec.recipes.configuration import parse_config
+from sirius_rec.recipes.methods import METHODS, build_methods, closed_form, networks, reserved_keys
+from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.run_folder import RunFolder
+from sirius_rec.recipes.scoring import check_trained
+
+TRIVIAL = [method.name for method in closed_form.TRIVIAL]
 
 CONFIG = """
 name: c
@@ -67,7 +66,7 @@ def test_every_method_on_the_same_slates(compared: tuple[Path, dict[str, Any], s
     assert chosen in PRESETS["paper"]["gru4rec"].weight_decays
     assert not list(run.rglob("unfinished*"))
     seeded = {"sasrec": [0, 1], "gru4rec_paper": [0, 1], "conv": [0, 1], "morec": [0, 1]}
-    once = {key: [0] for key in (*FLOORS, "markov", "recency", "item_knn_shrunk", "ease")}
+    once = {key: [0] for key in (*TRIVIAL, "markov", "recency", "item_knn_shrunk", "ease")}
     slates = {"test-uniform-6-s0", "test-uniform-12-s0"}
     made: dict[str, dict[str, list[int]]] = {}
     for row in found["rows"]:
@@ -84,11 +83,9 @@ def test_every_method_on_the_same_slates(compared: tuple[Path, dict[str, Any], s
 
 
 def test_training_stops_by_validation_slates_alone(compared: tuple[Path, dict[str, Any], str]) -> None:
-    from sirius_rec.data.store import open_dataset
-
-    folder = RunFolder(compared[0])
-    dataset, config = open_dataset(folder.data), folder.config()
-    found = baselines._validation(config, dataset)
+    run = Run.open(compared[0])
+    dataset = run.dataset
+    found = networks._validation(run)
     rows = dataset.examples("val")
     histories = [list(h) for h in rows["history"].to_list()]
     order = [histories.index(list(h)) for h in found.histories]
@@ -102,11 +99,8 @@ def test_training_stops_by_validation_slates_alone(compared: tuple[Path, dict[st
 
 def test_the_table_holds_what_the_ranker_scores(compared: tuple[Path, dict[str, Any], str]) -> None:
     run, found, _ = compared
-    folder = RunFolder(run)
-    from sirius_rec.data.store import open_dataset
-
-    dataset = open_dataset(folder.data)
-    histories, candidates = slate_arrays(dataset, "test-uniform-12-s0")
+    folder, dataset = RunFolder(run), Run.open(run).dataset
+    histories, candidates = Run.open(run).slate_arrays("test-uniform-12-s0")
     targets = target_positions(candidates, dataset.examples("test")["target"].to_numpy())
     rankers = {
         ("ease", 0): EASE(7.0).fit(dataset.train_sequences(), dataset.n_items),
@@ -146,11 +140,11 @@ def test_a_second_time_nothing_is_trained(compared: tuple[Path, dict[str, Any], 
 def test_evaluate_trains_nothing(compared: tuple[Path, dict[str, Any], str], tmp_path: Path) -> None:
     run, _, _ = compared
     folder = RunFolder(run)
-    check_trained(folder, folder.config())
+    check_trained(Run.open(run))
     done = folder.method("conv", 1) / "done.json"
     done.rename(tmp_path / "done.json")
     with pytest.raises(RunError, match="conv of seed 1 is not trained yet"):
-        check_trained(folder, folder.config())
+        check_trained(Run.open(run))
     (tmp_path / "done.json").rename(done)
 
 
@@ -162,15 +156,15 @@ def test_evaluate_trains_nothing(compared: tuple[Path, dict[str, Any], str], tmp
         ("[{method: ease, name: popularity}]", "methods.0.name: 'popularity' is taken"),
         ("[{method: ease, name: a/b}]", "letters, digits"),
         ("[{method: sasrec, options: {epoch: 3}}]", r"methods.0 \(sasrec\): unknown option 'epoch'"),
-        ("[{method: sasrec, options: {loss: hinge}}]", "unknown loss 'hinge'"),
-        ("[{method: ease, options: {l2: -1}}]", "ease l2: -1"),
-        ("[{method: ease, options: {l2: x}}]", "l2 must be a number, got 'x'"),
-        ("[{method: item_knn_shrunk, options: {shrinkage: null}}]", "shrinkage must be a number, got None"),
-        ("[{method: sasrec, options: {epochs: ten}}]", "epochs must be a whole number, got 'ten'"),
+        ("[{method: sasrec, options: {loss: hinge}}]", "loss: must be 'full_softmax', .*, got 'hinge'"),
+        ("[{method: ease, options: {l2: -1}}]", "l2: must be greater than 0, got -1"),
+        ("[{method: ease, options: {l2: x}}]", "l2: must be a number, got 'x'"),
+        ("[{method: item_knn_shrunk, options: {shrinkage: null}}]", "shrinkage: must be a number, got None"),
+        ("[{method: sasrec, options: {epochs: ten}}]", "epochs: must be a whole number, got 'ten'"),
         ("[{method: sasrec, options: {network: gru4rec}}]", "unknown option 'network' of sasrec"),
-        ("[{method: morec, options: {encoder: 5}}]", "encoder must be text, got 5"),
-        ("[{method: morec, options: {tune: 'no'}}]", "tune must be true or false, got 'no'"),
-        ("[{method: morec, options: {encoder_learning_rate: -1}}]", "encoder_learning_rate must be positive"),
+        ("[{method: morec, options: {encoder: 5}}]", "encoder: must be text, got 5"),
+        ("[{method: morec, options: {tune: 'no'}}]", "tune: must be true or false, got 'no'"),
+        ("[{method: morec, options: {encoder_learning_rate: -1}}]", "encoder_learning_rate: must be greater than 0"),
         ("[{method: markov, preset: paper}]", "markov has no settings of the paper"),
         ("[{method: markov, options: {order: 2}}]", "unknown option 'order' of markov: it takes none"),
     ],
@@ -208,7 +202,7 @@ def test_what_a_method_lacks_is_said_before_anything_is_trained(
     monkeypatch.setattr(linear, "EASE_ITEMS", 50)
     if "recency" in changes["methods"]:
         checked = linear.checked_times
-        monkeypatch.setattr(linear, "checked_times", lambda times, rows: checked(np.full(rows, np.nan), rows))
+        monkeypatch.setattr(closed_form, "checked_times", lambda times, rows: checked(np.full(rows, np.nan), rows))
     raw = yaml.safe_load(CONFIG)
     raw["data"] |= changes.pop("data", {})
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(raw | changes))
@@ -219,7 +213,7 @@ def test_what_a_method_lacks_is_said_before_anything_is_trained(
 
 
 def test_every_method_has_a_label() -> None:
-    assert all(method.label for method in METHODS.values()) and np.all([m not in FLOORS for m in METHODS])
+    assert all(method.title for method in METHODS.values()) and not set(METHODS) & set(reserved_keys())
 
 
 def test_own_seeds_are_for_networks_and_hold_the_runs() -> None:
@@ -236,7 +230,7 @@ def test_own_seeds_are_for_networks_and_hold_the_runs() -> None:
     config = parse_config(
         {"seeds": [0], "arms": [], "methods": [{"method": "sasrec", "seeds": [0, 1, 2]}, "caser", "ease"]}, "c"
     )
-    assert [method_seeds(config, m) for m in config.methods] == [(0, 1, 2), (0,), (0,)]
+    assert [build_methods(config)[m.key].seeds for m in config.methods] == [(0, 1, 2), (0,), (0,)]
 
 
 def test_a_network_stopped_in_mid_training_goes_on(
@@ -255,13 +249,13 @@ def test_a_network_stopped_in_mid_training_goes_on(
         if "sasrec s1  epoch 1 " in line:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(baselines, "say", cut)
-    config = RunFolder(run).config()
-    method = next(m for m in config.methods if m.key == "sasrec")
+    monkeypatch.setattr(networks, "log", cut)
+    opened = Run.open(run)
+    method = build_methods(opened.config)["sasrec"]
     for ended in (True, False):
         with pytest.raises(KeyboardInterrupt) if ended else nullcontext():
-            baselines.fitted_network(method, config, open_dataset(run / "data"), folder, 1)
+            method.fit(opened, 1)
         assert (folder / "unfinished.pt").exists() == ended
-        monkeypatch.setattr(baselines, "say", said.append)
+        monkeypatch.setattr(networks, "log", said.append)
     assert [line.split("epoch ")[1][0] for line in said] == ["1", "2"]
     assert (folder / "weights.safetensors").read_bytes() == weights

@@ -21,7 +21,8 @@ from typer.testing import CliRunner
 from sirius_rec import cli
 from sirius_rec.data.store import open_dataset
 from sirius_rec.errors import SiriusError
-from sirius_rec.evaluation.results import FLOORS, read_results
+from sirius_rec.evaluation.results import read_results
+from sirius_rec.recipes.methods.closed_form import TRIVIAL
 from sirius_rec.evaluation.tables import read_tables
 from sirius_rec.training.checkpoints import mark_complete
 from sirius_rec.training.held_out import read_held_out
@@ -29,6 +30,7 @@ from sirius_rec.training.metrics_log import read_metrics
 
 MINI = Path(__file__).resolve().parents[1] / "mini.yaml"
 Here = Callable[..., tuple[Any, str]]
+TRIVIAL_KEYS = [method.name for method in TRIVIAL]
 ARMS = ("dpo_sirius", "softmax_dpo")
 
 
@@ -86,7 +88,7 @@ def test_the_run_folder(whole: Path) -> None:
     slates = "test-uniform-6-s0"
     wanted = {"config.yaml", "environment.json", "results.json", "diagnostics.json", "report.html", "reference/s0.npz"}
     wanted |= {"data/items.parquet", "data/examples.parquet", "data/dataset.json", f"data/slates/{slates}.parquet"}
-    wanted |= {f"scores/{method}-s0-{slates}-best.parquet" for method in ("sft", *ARMS, *FLOORS)}
+    wanted |= {f"scores/{method}-s0-{slates}-best.parquet" for method in ("sft", *ARMS, *TRIVIAL_KEYS)}
     wanted |= {f"generation/{method}-s0-{slates}-best.json" for method in ("sft", *ARMS)}
     for stage in ("pretrain", "sft", *(f"align/{arm}" for arm in ARMS)):
         wanted |= {f"{stage}/s0/{file}" for file in ("metrics.jsonl", "done.json", "best/config.json")}
@@ -103,10 +105,10 @@ def test_the_run_folder(whole: Path) -> None:
 def test_results(whole: Path) -> None:
     results = read_results(whole / "results.json")
     rows = open_dataset(whole / "data").examples("test").height
-    assert {(row["method"], row["n"]) for row in results["summary"]} == {(m, rows) for m in ("sft", *ARMS, *FLOORS)}
+    assert {(row["method"], row["n"]) for row in results["summary"]} == {(m, rows) for m in ("sft", *ARMS, *TRIVIAL_KEYS)}
     for row in results["rows"]:
         assert 0 <= row["hr@1_low"] <= row["hr@1"] <= row["hr@1_high"] <= 1
-        assert row["n_generated"] == (None if row["method"] in FLOORS else 20)
+        assert row["n_generated"] == (None if row["method"] in TRIVIAL_KEYS else 20)
     # the tables hold what results.json says: HR@1 of SFT by hand, no ties among floats
     table = next(t for t in read_tables(whole / "scores") if t.method == "sft")
     targets = open_dataset(whole / "data").examples("test")["target"].to_list()

@@ -13,14 +13,12 @@ import yaml
 from typer.testing import CliRunner
 
 from sirius_rec import cli
-from sirius_rec.config import Config, parse_config
-from sirius_rec.data.store import Dataset, open_dataset
 from sirius_rec.errors import ConfigError
 from sirius_rec.evaluation.tables import read_table, table_name
-from sirius_rec.prompts.encoding import Encoder
-from sirius_rec.recipes import language
-from sirius_rec.recipes.evaluation import llm_ranker, slate_arrays
-from sirius_rec.recipes.models import load_stage_model
+from sirius_rec.recipes.configuration import parse_config
+from sirius_rec.recipes.methods import build_methods, llara
+from sirius_rec.recipes.methods.llara import Llara
+from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.run_folder import RunFolder
 
 CONFIG = """
@@ -96,7 +94,7 @@ def test_labels_answers_and_costs(planted: tuple[RunFolder, dict[str, Any], str]
         assert label in output
     seconds = {method: row(found, method, SLATES[0])["training_seconds"] for method in (*TRAINED, "zero_shot")}
     read = {name: json.loads((path / "done.json").read_text())["seconds"] for name, path in
-            (("pretrain", run.stage("pretrain", 0)), ("sasrec", run.method("sasrec", 0)),
+            (("pretrain", run.pretrain(0)), ("sasrec", run.method("sasrec", 0)),
              *((m, run.method(m, 0)) for m in TRAINED))}  # fmt: skip
     assert seconds["zero_shot"] == 0
     assert seconds["tallrec"] == pytest.approx(read["pretrain"] + read["tallrec"], abs=0.11)
@@ -114,30 +112,14 @@ def test_labels_answers_and_costs(planted: tuple[RunFolder, dict[str, Any], str]
     assert not (run.method("llara", 0) / "sasrec").exists()
 
 
-def loaded(run: RunFolder, config: Config, dataset: Dataset, key: str, checkpoint: str = "best") -> Any:
-    """The ranker that the saved files make."""
-    from sirius_rec.rankers.yes_no import YesNoRanker
-    from sirius_rec.training.hybrid import load_projector
-
-    method = next(m for m in config.methods if m.key == key)
-    model, further = load_stage_model(config, run.method(key, 0) / checkpoint), {}
-    if key == "llara":
-        load_projector(model, run.method(key, 0) / checkpoint)
-        further = language._hybrid(run, config, dataset, method, 0, model)
-    kind = YesNoRanker if key == "tallrec" else None
-    if key == "tallrec":
-        further["encoder"] = Encoder(language.method_tokenizer(run, config, method))
-    return llm_ranker(run, config, dataset, model, language.method_form(config, method), kind, **further)
-
-
 @pytest.mark.parametrize("key", TRAINED)
 def test_contract_of_what_was_saved(planted: tuple[RunFolder, dict[str, Any], str], key: str) -> None:
     """Saved = scored; batch = single; permuting candidates permutes scores unless the prompt shows them; an empty
     history and a slate of one are rows like any other."""
     run, _, _ = planted
-    config, dataset = run.config(), open_dataset(run.data)
-    ranker = loaded(run, config, dataset, key)
-    histories, candidates = slate_arrays(dataset, SLATES[1])
+    opened = Run.open(run.path)
+    ranker = build_methods(opened.config)[key].ranker(opened, 0, "best")
+    histories, candidates = opened.slate_arrays(SLATES[1])
     table = read_table(run.scores / table_name(key, 0, SLATES[1], "best"))
     for scores, kept in zip(ranker.score(histories, candidates), table.frame["scores"].to_list(), strict=True):
         np.testing.assert_allclose(scores, kept, atol=1e-4)
@@ -196,8 +178,9 @@ def test_llara_trains_its_own_sasrec_where_the_run_has_none(
 def test_llara_builds_on_the_runs_sasrec_and_not_on_an_ablation(tmp_path: Path) -> None:
     def folder_of(methods: str, seed: int = 0) -> Path:
         config = parse_config(yaml.safe_load(CONFIG) | {"methods": yaml.safe_load(methods)}, "c.yaml")
-        llara = next(m for m in config.methods if m.method == "llara")
-        return language.sasrec_folder(run, config, llara, seed).relative_to(run.path)
+        method = build_methods(config)["llara"]
+        assert isinstance(method, Llara)
+        return method.sasrec_folder(Run(run, config), seed).relative_to(run.path)
 
     run = RunFolder(tmp_path)
     own, shared = Path("methods/llara/s0/sasrec"), Path("methods/sasrec/s0")
@@ -221,13 +204,16 @@ def test_of_several_processes_the_main_one_trains_llaras_network(monkeypatch: py
     def stop(*args: Any) -> None:
         raise EnoughError
 
-    monkeypatch.setattr(language.processes, "is_main", lambda: main)
-    monkeypatch.setattr(language.processes, "wait", lambda: events.append("wait"))
-    monkeypatch.setattr(language, "sasrec_of", lambda *args: events.append("network"))
-    monkeypatch.setattr(language, "load_run_tokenizer", stop)
-    config: Any = parse_config(yaml.safe_load(CONFIG), "test")
+    monkeypatch.setattr(llara.processes, "is_main", lambda: main)
+    monkeypatch.setattr(llara.processes, "wait", lambda: events.append("wait"))
+    monkeypatch.setattr(Llara, "_fitted_sasrec", lambda *args: events.append("network"))
+    monkeypatch.setattr(llara, "starting_model", stop)
+    monkeypatch.setattr(Run, "tokenizer", None)
+    run = Run(RunFolder(Path("nowhere")), parse_config(yaml.safe_load(CONFIG), "test"))
+    method = build_methods(run.config)["llara"]
+    assert isinstance(method, Llara)
     with pytest.raises(EnoughError):
-        language._llara(None, config, None, config.methods[0], 0)  # type: ignore[arg-type]
+        method.training_set(run, 0, np.arange(3))
     assert events == (["network", "wait"] if main else ["wait", "network"])
 
 
@@ -242,11 +228,11 @@ def test_of_several_processes_the_main_one_trains_llaras_network(monkeypatch: py
         ("[{method: tallrec, options: {epoch: 2}}]", "unknown option 'epoch' of tallrec, did you mean 'epochs'"),
         ("[{method: tallrec, options: {epochs: 0}}]", "epochs: must be at least 1"),
         ("[{method: tallrec, options: {negatives: 6}}]", "6 negatives, but a train slate of 6 has 5"),
-        ("[{method: tallrec, options: {negatives: 0}}]", "negatives must be a whole number from 1"),
-        ("[{method: llara, options: {curriculum: 0}}]", "curriculum must lie in"),
-        ("[{method: llara, options: {slate: 1}}]", "slate must be true or false"),
+        ("[{method: tallrec, options: {negatives: 0}}]", "negatives: must be at least 1"),
+        ("[{method: llara, options: {curriculum: 0}}]", "curriculum: must be greater than 0"),
+        ("[{method: llara, options: {slate: 1}}]", "slate: must be true or false"),
         ("[{method: llara, options: {batch_size: 10, micro_batch_size: 4}}]", "not a multiple of micro_batch_size"),
-        ("[{method: zero_shot, options: {epochs: 1}}]", "unknown option 'epochs' of zero_shot: choose from slate"),
+        ("[{method: zero_shot, options: {epochs: 1}}]", r"unknown option 'epochs' of zero_shot \(known: slate\)"),
         ("[{method: zero_shot, options: {slat: true}}]", "unknown option 'slat' of zero_shot, did you mean 'slate'"),
         ("[{method: zero_shot, preset: paper}]", "zero_shot has no settings of the paper"),
         ("[{method: chatrec, options: {modle: x}}]", "unknown option 'modle' of chatrec, did you mean 'model'"),

@@ -12,30 +12,33 @@ import pytest
 
 from sirius_rec.config import Config
 from sirius_rec.errors import PromptError
-from sirius_rec.recipes import language, models, preflight
+from sirius_rec.recipes import story
+from sirius_rec.recipes.methods import finetuned
+from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.run_folder import RunFolder
-from sirius_rec.schema import CANDIDATES, HISTORY
+from sirius_rec.schema import CANDIDATES, HISTORY, SlateName
 
 Check = Callable[..., None]
 
 
 @pytest.fixture
 def check(mini: Callable[..., Config], tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Check:
-    """check(titles, *overrides): the preflight of one row with a history of two items and a slate of two."""
-    monkeypatch.setattr(preflight, "context_of", lambda config: None)
-    for module in (models, language):
-        monkeypatch.setattr(module, "load_run_tokenizer", lambda run, config: tokenizer)
+    """check(titles, *overrides): the checks of one row with a history of two items and a slate of two."""
+    monkeypatch.setattr(finetuned, "context_of", lambda config: None)
+    monkeypatch.setattr(Run, "tokenizer", tokenizer)
+    monkeypatch.setattr(Run, "validation_slates", SlateName("val", "uniform", 2, 0))
 
-    def run(titles: list[str], *overrides: str) -> None:
-        dataset: Any = SimpleNamespace(
+    def check_all(titles: list[str], *overrides: str) -> None:
+        run = Run(RunFolder(tmp_path / "run"), mini(*overrides))
+        run.__dict__["dataset"] = SimpleNamespace(
             titles=titles,
             slate_names=[],
             examples=lambda split: pl.DataFrame({HISTORY: [[0, 1]]}),
             slates=lambda name: pl.DataFrame({CANDIDATES: [[1, 0]]}),
         )
-        preflight.check_prompts(RunFolder(tmp_path / "run"), mini(*overrides), dataset)
+        story._check(run, ())
 
-    return run
+    return check_all
 
 
 def test_titles_that_cannot_be_told_apart(check: Check) -> None:

@@ -17,9 +17,9 @@ from sirius_rec.errors import ConfigError, DataError, RunError, SiriusError
 from sirius_rec.evaluation.tables import read_table, table_name
 from sirius_rec.prompts.templates import get_template
 from sirius_rec.rankers.requests import Request
-from sirius_rec.recipes.evaluation import evaluate_model
 from sirius_rec.recipes.ranking import TextRequests
 from sirius_rec.recipes.run_folder import RunFolder
+from sirius_rec.recipes.scoring import score_only
 
 SLATES = "test-uniform-6-s0"
 
@@ -29,8 +29,8 @@ def ready(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     """A run with SFT, requests of its test slates by item id, and the scores that the evaluation gave them."""
     folder = tmp_path_factory.mktemp("rank")
     run = RunFolder(folder / "run")
-    shutil.copytree(trained.run.path, run.path)
-    evaluate_model(str(run.path), "sft", 0)
+    shutil.copytree(trained.folder.path, run.path)
+    score_only(str(run.path), "sft", 0)
     ids = trained.dataset.items["item_id"].to_list()
     histories = trained.dataset.examples("test")["history"].to_list()
     slates = trained.dataset.slates(SLATES)["candidates"].to_list()
@@ -114,7 +114,7 @@ def test_refusals(ready: tuple[Path, Path, Any], tmp_path: Path) -> None:
 
     out = ("--out", tmp_path / "o.jsonl")
     said = complaint(RunError, "--model", run, "--input", requests, *out, "--method", "dpo_sirius")
-    assert "dpo_sirius is not here to be served" in said and "there is sft (seed 0)" in said
+    assert "dpo_sirius is not trained; there is sft (seed 0)" in said
     said = complaint(ConfigError, "--model", run, "--input", requests, "--out", tmp_path / "no" / "o.jsonl")
     assert "does not exist: make it first" in said
     said = complaint(DataError, "--model", run, "--input", tmp_path / "none.jsonl", *out)

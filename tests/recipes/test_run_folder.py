@@ -11,7 +11,8 @@ import pytest
 
 from sirius_rec.config import Config
 from sirius_rec.errors import ConfigError, RunError
-from sirius_rec.recipes.run_folder import open_run, write_json
+from sirius_rec.recipes.adoption import adopt, open_run
+from sirius_rec.recipes.run_folder import write_json
 
 Mini = Callable[..., Config]
 
@@ -29,17 +30,17 @@ def test_the_same_configuration_goes_on(mini: Mini, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "difference"),
     [
-        ("align.epochs=3", r"align\.epochs: 2 there, 3 here"),
-        ("seeds=[1]", r"seeds: \[0\] there, \[1\] here"),
-        ("compute.threads=2", r"compute\.threads: 1 there, 2 here"),
-        ("backbone.pretrain=null", r"backbone\.pretrain: \{.*\} there, None here"),
-        ("arms=[dpo]", r"arms\.dpo_sirius: begun there, missing here"),
-        ("data.slates=[{size: 8}]", r"data\.slates\.0\.size: 6 there, 8 here"),
+        ("align.epochs=3", r"align\.epochs: saved 2, now 3"),
+        ("seeds=[1]", r"seeds: saved \[0\], now \[1\]"),
+        ("compute.scoring=naive", r"compute\.scoring: saved 'auto', now 'naive'"),
+        ("backbone.pretrain=null", r"backbone\.pretrain: saved \{.*\}, now None"),
+        ("arms=[dpo]", r"arms\.dpo_sirius: begun in the folder, missing now"),
+        ("data.slates=[{size: 8}]", r"data\.slates\.0\.size: saved 6, now 8"),
     ],
 )
 def test_another_configuration_is_refused(mini: Mini, tmp_path: Path, override: str, difference: str) -> None:
     run = open_run(tmp_path / "run", mini())
-    run.stage("dpo_sirius", 0).mkdir(parents=True)
+    run.arm("dpo_sirius", 0).mkdir(parents=True)
     before = run.config_file.read_bytes()
     with pytest.raises(RunError, match=f"another configuration \\({difference}.*: choose another --out"):
         open_run(run.path, mini(override))
@@ -53,17 +54,17 @@ def test_seeds_arms_and_methods_may_be_added(mini: Mini, tmp_path: Path) -> None
     before = run.config_file.read_bytes()
     assert open_run(run.path, more).config() == mini(), "written under the lock only"
     assert run.config_file.read_bytes() == before
-    run.adopt(more)
+    adopt(run, more)
     assert run.config() == more
-    with pytest.raises(RunError, match=r"another configuration \(seeds: \[0, 1\] there, \[0\] here\)"):
+    with pytest.raises(RunError, match=r"another configuration \(seeds: saved \[0, 1\], now \[0\]\)"):
         open_run(run.path, mini("arms=[dpo_sirius, dpo, softmax_dpo]", "methods=[markov]"))
     # nothing was begun of any arm or method: they may still be mended or taken away; seeds stay
     open_run(run.path, mini("seeds=[0, 1]"))
     for key in ("dpo", "dpo_sirius", "softmax_dpo"):
-        run.stage(key, 0).mkdir(parents=True)
-    with pytest.raises(RunError, match=r"another configuration \(arms\.dpo: begun there, missing here\)"):
+        run.arm(key, 0).mkdir(parents=True)
+    with pytest.raises(RunError, match=r"another configuration \(arms\.dpo: begun in the folder, missing now\)"):
         open_run(run.path, mini("seeds=[0, 1]"))
-    with pytest.raises(RunError, match=r"another configuration \(align\.epochs: 2 there, 3 here\)"):
+    with pytest.raises(RunError, match=r"another configuration \(align\.epochs: saved 2, now 3\)"):
         open_run(
             run.path,
             mini("align.epochs=3", "seeds=[0, 1, 2]", "arms=[dpo_sirius, dpo, softmax_dpo]", "methods=[markov]"),
@@ -71,10 +72,24 @@ def test_seeds_arms_and_methods_may_be_added(mini: Mini, tmp_path: Path) -> None
     assert run.config() == more
 
 
-def test_jobs_are_free(mini: Mini, tmp_path: Path) -> None:
-    """How many trainings run side by side changes nothing that comes out."""
-    run = open_run(tmp_path / "run", mini())
-    assert open_run(run.path, mini("compute.jobs=2")).config() == mini()
+@pytest.mark.parametrize(
+    "override",
+    [
+        "compute.jobs=2", "compute.threads=2", "compute.device=auto", "evaluation.batch_tokens=512",
+        "align.micro_batch_size=8", "sft.gradient_checkpointing=true", "align.save_steps=7", "sft.logging_steps=3",
+        "backbone.pretrain.micro_batch_size=8", "methods=[{method: tallrec, options: {micro_batch_size: 8}}]",
+    ],
+)  # fmt: skip
+def test_how_it_is_computed_may_change_under_way(mini: Mini, tmp_path: Path, override: str) -> None:
+    """An out-of-memory in alignment must not cost the SFT: keys that change no result are the folder's once adopted."""
+    before = mini("methods=[tallrec]") if "tallrec" in override else mini()
+    run = open_run(tmp_path / "run", before)
+    run.method("tallrec", 0).mkdir(parents=True)
+    changed = mini(override)
+    assert changed != before
+    assert open_run(run.path, changed).config() == before
+    adopt(run, changed)
+    assert run.config() == changed
 
 
 def test_two_processes_do_not_work_in_one_folder(mini: Mini, tmp_path: Path) -> None:
@@ -120,10 +135,10 @@ def test_a_damaged_config_file_is_one_line(mini: Mini, tmp_path: Path) -> None:
 def test_a_folder_in_which_nothing_was_trained_is_given_back(mini: Mini, tmp_path: Path) -> None:
     run = open_run(tmp_path / "run", mini())
     (run.path / "data").mkdir()
-    run.stage("sft", 0).mkdir(parents=True)
+    run.sft(0).mkdir(parents=True)
     run.discard_if_untrained()
     assert run.config() == mini()
-    run.stage("sft", 0).rmdir()
+    run.sft(0).rmdir()
     (run.path / "sft").rmdir()
     run.discard_if_untrained()
     assert not run.path.exists()

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from sirius_rec import cli
 from sirius_rec.config import Config
 from sirius_rec.errors import RunError
-from sirius_rec.recipes.run_folder import RunFolder, open_run
+from sirius_rec.recipes.adoption import adopt, open_run
+from sirius_rec.recipes.run_folder import RunFolder
 
 Mini = Callable[..., Config]
 CHAT = "{method: chatrec, options: {model: small, %s}}"
@@ -22,7 +23,7 @@ CHAT = "{method: chatrec, options: {model: small, %s}}"
 def begun(path: Path, config: Config, *keys: str) -> RunFolder:
     run = open_run(path, config)
     for key in keys:
-        (run.method(key, 0) if any(m.key == key for m in config.methods) else run.stage(key, 0)).mkdir(parents=True)
+        (run.method(key, 0) if any(m.key == key for m in config.methods) else run.arm(key, 0)).mkdir(parents=True)
     return run
 
 
@@ -30,23 +31,23 @@ def begun(path: Path, config: Config, *keys: str) -> RunFolder:
     ("before", "after", "difference"),
     [
         ("methods=[ease, {method: sasrec, options: {epochs: 1}}]", "methods=[{method: sasrec, options: {epochs: 2}}]",
-         r"methods\.sasrec\.options\.epochs: 1 there, 2 here"),
+         r"methods\.sasrec\.options\.epochs: saved 1, now 2"),
         ("methods=[sasrec]", "methods=[{method: sasrec, options: {epochs: 2}}]",
-         r"methods\.sasrec\.options\.epochs: not set there, 2 here"),
+         r"methods\.sasrec\.options\.epochs: saved not set, now 2"),
         ("methods=[sasrec]", "methods=[{method: sasrec, name: s, preset: paper}]",
-         r"methods\.sasrec: begun there, missing here"),
+         r"methods\.sasrec: begun in the folder, missing now"),
         ("methods=[{method: sasrec, name: s}]", "methods=[{method: sasrec, name: s, preset: paper}]",
-         r"methods\.s\.preset: 'tuned' there, 'paper' here"),
+         r"methods\.s\.preset: saved 'tuned', now 'paper'"),
         ("methods=[{method: sasrec, seeds: [0, 1]}]", "methods=[{method: sasrec, seeds: [0, 2]}]",
-         r"methods\.sasrec\.seeds: \[0, 1\] there, \[0, 2\] here"),
+         r"methods\.sasrec\.seeds: saved \[0, 1\], now \[0, 2\]"),
         ("methods=[{method: sasrec, seeds: [0, 1]}]", "methods=[sasrec]",
-         r"methods\.sasrec\.seeds: \[0, 1\] there, \[0\] here"),
+         r"methods\.sasrec\.seeds: saved \[0, 1\], now \[0\]"),
         ("arms=[{loss: dpo, beta: 0.1}, simpo]", "arms=[simpo, {loss: dpo, beta: 0.2}]",
-         r"arms\.dpo\.beta: 0\.1 there, 0\.2 here"),
+         r"arms\.dpo\.beta: saved 0\.1, now 0\.2"),
         (f"methods=[{CHAT % ''}]", f"methods=[{CHAT % 'parameters: {top_p: 0.5}'}]",
-         r"methods\.chatrec\.options\.parameters: not set there, \{'top_p': 0\.5\} here"),
+         r"methods\.chatrec\.options\.parameters: saved not set, now \{'top_p': 0\.5\}"),
         (f"methods=[{CHAT % ''}]", "methods=[{method: chatrec, options: {model: large}}]",
-         r"methods\.chatrec\.options\.model: 'small' there, 'large' here"),
+         r"methods\.chatrec\.options\.model: saved 'small', now 'large'"),
     ],
 )  # fmt: skip
 def test_the_entry_and_the_option_that_differ_are_named(
@@ -74,7 +75,7 @@ def test_seeds_may_grow_and_plumbing_be_mended(mini: Mini, tmp_path: Path, befor
     """The new values are the folder's, once it is adopted."""
     run = begun(tmp_path / "run", mini(f"methods=[{before}]"), "sasrec", "chatrec")
     changed = mini(f"methods=[{after}]")
-    open_run(run.path, changed).adopt(changed)
+    adopt(open_run(run.path, changed), changed)
     assert run.config() == changed
 
 

@@ -69,7 +69,7 @@ def times(folder: Path, name: str) -> tuple[float, float, int]:
 def test_in_this_process(jobs: Callable[..., Job], tmp_path: Path) -> None:
     said: list[str] = []
     # "before" is no job of this run: it was done in an earlier one
-    run_jobs([jobs("a", "note", "before"), jobs("b", "note", "a")], workers=1, threads=None, say=said.append)
+    run_jobs([jobs("a", "note", "before"), jobs("b", "note", "a")], workers=1, threads=None, log=said.append)
     assert times(tmp_path, "b")[0] >= times(tmp_path, "a")[1]
     assert times(tmp_path, "a")[2] == os.getpid()
     assert [line[:10] for line in said] == ["[1/2] a do", "[2/2] b do"]
@@ -77,7 +77,7 @@ def test_in_this_process(jobs: Callable[..., Job], tmp_path: Path) -> None:
 
 def test_two_workers_side_by_side_in_order(jobs: Callable[..., Job], tmp_path: Path) -> None:
     listed = [jobs("a", "note"), jobs("b", "note"), jobs("c", "note", "a", "b")]
-    run_jobs(listed, workers=2, threads=None, say=quiet)
+    run_jobs(listed, workers=2, threads=None, log=quiet)
     a, b, c = (times(tmp_path, name) for name in "abc")
     assert a[2] != os.getpid() != b[2]
     assert c[0] >= max(a[1], b[1])
@@ -85,14 +85,14 @@ def test_two_workers_side_by_side_in_order(jobs: Callable[..., Job], tmp_path: P
 
 def test_an_error_in_this_process_stops_the_rest(jobs: Callable[..., Job], tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"^row 3: no title$"):
-        run_jobs([jobs("a", "fail"), jobs("b", "note")], workers=1, threads=None, say=quiet)
+        run_jobs([jobs("a", "fail"), jobs("b", "note")], workers=1, threads=None, log=quiet)
     assert not (tmp_path / "b").exists()
 
 
 def test_an_error_in_a_worker_stops_the_rest_and_keeps_its_type(jobs: Callable[..., Job], tmp_path: Path) -> None:
     started = time.monotonic()
     with pytest.raises(DataError, match=r"^row 3: no title$"):
-        run_jobs([jobs("a", "fail"), jobs("b", "stay"), jobs("c", "note")], workers=2, threads=None, say=quiet)
+        run_jobs([jobs("a", "fail"), jobs("b", "stay"), jobs("c", "note")], workers=2, threads=None, log=quiet)
     assert time.monotonic() - started < 20  # b would have stayed for a minute
     assert not (tmp_path / "c").exists()
     # b may have been ended before it came to write its number.
@@ -102,13 +102,13 @@ def test_an_error_in_a_worker_stops_the_rest_and_keeps_its_type(jobs: Callable[.
 
 def test_a_bug_in_a_worker_shows_where_it_happened(jobs: Callable[..., Job]) -> None:
     with pytest.raises(ZeroDivisionError) as caught:
-        run_jobs([jobs("a", "bug"), jobs("b", "note")], workers=2, threads=None, say=quiet)
+        run_jobs([jobs("a", "bug"), jobs("b", "note")], workers=2, threads=None, log=quiet)
     assert "schedule_jobs.py" in str(caught.value.__cause__)
 
 
 def test_a_killed_worker_is_said_in_one_line(jobs: Callable[..., Job]) -> None:
     with pytest.raises(TrainingError, match=r"was killed \(out of memory\?\): start the same command again"):
-        run_jobs([jobs("a", "die"), jobs("b", "stay")], workers=2, threads=None, say=quiet)
+        run_jobs([jobs("a", "die"), jobs("b", "stay")], workers=2, threads=None, log=quiet)
 
 
 def gone(pid: int, within: float = 5.0) -> bool:
@@ -133,7 +133,7 @@ import schedule_jobs
 if __name__ == "__main__":
     folder = sys.argv[1]
     try:
-        run_jobs([Job(n, schedule_jobs.stay, (folder, n)) for n in "ab"], workers=2, threads=None, say=print)
+        run_jobs([Job(n, schedule_jobs.stay, (folder, n)) for n in "ab"], workers=2, threads=None, log=print)
     except KeyboardInterrupt:
         sys.exit(130)
 """

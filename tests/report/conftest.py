@@ -9,14 +9,32 @@ from sirius_rec.diagnostics.curves import diagnose
 from sirius_rec.diagnostics.trajectory import golden_over_seeds
 from sirius_rec.evaluation.results import ALL_METRICS
 from sirius_rec.evaluation.tables import ScoreTable
-from sirius_rec.report.material import RunMaterial
+from sirius_rec.report.material import ReportedRun
 from sirius_rec.report.page import write_report
 
 SLATES = "test-uniform-20-s0"
 
 
+def _facts(role="arm", base=None, comparison="pairwise"):
+    return {"role": role, "random": role != "trivial", "base": base, "comparison": comparison}
+
+
+FACTS = {
+    "random": _facts("trivial"), "popularity": _facts("trivial"), "sft": _facts("sft"), "dpo": _facts(),
+    "dpo_sirius": _facts(base="dpo"), "simpo": _facts(), "sft_continued": _facts(comparison="none"),
+    "morec": _facts("baseline"),
+}  # fmt: skip
+
+
+@pytest.fixture
+def facts():
+    """What the methods of these tests are."""
+    return FACTS
+
+
 def summary(method, label, hr, seeds=(0, 1), slates=SLATES, checkpoint="last"):
     row = {"method": method, "label": label, "seeds": list(seeds), "slates": slates, "checkpoint": checkpoint}
+    row["role"] = FACTS[method]["role"]
     row |= {"n": 1234, "chance": 0.05}
     for metric in ALL_METRICS:
         present = metric not in ("valid_ratio", "hr@1_generated")
@@ -45,7 +63,7 @@ def make_summary():
 def _results():
     test = {"slates": SLATES, "checkpoint": "last", "metric": "hr@1", "low": -0.021, "high": -0.003}
     return {
-        "format": 1, "baseline": "sft_continued", "config": {"name": "A <b>run</b> & co"},
+        "format": 2, "methods": FACTS, "baseline": "sft_continued", "config": {"name": "A <b>run</b> & co"},
         "environment": {"versions": {"python": "3.11", "sirius-rec": "9.8.7"}},
         "data": {"name": "toy", "fingerprint": "f00d" * 16, "slates": {SLATES: {"fingerprint": "abc123" * 10}}},
         "rows": [],
@@ -54,8 +72,10 @@ def _results():
             summary("dpo_sirius", "DPO + SIRIUS", 0.44), summary("popularity", "popularity", 0.18, seeds=(0,)),
         ],
         "paired": [
-            {"method": "dpo", "against": "sft_continued", "difference": -0.012, "p": 1e-5, "p_holm": 2e-5, **test},
-            {"method": "dpo_sirius", "against": "dpo", "difference": -0.012, "p": 0.2, "p_holm": 0.4, **test},
+            {"method": "dpo", "against": "sft_continued", "difference": -0.012, "p": 1e-5, "p_holm": 2e-5,
+             **test, "against_base": False},
+            {"method": "dpo_sirius", "against": "dpo", "difference": -0.012, "p": 0.2, "p_holm": 0.4,
+             **test, "against_base": True},
         ],
         "curves": {
             "dpo": {"0": curve(0.45, 1.0), "1": curve(0.46, 1.2)}, "dpo_sirius": {"0": curve(0.44, 0.5)},
@@ -107,7 +127,7 @@ def _explorer():
 
 
 def _run(results, diagnostics, explorer):
-    return RunMaterial("toy", results, diagnostics, None, "sirius audit toy/data", explorer)
+    return ReportedRun("toy", results, diagnostics, None, "sirius audit toy/data", explorer)
 
 
 @pytest.fixture

@@ -35,8 +35,8 @@ def tables(make_table):
     ]  # fmt: skip
 
 
-def test_sample(tables, dataset):
-    found = sample_examples(tables, dataset, get_template("music"), rows=40)
+def test_sample(tables, dataset, facts):
+    found = sample_examples(tables, dataset, get_template("music"), facts, rows=40)
     assert (found["slates"], found["checkpoint"], found["seed"], found["of"]) == ("test-uniform-3-s0", "best", 0, ROWS)
     assert [entry["key"] for entry in found["methods"]] == ["dpo", "simpo"]
     assert found["methods"][0]["counts"] == {
@@ -51,30 +51,30 @@ def test_sample(tables, dataset):
     assert [found["titles"][n] for n in first["history"]] == ["Can", "Low"]
     assert (first["target"], first["ranks"], first["scores"][1]) == (0, [2.0, 1.0, 2.0], [3.0, 2.0, 0.0])
     assert found["prompt"]["candidates"] == "Candidates for the next artist:"
-    hidden = sample_examples(tables, dataset, get_template("music", shows_slate=False), rows=1)
+    hidden = sample_examples(tables, dataset, get_template("music", shows_slate=False), facts, rows=1)
     assert hidden["prompt"]["candidates"] is None and len(hidden["rows"]) == 1
 
 
-def test_seeded_and_bounded(tables, dataset, monkeypatch):
+def test_seeded_and_bounded(tables, dataset, monkeypatch, facts):
     template = get_template("generic")
-    one, two = (json.dumps(sample_examples(tables, dataset, template, rows=40)) for _ in range(2))
-    assert one == two != json.dumps(sample_examples(tables, dataset, template, rows=40, seed=1))
+    one, two = (json.dumps(sample_examples(tables, dataset, template, facts, rows=40)) for _ in range(2))
+    assert one == two != json.dumps(sample_examples(tables, dataset, template, facts, rows=40, seed=1))
     # 3 candidates × 3 tables: 450 scores are 50 rows; never fewer than 30
     monkeypatch.setattr("sirius_rec.report.explorer.CELLS", 450)
-    assert len(sample_examples(tables, dataset, template)["rows"]) == 50
+    assert len(sample_examples(tables, dataset, template, facts)["rows"]) == 50
     monkeypatch.setattr("sirius_rec.report.explorer.CELLS", 1)
-    assert len(sample_examples(tables, dataset, template)["rows"]) == 30
+    assert len(sample_examples(tables, dataset, template, facts)["rows"]) == 30
 
 
-def test_nothing_to_show(make_table, dataset):
+def test_nothing_to_show(make_table, dataset, facts):
     template = get_template("generic")
     alone = [make_table("sft", [[1, 2, 0]] * ROWS), make_table("popularity", [[1, 2, 0]] * ROWS)]
-    assert sample_examples(alone, dataset, template) is None
-    assert sample_examples([make_table("dpo", [[1, 2, 0]] * ROWS)], dataset, template) is None
-    assert sample_examples([], dataset, template) is None
+    assert sample_examples(alone, dataset, template, facts) is None
+    assert sample_examples([make_table("dpo", [[1, 2, 0]] * ROWS)], dataset, template, facts) is None
+    assert sample_examples([], dataset, template, facts) is None
 
 
-def test_tied_scores_share_their_rank(make_table, dataset):
+def test_tied_scores_share_their_rank(make_table, dataset, facts):
     tables = [make_table("sft", [[1, 2, 0]] * ROWS), make_table("dpo", np.zeros((ROWS, 3)))]
-    found = sample_examples(tables, dataset, get_template("generic"), rows=1)
+    found = sample_examples(tables, dataset, get_template("generic"), facts, rows=1)
     assert found["rows"][0]["ranks"] == [2.0, 2.0]

@@ -6,6 +6,7 @@ import itertools
 import re
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,30 +28,30 @@ from sirius_rec.report.plots import PANELS, _spread, as_svg, colours_of, curve_f
 LABELS = {"dpo": "DPO", "dpo_sirius": "DPO + SIRIUS"}
 
 
-def test_base_and_sirius_share_a_colour():
-    colours = colours_of(["dpo", "dpo_sirius", "simpo", "sft", "sft_continued"])
+def test_base_and_sirius_share_a_colour(facts):
+    colours = colours_of(["dpo", "dpo_sirius", "simpo", "sft", "sft_continued"], facts)
     assert colours["dpo"] == colours["dpo_sirius"] != colours["simpo"]
     assert colours["sft"] == colours["sft_continued"]
 
 
-def test_curve_figure_draws_seed_means_and_the_onset(results):
-    figure = curve_figure({"dpo": results["curves"]["dpo"]}, PANELS[0], LABELS, onsets={"dpo": 2.0})
+def test_curve_figure_draws_seed_means_and_the_onset(results, facts):
+    figure = curve_figure({"dpo": results["curves"]["dpo"]}, PANELS[0], LABELS, facts, onsets={"dpo": 2.0})
     line, mark = figure.axes[0].lines
     assert line.get_ydata().tolist() == pytest.approx([0, 1.1, 2.2, 3.3, 4.4])
     assert (mark.get_xdata(), mark.get_ydata()) == ([2.0], pytest.approx([2.2]))
     assert [text.get_text() for text in figure.axes[0].texts] == ["DPO"]
-    assert curve_figure(results["curves"], PANELS[2], {}) is None
+    assert curve_figure(results["curves"], PANELS[2], {}, facts) is None
 
 
-def test_every_figure_of_a_run(results, diagnostics):
-    names = [one.name for one in epoch_figures(results["curves"], LABELS)]
+def test_every_figure_of_a_run(results, diagnostics, facts):
+    names = [one.name for one in epoch_figures(results["curves"], LABELS, None, facts)]
     assert names == ["reward_margin", "hr_1", "insensitive_0_1", "misordered", "sft_hr_1"]
-    drawn = hacking_figures(results["curves"], LABELS, diagnostics)
+    drawn = hacking_figures(results["curves"], LABELS, diagnostics, facts)
     assert {kind: [one.name for one in found] for kind, found in drawn.items()} == {
         "margin": ["margin_dpo"], "share": ["insensitive_shares"], "golden": ["golden_dpo"],
     }  # fmt: skip
     assert drawn["margin"][0].title == "DPO and DPO + SIRIUS"
-    assert hacking_figures(results["curves"], LABELS, None)["golden"] == []
+    assert hacking_figures(results["curves"], LABELS, None, facts)["golden"] == []
 
 
 def test_misordered_counts_all_negatives():
@@ -66,11 +67,11 @@ def test_spread_of_seeds():
     assert seed_spread([1.0, 2.0, 3.0]) == pytest.approx((2.0, 2 - 2.4842, 2 + 2.4842), abs=1e-3)
 
 
-def test_onsets_by_epoch(results, diagnostics):
+def test_onsets_by_epoch(results, diagnostics, facts):
     """Step 20 is epoch 2 of the curves; a method without onset is not marked."""
     assert onset_epochs(results["curves"], diagnostics) == {"dpo": 2.0}
     assert onset_epochs(results["curves"], None) == {}
-    upper, lower = margin_figure(results["curves"], ["dpo", "dpo_sirius"], LABELS, {"dpo": 2.0}).axes
+    upper, lower = margin_figure(results["curves"], ["dpo", "dpo_sirius"], LABELS, {"dpo": 2.0}, facts).axes
     assert [text.get_text() for text in upper.texts] == ["onset"]
     for axes, last in ((upper, 4.4), (lower, 0.415)):
         marks = [line for line in axes.lines if list(line.get_xdata()) == [2.0, 2.0]]
@@ -79,18 +80,18 @@ def test_onsets_by_epoch(results, diagnostics):
         assert mean.get_ydata()[-1] == pytest.approx(last)
 
 
-def test_shares_of_the_last_epoch(results):
-    rows = {(row["method"], row["epsilon"]): row for row in shares(results["curves"])}
+def test_shares_of_the_last_epoch(results, facts):
+    rows = {(row["method"], row["epsilon"]): row for row in shares(results["curves"], facts)}
     assert set(rows) == set(itertools.product(LABELS, (0.1, 0.5)))
     assert rows["dpo", 0.5]["mean"] == pytest.approx(0.2) and rows["dpo", 0.5]["seeds"] == pytest.approx([0.2, 0.2])
 
 
-def test_golden_figure(results, diagnostics):
+def test_golden_figure(results, diagnostics, facts):
     """Both curves fall by 0.01 per epoch at distances of 0.1 per epoch."""
     d, gain = golden_points(results["curves"]["dpo"])
     assert d == pytest.approx([0.1, 0.2, 0.3, 0.4] * 2) and gain == pytest.approx(-0.1 * d)
     fits = diagnostics["golden_fit"]
-    figure = golden_figure(results["curves"], fits, list(LABELS), LABELS)
+    figure = golden_figure(results["curves"], fits, list(LABELS), LABELS, facts)
     (axes,) = figure.axes
     assert EXACT in axes.get_xlabel() and "nats" in axes.get_xlabel()
     fitted = next(line for line in axes.lines if line.get_label().startswith("DPO:"))
@@ -98,24 +99,24 @@ def test_golden_figure(results, diagnostics):
     assert fitted.get_ydata()[-1] == pytest.approx(-0.04, abs=1e-3)
     assert f"R² {fits['dpo']['r2']:.2f}" in fitted.get_label()
     bare = {"dpo": fits["dpo"] | {"failed": "2 points", "alpha": None, "beta": None}}
-    assert "cannot be fitted" in as_svg(golden_figure(results["curves"], bare, ["dpo"], LABELS))
+    assert "cannot be fitted" in as_svg(golden_figure(results["curves"], bare, ["dpo"], LABELS, facts))
 
 
-def test_golden_peak_is_marked_where_the_data_reach_it():
+def test_golden_peak_is_marked_where_the_data_reach_it(facts):
     """R(d) = d (1 − log d) has its peak 1 at d = 1."""
     d = np.linspace(0.2, 2, 10)
     points = [{"epoch": 0, "step": 0, "hr@1": 0.0, "distance": 0.0}]
     points += [{"epoch": n + 1, "step": n + 1, "distance": x, "hr@1": x * (1 - np.log(x))} for n, x in enumerate(d)]
     curves = {"dpo": {"0": points}}
     fit = golden_over_seeds(curves["dpo"]).as_dict()
-    (axes,) = golden_figure(curves, {"dpo": fit}, ["dpo"], LABELS).axes
+    (axes,) = golden_figure(curves, {"dpo": fit}, ["dpo"], LABELS, facts).axes
     (star,) = [line for line in axes.lines if line.get_marker() == "*"]
     assert (star.get_xdata()[0], star.get_ydata()[0]) == pytest.approx((1, 1), abs=1e-6)
     assert "DPO: R² 1.00,\npeak +1.000 at d = 1" in [line.get_label() for line in axes.lines]
 
 
-def test_dot_figure_orders_methods_and_marks_floors(results):
-    axes = dot_figure(results["summary"]).axes[0]
+def test_dot_figure_orders_methods_and_marks_floors(results, facts):
+    axes = dot_figure(results["summary"], facts).axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["SFT continued", "DPO + SIRIUS", "DPO"]
     assert 0.18 in [line.get_xdata()[0] for line in axes.lines]
 
@@ -153,8 +154,8 @@ def test_figures_can_be_read_on_their_page(dark):
             assert _contrast(values[name], page) >= least, (name, values[name])
 
 
-def test_inline_recolours_and_keeps_ids_apart(results):
-    text = as_svg(dot_figure(results["summary"]))
+def test_inline_recolours_and_keeps_ids_apart(results, facts):
+    text = as_svg(dot_figure(results["summary"], facts))
     made = svg.inline(text, "one", 'a "title"')
     assert "var(--fig-ink)" in made and "#222222" not in made and 'aria-label="a &#34;title&#34;"' in made
     ids = re.findall(r'\bid="([^"]+)"', made)
@@ -163,10 +164,18 @@ def test_inline_recolours_and_keeps_ids_apart(results):
     assert "#222222" in svg.inline(text, "one", "", recolour=False)
 
 
-def test_a_label_of_many_options_leaves_room_for_the_figure(tmp_path: Path) -> None:
+def test_a_label_of_many_options_leaves_room_for_the_figure(tmp_path: Path, facts: dict[str, Any]) -> None:
     """Warnings of ours are errors in tests: the layout used to collapse, which is one."""
     label = "MoRec (SASRec over titles), " + ", ".join(f"option{n}={n}" for n in range(20))
-    row = {"method": "morec", "label": label, "hr@1": 0.3, "hr@1_low": 0.2, "hr@1_high": 0.4, "chance": 0.05}
+    row = {
+        "method": "morec",
+        "role": "baseline",
+        "label": label,
+        "hr@1": 0.3,
+        "hr@1_low": 0.2,
+        "hr@1_high": 0.4,
+        "chance": 0.05,
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        save(dot_figure([row]), tmp_path, "dots")
+        save(dot_figure([row], facts), tmp_path, "dots")

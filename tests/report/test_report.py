@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 import pytest
 
 from sirius_rec.errors import DataError
-from sirius_rec.report.material import RunMaterial
+from sirius_rec.report.material import ReportedRun
 from sirius_rec.report.page import write_report
 
 SLATES = "test-uniform-20-s0"
@@ -130,7 +130,7 @@ def test_the_audit(run, tmp_path):
 def test_untrained_margins_raise_no_alarm(run, results, tmp_path):
     from sirius_rec.diagnostics.curves import diagnose
 
-    results["objectives"] = {"dpo": {"reward": "simpo_no_ln", "comparison": "none"}}
+    results["methods"] = results["methods"] | {"dpo": results["methods"]["dpo"] | {"comparison": "none"}}
     text = page_of(replace(run, diagnostics=diagnose(results)), tmp_path)
     assert "no margin is trained" in text and "prose verdict warn" not in text
 
@@ -144,7 +144,7 @@ def test_same_results_same_bytes(written, run, tmp_path):
 def test_without_curves_paired_tests_intervals_or_examples(results, make_summary, tmp_path):
     bare = make_summary("dpo", "DPO", 0.4, seeds=(0,)) | {"hr@1_low": None, "hr@1_high": None}
     results |= {"curves": {}, "paired": [], "summary": [bare]}
-    text = page_of(RunMaterial("bare", results), tmp_path)
+    text = page_of(ReportedRun("bare", results), tmp_path)
     parsed(text)
     assert "Over epochs" not in text and "Paired tests" not in text and "0.400" in text and "No examples" in text
 
@@ -154,10 +154,10 @@ def test_a_small_p_does_not_outvote_an_interval_over_seeds(run, results, tmp_pat
     assert "on these seeds only</td>" in page_of(run, tmp_path)
 
 
-def test_floors_stand_in_every_checkpoint_of_their_slates(run, results, make_summary, tmp_path):
+def test_trivial_baselines_stand_in_every_checkpoint_of_their_slates(run, results, make_summary, tmp_path):
     results["summary"].append(make_summary("dpo", "DPO", 0.43, checkpoint="best"))
     # two checkpoints, ranking and beyond, and the paper's row of the insensitive shares
-    assert page_of(run, tmp_path).count('<tr class="floor">') == 5
+    assert page_of(run, tmp_path).count('<tr class="trivial">') == 5
 
 
 def test_small_slates_stand_first(run, results, make_summary, tmp_path):
@@ -170,7 +170,7 @@ def test_runs_side_by_side(run, results, make_summary, tmp_path):
     other = copy.deepcopy(results)
     other["summary"] = [make_summary("dpo", "DPO", 0.31), make_summary("simpo", "SimPO", 0.2)]
     other["curves"], other["paired"] = {}, []
-    page = parsed(page_of(run, tmp_path, RunMaterial("second", other)))
+    page = parsed(page_of(run, tmp_path, ReportedRun("second", other)))
     assert len(page.ids) == len(set(page.ids))
     table = page.tables[0]
     assert [c["text"] for c in table[0]] == ["Method", "HR@1, toy", "HR@1, second", "NDCG@10, toy", "NDCG@10, second"]
@@ -188,7 +188,7 @@ def complaint(tmp_path, *runs):
 
 def test_what_cannot_be_reported(run, results, tmp_path):
     def spoilt(**changes):
-        return RunMaterial("toy", results | changes)
+        return ReportedRun("toy", results | changes)
 
     assert complaint(tmp_path, spoilt(summary=[])) == (
         "report: toy: the results hold no scores; evaluate at least one method first"
@@ -207,7 +207,7 @@ def test_what_cannot_be_compared(run, results, tmp_path):
     def other(**changes):
         changed = copy.deepcopy(results)
         changed["data"] |= changes
-        return RunMaterial("other", changed)
+        return ReportedRun("other", changed)
 
     said = complaint(tmp_path, run, other(slates={SLATES: {"fingerprint": "00ff" * 10}}))
     assert said == (

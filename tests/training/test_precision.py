@@ -94,9 +94,9 @@ def test_which_losses_train_without_dropout(
 
 def test_every_arm_of_alignment_trains_without_dropout() -> None:
     """The likelihood control too, or it differs from the others in more than its loss."""
-    from sirius_rec.config import load_config
-    from sirius_rec.recipes.training import _loss_options
+    from sirius_rec.recipes.configuration import load_config
+    from sirius_rec.recipes.methods.arms import Arm
 
     mini = Path(__file__).resolve().parents[1] / "mini.yaml"
     config = load_config(mini, ["arms=[dpo_sirius, {loss: sft, name: control}]"])
-    assert [_loss_options(config, arm)["disable_dropout"] for arm in config.arms] == [True, True]
+    assert [Arm(config, arm)._loss_options()["disable_dropout"] for arm in config.arms] == [True, True]

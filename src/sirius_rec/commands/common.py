@@ -13,7 +13,7 @@ from sirius_rec.errors import ConfigError
 
 if TYPE_CHECKING:
     from sirius_rec.config import Config
-    from sirius_rec.recipes.run_folder import RunFolder
+    from sirius_rec.recipes.run import Run
 
 app = typer.Typer(
     name="sirius",
@@ -40,24 +40,25 @@ def say(text: str) -> None:
 
 
 def load(config: Path, overrides: list[str] | None) -> Config:
-    from sirius_rec.config import load_config
+    from sirius_rec.recipes.configuration import load_config
 
     packaged = Path(__file__).parents[1] / "configs" / f"{config}.yaml"
     return load_config(packaged if not config.exists() and packaged.is_file() else config, overrides)
 
 
-def open_run_folder(config: Path, overrides: list[str] | None, out: Path | None) -> tuple[RunFolder, Config]:
-    from sirius_rec.recipes.run_folder import open_run
+def open_run_folder(config: Path, overrides: list[str] | None, out: Path | None) -> Run:
+    from sirius_rec.recipes.adoption import open_run
+    from sirius_rec.recipes.run import Run
 
     loaded = load(config, overrides)
     path = out or Path("runs") / loaded.name
     processes.join(cpu=loaded.compute.device == "cpu")
     if not processes.is_main():  # the main process makes the folder
         processes.wait()
-    run = open_run(path, loaded)
+    folder = open_run(path, loaded)
     if processes.is_main():
         processes.wait()
-    return run, loaded
+    return Run(folder, loaded)
 
 
 def check_json(path: Path | None, option: str = "--json") -> None:
@@ -78,9 +79,9 @@ def write_json(path: Path | None, content: Any) -> None:
         path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
-def train_stages(config: Path, overrides: list[str] | None, out: Path | None, stages: tuple[str, ...]) -> RunFolder:
+def train_stages(config: Path, overrides: list[str] | None, out: Path | None, stages: tuple[str, ...]) -> Run:
     from sirius_rec.recipes.story import run_stages
 
-    run, loaded = open_run_folder(config, overrides, out)
-    run_stages(run, loaded, stages, say)
+    run = open_run_folder(config, overrides, out)
+    run_stages(run, stages, say)
     return run

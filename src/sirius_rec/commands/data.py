@@ -26,10 +26,10 @@ def prepare(
 
     Example: sirius prepare --source table --input logs/ --out data/mine data.slates='[{size: 100}]'
     """
-    from sirius_rec.config import parse_config
     from sirius_rec.config_yaml import apply_overrides
     from sirius_rec.data.statistics import summary_lines
     from sirius_rec.progress import byte_bar
+    from sirius_rec.recipes.configuration import parse_config
     from sirius_rec.recipes.story import prepare_data
 
     extra = list(overrides or [])
@@ -48,7 +48,7 @@ def prepare(
         data = {"source": source, "input": None if input is None else str(input)}
         loaded = parse_config(apply_overrides({"data": data}, extra), "command line")
     with byte_bar("reading") as advance:
-        dataset = prepare_data(loaded, None, say, out, advance)
+        dataset = prepare_data(loaded, out, say, advance)
     for line in summary_lines(dataset):
         say(line)
     write_json(json_file, dataset.info)

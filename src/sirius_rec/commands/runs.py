@@ -52,15 +52,15 @@ def _run(config: Path, overrides: list[str] | None, out: Path | None, json_file:
     from sirius_rec.terminal import print_results
 
     check_json(json_file)
-    folder = train_stages(config, overrides, out, STAGES)
-    finish(folder, folder.config(), say)
+    run = train_stages(config, overrides, out, STAGES)
+    finish(run, say)
     if not processes.is_main():
         return
-    results = json.loads(folder.results.read_text())
+    results = json.loads(run.folder.results.read_text())
     print_results(results)
     write_json(json_file, results)
-    say(f"results: {folder.results}")
-    say(f"report:  {folder.path / 'report.html'}")
+    say(f"results: {run.folder.results}")
+    say(f"report:  {run.folder.path / 'report.html'}")
 
 
 @app.command()
@@ -73,22 +73,20 @@ def compare(
 
     Example: sirius compare configs/compare-lastfm.yaml --out runs/compare --json table.json
     """
-    from sirius_rec.data.store import open_dataset
     from sirius_rec.recipes import comparison
     from sirius_rec.recipes.story import STAGES, finish
     from sirius_rec.terminal import print_comparison
 
     check_json(json_file)
-    folder = train_stages(config, overrides, out, STAGES)
-    loaded = folder.config()
-    finish(folder, loaded, say)
+    run = train_stages(config, overrides, out, STAGES)
+    finish(run, say)
     if not processes.is_main():
         return
-    results = comparison.compare(folder, loaded, open_dataset(folder.data))
+    results = comparison.compare(run)
     print_comparison(results)
     write_json(json_file, results)
-    say(f"comparison: {folder.path / comparison.FILE}")
-    say(f"report:     {folder.path / 'report.html'}")
+    say(f"comparison: {run.folder.path / comparison.FILE}")
+    say(f"report:     {run.folder.path / 'report.html'}")
 
 
 @app.command()
@@ -97,7 +95,7 @@ def sft(config: ConfigArg, overrides: OverridesArg = None, out: OutOption = None
 
     Example: sirius sft configs/lastfm.yaml --out runs/lastfm
     """
-    say(f"done: {train_stages(config, overrides, out, ('sft',)).path / 'sft'}")
+    say(f"done: {train_stages(config, overrides, out, ('sft',)).folder.path / 'sft'}")
 
 
 @app.command()
@@ -106,28 +104,27 @@ def align(config: ConfigArg, overrides: OverridesArg = None, out: OutOption = No
 
     Example: sirius align configs/lastfm.yaml --out runs/lastfm
     """
-    say(f"done: {train_stages(config, overrides, out, ('sft', 'align')).path / 'align'}")
+    say(f"done: {train_stages(config, overrides, out, ('sft', 'align')).folder.path / 'align'}")
 
 
 @app.command()
 def evaluate(run: RunArg, json_file: JsonOption = None) -> None:
-    """Score the trained models and floors on the test slates; results.json and the table. Trains nothing.
+    """Score the trained methods on the test slates; results.json and the table. Trains nothing.
 
     Example: sirius evaluate runs/lastfm
     """
-    from sirius_rec.data.store import open_dataset
-    from sirius_rec.recipes.evaluation import check_trained, collect
-    from sirius_rec.recipes.run_folder import RunFolder
+    from sirius_rec.recipes.results import collect
+    from sirius_rec.recipes.run import Run
+    from sirius_rec.recipes.scoring import check_trained
     from sirius_rec.recipes.story import run_stages
     from sirius_rec.terminal import print_results
 
     check_json(json_file)
-    folder = RunFolder(run)
-    config = folder.config()
-    check_trained(folder, config)
-    run_stages(folder, config, ("evaluate",), say)
+    opened = Run.open(run)
+    check_trained(opened)
+    run_stages(opened, ("evaluate",), say)
     if not processes.is_main():
         return
-    results = collect(folder, config, open_dataset(folder.data))
+    results = collect(opened)
     print_results(results)
     write_json(json_file, results)

@@ -41,14 +41,14 @@ def rank(
     from sirius_rec.progress import byte_bar
     from sirius_rec.rankers.requests import AnswerFile, rank_file
     from sirius_rec.recipes.ranking import load_plain_model, load_run_ranker
+    from sirius_rec.recipes.run import Run
     from sirius_rec.recipes.run_folder import RunFolder
 
     check_json(out, "--out")
     if not input.exists():  # before the model is loaded
         raise DataError(f"--input {input}: no such file")
-    folder = RunFolder(Path(model))
-    if folder.config_file.is_file():
-        served = load_run_ranker(folder, method=method, seed=seed, checkpoint=checkpoint, titles=titles)
+    if RunFolder(Path(model)).config_file.is_file():
+        served = load_run_ranker(Run.open(model), method=method, seed=seed, checkpoint=checkpoint, titles=titles)
     else:
         served = load_plain_model(
             model, template=template, shows_slate=slate, max_history=max_history, chat=chat, dtype=dtype

@@ -26,15 +26,14 @@ def diagnose(
     Example: sirius diagnose runs/lastfm --influence 200 --csv curves.csv
     """
     from sirius_rec.recipes import diagnosis
+    from sirius_rec.recipes.run import Run
     from sirius_rec.recipes.run_folder import RunFolder
     from sirius_rec.terminal import print_diagnostics
 
     check_json(json_file)
     check_json(csv, "--csv")
-    folder = RunFolder(run)
-    if folder.config_file.is_file() or not (run / "metrics.jsonl").is_file():
-        folder.config()
-        diagnostics = diagnosis.diagnose_run(folder, influence_rows=influence, say=say)
+    if RunFolder(run).config_file.is_file() or not (run / "metrics.jsonl").is_file():
+        diagnostics = diagnosis.diagnose_run(Run.open(run), influence_rows=influence, log=say)
     else:
         diagnostics = diagnosis.diagnose_log(run)
     print_diagnostics(diagnostics)
@@ -56,14 +55,12 @@ def report(
 
     Example: sirius report runs/a runs/b --out compared.html
     """
-    from sirius_rec.recipes.evaluation import report_run
-    from sirius_rec.recipes.run_folder import RunFolder
+    from sirius_rec.recipes.reporting import report_run
+    from sirius_rec.recipes.run import Run
 
     check_json(out, "--out")
-    folders = [RunFolder(run) for run in runs]
-    for folder in folders:
-        folder.config()
-    say(f"report: {report_run(*folders, baseline=baseline, out=out)}")
+    opened = [Run.open(run) for run in runs]
+    say(f"report: {report_run(*opened, baseline=baseline, out=out)}")
 
 
 @app.command()
@@ -112,8 +109,8 @@ def bench_command(
     Example: sirius bench step --quick --json step.json
     """
     from sirius_rec.bench.run import environment, run_bench
-    from sirius_rec.recipes.job import quiet
-    from sirius_rec.recipes.run_folder import processor, versions
+    from sirius_rec.recipes.environment import processor, versions
+    from sirius_rec.recipes.run import quiet
 
     check_json(json_file)
     check_json(plot, "--plot")

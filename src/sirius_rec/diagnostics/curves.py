@@ -118,7 +118,7 @@ def _mean_ends(seeds: Sequence[Mapping[str, Any]], key: str) -> dict[str, float]
 
 
 def diagnose(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Evidence per method from `results["curves"]` and `results["objectives"]`.
+    """Evidence per method from `results["curves"]` and `results["methods"]`.
 
     Returns {"methods": {method: {"label", "margin_trained", "seeds": {seed: evidence}, "mean": evidence averaged over
     seeds, "hacking"}}, "notes": [...]}. `margin_trained` is False where the objective's comparison is "none".
@@ -132,7 +132,7 @@ def diagnose(results: Mapping[str, Any]) -> dict[str, Any]:
     curves = results.get("curves") or {}
     if not any(MARGIN in point for seeds in curves.values() for points in seeds.values() for point in points):
         raise DataError("diagnose: no curves with reward margins; align at least one method and evaluate every epoch")
-    labels, objectives = labels_of(results), results.get("objectives") or {}
+    labels, facts = labels_of(results), results.get("methods") or {}
     methods: dict[str, Any] = {}
     for method in sorted(curves):
         by_seed = {
@@ -143,7 +143,7 @@ def diagnose(results: Mapping[str, Any]) -> dict[str, Any]:
         if not by_seed:
             continue
         # `weighted_positive` never pushes a negative down: like SFT, it has no margin that it was asked to grow.
-        trained = objectives.get(method, {}).get("comparison") not in ("none", "weighted_positive")
+        trained = facts.get(method, {}).get("comparison") not in ("none", "weighted_positive")
         rewarded = trained and any(MARGIN in point for points in by_seed.values() for point in points)
         short = [seed for seed, points in by_seed.items() if len(points) < 2]
         if short and rewarded:

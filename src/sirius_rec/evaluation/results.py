@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -19,13 +19,13 @@ import numpy.typing as npt
 import polars as pl
 
 from sirius_rec.errors import DataError, RunError
-from sirius_rec.evaluation.floors import FLOORS
 from sirius_rec.evaluation.intervals import EXACT_GROUPS, FLIPS, RESAMPLES, GroupBootstrap, Interval, holm, paired_test
 from sirius_rec.evaluation.metrics import METRICS, Floats, per_example, target_positions, true_reward
 from sirius_rec.evaluation.tables import SCORES, ScoreTable
 from sirius_rec.schema import CANDIDATES, ROW_ID, TARGET, USER_ID, UTILITY
 
-FORMAT: Final = 1
+FORMAT: Final = 2  # 1: methods were told apart by their names
+TRIVIAL: Final = "trivial"
 TRUE_REWARD: Final = "true_reward"
 VALID: Final = "valid_ratio"
 GENERATED: Final = "hr@1_generated"
@@ -33,6 +33,7 @@ ALL_METRICS: Final = (*METRICS, TRUE_REWARD, VALID, GENERATED)
 PAIRED_METRIC: Final = "hr@1"
 
 Key = tuple[str, int, str, str]
+Facts = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -218,20 +219,21 @@ def _summary(block: _Block, members: list[_Scored], generated: list[_Generated])
     return row
 
 
-def _pairs(methods: Iterable[str], baseline: str) -> list[tuple[str, str]]:
-    """(method, against): every method but the floors against the baseline, every <x>_sirius against <x>."""
-    known = list(methods)
-    trained = [method for method in known if method not in FLOORS]
-    pairs = [(method, baseline) for method in trained if method != baseline and baseline in known]
-    bases = [(method, method.removesuffix("_sirius")) for method in trained if method.endswith("_sirius")]
-    return pairs + [pair for pair in bases if pair[1] in trained and pair not in pairs]
+def _pairs(scored: Iterable[str], baseline: str, methods: Facts) -> list[tuple[str, str]]:
+    """(method, against): every method but the trivial ones against the baseline, every variant against its base."""
+    keys = list(scored)
+    tested = [key for key in keys if methods[key]["role"] != TRIVIAL]
+    pairs = [(key, baseline) for key in tested if key != baseline and baseline in keys]
+    bases = [(key, methods[key]["base"]) for key in tested if methods[key]["base"] in keys]
+    return pairs + [pair for pair in bases if pair not in pairs]
 
 
 def _paired(
-    block: _Block, by_method: dict[str, list[_Scored]], baseline: str, seed: int, unseeded: Collection[str]
+    block: _Block, by_method: dict[str, list[_Scored]], baseline: str, seed: int, methods: Facts
 ) -> list[dict[str, Any]]:
     tests: list[dict[str, Any]] = []
-    for method, against in _pairs(by_method, baseline):
+    unseeded = {key for key, facts in methods.items() if not facts["random"]}
+    for method, against in _pairs(by_method, baseline, methods):
         left, right = ({m.table.seed: m.values[PAIRED_METRIC] for m in by_method[name]} for name in (method, against))
         if method in unseeded:  # stands against every seed of the other
             left = dict.fromkeys(right, next(iter(left.values())))
@@ -247,8 +249,9 @@ def _paired(
         table = by_method[method][0].table
         tests.append(
             {"method": method, "against": against, "slates": table.slates, "checkpoint": table.checkpoint,
-             "metric": PAIRED_METRIC, "seeds": shared, "n": len(block.row_ids), "difference": result.difference,
-             "one_seed": len(shared) < 2 and not {method, against} <= set(unseeded),
+             "metric": PAIRED_METRIC, "against_base": methods[method]["base"] == against,
+             "seeds": shared, "n": len(block.row_ids), "difference": result.difference,
+             "one_seed": len(shared) < 2 and not {method, against} <= unseeded,
              "low": result.low, "high": result.high, "p": result.p}
         )  # fmt: skip
     for test, adjusted in zip(tests, holm([test["p"] for test in tests]), strict=True):
@@ -304,9 +307,8 @@ def build_results(
     config: Mapping[str, Any] | None = None,
     environment: Mapping[str, Any] | None = None,
     data: Mapping[str, Any] | None = None,
-    objectives: Mapping[str, Mapping[str, str]] | None = None,
+    methods: Facts,
     baseline: str,
-    unseeded: Collection[str] = FLOORS,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Everything results.json holds, ready for `write_results`.
@@ -314,15 +316,19 @@ def build_results(
     tables: in any order; tables on the same slates must hold the same rows and candidates. examples: row_id, user_id,
     target (further columns and rows are ignored). truths: per slates name, row_id and utility (aligned with the slate).
     generation: per method, seed, slates and checkpoint one dict with these four keys and "row_id", "valid", "hit"
-    (equally long; 0 or 1; a hit is valid). curves: {method: {seed: [{"epoch", "step", …}]}}. objectives:
-    {method: {"reward", "comparison"}} of trained methods, for `diagnose`. baseline: the method that every trained
-    method is tested against. unseeded: methods that come out the same with every seed. seed: of resampling.
+    (equally long; 0 or 1; a hit is valid). curves: {method: {seed: [{"epoch", "step", …}]}}. methods:
+    what each is: {"label", "role" (trivial, baseline, sft or arm), "random" (whether seeds matter), "base" (the method
+    that it is a variant of, or None)}, of arms also "reward", "comparison" and "anchor", for `diagnose`. baseline: the
+    method that every other one but the trivial is tested against. seed: of resampling.
 
     Raises DataError, naming the table and row, when a table does not fit the examples or the other tables.
     """
     if not tables:
         raise DataError("results: no score tables; evaluate at least one method")
     _check_examples(examples)
+    unknown = sorted({table.method for table in tables} - methods.keys())
+    if unknown:
+        raise DataError(f"results: scores of '{unknown[0]}', which is no method of this run: remove them from scores/")
     made = _generations(generation or [], examples, seed)
     blocks: dict[str, _Block] = {}
     groups: dict[tuple[str, str], dict[str, list[_Scored]]] = {}
@@ -344,14 +350,16 @@ def build_results(
         for members in by_method.values():
             generations = [made.get(member.table.key) for member in members]
             rows += [_row(block, member, entry) for member, entry in zip(members, generations, strict=True)]
-            summary.append(_summary(block, members, [entry for entry in generations if entry is not None]))
-        paired += _paired(block, by_method, baseline, seed, unseeded)
-        if baseline not in by_method and any(method not in FLOORS for method in by_method):
+            made_by = [entry for entry in generations if entry is not None]
+            summary.append({**_summary(block, members, made_by), "role": methods[members[0].table.method]["role"]})
+        paired += _paired(block, by_method, baseline, seed, methods)
+        if baseline not in by_method and any(methods[key]["role"] != TRIVIAL for key in by_method):
             missing.append(f"{slates}, checkpoint {checkpoint}")
+    scored_keys = {table.method for table in tables}
     results = {
         "format": FORMAT, "config": config or {}, "environment": environment or {}, "data": data or {},
         "baseline": baseline, "rows": rows, "summary": summary, "paired": paired, "curves": curves or {},
-        "objectives": objectives or {}, "notes": _notes(examples, baseline, missing),
+        "methods": {key: methods[key] for key in scored_keys}, "notes": _notes(examples, baseline, missing),
     }  # fmt: skip
     cleaned: dict[str, Any] = clean(results)
     return cleaned

@@ -82,6 +82,14 @@ class Objective:
     def uses_negatives(self) -> bool:
         return self.comparison != "none"
 
+    def without_anchor(self) -> Objective:
+        """The same objective but for its anchor."""
+        return replace(self, anchor="none", anchor_constant=0.0, anchor_margin=0.0)
+
+    def is_base_of(self, other: Objective) -> bool:
+        """Whether `other` is this objective with an anchor added."""
+        return self.anchor == "none" and other.anchor != "none" and self == other.without_anchor()
+
 
 @dataclass(frozen=True)
 class Preset:

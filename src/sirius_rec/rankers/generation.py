@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import GenerationConfig
 
 from sirius_rec.prompts.encoding import Encoder, normalise_title
-
-
-@dataclass(frozen=True)
-class Answer:
-    """text: the greedy answer. valid: it equals exactly one candidate's title, normalised. hit: that is the target."""
-
-    text: str
-    valid: bool
-    hit: bool
+from sirius_rec.rankers.protocol import Answer
 
 
 def judge(text: str, slate: Sequence[str], target: str) -> Answer:

@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from sirius_rec.prompts.encoding import Encoder
 from sirius_rec.prompts.templates import Template
-from sirius_rec.rankers.protocol import Items, check_rows
+from sirius_rec.rankers.generation import generate_answers
+from sirius_rec.rankers.protocol import Answer, Items, check_rows
 from sirius_rec.scoring.rows import PromptCompletions
 from sirius_rec.scoring.scorer import check_once, score_rows
 
@@ -74,5 +75,16 @@ class LLMRanker:
             mode=self.scoring,
             max_tokens=self.batch_tokens,
             bf16=self.bf16,
+            progress=self.progress,
+        )
+
+    def answer(self, histories: Sequence[Items], candidates: Sequence[Items], targets: Sequence[int]) -> list[Answer]:
+        """What the model writes by itself, greedily, and whether it is a candidate's title and the target's."""
+        return generate_answers(
+            self.model,
+            self.encoder,
+            self.prompts(histories, candidates),
+            [[self.titles[i] for i in slate] for slate in candidates],
+            [self.titles[target] for target in targets],
             progress=self.progress,
         )

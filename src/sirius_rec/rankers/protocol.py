@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,6 +25,15 @@ class Ranker(Protocol):
     def score(
         self, histories: Sequence[Items], candidates: Sequence[Items]
     ) -> Sequence[npt.NDArray[np.floating[Any]]]: ...
+
+
+@dataclass(frozen=True)
+class Answer:
+    """text: what a model wrote. valid: it equals exactly one candidate's title, normalised. hit: that is the target."""
+
+    text: str
+    valid: bool
+    hit: bool
 
 
 def check_rows(histories: Sequence[Items], candidates: Sequence[Items], n_items: int) -> None:

@@ -6,11 +6,12 @@ import math
 from pathlib import Path
 from typing import Any
 
-from sirius_rec.config import Config, StageSection
+from sirius_rec.config import Config
 from sirius_rec.errors import ConfigError
 from sirius_rec.processes import count
 from sirius_rec.recipes.models import computes_in_bf16, on_cpu
 from sirius_rec.training.config import SiriusConfig
+from sirius_rec.training.options import StageOptions
 
 
 def accumulation(batch_size: int, micro: int, processes: int) -> int:
@@ -29,7 +30,7 @@ def accumulation(batch_size: int, micro: int, processes: int) -> int:
 
 def training_arguments(
     config: Config,
-    stage: StageSection,
+    stage: StageOptions,
     folder: Path,
     loss: dict[str, Any],
     seed: int,

@@ -72,8 +72,8 @@ class Clock(TrainerCallback, ExportableState):
 class EpochLines(TrainerCallback):
     """One line per evaluation and, in between, one about every 15 seconds; a checkpoint at the end of each epoch."""
 
-    def __init__(self, name: str, say: Callable[[str], None]) -> None:
-        self.name, self.say, self.said = name, say, time.monotonic()
+    def __init__(self, name: str, log: Callable[[str], None]) -> None:
+        self.name, self.log, self.logged = name, log, time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         if _ends_epoch(args, state):
@@ -93,9 +93,9 @@ class EpochLines(TrainerCallback):
                 line += f"  margin {logs['eval_reward_margin']:+.2f}"
             if "eval_true_reward" in logs:
                 line += f"  true reward {logs['eval_true_reward']:.3f}"
-        elif "loss" in logs and time.monotonic() - self.said > 15:
+        elif "loss" in logs and time.monotonic() - self.logged > 15:
             line = f"loss {logs['loss']:.4f}  {logs.get('tokens_per_second', 0):.0f} tokens/s"
         else:
             return
-        self.said = time.monotonic()
-        self.say(f"{self.name}  epoch {state.epoch or 0:.2f}/{args.num_train_epochs:g}  {line}")
+        self.logged = time.monotonic()
+        self.log(f"{self.name}  epoch {state.epoch or 0:.2f}/{args.num_train_epochs:g}  {line}")

@@ -6,76 +6,65 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sirius_rec.config import Config, MethodSection
-from sirius_rec.data.store import Dataset
-from sirius_rec.evaluation.floors import FLOORS
 from sirius_rec.evaluation.results import write_results
 from sirius_rec.rankers.chat.ranker import SPENT
-from sirius_rec.rankers.methods import METHODS
-from sirius_rec.recipes.baselines import method_seeds
-from sirius_rec.recipes.evaluation import gather, test_slates
-from sirius_rec.recipes.language import sasrec_folder
-from sirius_rec.recipes.run_folder import RunFolder
+from sirius_rec.recipes.methods import build_methods
+from sirius_rec.recipes.results import gather
+from sirius_rec.recipes.run import Run
+from sirius_rec.recipes.run_folder import DONE
 
 FILE = "comparison.json"
+_COSTS = ("parameters", "trainable_parameters", "training_seconds")
 
 
-def strongest_baseline(results: dict[str, Any], config: Config, slates: str) -> str:
-    """The floor or method (not SFT, not an arm) with the highest mean HR@1 on the first test slates."""
-    known = {*FLOORS, *(m.key for m in config.methods)}
-    rows = [row for row in results["summary"] if row["method"] in known and row["slates"] == slates]
+def strongest_baseline(results: dict[str, Any], slates: str) -> str:
+    """The trivial or other baseline (not SFT, not an arm) with the highest mean HR@1 on the first test slates."""
+    methods = results["methods"]
+    rows = [
+        row
+        for row in results["summary"]
+        if row["slates"] == slates and methods[row["method"]]["role"] in ("trivial", "baseline")
+    ]
     return str(max(rows, key=lambda row: (row["hr@1"], row["method"]))["method"])
 
 
-def compare(run: RunFolder, config: Config, dataset: Dataset) -> dict[str, Any]:
+def compare(run: Run) -> dict[str, Any]:
     """comparison.json: results.json without curves, tests against the strongest baseline, and per row
     `parameters`, `trainable_parameters` and `training_seconds`, null where nothing is trained (pretraining and SFT
     count for every arm, and what a method builds on for that method); of a remote one what was spent (`SPENT`)."""
-    slates = test_slates(config, dataset)
-    results = gather(run, config, dataset, config.evaluation.baseline)
-    baseline = strongest_baseline(results, config, slates[0])
+    slates = run.test_slates
+    results = gather(run, run.config.evaluation.baseline)
+    baseline = strongest_baseline(results, slates[0])
     if baseline != results["baseline"]:
-        results = gather(run, config, dataset, baseline)
-    costs = _costs(run, config)
-    nothing = dict.fromkeys(("parameters", "trainable_parameters", "training_seconds"))
+        results = gather(run, baseline)
+    costs = _costs(run)
     for row in results["rows"]:
-        row |= nothing | costs.get((row["method"], row["seed"]), {})
+        row |= dict.fromkeys(_COSTS) | costs.get((row["method"], row["seed"]), {})
     results["notes"].append(
         f"Tests are against {baseline}, chosen for its HR@1 on {slates[0]}: the choice sees the test rows, which makes "
         "it harder to beat and easier to lose against."
     )
     results = {key: value for key, value in results.items() if key != "curves"}
-    write_results(results, run.path / FILE)
+    write_results(results, run.folder.path / FILE)
     return results
 
 
-def _costs(run: RunFolder, config: Config) -> dict[tuple[str, int], dict[str, Any]]:
-    def done(*folders: Any) -> dict[str, Any]:
-        read = [json.loads((f / "done.json").read_text()) for f in folders if (f / "done.json").is_file()]
-        if not read:
-            return {}
-        last = read[-1]
-        return {
-            "parameters": last.get("parameters"),
-            "trainable_parameters": last.get("trainable_parameters", last.get("parameters")),
-            "training_seconds": round(sum(entry["seconds"] for entry in read), 1),
-            **{name: last[name] for name in SPENT if name in last},
-        }
-
-    costs = {(m.key, s): done(*_made_of(run, config, m, s)) for m in config.methods for s in method_seeds(config, m)}
-    if config.trains_language_model:
-        for seed in config.seeds:
-            before = [run.stage(name, seed) for name in ("pretrain", "sft")]
-            costs["sft", seed] = done(*before)
-            for arm in config.arms:
-                costs[arm.key, seed] = done(*before, run.stage(arm.key, seed))
-    return costs
+def _costs(run: Run) -> dict[tuple[str, int], dict[str, Any]]:
+    return {
+        (method.key, seed): _cost(method.made_in(run, seed))
+        for method in build_methods(run.config).values()
+        for seed in method.seeds
+    }
 
 
-def _made_of(run: RunFolder, config: Config, method: MethodSection, seed: int) -> list[Path]:
-    """Folders of all that a method's training took, its own last."""
-    own = run.method(method.key, seed)
-    before = [run.stage("pretrain", seed)] if METHODS[method.method].stage else []
-    if method.method == "llara":
-        before.append(sasrec_folder(run, config, method, seed))
-    return [*before, own]
+def _cost(folders: list[Path]) -> dict[str, Any]:
+    trainings = [json.loads((f / DONE).read_text()) for f in folders if (f / DONE).is_file()]
+    if not trainings:
+        return {}
+    last = trainings[-1]
+    return {
+        "parameters": last.get("parameters"),
+        "trainable_parameters": last.get("trainable_parameters", last.get("parameters")),
+        "training_seconds": round(sum(entry["seconds"] for entry in trainings), 1),
+        **{name: last[name] for name in SPENT if name in last},
+    }

@@ -5,54 +5,61 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sirius_rec.config import Config
-from sirius_rec.data.store import Dataset, open_dataset
 from sirius_rec.diagnostics.curves import MARGIN, diagnose
 from sirius_rec.diagnostics.slates import Rows
 from sirius_rec.diagnostics.trajectory import golden_over_seeds, measured_points, onset_over_seeds
 from sirius_rec.errors import DataError, RunError
 from sirius_rec.evaluation.results import read_results
-from sirius_rec.recipes.records import validation_rows, validation_slates
-from sirius_rec.recipes.run_folder import RunFolder, write_json
+from sirius_rec.recipes.methods import Method, build_methods
+from sirius_rec.recipes.models import load_stage_model, place
+from sirius_rec.recipes.records import validation_set
+from sirius_rec.recipes.run import Run, quiet
+from sirius_rec.recipes.run_folder import DONE, RunFolder, write_json
 from sirius_rec.schema import CANDIDATES, TARGET, USER_ID
 from sirius_rec.training.held_out import Snapshot, read_held_out
 from sirius_rec.training.metrics_log import read_metrics
 
+if TYPE_CHECKING:
+    from sirius_rec.data.store import Dataset
+
 Curves = dict[str, dict[str, list[dict[str, Any]]]]
 
 
-def _trainings(run: RunFolder, config: Config) -> dict[str, dict[str, Path]]:
-    """Method → seed → folder, of every training that has logs."""
+def _trainings(run: Run) -> dict[str, dict[str, Path]]:
+    """Method → seed → folder, of SFT and the arms, wherever there are logs."""
     out: dict[str, dict[str, Path]] = {}
-    for method in ("sft", *(arm.key for arm in config.arms)):
-        for seed in config.seeds:
-            folder = run.stage(method, seed)
+    for method in _studied(run).values():
+        for seed in method.seeds:
+            folder = method.folder(run, seed)
             if (folder / "metrics.jsonl").is_file():
-                out.setdefault(method, {})[str(seed)] = folder
+                out.setdefault(method.key, {})[str(seed)] = folder
     return out
+
+
+def _studied(run: Run) -> dict[str, Method]:
+    """SFT and the arms, by key."""
+    return {key: method for key, method in build_methods(run.config).items() if method.role in ("sft", "arm")}
 
 
 def _evaluations(folder: Path) -> list[dict[str, Any]]:
     return [line for line in read_metrics(folder / "metrics.jsonl") if line.pop("kind") == "eval"]
 
 
-def _held_out_slates(config: Config, dataset: Dataset) -> tuple[list[list[int]], np.ndarray] | None:
+def _held_out_slates(run: Run) -> tuple[list[list[int]], np.ndarray] | None:
     """Items of every held-out slate, the target first, as they were scored; and the users of the rows."""
-    name = validation_slates(config, dataset)
+    name, rows = run.validation_slates, run.validation_rows
     if name is None:
         return None
-    examples = dataset.examples("val")
-    rows = validation_rows(config, examples.height)
+    examples = run.dataset.examples("val")
     targets = examples[TARGET].to_numpy()[rows]
-    slates = dataset.slates(name)[CANDIDATES].gather(rows.tolist()).to_list()
+    slates = run.dataset.slates(name)[CANDIDATES].gather(rows.tolist()).to_list()
     items = [[int(t), *(i for i in slate if i != t)] for t, slate in zip(targets, slates, strict=True)]
     users = examples[USER_ID]
-    known = users if not users.null_count() else None
-    return items, known.gather(rows.tolist()).to_numpy() if known is not None else np.arange(len(rows))
+    return items, np.arange(len(rows)) if users.null_count() else users.gather(rows.tolist()).to_numpy()
 
 
 def _popularity(dataset: Dataset, items: list[list[int]]) -> Rows:
@@ -65,15 +72,15 @@ def _popularity(dataset: Dataset, items: list[list[int]]) -> Rows:
     return [shares[row] for row in items]
 
 
-def read_curves(run: RunFolder, config: Config, dataset: Dataset) -> Curves:
+def read_curves(run: Run) -> Curves:
     """Per-epoch validation metrics of every trained method and seed; epoch 0 is where its training began.
 
     Where the held-out log-probs were kept, rank, kl, distance, entropy, logp_drift and top_popularity are added.
     """
-    slates = _held_out_slates(config, dataset)
-    popularity = _popularity(dataset, slates[0]) if slates is not None else None
+    slates = _held_out_slates(run)
+    popularity = _popularity(run.dataset, slates[0]) if slates is not None else None
     curves: Curves = {}
-    for method, seeds in _trainings(run, config).items():
+    for method, seeds in _trainings(run).items():
         for seed, folder in seeds.items():
             points = _evaluations(folder)
             snapshots = read_held_out(folder / "held_out")
@@ -84,57 +91,54 @@ def read_curves(run: RunFolder, config: Config, dataset: Dataset) -> Curves:
     return curves
 
 
-def diagnose_run(
-    run: RunFolder, *, influence_rows: int = 0, say: Callable[[str], None] | None = None
-) -> dict[str, Any]:
+def diagnose_run(run: Run, *, influence_rows: int = 0, log: Callable[[str], None] | None = None) -> dict[str, Any]:
     """Reward-hacking evidence from results.json and the held-out log-probs → diagnostics.json.
 
     Beside `diagnose`'s evidence: "onset" and "golden_fit" per aligned method (where held-out log-probs were kept), and
     with influence_rows > 0 "influence", the probe on so many validation slates of every method's last checkpoint; with
     0 what an earlier probe of the same trainings found is kept.
     """
-    config = run.config()
-    results = read_results(run.results)
+    results = read_results(run.folder.results)
     diagnostics = diagnose(results)
-    dataset = open_dataset(run.data)
-    slates = _held_out_slates(config, dataset)
+    studied, slates = _studied(run), _held_out_slates(run)
     users = slates[1] if slates is not None else None
     diagnostics["onset"], diagnostics["golden_fit"] = {}, {}
-    for method, seeds in _trainings(run, config).items():
+    for method, seeds in _trainings(run).items():
         points = results["curves"].get(method, {})
         # An arm or a seed that was trained after the last evaluation has no curve yet.
         seeds = {seed: folder for seed, folder in seeds.items() if seed in points}
-        if method == "sft" or not seeds or not all("distance" in p for line in points.values() for p in line):
+        measured = all("distance" in point for line in points.values() for point in line)
+        if studied[method].role != "arm" or not seeds or not measured:
             continue
-        kept: Mapping[str, list[Snapshot]] = {
+        snapshots: Mapping[str, list[Snapshot]] = {
             seed: read_held_out(folder / "held_out") for seed, folder in seeds.items()
         }
-        margins = {seed: [p.get(MARGIN) for p in points[seed]] for seed in kept}
+        margins = {seed: [p.get(MARGIN) for p in points[seed]] for seed in snapshots}
         if all(value is not None for line in margins.values() for value in line):
-            diagnostics["onset"][method] = onset_over_seeds(kept, margins, users, f"onset of {method}")
+            diagnostics["onset"][method] = onset_over_seeds(snapshots, margins, users, f"onset of {method}")
         diagnostics["golden_fit"][method] = golden_over_seeds(points).as_dict()
     if influence_rows:
-        diagnostics["influence"] = probe_run(run, config, dataset, influence_rows, say or (lambda line: None))
-    elif kept := _probed_before(run):
-        diagnostics["influence"] = kept
-    write_json(run.diagnostics, diagnostics)
+        diagnostics["influence"] = probe_run(run, influence_rows, log or (lambda line: None))
+    elif earlier := _earlier_probes(run):
+        diagnostics["influence"] = earlier
+    write_json(run.folder.diagnostics, diagnostics)
     return diagnostics
 
 
-def _probed_before(run: RunFolder) -> dict[str, Any]:
+def _earlier_probes(run: Run) -> dict[str, Any]:
     """Influence probes of an earlier diagnosis, of arms that were not trained anew since."""
-    old = json.loads(run.diagnostics.read_text()) if run.diagnostics.is_file() else {}
-    probed = old.get("influence") or {}
+    file = run.folder.diagnostics
+    earlier = json.loads(file.read_text()) if file.is_file() else {}
     return {
         arm: entry
-        for arm, entry in probed.items()
-        if entry.get("training") is not None and entry["training"] == _training(run.stage(arm, entry["seed"]))
+        for arm, entry in (earlier.get("influence") or {}).items()
+        if entry.get("training") is not None and entry["training"] == _training(run.folder.arm(arm, entry["seed"]))
     }
 
 
 def _training(folder: Path) -> dict[str, Any] | None:
     """What tells one training of an arm from another: its done.json."""
-    done = folder / "done.json"
+    done = folder / DONE
     return dict(json.loads(done.read_text())) if done.is_file() else None
 
 
@@ -154,49 +158,39 @@ def diagnose_log(folder: Path) -> dict[str, Any]:
     return diagnostics
 
 
-def probe_run(
-    run: RunFolder, config: Config, dataset: Dataset, rows: int, say: Callable[[str], None]
-) -> dict[str, Any]:
+def probe_run(run: Run, rows: int, log: Callable[[str], None]) -> dict[str, Any]:
     """The influence probe at the last checkpoint of every arm that compares pairs, first seed, validation slates."""
     from sirius_rec.diagnostics.influence import probe_influence, summarise_influence
-    from sirius_rec.prompts.encoding import Encoder
-    from sirius_rec.recipes.job import quiet
-    from sirius_rec.recipes.models import load_run_tokenizer, load_stage_model, place
-    from sirius_rec.recipes.records import validation_set
     from sirius_rec.scoring.scorer import check_once, score_rows
     from sirius_rec.training.records import encode_records
 
-    validation = validation_set(config, dataset)
+    validation = validation_set(run)
     if validation is None:
         raise DataError("influence: there are no validation slates to probe on; give the split some rows")
     quiet()
     # Moves of a thousandth of a nat are lost in half precision.
-    backbone = config.backbone.model_copy(update={"dtype": "float32"})
-    config = config.model_copy(update={"backbone": backbone})
-    encoder = Encoder(load_run_tokenizer(run, config), chat=config.prompts.chat)
-    encoded = encode_records(validation["records"][:rows], encoder)
-    seed = config.seeds[0]
-    options: dict[str, Any] = {"mode": config.compute.scoring}
-    reference = place(load_stage_model(config, run.stage("sft", seed) / "best"), config)
-    ref_logps = score_rows(reference, encoded, encoder.pad_id, **options)
+    config = run.config.changed(backbone=run.config.backbone.changed(dtype="float32"))
+    pad_id = run.encoder.pad_id
+    encoded = encode_records(validation["records"][:rows], run.encoder)
+    seed, scoring = config.seeds[0], config.compute.scoring
+    reference = place(load_stage_model(config, run.folder.sft(seed) / "best"), config)
+    ref_logps = score_rows(reference, encoded, pad_id, mode=scoring)
     del reference
-    found: dict[str, Any] = {}
+    probes: dict[str, Any] = {}
     for arm in config.arms:
-        objective = config.objective(arm)
-        folder = run.stage(arm.key, seed) / "last"
-        if not objective.uses_negatives or not folder.is_dir():
+        objective, folder = config.objective(arm), run.folder.arm(arm.key, seed)
+        if not objective.uses_negatives or not (folder / "last").is_dir():
             continue
-        model = place(load_stage_model(config, folder), config)
-        check_once(model, encoded, encoder.pad_id, config.compute.scoring)
-        triples = probe_influence(model, encoded, encoder.pad_id, objective, ref_logps=ref_logps, **options)
-        found[arm.key] = {
-            "seed": seed, "checkpoint": "last", "training": _training(run.stage(arm.key, seed)),
-            **summarise_influence(triples),
+        model = place(load_stage_model(config, folder / "last"), config)
+        check_once(model, encoded, pad_id, scoring)
+        triples = probe_influence(model, encoded, pad_id, objective, ref_logps=ref_logps, mode=scoring)
+        probes[arm.key] = {
+            "seed": seed, "checkpoint": "last", "training": _training(folder), **summarise_influence(triples),
         }  # fmt: skip
-        say(f"influence probe: {arm.key} done, {len(encoded)} slates")
-    if not found:
-        raise RunError(f"{run.path}: no aligned method that compares pairs; train one before probing its influence")
-    return found
+        log(f"influence probe: {arm.key} done, {len(encoded)} slates")
+    if not probes:
+        raise RunError(f"{run.folder.path}: no aligned method that compares pairs; train one before probing it")
+    return probes
 
 
 def write_curves_csv(folder: Path, out: Path) -> None:

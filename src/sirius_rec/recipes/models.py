@@ -24,30 +24,30 @@ ATTENTION = "attention.json"
 _PROBE_ROWS = 4
 
 
-def prepare_backbone(run: RunFolder, config: Config, dataset: Dataset) -> None:
-    """Train the tiny backbone's tokenizer on the catalogue, once per run."""
-    if config.backbone.name != "tiny" or (run.backbone / "tokenizer.json").is_file():
-        return
-    from sirius_rec.training.tiny import TinyOptions, train_tokenizer
+def load_run_tokenizer(folder: RunFolder, config: Config, dataset: Dataset) -> Any:
+    """The backbone's tokenizer; for the tiny backbone, trained on the catalogue first if need be."""
+    from sirius_rec.training.backbones import load_tokenizer
+
+    if config.backbone.name != "tiny":
+        return load_tokenizer(config.backbone.name)
+    if not (folder.backbone / "tokenizer.json").is_file():
+        _train_tokenizer(folder, config, dataset)
+    return load_tokenizer(folder.backbone)
+
+
+def _train_tokenizer(folder: RunFolder, config: Config, dataset: Dataset) -> None:
+    from sirius_rec.training.tiny import train_tokenizer
 
     counts = np.zeros(dataset.n_items, dtype=np.int64)
     for sequence in dataset.train_sequences():
         counts[sequence] += 1
     order = np.argsort(-counts, kind="stable")
-    form = config.prompts.form()
-    options = TinyOptions(**config.backbone.tiny.model_dump())
-    tokenizer = train_tokenizer(
-        [dataset.titles[i] for i in order], [form.history, form.candidates, form.answer], options
-    )
-    temporary = run.path / ".backbone.tmp"
+    template = config.prompts.form()
+    lines = [template.history, template.candidates, template.answer]
+    tokenizer = train_tokenizer([dataset.titles[i] for i in order], lines, config.backbone.tiny)
+    temporary = folder.path / ".backbone.tmp"
     tokenizer.save_pretrained(temporary)
-    temporary.replace(run.backbone)
-
-
-def load_run_tokenizer(run: RunFolder, config: Config) -> Any:
-    from sirius_rec.training.backbones import load_tokenizer
-
-    return load_tokenizer(run.backbone if config.backbone.name == "tiny" else config.backbone.name)
+    temporary.replace(folder.backbone)
 
 
 def _weights_dtype(config: Config) -> str:
@@ -56,7 +56,7 @@ def _weights_dtype(config: Config) -> str:
 
 
 def _loading(config: Config) -> dict[str, Any]:
-    """How weights are loaded; `auto` starts on sdpa, which is right everywhere (`settle_attention`)."""
+    """How weights are loaded; `auto` starts on sdpa, which is right everywhere (`select_attention`)."""
     kernels = {"auto": "sdpa", "flex": "flex_attention"}
     return {
         "dtype": _weights_dtype(config),
@@ -65,7 +65,9 @@ def _loading(config: Config) -> dict[str, Any]:
     }
 
 
-def settle_attention(run: RunFolder, config: Config, model: Any, rows: Sequence[PromptCompletions], pad_id: int) -> str:
+def select_attention(
+    folder: RunFolder, config: Config, model: Any, rows: Sequence[PromptCompletions], pad_id: int
+) -> str:
     """With attention: auto, put the model on the fastest kernel: on CPU sdpa in parts, on CUDA what is measured.
 
     Measured once per run, because policy and reference must run on the same kernel: another one rounds otherwise, and
@@ -82,7 +84,7 @@ def settle_attention(run: RunFolder, config: Config, model: Any, rows: Sequence[
     if next(model.parameters()).device.type != "cuda":
         return use_split(model)
     register()
-    stored = run.path / ATTENTION
+    stored = folder.path / ATTENTION
     if not rows and not stored.is_file():  # nothing was trained here, and there is nothing to measure with
         return str(base.config._attn_implementation)
     if is_main() and not stored.is_file():
@@ -126,9 +128,9 @@ def on_cpu(config: Config) -> bool:
 def initial_model(config: Config, tokenizer: Any, seed: int) -> Any:
     """The backbone before any training of ours."""
     if config.backbone.name == "tiny":
-        from sirius_rec.training.tiny import TinyOptions, build_tiny
+        from sirius_rec.training.tiny import build_tiny
 
-        model = build_tiny(tokenizer, TinyOptions(**config.backbone.tiny.model_dump()), seed)
+        model = build_tiny(tokenizer, config.backbone.tiny, seed)
     else:
         from sirius_rec.training.backbones import load_backbone
 
@@ -148,3 +150,20 @@ def place(model: Any, config: Config) -> Any:
     if config.backbone.quantization is not None:
         return model
     return model.to("cpu" if on_cpu(config) else f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+
+
+def context_of(config: Config) -> int | None:
+    """The backbone's context in tokens; None where its configuration names none."""
+    if config.backbone.name == "tiny":
+        return config.backbone.tiny.context
+    from transformers import AutoConfig
+
+    name = config.backbone.name
+    if name.startswith(("/", ".", "~")) and not Path(name).is_dir():
+        raise ConfigError(f"backbone '{name}': no such folder: name a local folder or a Hugging Face id")
+    try:
+        found = AutoConfig.from_pretrained(name)
+    except Exception as error:  # the hub raises many kinds
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"backbone '{name}': cannot read its configuration ({first})") from error
+    return getattr(found.get_text_config(), "max_position_embeddings", None)

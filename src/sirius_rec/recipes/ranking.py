@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from sirius_rec.config import Config
 from sirius_rec.data.store import Dataset
-from sirius_rec.errors import RunError
+from sirius_rec.errors import PromptError, RunError
+from sirius_rec.rankers.llm import LLMRanker
 from sirius_rec.rankers.requests import Request
-from sirius_rec.recipes.baselines import method_seeds
-from sirius_rec.recipes.run_folder import RunFolder
+from sirius_rec.recipes.methods import Method, build_methods
+from sirius_rec.recipes.run import Run, quiet
 from sirius_rec.schema import ITEM_ID
 
 
@@ -29,69 +29,45 @@ class Served:
     check: Callable[[Request], str | None]
 
 
-def load_run_ranker(run: RunFolder, *, method: str | None, seed: int | None, checkpoint: str, titles: bool) -> Served:
-    """The ranker of a run: sft, an arm, or a network; by default what had the highest HR@1 on validation slates.
+def load_run_ranker(run: Run, *, method: str | None, seed: int | None, checkpoint: str, titles: bool) -> Served:
+    """A ranker of a run: any method that is trained; by default what had the highest HR@1 on validation slates.
 
     titles: requests hold titles (a language model also ranks titles that the catalogue lacks), not item ids.
     Raises RunError if nothing of that name and seed is trained.
     """
-    from sirius_rec.data.store import open_dataset
-    from sirius_rec.recipes.job import quiet
-
     quiet()
-    config, dataset = run.config(), open_dataset(run.data)
-    method, seed = _chosen(run, config, method, seed)
-    if (run.stage(method, seed) / "done.json").is_file():
-        return _language_model(run, config, dataset, method, seed, checkpoint, titles)
-    return _method(run, dataset, method, seed, titles)
+    chosen, seed = _chosen(run, method, seed)
+    files = _weights(chosen.folder(run, seed) / checkpoint) or _weights(chosen.folder(run, seed))
+    recipe = {"run": str(run.folder.path.resolve()), "data": run.dataset.fingerprint, "method": chosen.key,
+              "seed": seed, "checkpoint": checkpoint, "weights": files, "titles": titles}  # fmt: skip
+    ranker = chosen.ranker(run, seed, checkpoint)
+    name = f"{chosen.key} of seed {seed}" if chosen.random else chosen.key
+    if type(ranker) is LLMRanker:
+        texts = None if titles else dict(zip(_item_ids(run.dataset), run.dataset.titles, strict=True))
+        max_history = run.config.data.window.max_history
+        requests = TextRequests(
+            ranker.model, ranker.encoder, ranker.template, texts, max_history=max_history, scoring=ranker.scoring,
+            batch_tokens=ranker.batch_tokens, bf16=ranker.bf16,
+        )  # fmt: skip
+        return Served(f"{name} ({checkpoint} checkpoint)", recipe, requests.score, requests.check)
+    items = CatalogueRequests(ranker, chosen.key, run.dataset.titles if titles else _item_ids(run.dataset))
+    return Served(name, recipe, items.score, items.check)
 
 
-def _chosen(run: RunFolder, config: Config, method: str | None, seed: int | None) -> tuple[str, int]:
-    trained: dict[tuple[str, int], float] = {}
-    for key in ("sft", *(arm.key for arm in config.arms)) if config.trains_language_model else ():
-        for s in config.seeds:
-            if (done := run.stage(key, s) / "done.json").is_file():
-                trained[key, s] = json.loads(done.read_text()).get("best_hr@1") or 0.0
-    for entry in config.methods:
-        for s in method_seeds(config, entry):
-            if (run.method(entry.key, s) / "ranker.json").is_file():
-                history = json.loads((run.method(entry.key, s) / "ranker.json").read_text())["history"]
-                # The weights kept are those of the epoch with the best NDCG@10.
-                kept = max(history, key=lambda point: point.get("ndcg@10", -1.0), default={})
-                trained[entry.key, s] = kept.get("hr@1", 0.0)
-    fitting = {k: v for k, v in trained.items() if method in (None, k[0]) and seed in (None, k[1])}
+def _chosen(run: Run, key: str | None, seed: int | None) -> tuple[Method, int]:
+    """The method and seed asked for, or the best on validation slates among those that fit."""
+    methods = [m for m in build_methods(run.config).values() if not m.remote]
+    trained = {(m, s): m.validation_hit(run, s) for m in methods for s in m.seeds if m.is_done(run, s)}
+    fitting = {
+        (m, s): hit or 0.0
+        for (m, s), hit in trained.items()
+        if seed in (None, s) and (key == m.key or (key is None and hit is not None))
+    }
     if not fitting:
-        there = ", ".join(f"{key} (seed {s})" for key, s in trained) or "nothing yet"
-        asked = " ".join([method or "a model", *([f"of seed {seed}"] if seed is not None else [])])
-        raise RunError(
-            f"{run.path}: {asked} is not here to be served (sft, arms, gru4rec, caser, sasrec and morec are); "
-            f"there is {there}"
-        )
-    return max(fitting, key=lambda k: fitting[k])
-
-
-def _language_model(
-    run: RunFolder, config: Config, dataset: Dataset, method: str, seed: int, checkpoint: str, titles: bool
-) -> Served:
-    from sirius_rec.prompts.encoding import Encoder
-    from sirius_rec.recipes.models import computes_in_bf16, load_run_tokenizer, load_stage_model, place
-
-    folder = run.stage(method, seed) / checkpoint
-    model = place(load_stage_model(config, folder), config)
-    texts = None if titles else dict(zip(_item_ids(dataset), dataset.titles, strict=True))
-    requests = TextRequests(
-        model,
-        Encoder(load_run_tokenizer(run, config), chat=config.prompts.chat),
-        config.prompts.form(),
-        texts,
-        max_history=config.data.window.max_history,
-        scoring=config.compute.scoring,
-        batch_tokens=config.evaluation.batch_tokens,
-        bf16=computes_in_bf16(config),
-    )
-    recipe = {"run": str(run.path.resolve()), "data": dataset.fingerprint, "method": method, "seed": seed,
-              "checkpoint": checkpoint, "weights": _weights(folder), "titles": titles}  # fmt: skip
-    return Served(f"{method} of seed {seed} ({checkpoint} checkpoint)", recipe, requests.score, requests.check)
+        have = ", ".join(f"{m.key} (seed {s})" for m, s in trained) or "nothing yet"
+        asked = " ".join([key or "a model", *([f"of seed {seed}"] if seed is not None else [])])
+        raise RunError(f"{run.folder.path}: {asked} is not trained; there is {have}")
+    return max(fitting, key=lambda pair: fitting[pair])
 
 
 def load_plain_model(
@@ -105,7 +81,6 @@ def load_plain_model(
 
     from sirius_rec.prompts.encoding import Encoder
     from sirius_rec.prompts.templates import get_template
-    from sirius_rec.recipes.job import quiet
     from sirius_rec.training.backbones import is_adapter, load_backbone, load_tokenizer, load_trained
 
     quiet()
@@ -148,8 +123,6 @@ class TextRequests:
 
     def check(self, request: Request) -> str | None:
         """Why a request cannot be scored: an unknown item, a title without tokens, a prompt beyond the context."""
-        from sirius_rec.errors import PromptError
-
         if self.texts is not None:
             for item in (*self._shown(request), *request.candidates):
                 if item not in self.texts:
@@ -177,8 +150,6 @@ class TextRequests:
         return str(self.form.render(history, [self._title(item) for item in request.candidates]))
 
     def score(self, requests: list[Request]) -> list[Any]:
-        from sirius_rec.rankers.llm import LLMRanker
-
         shown = [([self._title(i) for i in self._shown(r)], [self._title(i) for i in r.candidates]) for r in requests]
         titles = list(dict.fromkeys(title for history, slate in shown for title in (*history, *slate)))
         number = {title: n for n, title in enumerate(titles)}
@@ -199,19 +170,18 @@ def _numbered(
     )
 
 
-def _method(run: RunFolder, dataset: Dataset, method: str, seed: int, titles: bool) -> Served:
-    from sirius_rec.rankers.sequential.morec import load_ranker
+class CatalogueRequests:
+    """Requests for a ranker that knows the items of its catalogue only. names: of the items, by dense number."""
 
-    ranker = load_ranker(run.method(method, seed))
-    number = {item: n for n, item in enumerate(dataset.titles if titles else _item_ids(dataset))}
+    def __init__(self, ranker: Any, method: str, names: Sequence[str]) -> None:
+        self.ranker, self.method = ranker, method
+        self.number = {name: n for n, name in enumerate(names)}
 
-    def check(request: Request) -> str | None:
-        unknown = next((i for i in (*request.history, *request.candidates) if i not in number), None)
-        return None if unknown is None else f"item {unknown!r} is not in the catalogue, which {method} cannot rank"
+    def check(self, request: Request) -> str | None:
+        """Why a request cannot be scored: an item outside the catalogue."""
+        unknown = next((i for i in (*request.history, *request.candidates) if i not in self.number), None)
+        return None if unknown is None else f"item {unknown!r} is not in the catalogue, which {self.method} cannot rank"
 
-    def score(requests: list[Request]) -> list[Any]:
-        return ranker.score(*_numbered([(r.history, r.candidates) for r in requests], number))
-
-    recipe = {"run": str(run.path.resolve()), "data": dataset.fingerprint, "method": method, "seed": seed,
-              "weights": _weights(run.method(method, seed)), "titles": titles}  # fmt: skip
-    return Served(f"{method} of seed {seed}", recipe, score, check)
+    def score(self, requests: list[Request]) -> list[Any]:
+        rows = [(request.history, request.candidates) for request in requests]
+        return list(self.ranker.score(*_numbered(rows, self.number)))

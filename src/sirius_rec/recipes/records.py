@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sirius_rec.config import Config, StageSection
 from sirius_rec.prompts.templates import NO, YES
+from sirius_rec.recipes.run import Run
 from sirius_rec.schema import CANDIDATES, HISTORY, ROW_ID, TARGET, UTILITY, SlateName
+from sirius_rec.training.options import StageOptions
 
 if TYPE_CHECKING:
     from sirius_rec.data.store import Dataset
@@ -24,7 +25,7 @@ PRETRAIN_STREAM, SFT_STREAM, ALIGN_STREAM, QUESTION_STREAM = 1, 2, 3, 4
 def slate_records(
     dataset: Dataset,
     name: SlateName,
-    form: Template,
+    template: Template,
     rows: np.ndarray | None = None,
     prompted: Sequence[str] | None = None,
 ) -> list[Record]:
@@ -45,7 +46,7 @@ def slate_records(
         chosen = titles[targets[r]]
         out.append(
             {
-                "prompt": form.render([prompted[i] for i in histories[r]], [prompted[i] for i in candidates[r]]),
+                "prompt": template.render([prompted[i] for i in histories[r]], [prompted[i] for i in candidates[r]]),
                 "chosen": chosen,
                 "rejected": [title for title in shown if title != chosen],
             }
@@ -53,13 +54,13 @@ def slate_records(
     return out
 
 
-def pretraining_records(dataset: Dataset, form: Template, *, piece: int, epochs: int, seed: int) -> list[Record]:
+def pretraining_records(dataset: Dataset, template: Template, *, piece: int, epochs: int, seed: int) -> list[Record]:
     """Training histories as plain text, `epochs` times, each time in another random order and cut.
 
     prompt = the template's first line, chosen = the titles. The shuffling teaches what goes together, which small data
     can teach without being learnt by heart; the order of events is left to SFT.
     """
-    header = form.history + "\n"
+    header = template.history + "\n"
     titles = dataset.titles
     rng = np.random.default_rng([seed, PRETRAIN_STREAM])
     sequences = dataset.train_sequences()
@@ -75,60 +76,39 @@ def pretraining_records(dataset: Dataset, form: Template, *, piece: int, epochs:
     return out
 
 
-def continuation_records(dataset: Dataset, name: SlateName, form: Template, rows: np.ndarray) -> list[Record]:
+def continuation_records(dataset: Dataset, name: SlateName, template: Template, rows: np.ndarray) -> list[Record]:
     """Slates as a text continued: prompt = the history without the slate, candidates = its possible next lines."""
-    header = form.history
+    header = template.history
     titles = dataset.titles
     histories = dataset.examples(name.split)[HISTORY].to_list()
-    out = slate_records(dataset, name, form, rows)
+    out = slate_records(dataset, name, template, rows)
     for record, r in zip(out, rows.tolist(), strict=True):
         record["prompt"] = "\n".join([header, *(titles[i] for i in histories[r])])
     return out
 
 
-def train_slates(config: Config) -> SlateName:
-    """The slates that training uses."""
-    slate = next(s for s in config.data.slates if "train" in s.splits)
-    assert slate.size is not None, "only protocol full has no size, and it covers no train split"
-    return SlateName("train", slate.protocol, slate.size, slate.seed)
-
-
-def stage_rows(n_rows: int, stage: StageSection, seed: int, tag: int) -> np.ndarray:
+def stage_rows(n_rows: int, stage: StageOptions, seed: int, stream: int) -> np.ndarray:
     """The training rows that a stage will see at all: those of its epochs, a seeded choice without replacement."""
     wanted = n_rows if stage.examples_per_epoch is None else min(n_rows, stage.epochs * stage.examples_per_epoch)
-    return np.sort(np.random.default_rng([seed, tag]).permutation(n_rows)[:wanted])
-
-
-def validation_rows(config: Config, n_rows: int) -> np.ndarray:
-    """The validation rows ranked after each epoch; the same for every seed and arm."""
-    wanted = min(n_rows, config.evaluation.validation_rows or n_rows)
-    return np.sort(np.random.default_rng(0).permutation(n_rows)[:wanted])
-
-
-def validation_slates(config: Config, dataset: Dataset) -> SlateName | None:
-    """The validation slates of the training protocol; None where the data has none."""
-    name = train_slates(config)
-    name = SlateName("val", name.protocol, name.size, name.seed)
-    return name if str(name) in dataset.slate_names and dataset.examples("val").height else None
+    return np.sort(np.random.default_rng([seed, stream]).permutation(n_rows)[:wanted])
 
 
 def validation_set(
-    config: Config, dataset: Dataset, form: Template | None = None, prompted: Sequence[str] | None = None
+    run: Run, template: Template | None = None, prompted: Sequence[str] | None = None
 ) -> dict[str, Any] | None:
     """Validation records and, in a simulated world, the hook that measures true reward on them.
 
-    form, prompted: as `slate_records` takes them; the configured template and titles unless given.
+    template, prompted: as `slate_records` takes them; the configured template and titles unless given.
     """
-    name = validation_slates(config, dataset)
+    name, rows = run.validation_slates, run.validation_rows
     if name is None:
         return None
-    rows = validation_rows(config, dataset.examples("val").height)
-    records = slate_records(dataset, name, form or config.prompts.form(), rows, prompted)
-    return {"records": records, "hook": true_reward_hook(dataset, name, rows)}
+    records = slate_records(run.dataset, name, template or run.template, rows, prompted)
+    return {"records": records, "hook": true_reward_hook(run.dataset, name, rows)}
 
 
 def question_records(
-    dataset: Dataset, name: SlateName, form: Template, pairs: Iterable[tuple[int, int]]
+    dataset: Dataset, name: SlateName, template: Template, pairs: Iterable[tuple[int, int]]
 ) -> list[Record]:
     """Records of yes/no questions about (row, candidate) pairs: chosen is Yes where the candidate is the target."""
     titles = dataset.titles
@@ -137,7 +117,7 @@ def question_records(
     out = []
     for row, item in pairs:
         right, wrong = (YES, NO) if item == targets[row] else (NO, YES)
-        prompt = form.render_question([titles[i] for i in histories[row]], titles[item])
+        prompt = template.render_question([titles[i] for i in histories[row]], titles[item])
         out.append({"prompt": prompt, "chosen": right, "rejected": [wrong]})
     return out
 
@@ -156,18 +136,17 @@ def question_pairs(
     return out
 
 
-def question_validation(config: Config, dataset: Dataset, form: Template) -> dict[str, Any] | None:
+def question_validation(run: Run) -> dict[str, Any] | None:
     """A question about every candidate of the validation slates, and the hook that ranks the slates by the answers.
 
     The hook's HR@1 and NDCG@10 are over slates, and take the place of the share of questions answered rightly, which
     becomes `answered`.
     """
-    name = validation_slates(config, dataset)
+    dataset, name, rows = run.dataset, run.validation_slates, run.validation_rows
     if name is None:
         return None
     from sirius_rec.evaluation.metrics import METRICS, per_example, target_positions
 
-    rows = validation_rows(config, dataset.examples("val").height)
     targets = dataset.examples("val")[TARGET].to_numpy()[rows]
     slates = [np.asarray(slate) for slate in dataset.slates(name)[CANDIDATES].gather(rows.tolist()).to_list()]
     positions = target_positions(slates, targets)
@@ -180,7 +159,7 @@ def question_validation(config: Config, dataset: Dataset, form: Template) -> dic
         ranks = per_example(odds, positions).select(METRICS).mean().to_dicts()[0]
         return {**ranks, "answered": float((chosen_R > 0).mean())}
 
-    return {"records": question_records(dataset, name, form, pairs), "hook": hook}
+    return {"records": question_records(dataset, name, run.template, pairs), "hook": hook}
 
 
 def true_reward_hook(dataset: Dataset, name: SlateName, rows: np.ndarray) -> Callable[..., dict[str, float]] | None:

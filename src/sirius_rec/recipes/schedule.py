@@ -97,7 +97,7 @@ def run_jobs(
     *,
     workers: int,
     threads: int | None,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> None:
     """Run jobs in dependency order, `workers` at a time (1: in this process).
 
@@ -106,28 +106,36 @@ def run_jobs(
     """
     done = 0
     if count() > 1 and workers > 1:
-        say(f"compute.jobs: {workers} is for one process: {count()} processes do one job after the other, together")
+        log(f"compute.jobs: {workers} is for one process: {count()} processes do one job after the other, together")
         workers = 1
 
     def finished(job: Job, seconds: float) -> None:
         nonlocal done
         done += 1
-        say(f"[{done}/{len(jobs)}] {job.name} done in {seconds:.0f} s")
+        log(f"[{done}/{len(jobs)}] {job.name} done in {seconds:.0f} s")
 
     if workers == 1 or len(jobs) == 1:
         limit_threads(threads)
-        ready = set[str]()
-        names = {job.name for job in jobs}
-        for job in jobs:
-            assert job.after & names <= ready, f"{job.name} stands before what it needs"
+        for job in in_dependency_order(jobs):
             started = time.monotonic()
             if is_main() or not job.alone:
                 job.run(*job.args)
             wait_for_others()
-            ready.add(job.name)
             finished(job, time.monotonic() - started)
         return
     _run_in_workers(jobs, workers, threads, finished)
+
+
+def in_dependency_order(jobs: Sequence[Job]) -> list[Job]:
+    """Every job behind those that it needs, otherwise in the order given."""
+    waiting, ordered, names = list(jobs), list[Job](), {job.name for job in jobs}
+    while waiting:
+        done = {job.name for job in ordered}
+        following = next((job for job in waiting if job.after & names <= done), None)
+        assert following is not None, f"jobs that wait for each other: {', '.join(job.name for job in waiting)}"
+        waiting.remove(following)
+        ordered.append(following)
+    return ordered
 
 
 def _end(processes: Collection[BaseProcess], seconds: float) -> None:

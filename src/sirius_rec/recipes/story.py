@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sirius_rec import processes
 from sirius_rec.config import Config
 from sirius_rec.errors import DataError, SiriusError
+from sirius_rec.recipes import diagnosis, models, scoring
+from sirius_rec.recipes.adoption import adopt
+from sirius_rec.recipes.methods import build_methods, in_order_of_check
+from sirius_rec.recipes.reporting import report_run
+from sirius_rec.recipes.results import collect
+from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.run_folder import RunFolder
 from sirius_rec.recipes.schedule import Job, run_jobs
 
@@ -15,23 +22,16 @@ if TYPE_CHECKING:
     from sirius_rec.data.store import Dataset
     from sirius_rec.progress import Advance
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
-def prepare_data(
-    config: Config, out: RunFolder | None, say: Say, path: object = None, advance: Advance | None = None
-) -> Dataset:
-    """Prepare the configured data set into the run folder (or `path`); reuses one of the same recipe."""
-    from pathlib import Path
-
+def prepare_data(config: Config, out: RunFolder | Path, log: Log, advance: Advance | None = None) -> Dataset:
+    """Prepare the configured data set into the run folder, or any other; reuses one of the same recipe."""
     from sirius_rec.data.options import FilterOptions, SlateOptions, SplitOptions, WindowOptions
     from sirius_rec.data.prepare import prepare
 
     data = config.data
-    target = Path(str(path)) if path is not None else None
-    if target is None:
-        assert out is not None
-        target = out.data
+    target = out.data if isinstance(out, RunFolder) else out
     return prepare(
         data.source,
         data.input,
@@ -44,95 +44,88 @@ def prepare_data(
         seed=data.seed,
         limits={str(split): rows for split, rows in data.limits.items()},
         prepared=data.prepared,
-        progress=say,
+        progress=log,
         advance=advance,
     )
-
-
-def stage_jobs(run: RunFolder, config: Config, stages: Iterable[str]) -> list[Job]:
-    """Jobs of the training and scoring stages, each after what it needs."""
-    from sirius_rec.rankers.methods import METHODS
-    from sirius_rec.recipes import baselines, evaluation, reference, training
-
-    wanted = set(stages)
-    path = str(run.path)
-    jobs: list[Job] = []
-    references = any(config.objective(arm).needs_reference for arm in config.arms)
-    language = config.trains_language_model
-    pretrained = any(METHODS[m.method].stage for m in config.methods) or language
-    if "sft" in wanted and pretrained and training.pretrains(config):
-        jobs += [Job(f"pretrain s{seed}", training.pretrain, (path, seed)) for seed in config.seeds]
-    for seed in config.seeds if language else ():
-        if "sft" in wanted:
-            jobs.append(Job(f"sft s{seed}", training.sft, (path, seed), frozenset({f"pretrain s{seed}"})))
-        if "align" in wanted and references:
-            jobs.append(Job(f"reference s{seed}", reference.reference, (path, seed), frozenset({f"sft s{seed}"})))
-    if "align" in wanted:
-        for arm in config.arms:
-            for seed in config.seeds:
-                needs = {f"sft s{seed}", f"reference s{seed}"}
-                jobs.append(Job(f"{arm.key} s{seed}", training.align, (path, arm.key, seed), frozenset(needs)))
-    if "evaluate" in wanted:
-        jobs.append(Job("floors", evaluation.floors, (path,), alone=True))
-        # What others build on comes first.
-        for entry in sorted(config.methods, key=lambda m: METHODS[m.method].kind == "language"):
-            for seed in baselines.method_seeds(config, entry):
-                after = frozenset(f"{name} s{seed}" for name in baselines.builds_on(config, entry))
-                alone = METHODS[entry.method].kind != "language"
-                job = Job(f"{entry.key} s{seed}", baselines.fit_method, (path, entry.key, seed), after, alone=alone)
-                jobs.append(job)
-        for method in ("sft", *(arm.key for arm in config.arms)) if language else ():
-            for seed in config.seeds:
-                needs = {f"{method} s{seed}"}
-                name = f"evaluate {method} s{seed}"
-                jobs.append(Job(name, evaluation.evaluate_model, (path, method, seed), frozenset(needs)))
-    return jobs
 
 
 STAGES = ("sft", "align", "evaluate")
 
 
-def run_stages(run: RunFolder, config: Config, stages: Iterable[str], say: Say) -> None:
+def stage_jobs(run: Run, stages: Iterable[str]) -> list[Job]:
+    """Jobs of the training and scoring stages, each after what it needs."""
+    wanted, path = set(stages), str(run.folder.path)
+    methods = build_methods(run.config).values()
+    needed = {p.name: p for method in methods for p in method.prerequisites()}
+    jobs = [
+        Job(f"{p.name} s{seed}", p.run, (path, seed), _names(p.after, seed))
+        for p in needed.values()
+        if p.stage in wanted
+        for seed in run.config.seeds
+    ]
+    for method in methods:
+        trains_alone = method.stage != "evaluate"
+        if method.stage not in wanted:
+            continue
+        for seed in method.seeds:
+            job = scoring.fit if trains_alone else scoring.fit_and_score
+            after = _names(method.builds_on(), seed)
+            jobs.append(Job(f"{method.key} s{seed}", job, (path, method.key, seed), after, alone=method.alone))
+    if "evaluate" in wanted:
+        jobs += [
+            Job(
+                f"evaluate {method.key} s{seed}",
+                scoring.score_only,
+                (path, method.key, seed),
+                _names([method.key], seed),
+            )
+            for method in methods
+            if method.stage != "evaluate"
+            for seed in method.seeds
+        ]
+    return jobs
+
+
+def _names(keys: Iterable[str], seed: int) -> frozenset[str]:
+    return frozenset(f"{key} s{seed}" for key in keys)
+
+
+def run_stages(run: Run, stages: Iterable[str], log: Log) -> None:
     """Prepare what is missing and run `stages` (of `STAGES`) in order, resuming what a killed run left.
 
     Under torchrun called by every process: the main one prepares, all train and score.
     """
-    from sirius_rec.recipes import models
-    from sirius_rec.recipes.preflight import ask_endpoints, check_methods, check_prompts
-
-    stages = tuple(stages)
+    stages, folder, config = tuple(stages), run.folder, run.config
     processes.join(cpu=models.on_cpu(config))
-    with run.lock():
+    with folder.lock():
         if processes.is_main():
             try:
                 models.check_device(config)
-                dataset = prepare_data(config, run, say)
-                if "evaluate" in stages:
-                    check_methods(run, config, dataset)
-                if config.needs_backbone:
-                    models.prepare_backbone(run, config, dataset)
-                    check_prompts(run, config, dataset)
-                if "evaluate" in stages:  # last, since it may cost money and begins the method
-                    ask_endpoints(run, config, dataset)
-                run.adopt(config)
+                prepare_data(config, folder, log)
+                _check(run, stages)
+                adopt(folder, config)
             except SiriusError:
-                run.discard_if_untrained()
+                folder.discard_if_untrained()
                 raise
         processes.wait()
-        jobs = stage_jobs(run, config, stages)
-        run_jobs(jobs, workers=config.compute.jobs, threads=config.compute.threads, say=say)
+        run_jobs(stage_jobs(run, stages), workers=config.compute.jobs, threads=config.compute.threads, log=log)
 
 
-def finish(run: RunFolder, config: Config, say: Say) -> None:
+def _check(run: Run, stages: Collection[str]) -> None:
+    """What can be known to fail before anything is trained, of the methods that are not done."""
+    for method in in_order_of_check(build_methods(run.config).values()):
+        asked = method.uses_backbone or method.stage in stages
+        if asked and not all(method.is_done(run, seed) for seed in method.seeds):
+            method.check(run)
+
+
+def finish(run: Run, log: Log) -> None:
     """Results, diagnostics and report from the finished stages; without curves (no arm, no validation) no diagnosis."""
     if not processes.is_main():
         return
-    from sirius_rec.data.store import open_dataset
-    from sirius_rec.recipes import diagnosis, evaluation
-
-    evaluation.collect(run, config, open_dataset(run.data))
+    collect(run)
     try:
         diagnosis.diagnose_run(run)
     except DataError as error:
-        say(f"no diagnosis: {error}")
-    evaluation.report_run(run)
+        log(f"no diagnosis: {error}")
+    report_run(run)

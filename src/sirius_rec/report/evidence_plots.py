@@ -19,6 +19,7 @@ from matplotlib.ticker import MaxNLocator
 
 from sirius_rec.diagnostics.curves import HIT, MARGIN, ordered, series
 from sirius_rec.diagnostics.golden import GoldenFit
+from sirius_rec.evaluation.results import Facts
 from sirius_rec.report.plots import (
     EPOCHS,
     INK,
@@ -29,6 +30,7 @@ from sirius_rec.report.plots import (
     curve_figure,
     family,
     line_style,
+    marker_fill,
     new_figure,
     seed_band,
     seed_spread,
@@ -67,13 +69,14 @@ def onset_epochs(curves: Curves, diagnostics: Mapping[str, Any] | None) -> dict[
     return found
 
 
-def families(curves: Curves) -> list[list[str]]:
-    """[base, base + SIRIUS] of every trained family, what was trained of it."""
-    trained = [method for method in sorted(curves) if method != "sft"]
-    return [[m for m in trained if family(m) == base] for base in sorted({family(m) for m in trained})]
+def families(curves: Curves, facts: Facts) -> list[list[str]]:
+    """[base, its variants …] of every family of arms, what was trained of it."""
+    arms = [method for method in sorted(curves) if facts[method]["role"] == "arm"]
+    bases = sorted({family(method, facts) for method in arms})
+    return [sorted((m for m in arms if family(m, facts) == base), key=lambda m: m != base) for base in bases]
 
 
-def shares(curves: Curves) -> list[dict[str, Any]]:
+def shares(curves: Curves, facts: Facts) -> list[dict[str, Any]]:
     """Share of triples inside Ω_ε at the last evaluation: method, epsilon, mean, low, high, seeds (one value each)."""
     found = []
     for method in sorted(curves):
@@ -81,7 +84,7 @@ def shares(curves: Curves) -> list[dict[str, Any]]:
         keys = {key: match for key in sorted(last[0] if last else ()) if (match := _SHARE.fullmatch(key))}
         for key, match in keys.items():
             values = [float(p[key]) for p in last if p.get(key) is not None]
-            if method != "sft" and len(values) == len(last):
+            if facts[method]["role"] == "arm" and len(values) == len(last):
                 mean, low, high = seed_spread(values)
                 found.append({"method": method, "epsilon": float(match[1]), "mean": mean, "low": max(low, 0.0),
                               "high": min(high, 1.0), "seeds": values})  # fmt: skip
@@ -94,7 +97,7 @@ def _legend(figure: Figure, axes: Axes, columns: int) -> None:
 
 
 def margin_figure(
-    curves: Curves, methods: Sequence[str], labels: Mapping[str, str], onsets: Mapping[str, float]
+    curves: Curves, methods: Sequence[str], labels: Mapping[str, str], onsets: Mapping[str, float], facts: Facts
 ) -> Figure | None:
     """Figures 1b, 3b–d: reward margin above held-out HR@1 over epochs; None where no margin was logged."""
     bands = {
@@ -104,19 +107,19 @@ def margin_figure(
     bands = {method: pair for method, pair in bands.items() if None not in pair}
     if not bands:
         return None
-    colours = colours_of(sorted(curves))
+    colours = colours_of(sorted(curves), facts)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.8, 4.6), layout="constrained", facecolor="white")
         FigureCanvasAgg(figure)
         upper, lower = figure.subplots(2, 1, sharex=True)
         for method, pair in bands.items():
             for axes, key, (epochs, mean, low, high) in zip((upper, lower), (MARGIN, HIT), pair, strict=True):
-                axes.plot(epochs, mean, line_style(method), color=colours[method], lw=1.9, label=labels[method])
+                axes.plot(epochs, mean, line_style(method, facts), color=colours[method], lw=1.9, label=labels[method])
                 axes.fill_between(epochs, low, high, color=colours[method], alpha=0.15, lw=0)
                 for points in curves[method].values():
                     rows = ordered(points, method)
                     values = series(rows, key, f"curve of {method}")
-                    filled = "white" if method.endswith("_sirius") else colours[method]
+                    filled = marker_fill(method, colours[method], facts)
                     axes.plot([p["epoch"] for p in rows], values or [], "o", color=colours[method], ms=3, alpha=0.7,
                               markerfacecolor=filled, markeredgewidth=0.8)  # fmt: skip
                 if method in onsets:
@@ -134,12 +137,12 @@ def margin_figure(
     return figure
 
 
-def share_figure(rows: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> Figure:
+def share_figure(rows: Sequence[Mapping[str, Any]], labels: Mapping[str, str], facts: Facts) -> Figure:
     """Figure 3a: share of triples inside Ω_ε after the last epoch, by ε and method. rows: of `shares`."""
     epsilons = sorted({row["epsilon"] for row in rows})
     least = {row["method"]: row["mean"] for row in rows if row["epsilon"] == epsilons[0]}
     methods = sorted({row["method"] for row in rows}, key=lambda m: (least.get(m, 0.0), m))
-    colours = colours_of(methods)
+    colours = colours_of(methods, facts)
     markers = ("o", "s", "D", "^", "P")
     with matplotlib.rc_context({**STYLE, "axes.grid.axis": "x"}):
         figure, axes = new_figure(5.2, 1.7 + 0.3 * max(2, len(methods)))
@@ -183,27 +186,27 @@ def _fit_name(label: str, fit: Mapping[str, Any]) -> str:
 
 
 def golden_figure(
-    curves: Curves, fits: Mapping[str, Any], methods: Sequence[str], labels: Mapping[str, str]
+    curves: Curves, fits: Mapping[str, Any], methods: Sequence[str], labels: Mapping[str, str], facts: Facts
 ) -> Figure | None:
     """Figures 4a–c: gain of HR@1 against d = √KL(π_θ‖π_ref) with the fitted R(d); None where no distances are known."""
     methods = [method for method in methods if method in fits]
     points = {method: golden_points(curves[method]) for method in methods}
     if not any(d.size for d, _ in points.values()):
         return None
-    colours = colours_of(sorted(curves))
+    colours = colours_of(sorted(curves), facts)
     with matplotlib.rc_context(STYLE):
         figure, axes = new_figure(4.8, 3.9)
         axes.axhline(0, color="#888888", lw=0.8)
         for method, (d, gain) in points.items():
             colour, fit = colours[method], fits[method]
-            filled = "white" if method.endswith("_sirius") else colour
+            filled = marker_fill(method, colour, facts)
             line: dict[str, Any] = {"color": colour, "lw": 1.9, "label": _fit_name(labels[method], fit)}
             axes.plot(d, gain, "o", color=colour, ms=4, markerfacecolor=filled, alpha=0.85)
             if fit["failed"] is not None:
-                axes.plot([], [], line_style(method), **line)
+                axes.plot([], [], line_style(method, facts), **line)
                 continue
             x = np.linspace(0, float(d.max()), 200)
-            axes.plot(x, GoldenFit(**fit).gain(x), line_style(method), **line)
+            axes.plot(x, GoldenFit(**fit).gain(x), line_style(method, facts), **line)
             if fit["peak_inside"]:
                 axes.plot([fit["peak_d"]], [fit["peak_gain"]], "*", color=text_colour(colour), ms=13, mec="white")
         axes.set(xlabel=f"{_DISTANCE}\n{EXACT}", ylabel="golden reward: gain of HR@1")
@@ -213,49 +216,50 @@ def golden_figure(
 
 
 def hacking_figures(
-    curves: Curves, labels: Mapping[str, str], diagnostics: Mapping[str, Any] | None
+    curves: Curves, labels: Mapping[str, str], diagnostics: Mapping[str, Any] | None, facts: Facts
 ) -> dict[str, list[Drawn]]:
     """{"margin", "share", "golden"}: figures 1b and 3b–d, 3a, 4, as far as the run's logs allow."""
     onsets, fits = onset_epochs(curves, diagnostics), (diagnostics or {}).get("golden_fit") or {}
     names = {method: labels.get(method, method) for method in curves}
     out: dict[str, list[Drawn]] = {"margin": [], "share": [], "golden": []}
-    for methods in families(curves):
-        base = family(methods[0])
+    for methods in families(curves, facts):
+        base = family(methods[0], facts)
         title = " and ".join(names[method] for method in methods)
         trained = [((diagnostics or {}).get("methods") or {}).get(m, {}).get("margin_trained", True) for m in methods]
         control = "" if any(trained) else "A control: its loss compares no pairs, so nothing pushes this margin up."
-        made = {"margin": margin_figure(curves, methods, names, onsets),
-                "golden": golden_figure(curves, fits, methods, names)}  # fmt: skip
+        made = {"margin": margin_figure(curves, methods, names, onsets, facts),
+                "golden": golden_figure(curves, fits, methods, names, facts)}  # fmt: skip
         for kind, figure in made.items():
             if figure is not None:
                 reading = control if kind == "margin" else ""
                 out[kind].append(Drawn(f"{kind}_{re.sub(r'[^A-Za-z0-9]+', '_', base)}", title, reading, figure))
-    rows = shares(curves)
+    rows = shares(curves, facts)
     if rows:
         reading = (
             "Share of (positive, sampled, unsampled) triples of the held-out slates inside Ω_ε after the last epoch, "
             "by method; ticks are seeds."
         )
         out["share"].append(
-            Drawn("insensitive_shares", "Share of triples inside Ω_ε", reading, share_figure(rows, names))
+            Drawn("insensitive_shares", "Share of triples inside Ω_ε", reading, share_figure(rows, names, facts))
         )
     return out
 
 
 def epoch_figures(
-    curves: Curves, labels: Mapping[str, str], diagnostics: Mapping[str, Any] | None = None
+    curves: Curves, labels: Mapping[str, str], diagnostics: Mapping[str, Any] | None, facts: Facts
 ) -> list[Drawn]:
     """Every panel over epochs that the run's curves allow, all methods on one pair of axes; SFT apart."""
-    aligned = {method: seeds for method, seeds in curves.items() if method != "sft"}
+    aligned = {method: seeds for method, seeds in curves.items() if facts[method]["role"] == "arm"}
+    start = {method: seeds for method, seeds in curves.items() if facts[method]["role"] == "sft"}
     onsets = onset_epochs(curves, diagnostics)
     found = []
     for panel in PANELS:
-        figure = curve_figure(aligned, panel, labels, onsets=onsets) if aligned else None
+        figure = curve_figure(aligned, panel, labels, facts, onsets=onsets) if aligned else None
         if figure is not None:
             found.append(Drawn(re.sub(r"\W+", "_", panel.key), panel.title, panel.reading, figure))
-    if any(len(points) > 1 for points in curves.get("sft", {}).values()):
+    if any(len(points) > 1 for seeds in start.values() for points in seeds.values()):
         panel = Panel(HIT, "Held-out HR@1 during SFT", "HR@1", "The start that every preference arm shares.")
-        figure = curve_figure({"sft": curves["sft"]}, panel, labels, epoch_axis="SFT epoch")
+        figure = curve_figure(start, panel, labels, facts, epoch_axis="SFT epoch")
         if figure is not None:
             found.append(Drawn("sft_hr_1", panel.title, panel.reading, figure))
     return found

@@ -11,13 +11,12 @@ import numpy.typing as npt
 import polars as pl
 
 from sirius_rec.data.store import Dataset
-from sirius_rec.evaluation.floors import FLOORS
 from sirius_rec.evaluation.metrics import per_example, target_positions
+from sirius_rec.evaluation.results import TRIVIAL, Facts
 from sirius_rec.evaluation.tables import SCORES, ScoreTable
 from sirius_rec.prompts.templates import Template
 from sirius_rec.schema import CANDIDATES, HISTORY, ROW_ID, TARGET, SlateName
 
-START: Final = "sft"
 ROWS: Final = 300
 CELLS: Final = 150_000  # scores embedded at most, about 1 MB of page
 
@@ -34,7 +33,13 @@ class _Chosen:
 
 
 def sample_examples(
-    tables: Sequence[ScoreTable], dataset: Dataset, template: Template, *, rows: int = ROWS, seed: int = 0
+    tables: Sequence[ScoreTable],
+    dataset: Dataset,
+    template: Template,
+    methods: Facts,
+    *,
+    rows: int = ROWS,
+    seed: int = 0,
 ) -> Explorer | None:
     """Rows of the smallest test slates with the scores of SFT and of every method, first common seed, for the page.
 
@@ -42,7 +47,7 @@ def sample_examples(
     against SFT), so shares in the sample are not shares in the data; `counts` are. None where SFT was not scored, or
     nothing else was.
     """
-    chosen = _choose(tables)
+    chosen = _choose(tables, methods)
     if chosen is None:
         return None
     slates = chosen.start.slates
@@ -87,20 +92,21 @@ def sample_examples(
     }
 
 
-def _choose(tables: Sequence[ScoreTable]) -> _Chosen | None:
-    starts = [t for t in tables if t.method == START and SlateName.parse(t.slates).split == "test"]
+def _choose(tables: Sequence[ScoreTable], methods: Facts) -> _Chosen | None:
+    roles = {key: facts["role"] for key, facts in methods.items()}
+    starts = [t for t in tables if roles[t.method] == "sft" and SlateName.parse(t.slates).split == "test"]
 
     def order(table: ScoreTable) -> tuple[int, str, bool, int]:
         return SlateName.parse(table.slates).size, table.slates, table.checkpoint != "best", table.seed
 
     for start in sorted(starts, key=order):
-        methods = [
+        others = [
             t for t in tables
-            if t.key[1:] == start.key[1:] and t.method != START and t.method not in FLOORS
+            if t.key[1:] == start.key[1:] and t.method != start.method and roles[t.method] != TRIVIAL
             and t.frame[ROW_ID].sort().equals(start.frame[ROW_ID].sort())
         ]  # fmt: skip
-        if methods:
-            return _Chosen(start, sorted(methods, key=lambda t: t.label))
+        if others:
+            return _Chosen(start, sorted(others, key=lambda t: t.label))
     return None
 
 

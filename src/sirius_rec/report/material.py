@@ -1,4 +1,4 @@
-"""What a report is made of, and whether it can be: one `RunMaterial` per run."""
+"""What a report is made of, and whether it can be: one `ReportedRun` per run."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any
 
 from sirius_rec.diagnostics.curves import HIT, MARGIN, labels_of
 from sirius_rec.errors import DataError
+from sirius_rec.evaluation.results import Facts
 from sirius_rec.report.explorer import Explorer
 
 
 @dataclass(frozen=True)
-class RunMaterial:
+class ReportedRun:
     """One run.
 
     name: what the page calls it. results: what `build_results` or `read_results` gave. diagnostics: what `diagnose_run`
@@ -29,12 +30,18 @@ class RunMaterial:
     explorer: Explorer | None = None
 
     @property
+    def methods(self) -> Facts:
+        """What each method is: role, base, objective."""
+        facts: Facts = self.results["methods"]
+        return facts
+
+    @property
     def labels(self) -> dict[str, str]:
         """Method → how tables call it."""
         return labels_of(self.results)
 
 
-def check_run(run: RunMaterial) -> None:
+def check_run(run: ReportedRun) -> None:
     """Raise DataError, in one line, where a run holds no scores, a NaN, or a curve of rewards with one epoch only."""
     if not run.results.get("summary"):
         raise DataError(f"report: {run.name}: the results hold no scores; evaluate at least one method first")
@@ -53,7 +60,7 @@ def check_run(run: RunMaterial) -> None:
                 )
 
 
-def check_comparable(runs: Sequence[RunMaterial]) -> None:
+def check_comparable(runs: Sequence[ReportedRun]) -> None:
     """Raise DataError naming two runs that are not over the same data and slates."""
     first = runs[0]
     names = [run.name for run in runs]

@@ -17,7 +17,7 @@ from sirius_rec import __version__
 from sirius_rec.diagnostics import curves as evidence
 from sirius_rec.report import plots, sections, svg
 from sirius_rec.report.evidence_plots import Drawn, epoch_figures, hacking_figures
-from sirius_rec.report.material import RunMaterial, check_comparable, check_run
+from sirius_rec.report.material import ReportedRun, check_comparable, check_run
 from sirius_rec.report.text import flat
 from sirius_rec.report.theory_plots import anchor_figure, sensitivity_figure
 
@@ -33,7 +33,7 @@ _GOLDEN: Final = (
 )
 
 
-def write_report(runs: Sequence[RunMaterial], out: Path | str, figures: Path | str | None = None) -> Path:
+def write_report(runs: Sequence[ReportedRun], out: Path | str, figures: Path | str | None = None) -> Path:
     """Write the page to the file `out`, and every figure as PNG and SVG into the folder `figures`, if one is given.
 
     Equal runs give equal bytes. Raises DataError, in one line, for a run without scores, a NaN in its metrics or
@@ -65,15 +65,15 @@ def write_report(runs: Sequence[RunMaterial], out: Path | str, figures: Path | s
     return _write(Path(out), page)
 
 
-def _run(run: RunMaterial, number: int, folder: Path | None) -> dict[str, Any]:
+def _run(run: ReportedRun, number: int, folder: Path | None) -> dict[str, Any]:
     """One run's part of the page."""
     results, diagnostics, labels = run.results, run.diagnostics, run.labels
     curves, config = results.get("curves") or {}, results.get("config") or {}
-    drawn = hacking_figures(curves, labels, diagnostics)
+    drawn = hacking_figures(curves, labels, diagnostics, run.methods)
     found = sections.result_sections(run)
     for n, section in enumerate(found):
         name = re.sub(r"\W+", "_", f"hr_1_{section['slates']}_{section['checkpoint']}")
-        figure = plots.dot_figure(section.pop("rows"))
+        figure = plots.dot_figure(section.pop("rows"), run.methods)
         title = f"HR@1 with intervals on {section['words']}"
         section["svg"] = _svg(Drawn(name, title, "", figure), folder, f"r{number}dots{n}")
     named = config.get("title") or config.get("name") or (results.get("data") or {}).get("name")
@@ -96,7 +96,7 @@ def _run(run: RunMaterial, number: int, folder: Path | None) -> dict[str, Any]:
         "fits": sections.fit_rows(diagnostics, labels),
         "influence": sections.influence_rows(diagnostics, labels),
         "influence_sentence": sections.influence_sentence(diagnostics, labels),
-        "epochs": _figures(epoch_figures(curves, labels, diagnostics), folder, number),
+        "epochs": _figures(epoch_figures(curves, labels, diagnostics, run.methods), folder, number),
         "evidence": sections.evidence_rows(diagnostics),
         "evidence_heads": list(evidence.HEADER[1:-1]),
         "evidence_notes": list(diagnostics["notes"]) if diagnostics else [],

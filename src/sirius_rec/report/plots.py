@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from sirius_rec.diagnostics.curves import HIT, mean_interval, ordered, series
-from sirius_rec.evaluation.floors import FLOORS
+from sirius_rec.evaluation.results import TRIVIAL, Facts
 from sirius_rec.report.text import on_axis
 
 COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7B3F00", "#4B0082")
@@ -49,7 +50,7 @@ STYLE: Final[dict[Any, Any]] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "sirius_rec",
 }
-_FLOOR_STYLES: Final[dict[str, Any]] = dict(zip(FLOORS, (":", "--", "-.", (0, (6, 1, 1, 1, 1, 1))), strict=True))
+_TRIVIAL_STYLES: Final[tuple[Any, ...]] = (":", "--", "-.", (0, (6, 1, 1, 1, 1, 1)))
 
 
 EPOCHS: Final = "epoch (0 = after SFT)"
@@ -103,16 +104,27 @@ PANELS: Final = (
 )
 
 
-def family(method: str) -> str:
-    """The base method: +SIRIUS stripped."""
-    return method.removesuffix("_sirius")
+def family(method: str, facts: Facts) -> str:
+    """The base method of a variant, or the method itself."""
+    return str(facts[method]["base"] or method)
 
 
-def colours_of(methods: Sequence[str]) -> dict[str, str]:
-    """A colour per method; a base and its +SIRIUS version share it, SFT and floors are grey."""
-    names = sorted({family(method) for method in methods if not method.startswith("sft") and method not in FLOORS})
+def _only_likelihood(method: str, facts: Facts) -> bool:
+    """SFT, and arms that compare nothing."""
+    return facts[method]["role"] == "sft" or facts[method].get("comparison") == "none"
+
+
+def colours_of(methods: Sequence[str], facts: Facts) -> dict[str, str]:
+    """A colour per method; a base and its variants share it, SFT and trivial baselines are grey."""
+    coloured = [m for m in methods if not _only_likelihood(m, facts) and facts[m]["role"] != TRIVIAL]
+    names = sorted({family(method, facts) for method in coloured})
     shared = {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(names)}
-    return {method: shared.get(family(method), GREY) for method in methods}
+    return {method: shared.get(family(method, facts), GREY) for method in methods}
+
+
+def marker_fill(method: str, colour: str, facts: Facts) -> str:
+    """Open markers for variants of a base (+ SIRIUS), filled ones for the rest."""
+    return "white" if facts[method]["base"] else colour
 
 
 def text_colour(colour: str) -> str:
@@ -121,11 +133,11 @@ def text_colour(colour: str) -> str:
     return to_hex((red, green, blue))
 
 
-def line_style(method: str) -> str:
-    """Base methods solid, +SIRIUS dashed, SFT dotted."""
-    if method.endswith("_sirius"):
+def line_style(method: str, facts: Facts) -> str:
+    """Base methods solid, variants (+ SIRIUS) dashed, SFT dotted."""
+    if facts[method]["base"]:
         return "--"
-    return ":" if method.startswith("sft") else "-"
+    return ":" if _only_likelihood(method, facts) else "-"
 
 
 def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
@@ -204,6 +216,7 @@ def curve_figure(
     curves: Mapping[str, Any],
     panel: Panel,
     labels: Mapping[str, str],
+    facts: Facts,
     *,
     epoch_axis: str = EPOCHS,
     onsets: Mapping[str, float] | None = None,
@@ -212,7 +225,7 @@ def curve_figure(
 
     onsets: method → epoch at which hacking set in, marked on its line.
     """
-    colours = colours_of(sorted(curves))
+    colours = colours_of(sorted(curves), facts)
     bands = {method: seed_band(curves[method], panel.key, method) for method in sorted(curves)}
     bands = {method: band for method, band in bands.items() if band is not None}
     if not bands:
@@ -223,7 +236,7 @@ def curve_figure(
         for method, (epochs, mean, low, high) in bands.items():
             colour = colours[method]
             marker = "o" if len(epochs) <= 12 else ""
-            axes.plot(epochs, mean, line_style(method), color=colour, lw=1.8, marker=marker, ms=3.2)
+            axes.plot(epochs, mean, line_style(method, facts), color=colour, lw=1.8, marker=marker, ms=3.2)
             if low != mean:
                 axes.fill_between(epochs, low, high, color=colour, alpha=0.1, lw=0)
             at = (onsets or {}).get(method)
@@ -238,21 +251,24 @@ def curve_figure(
     return figure
 
 
-def dot_figure(rows: Sequence[Mapping[str, Any]], metric: str = HIT, axis: str = "HR@1") -> Figure:
-    """Methods by `metric` with intervals; floors and chance are vertical lines. rows: summary rows of one slate set."""
-    trained = sorted((row for row in rows if row["method"] not in FLOORS), key=lambda row: row[metric])
-    floors = [row for row in rows if row["method"] in FLOORS]
-    colours = colours_of([row["method"] for row in trained])
+def dot_figure(rows: Sequence[Mapping[str, Any]], facts: Facts, metric: str = HIT, axis: str = "HR@1") -> Figure:
+    """Methods by `metric` with intervals; trivial baselines and chance are vertical lines.
+
+    rows: summary rows of one slate set.
+    """
+    ordered_rows = sorted(rows, key=lambda row: row[metric])
+    trained = [row for row in ordered_rows if row["role"] != TRIVIAL]
+    trivial = [row for row in ordered_rows if row["role"] == TRIVIAL]
+    colours = colours_of([row["method"] for row in trained], facts)
     with matplotlib.rc_context({**STYLE, "axes.grid.axis": "x"}):
         figure, axes = new_figure(5.2, 1.5 + 0.28 * max(2, len(trained)))
         for y, row in enumerate(trained):
             colour, value = colours[row["method"]], row[metric]
             if row[f"{metric}_low"] is not None:
                 axes.plot([row[f"{metric}_low"], row[f"{metric}_high"]], [y, y], color=colour, lw=2.2, alpha=0.55)
-            filled = "white" if row["method"].endswith("_sirius") else colour
+            filled = marker_fill(row["method"], colour, facts)
             axes.plot([value], [y], "o", color=colour, markerfacecolor=filled, ms=6, markeredgewidth=1.6)
-        for row in sorted(floors, key=lambda row: row[metric]):
-            style = _FLOOR_STYLES.get(row["method"], "--")
+        for row, style in zip(trivial, cycle(_TRIVIAL_STYLES), strict=False):
             name = f"{row['label']} {row[metric]:.3f}"
             axes.axvline(row[metric], color=GREY, lw=1.2, ls=style, label=name, zorder=1)
         if rows:

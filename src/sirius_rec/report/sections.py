@@ -7,11 +7,10 @@ from typing import Any, Final
 
 from sirius_rec.diagnostics import curves as evidence
 from sirius_rec.diagnostics.wording import golden_line, influence_line, onset_line
-from sirius_rec.evaluation.floors import FLOORS
 from sirius_rec.evaluation.metrics import METRICS
-from sirius_rec.evaluation.results import ALL_METRICS, GENERATED, TRUE_REWARD, VALID, decision
+from sirius_rec.evaluation.results import ALL_METRICS, GENERATED, TRIVIAL, TRUE_REWARD, VALID, decision
 from sirius_rec.report.evidence_plots import PAPER_SHARE, shares
-from sirius_rec.report.material import RunMaterial
+from sirius_rec.report.material import ReportedRun
 from sirius_rec.report.text import flat, interval, minus, number, p_value, slate_size, slates_in_words
 
 _HEADINGS: Final = {TRUE_REWARD: "True reward", VALID: "Valid ratio", GENERATED: "HR@1 generated", "mrr": "MRR"}
@@ -33,7 +32,7 @@ def _metric_rows(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> l
         ]
         sd = row["hr@1_seed_sd"]
         shown.append({
-            "label": row["label"], "method": row["method"], "floor": row["method"] in FLOORS, "cells": cells,
+            "label": row["label"], "method": row["method"], "trivial": row["role"] == TRIVIAL, "cells": cells,
             "sd": number(sd, 4), "sd_value": -1 if sd is None else sd,
         })  # fmt: skip
     return shown
@@ -56,23 +55,23 @@ def _test_rows(tests: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) ->
 
 def _in_short(rows: Sequence[Mapping[str, Any]], tests: Sequence[Mapping[str, Any]], baseline: str | None) -> list[str]:
     """Two or three sentences about one slate set; only what the tables below say."""
-    trained, floors = ([row for row in rows if (row["method"] in FLOORS) is floor] for floor in (False, True))
+    trained, trivial = ([row for row in rows if (row["role"] == TRIVIAL) is is_trivial] for is_trivial in (False, True))
     labels = {row["method"]: row["label"] for row in rows}
     said = []
     if trained:
         top = max(trained, key=lambda row: row["hr@1"])
         said.append(f"Highest HR@1: {top['label']}, {number(top['hr@1'])} {interval(top, 'hr@1_low', 'hr@1_high')}.")
-    if trained and floors:
-        floor = max(floors, key=lambda row: row["hr@1"])
-        below = [row["label"] for row in trained if row["hr@1"] <= floor["hr@1"]]
-        text = f"Strongest floor: {floor['label']}, {number(floor['hr@1'])}"
+    if trained and trivial:
+        strongest = max(trivial, key=lambda row: row["hr@1"])
+        below = [row["label"] for row in trained if row["hr@1"] <= strongest["hr@1"]]
+        text = f"Strongest trivial baseline: {strongest['label']}, {number(strongest['hr@1'])}"
         if not below:
             said.append(f"{text}; every trained method is above it.")
         elif len(below) == len(trained):
             said.append(f"{text}; no trained method is above it.")
         else:
             said.append(f"{text}; not above it: {', '.join(below)}.")
-    sirius = [test for test in tests if test["method"].removesuffix("_sirius") == test["against"]]
+    sirius = [test for test in tests if test["against_base"]]
     against = [test for test in tests if test["against"] == baseline]
     named = f"Against {labels.get(baseline or '', baseline)}"
     for name, group in (("+SIRIUS against its base", sirius), (named, against)):
@@ -84,23 +83,23 @@ def _in_short(rows: Sequence[Mapping[str, Any]], tests: Sequence[Mapping[str, An
 
 
 def result_keys(results: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(slates, checkpoint) of every section, small slates first; slates with floors alone have their own."""
+    """(slates, checkpoint) of every section, small slates first; slates with trivial baselines alone have their own."""
     summary = results["summary"]
-    keys = {(row["slates"], row["checkpoint"]) for row in summary if row["method"] not in FLOORS}
+    keys = {(row["slates"], row["checkpoint"]) for row in summary if row["role"] != TRIVIAL}
     models_on = {slates for slates, _ in keys}
     keys |= {(row["slates"], row["checkpoint"]) for row in summary if row["slates"] not in models_on}
     return sorted(keys, key=lambda key: (slate_size(key[0]), *key))
 
 
 def rows_of(results: Mapping[str, Any], slates: str, checkpoint: str) -> list[Mapping[str, Any]]:
-    """Summary rows of one section; floors stand in every checkpoint of their slates."""
+    """Summary rows of one section; trivial baselines stand in every checkpoint of their slates."""
     summary = results["summary"]
     here = [row for row in summary if row["slates"] == slates and row["checkpoint"] == checkpoint]
     named = {row["method"] for row in here}
-    return here + [r for r in summary if r["slates"] == slates and r["method"] in FLOORS and r["method"] not in named]
+    return here + [r for r in summary if r["slates"] == slates and r["role"] == TRIVIAL and r["method"] not in named]
 
 
-def result_sections(run: RunMaterial) -> list[dict[str, Any]]:
+def result_sections(run: ReportedRun) -> list[dict[str, Any]]:
     """One section per slate set and checkpoint: tables, tests, and what they say in short."""
     results = run.results
     sections = []
@@ -122,7 +121,7 @@ def result_sections(run: RunMaterial) -> list[dict[str, Any]]:
     return sections
 
 
-def side_by_side(runs: Sequence[RunMaterial]) -> list[dict[str, Any]]:
+def side_by_side(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
     """HR@1 and NDCG@10 of every method in every run, one table per slates and checkpoint that all runs share."""
     shared = set.intersection(*(set(result_keys(run.results)) for run in runs))
     keys = [key for key in result_keys(runs[0].results) if key in shared]
@@ -130,11 +129,12 @@ def side_by_side(runs: Sequence[RunMaterial]) -> list[dict[str, Any]]:
     for slates, checkpoint in keys:
         by_run = [{row["method"]: row for row in rows_of(run.results, slates, checkpoint)} for run in runs]
         labels = {method: row["label"] for rows in reversed(by_run) for method, row in rows.items()}
+        roles = {method: row["role"] for rows in reversed(by_run) for method, row in rows.items()}
         order = sorted(labels, key=lambda m: -max(rows[m]["hr@1"] for rows in by_run if m in rows))
         tables.append({
             "slates": slates, "checkpoint": checkpoint, "words": slates_in_words(slates),
             "rows": [
-                {"label": labels[method], "floor": method in FLOORS,
+                {"label": labels[method], "trivial": roles[method] == TRIVIAL,
                  "cells": [_side_cell(rows.get(method), metric) for metric in ("hr@1", "ndcg@10") for rows in by_run]}
                 for method in order
             ],
@@ -219,9 +219,9 @@ def _slopes(probed: Mapping[str, Any], side: str, labels: Mapping[str, str]) -> 
     return span if len(slopes) == 1 else f"{span} to {number(high, 2)} ({labels.get(most, most)})"
 
 
-def share_rows(run: RunMaterial) -> list[dict[str, Any]]:
+def share_rows(run: ReportedRun) -> list[dict[str, Any]]:
     """Share inside Ω_ε per method, ε by ε."""
-    found = shares(run.results.get("curves") or {})
+    found = shares(run.results.get("curves") or {}, run.methods)
     epsilons = sorted({row["epsilon"] for row in found})
     by = {(row["method"], row["epsilon"]): row for row in found}
     methods = sorted({row["method"] for row in found}, key=lambda m: run.labels.get(m, m))
@@ -237,9 +237,9 @@ def share_rows(run: RunMaterial) -> list[dict[str, Any]]:
     return rows
 
 
-def share_sentence(run: RunMaterial) -> str | None:
+def share_sentence(run: ReportedRun) -> str | None:
     """The insensitive share at ε = 0.1 beside the paper's."""
-    found = [row for row in shares(run.results.get("curves") or {}) if row["epsilon"] == 0.1]
+    found = [row for row in shares(run.results.get("curves") or {}, run.methods) if row["epsilon"] == 0.1]
     if not found:
         return None
     ends = sorted((row["mean"], run.labels.get(row["method"], row["method"])) for row in found)
@@ -251,7 +251,7 @@ def share_sentence(run: RunMaterial) -> str | None:
     )
 
 
-def audit_facts(run: RunMaterial) -> dict[str, Any] | None:
+def audit_facts(run: ReportedRun) -> dict[str, Any] | None:
     """The audit as the page shows it; None where the data were not audited."""
     audit = run.audit
     if audit is None:
@@ -273,7 +273,7 @@ def audit_facts(run: RunMaterial) -> dict[str, Any] | None:
             "notes": list(audit.get("notes") or [])}  # fmt: skip
 
 
-def what_was_run(run: RunMaterial) -> list[tuple[str, str]]:
+def what_was_run(run: ReportedRun) -> list[tuple[str, str]]:
     """Data, protocol, model, methods and seeds in a few lines."""
     results = run.results
     config, data = results.get("config") or {}, results.get("data") or {}
@@ -302,10 +302,10 @@ def what_was_run(run: RunMaterial) -> list[tuple[str, str]]:
     ]  # fmt: skip
     if lengths:
         facts.append(("Training", ", ".join(lengths)))
-    trained = [row for row in results["summary"] if row["method"] not in FLOORS]
+    trained = [row for row in results["summary"] if row["role"] != TRIVIAL]
     seeds = sorted({seed for row in trained for seed in row["seeds"]})
     methods = dict.fromkeys(row["label"] for row in trained)
-    facts.append(("Methods", ", ".join(methods) or "floors alone"))
+    facts.append(("Methods", ", ".join(methods) or "trivial baselines alone"))
     facts.append(("Seeds", ", ".join(map(str, seeds)) or "none"))
     if results.get("baseline"):
         facts.append(("Baseline of the tests", run.labels.get(results["baseline"], results["baseline"])))
@@ -330,6 +330,6 @@ def _count(n: int, what: str) -> str:
     return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
 
 
-def data_facts(run: RunMaterial) -> list[tuple[str, str]]:
+def data_facts(run: ReportedRun) -> list[tuple[str, str]]:
     """Everything the results say about their data, fingerprints included."""
     return flat(run.results.get("data") or {})

@@ -16,8 +16,8 @@ class SiriusConfig(TrainingArguments):
     """Options of `SiriusTrainer`; everything of TrainingArguments applies.
 
     loss: a name in `objectives.LOSSES`. The next options override its parts; None keeps the preset's value.
-    beta (> 0), gamma (≥ 0; 0 for the DPO family), num_negatives (a number or "all"), anchor, anchor_constant,
-    anchor_margin (≥ 0), nll_weight (λ ≥ 0), nll_per_token, filter_negatives: see `objectives.Objective`.
+    beta (> 0), gamma (≥ 0; 0 for the DPO family), negatives (a number or "all"), anchor, anchor_constant,
+    anchor_margin (≥ 0), nll_weight (λ ≥ 0), nll_per_token, filter: see `objectives.Objective`.
     scoring: "packed" (prompt computed once), "naive", or "auto" (packed where it is known to be right).
     score_unsampled: how many candidates beyond the sampled negatives are scored in each step for the logs, or "all".
     epsilons: the ε of the logged insensitive shares.
@@ -32,13 +32,13 @@ class SiriusConfig(TrainingArguments):
     loss: str = "dpo"
     beta: float | None = None
     gamma: float | None = None
-    num_negatives: int | str | None = None
+    negatives: int | str | None = None
     anchor: str | None = None
     anchor_constant: float | None = None
     anchor_margin: float | None = None
     nll_weight: float | None = None
     nll_per_token: bool | None = None
-    filter_negatives: bool | None = None
+    filter: bool | None = None
     scoring: str = "auto"
     score_unsampled: int | str = "all"
     epsilons: list[float] = field(default_factory=lambda: [0.1, 0.5])
@@ -61,13 +61,13 @@ class SiriusConfig(TrainingArguments):
             self.loss,
             beta=self.beta,
             gamma=self.gamma,
-            negatives=self.num_negatives,
+            negatives=self.negatives,
             anchor=self.anchor,
             anchor_constant=self.anchor_constant,
             anchor_margin=self.anchor_margin,
             nll_weight=self.nll_weight,
             nll_per_token=self.nll_per_token,
-            filter=self.filter_negatives,
+            filter=self.filter,
         )
 
     def check(self) -> None:

@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
+from sirius_rec.training.options import TinyOptions
+
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
-
-
-@dataclass(frozen=True)
-class TinyOptions:
-    """Size of the tiny backbone. title_tokens: how many of the most frequent titles become single tokens."""
-
-    hidden_size: int = 96
-    layers: int = 3
-    heads: int = 4
-    intermediate_size: int = 256
-    vocab_size: int = 512
-    title_tokens: int = 32768
-    context: int = 2048
 
 
 def train_tokenizer(titles_by_frequency: Sequence[str], template_lines: Sequence[str], options: TinyOptions) -> Any:

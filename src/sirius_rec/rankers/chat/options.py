@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, Final
+from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
 
+from pydantic import Field, field_validator
+
 from sirius_rec.errors import ConfigError
+from sirius_rec.options import Count, NotNegative, Number, Options, Positive, options_of
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # Sent unless `parameters` says otherwise; null there takes one out.
 _DEFAULTS: dict[str, Any] = {"temperature": 0, "max_tokens": 2048}
 _OURS = ("model", "messages", "stream", "n")
-# How answers are fetched and what they cost, not what they say: they may be mended while a run is under way.
+# How answers are fetched and what they cost, not what they say: they may change while a run is under way.
 PLUMBING: Final = (
     "base_url", "key_env", "timeout", "retries", "backoff", "requests_per_minute", "concurrency", "price_in",
     "price_out",
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class ChatOptions:
+class ChatOptions(Options):
     """model: the endpoint's name for it. base_url: up to and without /chat/completions. key_env: see above.
 
     parameters: of the request, over temperature 0 and max_tokens 2048; null takes one out. timeout: seconds for a whole
@@ -33,31 +34,29 @@ class ChatOptions:
     model: str
     base_url: str = "https://api.openai.com/v1"
     key_env: str = "OPENAI_API_KEY"
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    timeout: float = 120.0
-    retries: int = 6
-    backoff: float = 1.0
-    requests_per_minute: float | None = None
-    concurrency: int = 4
-    price_in: float = 0.0
-    price_out: float = 0.0
+    parameters: Mapping[str, Any] = {}
+    timeout: Annotated[Number, Field(ge=0.1)] = 120.0
+    retries: Count = 6
+    backoff: NotNegative = 1.0
+    requests_per_minute: Annotated[Number, Field(ge=0.01)] | None = None
+    concurrency: Positive = 4
+    price_in: NotNegative = 0.0
+    price_out: NotNegative = 0.0
 
-    def __post_init__(self) -> None:
-        # Values are not repeated where somebody may have put a secret.
-        if not isinstance(self.model, str) or not self.model.strip():
-            raise ConfigError("model: must be the endpoint's name of a model")
-        _check_url(self.base_url)
-        if not isinstance(self.key_env, str) or not _VARIABLE.fullmatch(self.key_env):
-            raise ConfigError("key_env: must be the name of an environment variable, and never the key itself")
-        if not isinstance(self.parameters, Mapping) or any(key in _OURS for key in self.parameters):
-            raise ConfigError(f"parameters: must be a section of key: value lines without {', '.join(_OURS)}")
-        for name, least, whole in (
-            ("timeout", 0.1, False), ("retries", 0, True), ("backoff", 0, False), ("concurrency", 1, True),
-            ("price_in", 0, False), ("price_out", 0, False),
-        ):  # fmt: skip
-            _check_number(name, getattr(self, name), least, whole)
-        if self.requests_per_minute is not None:
-            _check_number("requests_per_minute", self.requests_per_minute, 0.01, False)
+    # Values are not repeated where somebody may have put a secret.
+
+    @field_validator("model", "key_env", "base_url", "parameters", mode="before")
+    @classmethod
+    def _no_secret_is_repeated(cls, value: Any, info: Any) -> Any:
+        if info.field_name == "model" and (not isinstance(value, str) or not value.strip()):
+            raise ValueError("must be the endpoint's name of a model")
+        if info.field_name == "key_env" and (not isinstance(value, str) or not _VARIABLE.fullmatch(value)):
+            raise ValueError("must be the name of an environment variable, and never the key itself")
+        if info.field_name == "parameters" and (not isinstance(value, Mapping) or any(key in _OURS for key in value)):
+            raise ValueError(f"must be a section of key: value lines without {', '.join(_OURS)}")
+        if info.field_name == "base_url":
+            _check_url(value)
+        return value
 
     @property
     def sent(self) -> dict[str, Any]:
@@ -70,34 +69,24 @@ class ChatOptions:
 
 def chat_options(options: Mapping[str, Any]) -> ChatOptions:
     """Options of a configuration; ConfigError for an unknown one, naming the nearest."""
-    from sirius_rec.rankers.methods import unknown_option
-
-    known = tuple(f.name for f in fields(ChatOptions))
-    for key in options:
-        if key not in known:
-            if "key" in str(key).lower():
-                raise ConfigError(
-                    f"unknown option '{key}' of chatrec: the key comes from the variable that key_env names"
-                )
-            raise unknown_option(key, "chatrec", known)
-    if "model" not in options:
+    unknown = [key for key in options if key not in ChatOptions.model_fields]
+    if any("key" in str(key).lower() for key in unknown[:1]):
+        raise ConfigError(
+            f"unknown option '{unknown[0]}' of chatrec: the key comes from the variable that key_env names"
+        )
+    if not unknown and "model" not in options:
         raise ConfigError("model: which one should be asked?")
-    return ChatOptions(**options)
+    made: ChatOptions = options_of(ChatOptions, dict(options), "chatrec")
+    return made
 
 
 def _check_url(url: Any) -> None:
     try:
-        parts = urlsplit(url if isinstance(url, str) else "")
-        right = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+        address = urlsplit(url if isinstance(url, str) else "")
+        right = address.scheme in ("http", "https") and bool(address.hostname) and (address.port or 1) > 0
     except ValueError:
         right = False
     if not right:
-        raise ConfigError("base_url: must be an address like https://api.openai.com/v1")
-    if "@" in parts.netloc or parts.query or parts.fragment:
-        raise ConfigError("base_url: must hold no user, password, query or fragment: keys come from key_env's variable")
-
-
-def _check_number(name: str, value: Any, least: float, whole: bool) -> None:
-    kind = int if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kind) or not least <= value < float("inf"):
-        raise ConfigError(f"{name}: must be a {'whole ' if whole else ''}number from {least:g}, got {value!r}")
+        raise ValueError("must be an address like https://api.openai.com/v1")
+    if "@" in address.netloc or address.query or address.fragment:
+        raise ValueError("must hold no user, password, query or fragment: keys come from key_env's variable")

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from sirius_rec.prompts.templates import Template
 from sirius_rec.rankers.chat.client import ChatClient, Reply
 from sirius_rec.rankers.chat.parsing import Ranking, parse_ranking
-from sirius_rec.rankers.protocol import Items, check_rows
+from sirius_rec.rankers.protocol import Answer, Items, check_rows
 
 # What a remote method cost, in done.json and in comparisons; request_seconds adds up requests that ran side by side.
 SPENT: Final = ("requests", "prompt_tokens", "completion_tokens", "cost", "request_seconds")
@@ -62,6 +62,14 @@ class ChatRanker:
         """Places from the end of the answered list, 0 for what it does not name; one array per row."""
         found = self.rankings(histories, candidates)
         return [ranking.scores(len(slate)) for ranking, slate in zip(found, candidates, strict=True)]
+
+    def answer(self, histories: Sequence[Items], candidates: Sequence[Items], targets: Sequence[int]) -> list[Answer]:
+        """The first title that each answer names."""
+        rankings = self.rankings(histories, candidates)
+        return [
+            Answer(ranking.text, ranking.valid, ranking.first is not None and slate[ranking.first] == target)
+            for ranking, slate, target in zip(rankings, candidates, targets, strict=True)
+        ]
 
     def spent(self) -> dict[str, Any]:
         """`SPENT` of every answer used so far, also of those that were in the cache already."""

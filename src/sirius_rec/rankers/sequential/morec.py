@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,43 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from sirius_rec.errors import ConfigError, DataError, RunError
-from sirius_rec.rankers.option_types import typed
 from sirius_rec.rankers.protocol import Items
 from sirius_rec.rankers.sequential.networks import Network, SASRec
-from sirius_rec.rankers.sequential.options import SequentialOptions, one_or_grid
+from sirius_rec.rankers.sequential.options import TINY_ENCODER, MoRecOptions
 from sirius_rec.rankers.sequential.ranker import SequentialRanker, Validation
 
-TINY = "tiny"
 _TOKENS = 32  # of a title; the rest is cut off
 _TITLES = 512  # encoded at a time where nothing is trained
 _GROUPS = 4  # of titles of like length: a long one then does not pad out all the others (half the time of a step)
-
-
-@dataclass(frozen=True)
-class MoRecOptions(SequentialOptions):
-    """encoder: `tiny` (a small BERT from scratch, its tokenizer trained on the titles), or any Hugging Face encoder.
-
-    tune: train the encoder too; otherwise every title is encoded once and only the projection is trained.
-    encoder_learning_rate: of a tuned encoder; None takes learning_rate.
-    The default loss draws its negatives for a whole batch, so that a step encodes hundreds of titles, not all.
-    """
-
-    loss: str = "shared_softmax"
-    negatives: int = 512
-    encoder: str = TINY
-    tune: bool = True
-    encoder_learning_rate: float | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.network != "sasrec":
-            raise ConfigError(f"network '{self.network}': MoRec is SASRec over texts, leave it out")
-        if self.encoder_learning_rate is not None and not self.encoder_learning_rate > 0:
-            raise ConfigError(f"encoder_learning_rate must be positive, got {self.encoder_learning_rate}")
-        if self.encoder == TINY and not self.tune:
-            raise ConfigError("tune: false leaves the tiny encoder random: tune it, or name a trained encoder")
-        if self.tune and self.loss == "full_softmax":
-            raise ConfigError("loss full_softmax encodes every title in every step: use shared_softmax, or tune: false")
 
 
 class TextItems(nn.Module):
@@ -235,7 +205,7 @@ class MoRecRanker(SequentialRanker):
         """What `save` wrote; needs neither titles nor the encoder's source. RunError if it is not there or damaged."""
         try:
             content = json.loads((folder / "ranker.json").read_text())
-            ranker = cls(MoRecOptions(**typed(MoRecOptions, content["options"])), (), content["seed"])
+            ranker = cls(MoRecOptions(**content["options"]), (), content["seed"])
             ranker._saved = content["morec"]
             ranker._read(folder, content)
         except Exception as error:  # safetensors, torch, transformers and json each raise their own
@@ -260,7 +230,7 @@ def load_encoder(name: str, titles: Sequence[str], dimension: int) -> tuple[Any,
 
     ConfigError in one line if it cannot be had.
     """
-    if name == TINY:
+    if name == TINY_ENCODER:
         encoder, tokenizer = _tiny(titles, dimension)
     else:
         from transformers import AutoModel, AutoTokenizer
@@ -279,7 +249,7 @@ def load_encoder(name: str, titles: Sequence[str], dimension: int) -> tuple[Any,
 
 def check_encoder(name: str) -> None:
     """ConfigError in one line if the encoder cannot be had; reads its configuration and tokenizer alone."""
-    if name != TINY:
+    if name != TINY_ENCODER:
         from transformers import AutoConfig, AutoTokenizer
 
         for kind in (AutoConfig, AutoTokenizer):
@@ -324,18 +294,6 @@ def _tiny(titles: Sequence[str], dimension: int) -> tuple[Any, Any]:
     make: Any = PreTrainedTokenizerFast
     fast = make(tokenizer_object=tokenizer, pad_token="[PAD]", cls_token="[CLS]")
     return BertModel(config), fast
-
-
-def morec_options(options: SequentialOptions, **changes: Any) -> MoRecOptions:
-    """MoRec with the settings of a SASRec preset, but its own loss."""
-    taken = {k: v for k, v in asdict(options).items() if k not in ("loss", "negatives")}
-    known = set(MoRecOptions.__dataclass_fields__)
-    for name in changes:
-        if name not in known:
-            raise ConfigError(f"unknown option '{name}' of morec: choose from {', '.join(sorted(known))}")
-    if taken["weight_decays"]:  # its middle: a text encoder is too slow to be trained with each
-        taken |= {"weight_decay": sorted(taken["weight_decays"])[len(taken["weight_decays"]) // 2], "weight_decays": ()}
-    return MoRecOptions(**{**taken, **typed(MoRecOptions, one_or_grid(changes))})
 
 
 def load_ranker(folder: Path) -> SequentialRanker:

@@ -1,95 +1,118 @@
-"""What a sequential network is and how it is trained: options, and the presets `tuned` and `paper`."""
+"""What a sequential network is and how it is trained: options, and the presets `tuned` and `paper`. Light, no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal, Self
+
+from pydantic import model_validator
 
 from sirius_rec.errors import ConfigError
-from sirius_rec.rankers.option_types import typed
-from sirius_rec.rankers.sequential.losses import LOSSES
-from sirius_rec.rankers.sequential.networks import NETWORKS
+from sirius_rec.options import Flag, NotNegative, Options, Positive, Rate, Share, options_of
+
+TINY_ENCODER = "tiny"
 
 
-@dataclass(frozen=True)
-class SequentialOptions:
+class SequentialOptions(Options):
     """What is trained and how.
 
-    network: sasrec, gru4rec or caser. length: items of history looked at, and pieces that histories are cut into.
+    network: sasrec, gru4rec or caser. length: items of history looked at, and chunks that histories are cut into.
     loss: full_softmax, sampled_softmax, shared_softmax, bce or bpr; negatives: drawn per position (shared_softmax: for
         the whole batch), for all but the first.
-    learning_rate, weight_decay (L2 in Adam's gradient, as the papers' λ; decoupled: AdamW's), batch_size in pieces.
+    learning_rate, weight_decay (L2 in Adam's gradient, as the papers' λ; decoupled: AdamW's), batch_size in chunks.
     weight_decays: a grid instead of the one; each is trained, and the best by validation NDCG@10 stays.
     windows: train every target on a window of its own, the `length` items before it (RecBole's way), instead of every
-        state of a piece; a batch then counts windows. Caser always does.
+        state of a chunk; a batch then counts windows. Caser always does.
     shuffle: read every training history in a new random order in each epoch, for data whose order is mostly ties.
     epochs at most; patience: stop after so many epochs without a better validation NDCG@10 (the best is kept).
     """
 
-    network: str = "sasrec"
-    dimension: int = 64
-    layers: int = 2
-    heads: int = 2
-    dropout: float = 0.3
-    length: int = 10
-    loss: str = "full_softmax"
-    negatives: int = 128
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.0
-    weight_decays: tuple[float, ...] = ()
-    decoupled: bool = True
-    windows: bool = False
-    shuffle: bool = False
-    batch_size: int = 128
-    epochs: int = 200
-    patience: int = 10
+    network: Literal["sasrec", "gru4rec", "caser"] = "sasrec"
+    dimension: Positive = 64
+    layers: Positive = 2
+    heads: Positive = 2
+    dropout: Share = 0.3
+    length: Positive = 10
+    loss: Literal["full_softmax", "sampled_softmax", "shared_softmax", "bce", "bpr"] = "full_softmax"
+    negatives: Positive = 128
+    learning_rate: Rate = 1e-3
+    weight_decay: NotNegative = 0.0
+    weight_decays: tuple[NotNegative, ...] = ()
+    decoupled: Flag = True
+    windows: Flag = False
+    shuffle: Flag = False
+    batch_size: Positive = 128
+    epochs: Positive = 200
+    patience: Positive = 10
 
-    def __post_init__(self) -> None:
-        for name, value, known in (("network", self.network, NETWORKS), ("loss", self.loss, LOSSES)):
-            if value not in known:
-                raise ConfigError(f"unknown {name} '{value}': choose one of {', '.join(known)}")
-        for name in ("dimension", "layers", "heads", "length", "negatives", "batch_size", "epochs", "patience"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
         if self.dimension % self.heads:
-            raise ConfigError(f"dimension {self.dimension} is not a multiple of heads {self.heads}: change one")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout must lie in [0, 1), got {self.dropout}")
-        if not self.learning_rate > 0 or min(self.weight_decay, *self.weight_decays, 0.0) < 0:
-            raise ConfigError(
-                f"learning_rate must be positive and weight_decay not negative, got {self.learning_rate} and "
-                f"{list(self.weight_decays) or self.weight_decay}"
-            )
+            raise ValueError(f"dimension {self.dimension} is not a multiple of heads {self.heads}: change one")
+        return self
+
+
+class MoRecOptions(SequentialOptions):
+    """encoder: `tiny` (a small BERT from scratch, its tokenizer trained on the titles), or any Hugging Face encoder.
+
+    tune: train the encoder too; otherwise every title is encoded once and only the projection is trained.
+    encoder_learning_rate: of a tuned encoder; None takes learning_rate.
+    The default loss draws its negatives for a whole batch, so that a step encodes hundreds of titles, not all.
+    """
+
+    loss: Literal["full_softmax", "sampled_softmax", "shared_softmax", "bce", "bpr"] = "shared_softmax"
+    negatives: Positive = 512
+    encoder: str = TINY_ENCODER
+    tune: Flag = True
+    encoder_learning_rate: Rate | None = None
+
+    @model_validator(mode="after")
+    def _encoder_fits(self) -> Self:
+        if self.network != "sasrec":
+            raise ValueError(f"network '{self.network}': MoRec is SASRec over texts, leave it out")
+        if self.encoder == TINY_ENCODER and not self.tune:
+            raise ValueError("tune: false leaves the tiny encoder random: tune it, or name a trained encoder")
+        if self.tune and self.loss == "full_softmax":
+            raise ValueError("loss full_softmax encodes every title in every step: use shared_softmax, or tune: false")
+        return self
 
 
 # The paper's settings (E.2: Adam, 1e-3, dimension 64, L2 from a grid), with the originals' losses.
 _PAPER: dict[str, Any] = {"weight_decays": (1e-3, 1e-4, 1e-5, 1e-6, 1e-7), "decoupled": False}
 PAPER: dict[str, SequentialOptions] = {
-    "sasrec": SequentialOptions("sasrec", loss="bce", negatives=1, **_PAPER),
-    "gru4rec": SequentialOptions("gru4rec", layers=1, loss="bpr", negatives=1, **_PAPER),
-    "caser": SequentialOptions("caser", layers=1, loss="bce", negatives=3, **_PAPER),
+    "sasrec": SequentialOptions(network="sasrec", loss="bce", negatives=1, **_PAPER),
+    "gru4rec": SequentialOptions(network="gru4rec", layers=1, loss="bpr", negatives=1, **_PAPER),
+    "caser": SequentialOptions(network="caser", layers=1, loss="bce", negatives=3, **_PAPER),
 }
-# Chosen on Last.fm validation slates (docs/experiments.md): small steps of few pieces, and longer pieces than windows.
+# Chosen on Last.fm validation slates (docs/experiments.md): small steps of few chunks, and longer chunks than windows.
 _TUNED: dict[str, Any] = {"length": 20, "batch_size": 16, "weight_decay": 0.1}
 TUNED: dict[str, SequentialOptions] = {
-    "sasrec": SequentialOptions("sasrec", **_TUNED),
-    "gru4rec": SequentialOptions("gru4rec", layers=1, **_TUNED),
-    "caser": SequentialOptions("caser", layers=1, weight_decay=0.1, batch_size=64),
+    "sasrec": SequentialOptions(network="sasrec", **_TUNED),
+    "gru4rec": SequentialOptions(network="gru4rec", layers=1, **_TUNED),
+    "caser": SequentialOptions(network="caser", layers=1, weight_decay=0.1, batch_size=64),
 }
 PRESETS = {"paper": PAPER, "tuned": TUNED}
 
 
 def with_options(options: SequentialOptions, **changes: Any) -> SequentialOptions:
     """A preset with some options changed; ConfigError for an unknown one."""
-    known = set(asdict(options))
-    for name in changes:
-        if name not in known:
-            raise ConfigError(f"unknown option '{name}' of {options.network}: choose from {', '.join(sorted(known))}")
-    return replace(options, **typed(SequentialOptions, one_or_grid(changes)))
+    made: SequentialOptions = options_of(
+        type(options), {**options.model_dump(), **_one_or_grid(changes)}, options.network
+    )
+    return made
 
 
-def one_or_grid(changes: Mapping[str, Any]) -> dict[str, Any]:
+def morec_options(options: SequentialOptions, **changes: Any) -> MoRecOptions:
+    """MoRec with the settings of a SASRec preset, but its own loss; ConfigError for an unknown option."""
+    taken = options.model_dump(exclude={"loss", "negatives"})
+    grid = taken["weight_decays"]
+    if grid:  # its middle: a text encoder is too slow to be trained with each
+        taken |= {"weight_decay": sorted(grid)[len(grid) // 2], "weight_decays": ()}
+    made: MoRecOptions = options_of(MoRecOptions, {**taken, **_one_or_grid(changes)}, "morec")
+    return made
+
+
+def _one_or_grid(changes: Mapping[str, Any]) -> dict[str, Any]:
     """Changes in which one weight decay replaces a preset's grid; ConfigError for both."""
     if "weight_decay" in changes and "weight_decays" in changes:
         raise ConfigError("weight_decay and weight_decays: give one of them")

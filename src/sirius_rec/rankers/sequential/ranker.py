@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from torch import Tensor
 
 from sirius_rec.errors import ConfigError, DataError, RunError, ScoringError, TrainingError
 from sirius_rec.evaluation.metrics import per_example
-from sirius_rec.rankers.option_types import typed
 from sirius_rec.rankers.protocol import Items, check_rows
 from sirius_rec.rankers.sequential.losses import LOSSES
 from sirius_rec.rankers.sequential.networks import NETWORKS, Network
@@ -132,7 +131,7 @@ class SequentialRanker:
         best, seconds = None, 0.0
         for weight_decay in self.options.weight_decays:
             one = copy(self)
-            one.options = replace(self.options, weight_decay=weight_decay, weight_decays=())
+            one.options = self.options.changed(weight_decay=weight_decay, weight_decays=())
             name = f"weight_decay {weight_decay:g}"
             say = (lambda line, name=name: progress(f"{name}  {line}")) if progress else None
             its_own = keep.with_stem(f"{keep.stem}-{weight_decay!r}") if keep else None
@@ -242,14 +241,14 @@ class SequentialRanker:
 
     def _content(self) -> dict[str, Any]:
         """What ranker.json holds."""
-        return {"format": _FORMAT, "options": asdict(self.options), "seed": self.seed, "history": self.history}
+        return {"format": _FORMAT, "options": self.options.model_dump(), "seed": self.seed, "history": self.history}
 
     @classmethod
     def load(cls, folder: Path) -> SequentialRanker:
         """What `save` wrote; RunError if it is not there or damaged."""
         try:
             content = json.loads((folder / "ranker.json").read_text())
-            ranker = cls(SequentialOptions(**typed(SequentialOptions, content["options"])), content["seed"])
+            ranker = cls(SequentialOptions(**content["options"]), content["seed"])
             if ranker.options.network == "gru4rec" and content.get("format", 1) < _FORMAT:
                 raise ValueError("trained by an earlier version, which read padding")
             ranker._read(folder, content)

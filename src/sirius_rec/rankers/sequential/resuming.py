@@ -6,7 +6,7 @@ import hashlib
 import io
 import pickle
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ class ProgressFile:
     """The state of a fit: weights, optimiser, random streams and `Reached`. Without a path nothing is kept."""
 
     def __init__(self, path: Path | None, options: Any, seed: int, sequences: Sequence[npt.NDArray[Any]]) -> None:
-        digest = hashlib.sha256(repr((asdict(options), seed, list(map(len, sequences)))).encode())
+        digest = hashlib.sha256(repr((options.model_dump(), seed, list(map(len, sequences)))).encode())
         for sequence in sequences:
             digest.update(np.ascontiguousarray(sequence, dtype=np.int64).tobytes())
         self.path, self.of = path, digest.hexdigest()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -35,92 +34,6 @@ _WORDS = {
     "literal_error": "must be {expected}",
     "invalid_key": "is not a key: keys are text",
 }
-
-
-class Contradiction:
-    """One problem between options that are each valid. `places`: the options it rests on, `data.window.min_history`."""
-
-    def __init__(self, message: str, *places: str) -> None:
-        self.message, self.places = message, places
-
-
-class Contradictions(ValueError):
-    """What a validator of the whole configuration raises: all that it found."""
-
-    def __init__(self, found: list[Contradiction]) -> None:
-        super().__init__("; ".join(one.message for one in found))
-        self.found = found
-
-
-def further_problems(
-    error: ValidationError, raw: Mapping[str, Any], root: type[BaseModel], stand_ins: Mapping[str, Callable[[int], Any]]
-) -> list[str]:
-    """Contradictions that pydantic did not look for because of `error`: those that do not rest on a faulty option.
-
-    Faulty options are taken out of a copy of `raw`, so that their defaults stand, and the rest is checked again. A list
-    with a faulty entry goes as a whole, except where `stand_ins` makes a valid entry for it, which keeps the numbers.
-    """
-    rest, faulty = copy.deepcopy(dict(raw)), set[str]()
-    while True:
-        entries = error.errors()
-        first = entries[0].get("ctx", {}).get("error")
-        if isinstance(first, Contradictions):
-            return [one.message for one in first.found if not any(_touches(p, f) for p in one.places for f in faulty)]
-        # Deepest first: what lies inside a faulty option goes before it.
-        options = {_option(rest, entry["loc"], stand_ins): entry for entry in entries}
-        taken = [option for option in sorted(options, key=len, reverse=True) if option]
-        if not taken:
-            return []
-        for option in taken:
-            _take_out(rest, option, stand_ins)
-            faulty |= _meant(option, options[option]["type"], root)
-        try:
-            root.model_validate(rest)
-        except ValidationError as further:
-            error = further
-        else:
-            return []
-
-
-def _touches(place: str, other: str) -> bool:
-    """Whether one is the other or lies inside it."""
-    return f"{place}.".startswith(f"{other}.") or f"{other}.".startswith(f"{place}.")
-
-
-def _option(raw: Any, loc: tuple[Any, ...], stand_ins: Mapping[str, Any]) -> tuple[Any, ...]:
-    """The deepest keys of `raw` on the way of `loc`, up to what can be taken out."""
-    path: list[Any] = []
-    at = raw
-    for part in loc:
-        if isinstance(at, dict) and (key := next((k for k in at if str(k) == str(part)), None)) is not None:
-            path.append(key)
-        elif isinstance(at, list) and isinstance(part, int) and part < len(at):
-            path.append(part)
-        else:  # a missing key, or pydantic's name for a member of a union
-            continue
-        at = at[path[-1]]
-    while path and isinstance(path[-1], int) and (len(path) < 2 or path[-2] not in stand_ins):
-        path.pop()
-    return tuple(path)
-
-
-def _take_out(raw: Any, option: tuple[Any, ...], stand_ins: Mapping[str, Callable[[int], Any]]) -> None:
-    *parents, last = option
-    for part in parents:
-        raw = raw[part]
-    if isinstance(raw, list):
-        raw[last] = stand_ins[parents[-1]](last)
-    else:
-        raw.pop(last, None)  # gone already where a YAML alias shares one section between two places
-
-
-def _meant(option: tuple[Any, ...], kind: str, root: type[BaseModel]) -> set[str]:
-    """The place whose value is not what was meant: the option's own, or the one that an unknown key misspells."""
-    *parents, last = map(str, option)
-    if kind == "extra_forbidden":
-        near = get_close_matches(last, keys_at(tuple(parents), root), n=1)
-        return {".".join([*parents, name]) for name in near}
-    return {".".join([*parents, last])}
 
 
 def describe(error: ValidationError, root: type[BaseModel]) -> list[str]:

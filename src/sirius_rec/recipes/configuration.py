@@ -1,0 +1,159 @@
+"""A configuration that is sound as a whole: read, overridden, and every contradiction in it named at once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sirius_rec.config import Config, structure
+from sirius_rec.config_yaml import apply_overrides, read_yaml
+from sirius_rec.errors import ConfigError
+from sirius_rec.option_errors import nearest
+from sirius_rec.recipes.methods import METHODS, reserved_keys
+
+# What score tables allow in the name of a method.
+_KEY = re.compile(r"[A-Za-z0-9_.]+")
+
+
+def load_config(path: Path | str, overrides: list[str] | None = None) -> Config:
+    """Read a YAML file, apply `key.path=value` overrides (values are YAML), and check everything.
+
+    Raises ConfigError with every problem in one line.
+    """
+    path = Path(path)
+    return parse_config(apply_overrides(read_yaml(path), overrides or []), str(path))
+
+
+def parse_config(raw: dict[str, Any], where: str) -> Config:
+    """Check a raw mapping. Raises ConfigError with every problem in one line; contradictions between options are
+    looked for once each option is valid."""
+    config = structure(raw, where)
+    problems = list(dict.fromkeys(contradictions(config)))
+    if problems:
+        raise ConfigError(f"{where}: {'; '.join(problems)}")
+    return config
+
+
+def contradictions(config: Config) -> Iterator[str]:
+    """Problems between options that are each valid."""
+    yield from _lists(config)
+    yield from _data(config)
+    yield from _backbone(config)
+    yield from _arms(config)
+    yield from _methods(config)
+    yield from _baseline(config)
+
+
+def _lists(config: Config) -> Iterator[str]:
+    keys = [arm.key for arm in config.arms]
+    for key in sorted({key for key in keys if keys.count(key) > 1}):
+        yield f"arms: '{key}' is duplicated: give one of them another name"
+    if len(set(config.seeds)) < len(config.seeds):
+        yield "seeds: a seed is duplicated"
+    if not config.seeds:
+        yield "seeds: at least one is needed"
+    if not config.evaluation.checkpoints:
+        yield "evaluation.checkpoints: at least one of best, last is needed"
+
+
+def _data(config: Config) -> Iterator[str]:
+    from sirius_rec.data.sources import SOURCES
+
+    data = config.data
+    if data.source not in SOURCES:
+        yield f"data.source: no source is called '{data.source}'{nearest(data.source, SOURCES)}"
+    train = sum("train" in slate.splits for slate in data.slates)
+    if train != 1:
+        have = f"{train} do" if train else "none does"
+        yield f"data.slates: exactly one entry must have 'train' among its splits, {have}"
+    full = [split for s in data.slates if s.protocol == "full" for split in s.splits if split != "test"]
+    if full:
+        yield (
+            f"data.slates: protocol full covers {', '.join(dict.fromkeys(full))}: language models train and "
+            "validate on slates of a size; give it splits: [test]"
+        )
+    low, high = data.window.min_history, data.window.max_history
+    if low > high:
+        yield f"data.window: min_history {low} is above max_history {high}: lower it"
+
+
+def _backbone(config: Config) -> Iterator[str]:
+    backbone = config.backbone
+    tiny = backbone.tiny
+    if backbone.name == "tiny" and tiny.hidden_size % tiny.heads:
+        yield f"backbone.tiny: hidden_size {tiny.hidden_size} is not a multiple of heads {tiny.heads}"
+    if backbone.name == "tiny" and backbone.lora is not None:
+        yield "backbone.lora: the tiny backbone is fully trained: remove lora, or name a pretrained backbone"
+    if backbone.quantization is not None and backbone.lora is None:
+        yield "backbone.quantization: 4-bit weights cannot be trained: add lora: {rank: 32, alpha: 8}"
+    for name, stage in (("sft", config.sft), ("align", config.align), ("backbone.pretrain", backbone.pretrain)):
+        problem = stage.batch_problem() if stage is not None else None
+        if problem:
+            yield f"{name}: {problem}"
+
+
+def _arms(config: Config) -> Iterator[str]:
+    try:
+        config.prompts.form()
+    except ConfigError as error:
+        yield f"prompts.template: {error}"
+    slate_size = _train_slate_size(config)
+    for number, arm in enumerate(config.arms):
+        yield from _key_problems(f"arms.{number}.name", arm.key, reserved_keys(), "arm")
+        try:
+            objective = config.objective(arm)
+        except ConfigError as error:
+            yield f"arms.{number} ({arm.key}): {error}"
+            continue
+        except ImportError:  # data-only installation: arms are checked where they are trained
+            continue
+        sampled = objective.negatives if isinstance(objective.negatives, int) else 0
+        if slate_size and objective.uses_negatives and sampled > slate_size - 1:
+            has = f"a train slate of {slate_size} has {slate_size - 1}"
+            yield f"arms.{number} ({arm.key}): {sampled} negatives, but {has}"
+
+
+def _train_slate_size(config: Config) -> int | None:
+    return next((slate.size for slate in config.data.slates if "train" in slate.splits), None)
+
+
+def _key_problems(place: str, key: str, taken: tuple[str, ...], kind: str) -> Iterator[str]:
+    if not _KEY.fullmatch(key):
+        yield f"{place}: '{key}' may hold letters, digits, _ and . only"
+    elif key in taken:
+        yield f"{place}: '{key}' is taken: give the {kind} another name"
+
+
+def _methods(config: Config) -> Iterator[str]:
+    taken = (*reserved_keys(), *(arm.key for arm in config.arms))
+    for number, entry in enumerate(config.methods):
+        place = f"methods.{number}"
+        if entry.method not in METHODS:
+            yield f"{place}: no method is called '{entry.method}'{nearest(entry.method, METHODS)}"
+            continue
+        kind = METHODS[entry.method]
+        yield from _key_problems(f"{place}.name", entry.key, taken, "method")
+        taken = (*taken, entry.key)
+        if entry.seeds is not None and not (kind.own_seeds and set(config.seeds) <= set(entry.seeds)):
+            with_seeds = ", ".join(name for name, method in METHODS.items() if method.own_seeds)
+            yield (
+                f"{place}.seeds: only {with_seeds} may have seeds of their own, which must include the run's "
+                f"({', '.join(map(str, config.seeds))})"
+            )
+        try:
+            kind(config, entry)
+        except ConfigError as error:
+            yield f"{place} ({entry.key}): {error}"
+
+
+def _baseline(config: Config) -> Iterator[str]:
+    try:
+        from sirius_rec.objectives.losses import LOSSES
+    except ImportError:  # data-only installation
+        return
+    keys = [*(arm.key for arm in config.arms), *(entry.key for entry in config.methods), *reserved_keys(), *LOSSES]
+    baseline = config.evaluation.baseline
+    if baseline not in keys:
+        yield f"evaluation.baseline: no method is called '{baseline}'{nearest(baseline, dict.fromkeys(keys))}"

@@ -1,0 +1,124 @@
+"""Arms: preference alignment of the best SFT epoch by one objective, Eq. 5, 7 and 11."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from sirius_rec.config import ArmSection, Config, MethodSection
+from sirius_rec.recipes.methods.base import Prerequisite, Role
+from sirius_rec.recipes.methods.finetuned import Finetuned
+from sirius_rec.recipes.methods.sft import Sft
+from sirius_rec.recipes.models import load_stage_model
+from sirius_rec.recipes.records import ALIGN_STREAM, slate_records, stage_rows, validation_set
+from sirius_rec.recipes.reference import read_reference, reference
+from sirius_rec.recipes.run import Run
+from sirius_rec.recipes.training import train_stage
+
+if TYPE_CHECKING:
+    from sirius_rec.objectives.losses import Objective
+
+
+class Arm(Finetuned):
+    role: ClassVar[Role] = "arm"
+    stage = "align"
+
+    def __init__(self, config: Config, arm: ArmSection) -> None:
+        super().__init__(config, MethodSection(method=arm.loss, name=arm.name))
+        self.arm = arm
+        rate = arm.learning_rate
+        self.training = config.align if rate is None else config.align.changed(learning_rate=rate)
+
+    @property
+    def objective(self) -> Objective:
+        """The composed objective; ConfigError where its parts do not fit together."""
+        return self.config.objective(self.arm)
+
+    @property
+    def label(self) -> str:
+        return self.arm.name or _label(self.config, self.arm)
+
+    @property
+    def base(self) -> str | None:
+        """The arm with the same objective but for the anchor, and the same training; none for what has no anchor."""
+        own = self.objective
+        others = (other for other in self.config.arms if other.learning_rate == self.arm.learning_rate)
+        return next((other.key for other in others if self.config.objective(other).is_base_of(own)), None)
+
+    def facts(self) -> dict[str, Any]:
+        own = self.objective
+        return {**super().facts(), "reward": own.reward, "comparison": own.comparison, "anchor": own.anchor}
+
+    def prerequisites(self) -> tuple[Prerequisite, ...]:
+        if not self.objective.needs_reference:
+            return ()
+        return (Prerequisite("reference", "align", reference, after=(Sft.name,)),)
+
+    def builds_on(self) -> tuple[str, ...]:
+        return (Sft.name, *super().builds_on())
+
+    def made_in(self, run: Run, seed: int) -> list[Any]:
+        return [*super().made_in(run, seed)[:-1], run.folder.sft(seed), self.folder(run, seed)]
+
+    def check(self, run: Run) -> None:
+        """Its prompts are SFT's, which are checked."""
+
+    def folder(self, run: Run, seed: int) -> Path:
+        return run.folder.arm(self.key, seed)
+
+    def fit(self, run: Run, seed: int) -> None:
+        if self.is_done(run, seed):
+            return
+        rows = stage_rows(run.dataset.examples("train").height, self.training, seed, ALIGN_STREAM)
+        ref = read_reference(run, seed) if self.objective.needs_reference else {}
+        train_stage(
+            run,
+            self.training,
+            self.folder(run, seed),
+            name=f"{self.key} s{seed}",
+            model=load_stage_model(run.config, run.folder.sft(seed) / "best"),
+            tokenizer=run.tokenizer,
+            records=slate_records(run.dataset, run.train_slates, run.template, rows),
+            loss=self._loss_options(),
+            seed=seed,
+            validation=validation_set(run),
+            ref_logps=ref.get("train"),
+            eval_ref_logps=ref.get("val"),
+        )
+
+    def _loss_options(self) -> dict[str, Any]:
+        return {
+            "loss": self.arm.loss,
+            **self.config.arm_options(self.arm),
+            "score_unsampled": self.config.align.score_unsampled,
+            "epsilons": list(self.config.align.epsilons),
+            # In every arm, SFT as a control too: arms must differ in their loss alone.
+            "disable_dropout": True,
+        }
+
+
+def _label(config: Config, arm: ArmSection) -> str:
+    """`S-DPO (softmax), negatives=5`: what the arm overrides of its preset is not named as if it held."""
+    from sirius_rec.objectives.losses import LOSSES
+
+    preset = asdict(config.objective(ArmSection(loss=arm.loss)))
+    own = {key: value for key, value in asdict(config.objective(arm)).items() if value != preset[key]}
+    if arm.learning_rate not in (None, config.align.learning_rate):
+        own["learning_rate"] = arm.learning_rate
+    label = LOSSES[arm.loss].label
+    words = {
+        "negatives": "whole slate" if preset["negatives"] == "all" else str(preset["negatives"]),
+        "anchor": f"{preset['anchor']} anchor",
+    }
+    for word in (words[key] for key in own if key in words):
+        label = label.replace(f" ({word})", "").replace(f", {word})", ")")
+    if own.get("anchor") == "none":
+        label = label.replace(" + SIRIUS", "")
+    if own.get("nll_weight") == 0:
+        label = label.replace(" + NLL", "")
+    return ", ".join([label, *(f"{key}={_in_yaml(value)}" for key, value in own.items())])
+
+
+def _in_yaml(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)

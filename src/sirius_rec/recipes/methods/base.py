@@ -1,0 +1,143 @@
+"""What a recommender of a run is: one object that says what it is called and needs, trains itself, and ranks.
+
+Recipes loop over these objects and know no name of one. A family of methods is a file beside this one; a new method is
+a subclass of `Method` (or of its family's class) and an entry in `methods.METHODS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from sirius_rec.config import Config, MethodSection
+from sirius_rec.errors import ConfigError
+from sirius_rec.recipes.run_folder import DONE
+
+if TYPE_CHECKING:
+    from sirius_rec.recipes.run import Run
+
+Role = Literal["trivial", "baseline", "sft", "arm"]
+
+
+@dataclass(frozen=True)
+class Prerequisite:
+    """Something other than a method that must be made first, once per seed.
+
+    name: of its jobs, with the seed behind. stage: the stage of a run that makes it. run: takes the run folder's path
+    and the seed. after: names of the prerequisites and methods that it needs itself.
+    """
+
+    name: str
+    stage: str
+    run: Callable[[str, int], None]
+    after: tuple[str, ...] = ()
+
+
+class Method:
+    """One recommender of a run.
+
+    role: `trivial` (always scored, nothing to choose), `baseline` (from `methods:`), `sft`, or `arm`. stage: the stage
+    of a run that trains it. uses_backbone: prompts the run's language model, or one that it is made of.
+    remote: asks somebody else's model. ranks_catalogue: scores slates of the whole catalogue too. answers: writes
+    titles, so that ValidRatio can be measured. alone: of several processes one fits it, and the others wait.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    role: ClassVar[Role] = "baseline"
+    stage: ClassVar[str] = "evaluate"
+    uses_backbone: ClassVar[bool] = False
+    remote: ClassVar[bool] = False
+    ranks_catalogue: ClassVar[bool] = True
+    answers: ClassVar[bool] = False
+    alone: ClassVar[bool] = True
+    # Options that say how answers are fetched and what they cost: they may change while a run is under way.
+    free_options: ClassVar[tuple[str, ...]] = ()
+    # Whether `methods:` may give it seeds of its own.
+    own_seeds: ClassVar[bool] = False
+
+    def __init__(self, config: Config, entry: MethodSection) -> None:
+        """Raises ConfigError for a preset or an option that the method does not have, or a value out of range."""
+        self.config, self.entry, self.key = config, entry, entry.key
+
+    # What it is
+
+    @property
+    def label(self) -> str:
+        """How tables call it: the configured name, else the method's and what differs from the tuned preset."""
+        return self.entry.name or ", ".join([self.title, *self._differences()])
+
+    def _differences(self) -> list[str]:
+        options = self.entry.options.items()
+        own = [f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in options]
+        return [f"{self.entry.preset}'s settings", *own] if self.entry.preset != "tuned" else own
+
+    @property
+    def random(self) -> bool:
+        """Whether another seed gives other scores."""
+        return False
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Its own seeds, else the run's; a method that comes out the same with every seed runs once."""
+        return (self.entry.seeds or self.config.seeds) if self.random else (0,)
+
+    @property
+    def base(self) -> str | None:
+        """Key of the method that it is a variant of, and is compared with: + SIRIUS of what has no anchor."""
+        return None
+
+    def facts(self) -> dict[str, Any]:
+        """What results.json says of it."""
+        return {"label": self.label, "role": self.role, "random": self.random, "base": self.base}
+
+    # What it needs
+
+    def prerequisites(self) -> tuple[Prerequisite, ...]:
+        """What must be made before it, with the same seed, other than methods."""
+        return ()
+
+    def builds_on(self) -> tuple[str, ...]:
+        """Keys of the methods, and names of the prerequisites, whose results it starts from."""
+        return tuple(prerequisite.name for prerequisite in self.prerequisites())
+
+    def check(self, run: Run) -> None:
+        """Raise, before anything is trained, what can be known to fail; not asked of what is done."""
+
+    # Where it lies
+
+    def folder(self, run: Run, seed: int) -> Path:
+        return run.folder.method(self.key, seed)
+
+    def is_done(self, run: Run, seed: int) -> bool:
+        return (self.folder(run, seed) / DONE).is_file()
+
+    def made_in(self, run: Run, seed: int) -> list[Path]:
+        """Folders of all the trainings that it took, its own last."""
+        return [self.folder(run, seed)]
+
+    # What it does
+
+    def fit(self, run: Run, seed: int) -> None:
+        """Train what is not trained yet, and leave `DONE` in its folder."""
+        raise NotImplementedError
+
+    def ranker(self, run: Run, seed: int, checkpoint: str) -> Any:
+        """A `rankers.protocol.Ranker`; where `answers`, with `answer(histories, candidates, targets)` too."""
+        raise NotImplementedError
+
+    def steps(self, run: Run, seed: int) -> Mapping[str, int]:
+        """The training step of each checkpoint, `best` and `last`; equal steps are scored once."""
+        return {"best": 0, "last": 0}
+
+    def validation_hit(self, run: Run, seed: int) -> float | None:
+        """HR@1 of the best checkpoint on validation slates; None where it was not measured."""
+        return None
+
+
+def no_preset(method: str, preset: str) -> None:
+    """ConfigError for a preset other than the tuned one."""
+    if preset != "tuned":
+        raise ConfigError(f"preset '{preset}': {method} has no settings of the paper, leave it out")

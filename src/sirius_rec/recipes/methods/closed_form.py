@@ -1,0 +1,131 @@
+"""Recommenders that are a formula over the training data: the trivial baselines of every table, and classical ones."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, ClassVar
+
+from sirius_rec.config import Config, MethodSection
+from sirius_rec.options import NotNegative, Options, Rate, options_of
+from sirius_rec.rankers.floors import DirectedItemKNN, ItemKNN, Popularity, RandomRanker
+from sirius_rec.rankers.linear import EASE, Markov, check_size, checked_times
+from sirius_rec.rankers.linear import Recency as RecencyRanker
+from sirius_rec.recipes.methods.base import Method, Role, no_preset
+from sirius_rec.recipes.run import Run
+from sirius_rec.recipes.run_folder import DONE, write_json
+from sirius_rec.schema import HISTORY, TARGET, TIMESTAMP
+
+
+class ClosedForm(Method):
+    """A method that is fitted in one go, in every process that scores it; only its seconds are kept."""
+
+    Settings: ClassVar[type[Options]] = Options
+
+    def __init__(self, config: Config, entry: MethodSection) -> None:
+        super().__init__(config, entry)
+        no_preset(entry.method, entry.preset)
+        self.options = options_of(self.Settings, dict(entry.options), entry.method)
+        self._fitted: Any = None
+
+    def fitted(self, run: Run) -> Any:
+        """The ranker, fitted on the training data."""
+        raise NotImplementedError
+
+    def fit(self, run: Run, seed: int) -> None:
+        if self.is_done(run, seed):
+            return
+        started = time.monotonic()
+        self._fitted = self.fitted(run)
+        seconds = round(time.monotonic() - started, 1)
+        write_json(self.folder(run, seed) / DONE, {"parameters": None, "seconds": seconds})
+
+    def ranker(self, run: Run, seed: int, checkpoint: str) -> Any:
+        if self._fitted is None:
+            self._fitted = self.fitted(run)
+        return self._fitted
+
+
+class Random(ClosedForm):
+    name, title = "random", "Random"
+    role: ClassVar[Role] = "trivial"
+
+    def fitted(self, run: Run) -> Any:
+        return RandomRanker(seed=0).fit(run.dataset.train_sequences(), run.dataset.n_items)
+
+
+class MostPopular(ClosedForm):
+    name, title = "popularity", "Popularity"
+    role: ClassVar[Role] = "trivial"
+
+    def fitted(self, run: Run) -> Any:
+        return Popularity().fit(run.dataset.train_sequences(), run.dataset.n_items)
+
+
+class ItemKnn(ClosedForm):
+    name, title = "item_knn", "Item-kNN (cosine)"
+    role: ClassVar[Role] = "trivial"
+
+    def fitted(self, run: Run) -> Any:
+        return ItemKNN().fit(run.dataset.train_sequences(), run.dataset.n_items)
+
+
+class ItemKnnDirected(ClosedForm):
+    name, title = "item_knn_directed", "Item-kNN (directed)"
+    role: ClassVar[Role] = "trivial"
+
+    def fitted(self, run: Run) -> Any:
+        train = run.dataset.examples("train")
+        histories = [row.to_numpy() for row in train[HISTORY]]
+        return DirectedItemKNN().fit(histories, train[TARGET].to_numpy(), run.dataset.n_items)
+
+
+# In every table, in this order.
+TRIVIAL: tuple[type[ClosedForm], ...] = (Random, MostPopular, ItemKnn, ItemKnnDirected)
+
+
+class Recency(ClosedForm):
+    name, title = "recency", "Recency"
+
+    def check(self, run: Run) -> None:
+        train = run.dataset.examples("train")
+        checked_times(train[TIMESTAMP].to_numpy(), train.height)
+
+    def fitted(self, run: Run) -> Any:
+        train = run.dataset.examples("train")
+        return RecencyRanker().fit(train[TARGET].to_numpy(), train[TIMESTAMP].to_numpy(), run.dataset.n_items)
+
+
+class MarkovChain(ClosedForm):
+    name, title = "markov", "Markov (first order)"
+
+    def fitted(self, run: Run) -> Any:
+        return Markov().fit(run.dataset.train_sequences(), run.dataset.n_items)
+
+
+class ShrinkageOptions(Options):
+    """shrinkage: added to the denominator of the cosine, so that rare pairs count less."""
+
+    shrinkage: NotNegative = 10.0
+
+
+class ItemKnnShrunk(ClosedForm):
+    name, title, Settings = "item_knn_shrunk", "Item-kNN (shrinkage)", ShrinkageOptions
+
+    def fitted(self, run: Run) -> Any:
+        return ItemKNN(self.options.shrinkage).fit(run.dataset.train_sequences(), run.dataset.n_items)
+
+
+class EaseOptions(Options):
+    """l2: weight of the squared norm."""
+
+    l2: Rate = 100.0
+
+
+class Ease(ClosedForm):
+    name, title, Settings = "ease", "EASE^R", EaseOptions
+
+    def check(self, run: Run) -> None:
+        check_size(run.dataset.n_items)
+
+    def fitted(self, run: Run) -> Any:
+        return EASE(self.options.l2).fit(run.dataset.train_sequences(), run.dataset.n_items)

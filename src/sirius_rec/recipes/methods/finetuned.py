@@ -1,0 +1,214 @@
+"""What the methods on the run's language model share: prompts, checks of their lengths, loading, ranking, training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from pydantic import ValidationError
+
+from sirius_rec.config import Config, MethodSection
+from sirius_rec.errors import ConfigError, PromptError
+from sirius_rec.option_errors import describe
+from sirius_rec.options import Flag, Options, options_of, unknown_option
+from sirius_rec.recipes.methods.base import Method, Prerequisite, no_preset
+from sirius_rec.recipes.models import computes_in_bf16, context_of, load_stage_model, place, select_attention
+from sirius_rec.recipes.records import SFT_STREAM, slate_records, stage_rows, validation_set
+from sirius_rec.recipes.run import Run
+from sirius_rec.recipes.run_folder import DONE
+from sirius_rec.recipes.training import pretrain, pretrains, starting_model, train_stage
+from sirius_rec.schema import CANDIDATES, HISTORY, SlateName
+from sirius_rec.training.options import StageOptions
+
+if TYPE_CHECKING:
+    from sirius_rec.prompts.encoding import Encoder
+    from sirius_rec.prompts.templates import Template
+
+_ROWS = 4096  # prompts held at once
+# The paper's E.3.1: LLM-based baselines are trained for a single epoch.
+_PAPER_STAGE = {"epochs": 1}
+Ids = Sequence[Sequence[int]]
+
+
+class PromptOptions(Options):
+    """slate: list the candidates in the prompt; null takes `prompts.slate`."""
+
+    slate: Flag | None = None
+
+
+class LanguageModel(Method):
+    """A method that prompts a model made of the run's backbone."""
+
+    uses_backbone = True
+    ranks_catalogue = False
+    answers = True
+    alone = False
+
+    def template(self, run: Run) -> Template:
+        """What it prompts with."""
+        return run.template
+
+    def tokenizer(self, run: Run) -> Any:
+        return run.tokenizer
+
+    def encoder(self, run: Run) -> Encoder:
+        return run.encoder_of(self.tokenizer(run))
+
+    def check(self, run: Run) -> None:
+        """PromptError if titles cannot be told apart, or if a prompt of any slates that it meets does not fit into
+        the context with its longest candidate."""
+        encoder = self.encoder(run)
+        encoder.check_distinct(run.dataset.titles)
+        context = context_of(run.config)
+        if context is None:
+            return
+        met = {*map(str, filter(None, (run.train_slates, run.validation_slates))), *run.sized_test_slates}
+        for name in sorted(met & set(run.dataset.slate_names)):
+            self._check_lengths(run, encoder, name, context)
+
+    def _check_lengths(self, run: Run, encoder: Encoder, name: str, context: int) -> None:
+        histories = run.dataset.examples(SlateName.parse(name).split)[HISTORY].to_list()
+        slates = run.dataset.slates(name)[CANDIDATES].to_list()
+        lengths: list[int] = []
+        for start in range(0, len(slates), _ROWS):
+            rows = slice(start, start + _ROWS)
+            lengths += self.lengths(run, encoder, histories[rows], slates[rows])
+        too_long = int((np.array(lengths) > context).sum())
+        if too_long:
+            raise PromptError(
+                f"slates {name}: {too_long} of {len(lengths)} prompts with their longest candidate exceed the context "
+                f"of {context} tokens (longest: {max(lengths)}): shorten histories or slates, or lengthen the context"
+            )
+
+    def lengths(self, run: Run, encoder: Encoder, histories: Ids, slates: Ids) -> list[int]:
+        """Tokens of each row's prompt with its longest candidate."""
+        titles, template = run.dataset.titles, self.template(run)
+        texts = [
+            template.render([titles[i] for i in history], [titles[i] for i in slate])
+            for history, slate in zip(histories, slates, strict=True)
+        ]
+        longest = [max(len(encoder.completion(titles[i])) for i in slate) for slate in slates]
+        # The last token of a completion is never an input.
+        return [len(ids) + more - 1 for ids, more in zip(encoder.prompts(texts), longest, strict=True)]
+
+    def llm_ranker(self, run: Run, model: Any, kind: Any = None, **further: Any) -> Any:
+        """A ranker around a model, placed and precise as configured. kind: `LLMRanker`, or one like it."""
+        from sirius_rec.rankers.llm import LLMRanker
+
+        encoder = further.pop("encoder", None) or self.encoder(run)
+        model = place(model, run.config)
+        select_attention(run.folder, run.config, model, (), encoder.pad_id)
+        return (kind or LLMRanker)(
+            model,
+            encoder,
+            self.template(run),
+            run.dataset.titles,
+            scoring=run.config.compute.scoring,
+            batch_tokens=run.config.evaluation.batch_tokens,
+            bf16=computes_in_bf16(run.config),
+            **further,
+        )
+
+
+class Finetuned(LanguageModel):
+    """A language model that a stage of training has made."""
+
+    training: StageOptions
+
+    @property
+    def random(self) -> bool:
+        return True
+
+    def prerequisites(self) -> tuple[Prerequisite, ...]:
+        tiny = self.config.backbone.name == "tiny" and self.config.backbone.pretrain is not None
+        return (Prerequisite("pretrain", "sft", pretrain),) if tiny else ()
+
+    def made_in(self, run: Run, seed: int) -> list[Any]:
+        before = [run.folder.pretrain(seed)] if pretrains(run) else []
+        return [*before, self.folder(run, seed)]
+
+    def done(self, run: Run, seed: int) -> dict[str, Any]:
+        """What training left: steps, best_step, best_hr@1, parameters, seconds."""
+        return dict(json.loads((self.folder(run, seed) / DONE).read_text()))
+
+    def steps(self, run: Run, seed: int) -> Mapping[str, int]:
+        done = self.done(run, seed)
+        return {"best": done["best_step"], "last": done["steps"]}
+
+    def validation_hit(self, run: Run, seed: int) -> float | None:
+        return self.done(run, seed).get("best_hr@1")
+
+    def load(self, run: Run, seed: int, checkpoint: str) -> Any:
+        """The model of a checkpoint, `best` or `last`."""
+        return load_stage_model(run.config, self.folder(run, seed) / checkpoint)
+
+    def ranker(self, run: Run, seed: int, checkpoint: str) -> Any:
+        return self.llm_ranker(run, self.load(run, seed, checkpoint))
+
+    def fit(self, run: Run, seed: int) -> None:
+        """Train on the rows of the stage, from prompts as `template` renders them, with the likelihood of titles."""
+        if self.is_done(run, seed):
+            return
+        rows = stage_rows(run.dataset.examples("train").height, self.training, seed, SFT_STREAM)
+        given = {"stage": self.training, **self.training_set(run, seed, rows)}
+        train_stage(
+            run,
+            folder=self.folder(run, seed),
+            name=f"{self.key} s{seed}",
+            loss={"loss": "sft", "score_unsampled": 0},
+            seed=seed,
+            **given,
+        )
+
+    def training_set(self, run: Run, seed: int, rows: np.ndarray) -> dict[str, Any]:
+        """Arguments of `train_stage`: model, tokenizer, records, validation, and what a method adds."""
+        template, tokenizer = self.template(run), self.tokenizer(run)
+        return {
+            "model": starting_model(run, tokenizer, seed),
+            "tokenizer": tokenizer,
+            "records": slate_records(run.dataset, run.train_slates, template, rows),
+            "validation": validation_set(run, template),
+        }
+
+
+class FinetunedBaseline(Finetuned):
+    """A baseline that is trained as SFT is: its options are its own, and those of the `sft` section in its place."""
+
+    OwnOptions: ClassVar[type[Options]] = Options
+    free_options = tuple(sorted(StageOptions.HOW))
+
+    def __init__(self, config: Config, entry: MethodSection) -> None:
+        super().__init__(config, entry)
+        own = self.OwnOptions.model_fields
+        self.options = self.OwnOptions(**{key: value for key, value in entry.options.items() if key in own})
+        changes = {key: value for key, value in entry.options.items() if key not in own}
+        self.training = self._training(config, entry, changes)
+
+    def _training(self, config: Config, entry: MethodSection, changes: Mapping[str, Any]) -> StageOptions:
+        known = [*self.OwnOptions.model_fields, *StageOptions.model_fields]
+        for key in changes:
+            if key not in known:
+                raise unknown_option(key, entry.method, known)
+        paper = _PAPER_STAGE if entry.preset == "paper" else {}
+        try:
+            stage = StageOptions.model_validate({**config.sft.model_dump(), **paper, **changes})
+        except ValidationError as error:
+            raise ConfigError("; ".join(describe(error, StageOptions))) from None
+        problem = stage.batch_problem()
+        if problem:
+            raise ConfigError(problem)
+        return stage
+
+
+def with_slate(run: Run, slate: bool | None) -> Template:
+    """The configured template, with the slate or without; None: as configured."""
+    return run.template if slate is None else replace(run.template, shows_slate=slate)
+
+
+def own_options(kind: type[Options], entry: MethodSection) -> Any:
+    """Options of a method that has no training of its own to configure."""
+    no_preset(entry.method, entry.preset)
+    return options_of(kind, dict(entry.options), entry.method)

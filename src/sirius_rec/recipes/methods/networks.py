@@ -1,0 +1,147 @@
+"""Next-item networks without a language model: GRU4Rec, Caser, SASRec, and MoRec, which reads titles."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sirius_rec.config import Config, MethodSection
+from sirius_rec.errors import ConfigError
+from sirius_rec.rankers.sequential.options import PRESETS, SequentialOptions, morec_options, with_options
+from sirius_rec.recipes.job import log
+from sirius_rec.recipes.methods.base import Method
+from sirius_rec.recipes.run import Run
+from sirius_rec.recipes.run_folder import DONE, write_json
+from sirius_rec.schema import CANDIDATES, HISTORY, TARGET
+
+if TYPE_CHECKING:
+    from sirius_rec.rankers.sequential.ranker import SequentialRanker, Validation
+
+
+class Network(Method):
+    """A network that is trained on whole histories, and stops by validation slates."""
+
+    own_seeds = True
+
+    def __init__(self, config: Config, entry: MethodSection) -> None:
+        super().__init__(config, entry)
+        if "network" in entry.options:
+            raise ConfigError(f"unknown option 'network' of {self.name}: the method names the network")
+        self.options = self._options(entry)
+
+    def _options(self, entry: MethodSection) -> SequentialOptions:
+        return with_options(PRESETS[entry.preset][self.name], **entry.options)
+
+    @property
+    def random(self) -> bool:
+        return True
+
+    def check(self, run: Run) -> None:
+        require_validation(run)
+
+    def _new(self, run: Run, seed: int) -> SequentialRanker:
+        from sirius_rec.rankers.sequential.ranker import SequentialRanker
+
+        return SequentialRanker(self.options, seed)
+
+    def fit(self, run: Run, seed: int) -> None:
+        if not self.is_done(run, seed):
+            self.trained(run, seed, self.folder(run, seed))
+
+    def ranker(self, run: Run, seed: int, checkpoint: str) -> Any:
+        return self.trained(run, seed, self.folder(run, seed))
+
+    def validation_hit(self, run: Run, seed: int) -> float | None:
+        history = json.loads((self.folder(run, seed) / "ranker.json").read_text())["history"]
+        # The weights saved are those of the epoch with the best NDCG@10.
+        best = max(history, key=lambda point: point.get("ndcg@10", -1.0), default={})
+        hit = best.get("hr@1")
+        return None if hit is None else float(hit)
+
+    def trained(self, run: Run, seed: int, folder: Path) -> SequentialRanker:
+        """The ranker in `folder`, trained and saved there first if need be."""
+        from sirius_rec.rankers.sequential.morec import load_ranker
+
+        if (folder / DONE).is_file():
+            return load_ranker(folder)
+        unfinished = folder / "unfinished.pt"
+        ranker = self._new(run, seed).fit(
+            run.dataset.train_sequences(),
+            run.dataset.n_items,
+            _validation(run),
+            progress=lambda line: log(f"{self.key} s{seed}  {line}"),
+            keep=unfinished,
+        )
+        ranker.save(folder)
+        write_json(
+            folder / DONE,
+            {
+                "parameters": ranker.parameters,
+                "seconds": round(ranker.seconds, 1),
+                "epochs": len(ranker.history),
+                "weight_decay": ranker.options.weight_decay,
+            },
+        )
+        for file in folder.glob(f"{unfinished.stem}*{unfinished.suffix}"):  # one for each value of a grid
+            file.unlink()
+        return ranker
+
+
+class Gru4Rec(Network):
+    name, title = "gru4rec", "GRU4Rec"
+
+
+class Caser(Network):
+    name, title = "caser", "Caser"
+
+
+class SasRec(Network):
+    name, title = "sasrec", "SASRec"
+
+    @classmethod
+    def shared(cls, config: Config) -> MethodSection | None:
+        """The run's own, if it has one: of the tuned preset (options may differ), and not named as ablations are."""
+        return next((m for m in config.methods if m.method == m.key == cls.name and m.preset == "tuned"), None)
+
+
+class MoRec(Network):
+    name, title = "morec", "MoRec (SASRec over titles)"
+
+    def _options(self, entry: MethodSection) -> SequentialOptions:
+        return morec_options(PRESETS[entry.preset][SasRec.name], **entry.options)
+
+    def check(self, run: Run) -> None:
+        from sirius_rec.rankers.sequential.morec import check_encoder
+
+        super().check(run)
+        check_encoder(self.options.encoder)  # type: ignore[attr-defined]
+
+    def _new(self, run: Run, seed: int) -> SequentialRanker:
+        from sirius_rec.rankers.sequential.morec import MoRecRanker
+
+        return MoRecRanker(self.options, run.dataset.titles, seed)  # type: ignore[arg-type]
+
+
+def require_validation(run: Run) -> None:
+    """ConfigError where there are no slates to stop by."""
+    if run.validation_slates is None:
+        raise ConfigError(
+            "data.slates: trained methods stop by val slates of the protocol and size that they train on, and there "
+            "are none: let that entry cover val, and the split have rows for it"
+        )
+
+
+def _validation(run: Run) -> Validation:
+    """The validation slates that language models are watched on too."""
+    from sirius_rec.evaluation.metrics import target_positions
+    from sirius_rec.rankers.sequential.ranker import Validation
+
+    require_validation(run)
+    examples, rows = run.dataset.examples("val"), run.validation_rows
+    slates = run.dataset.slates(run.validation_slates)
+    histories = [np.asarray(h) for h in examples[HISTORY].gather(rows.tolist()).to_list()]
+    candidates = [np.asarray(c) for c in slates[CANDIDATES].gather(rows.tolist()).to_list()]
+    return Validation(histories, candidates, target_positions(candidates, examples[TARGET].to_numpy()[rows]))

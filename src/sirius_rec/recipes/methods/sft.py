@@ -1,0 +1,24 @@
+"""SFT: supervised fine-tuning on (prompt, next title), Eq. 1; where every arm starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+from sirius_rec.config import Config, MethodSection
+from sirius_rec.recipes.methods.base import Role
+from sirius_rec.recipes.methods.finetuned import Finetuned
+from sirius_rec.recipes.run import Run
+
+
+class Sft(Finetuned):
+    name, title = "sft", "SFT"
+    role: ClassVar[Role] = "sft"
+    stage = "sft"
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config, MethodSection(method=self.name))
+        self.training = config.sft
+
+    def folder(self, run: Run, seed: int) -> Path:
+        return run.folder.sft(seed)

@@ -1,0 +1,54 @@
+"""Score tables, generated answers and curves → results.json."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import polars as pl
+
+from sirius_rec.errors import RunError
+from sirius_rec.evaluation.results import build_results, write_results
+from sirius_rec.evaluation.tables import read_tables
+from sirius_rec.recipes.diagnosis import read_curves
+from sirius_rec.recipes.environment import versions
+from sirius_rec.recipes.methods import build_methods
+from sirius_rec.recipes.run import Run
+from sirius_rec.schema import ROW_ID, TARGET, USER_ID, SlateName
+
+
+def collect(run: Run) -> dict[str, Any]:
+    """Write results.json, with paired tests against the configured baseline."""
+    results = gather(run, run.config.evaluation.baseline)
+    write_results(results, run.folder.results)
+    return results
+
+
+def gather(run: Run, baseline: str) -> dict[str, Any]:
+    """What results.json holds, with paired tests against `baseline`."""
+    dataset, scores = run.dataset, run.folder.scores
+    tables = read_tables(scores) if scores.is_dir() else []
+    if not tables:
+        raise RunError(f"{scores}: no score tables: run `sirius evaluate` first")
+    names = sorted({table.slates for table in tables})
+    truths = {name: dataset.truth(name) for name in names}
+    splits = sorted({SlateName.parse(name).split for name in names})
+    examples = pl.concat([dataset.examples(split).select(ROW_ID, USER_ID, TARGET) for split in splits])
+    answers = [json.loads(file.read_text()) for file in sorted(run.folder.generation.glob("*.json"))]
+    return build_results(
+        tables,
+        examples=examples,
+        truths={name: truth for name, truth in truths.items() if truth is not None},
+        generation=[{key: value for key, value in entry.items() if key != "text"} for entry in answers],
+        curves=read_curves(run),
+        config=run.config.model_dump(mode="json", exclude={"compute": {"jobs"}}),
+        environment={"versions": versions(), "seeds": list(run.config.seeds)},
+        data={
+            "fingerprint": dataset.fingerprint,
+            "source": dataset.info["source"]["name"],
+            "statistics": dataset.info["statistics"],
+            "slates": dataset.info["slates"],
+        },
+        methods={key: method.facts() for key, method in build_methods(run.config).items()},
+        baseline=baseline,
+    )

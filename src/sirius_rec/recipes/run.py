@@ -1,0 +1,125 @@
+"""An open run: its folder, configuration and data, the tokenizer and encoder made once. What every job works on."""
+
+from __future__ import annotations
+
+import warnings
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sirius_rec.config import Config
+from sirius_rec.errors import ConfigError
+from sirius_rec.recipes.run_folder import RunFolder
+from sirius_rec.schema import CANDIDATES, HISTORY, SlateName
+
+if TYPE_CHECKING:
+    from sirius_rec.data.store import Dataset
+    from sirius_rec.prompts.encoding import Encoder
+    from sirius_rec.prompts.templates import Template
+
+ItemLists = list[np.ndarray]
+
+
+class Run:
+    """A run folder with its configuration. Data, tokenizer and encoder are loaded when they are first asked for."""
+
+    def __init__(self, folder: RunFolder, config: Config) -> None:
+        self.folder, self.config = folder, config
+
+    @classmethod
+    def open(cls, path: Path | str) -> Run:
+        """The run in a folder, with the configuration that it was made with; RunError if it is none."""
+        folder = RunFolder(Path(path))
+        return cls(folder, folder.config())
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The prepared data."""
+        from sirius_rec.data.store import open_dataset
+
+        return open_dataset(self.folder.data)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The backbone's tokenizer; the tiny backbone's is trained on the catalogue, once per run."""
+        from sirius_rec.recipes.models import load_run_tokenizer
+
+        return load_run_tokenizer(self.folder, self.config, self.dataset)
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """Texts to token ids, as every model of this run reads them."""
+        return self.encoder_of(self.tokenizer)
+
+    def encoder_of(self, tokenizer: Any) -> Encoder:
+        """The same with another tokenizer."""
+        from sirius_rec.prompts.encoding import Encoder
+
+        return Encoder(tokenizer, chat=self.config.prompts.chat)
+
+    @property
+    def template(self) -> Template:
+        """The configured template."""
+        return self.config.prompts.form()
+
+    # Slates
+
+    @property
+    def train_slates(self) -> SlateName:
+        """The slates that training uses."""
+        slate = next(s for s in self.config.data.slates if "train" in s.splits)
+        assert slate.size is not None, "only protocol full has no size, and it covers no train split"
+        return SlateName("train", slate.protocol, slate.size, slate.seed)
+
+    @property
+    def validation_slates(self) -> SlateName | None:
+        """The validation slates of the training protocol; None where the data has none."""
+        train = self.train_slates
+        name = SlateName("val", train.protocol, train.size, train.seed)
+        return name if str(name) in self.dataset.slate_names and self.dataset.examples("val").height else None
+
+    @property
+    def validation_rows(self) -> np.ndarray:
+        """The validation rows ranked after each epoch; the same for every seed and method."""
+        n_rows = self.dataset.examples("val").height
+        wanted = min(n_rows, self.config.evaluation.validation_rows or n_rows)
+        return np.sort(np.random.default_rng(0).permutation(n_rows)[:wanted])
+
+    @property
+    def test_slates(self) -> list[str]:
+        """Names of the slates that results are measured on; ConfigError naming those that there are."""
+        prepared = [name for name in self.dataset.slate_names if SlateName.parse(name).split == "test"]
+        chosen = self.config.evaluation.slates
+        if chosen is None:
+            if not prepared:
+                raise ConfigError("data.slates: no slates cover the test split, so nothing can be evaluated")
+            return prepared
+        for name in chosen:
+            if name not in prepared:
+                have = ", ".join(prepared) or "none"
+                raise ConfigError(f"evaluation.slates: no test slates '{name}'; there are {have}")
+        return list(chosen)
+
+    @property
+    def sized_test_slates(self) -> list[str]:
+        """The test slates of a size: all but the whole catalogue, which language models do not rank."""
+        return [name for name in self.test_slates if SlateName.parse(name).protocol != "full"]
+
+    def slate_arrays(self, slates: str) -> tuple[ItemLists, ItemLists]:
+        """Histories and candidates of every row of frozen slates, as dense item numbers."""
+        examples = self.dataset.examples(SlateName.parse(slates).split)
+        return (
+            [row.to_numpy() for row in examples[HISTORY]],
+            [row.to_numpy() for row in self.dataset.slates(slates)[CANDIDATES]],
+        )
+
+
+def quiet() -> None:
+    """Silence what transformers prints per step; our own lines say what a job does."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")

@@ -1,0 +1,167 @@
+"""Jobs: fit a method, and score the test slates with it; score tables and generated answers, those that are missing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from sirius_rec.errors import RunError
+from sirius_rec.evaluation.tables import ScoreTable, read_table, table_name, write_table
+from sirius_rec.processes import is_main
+from sirius_rec.recipes.job import Ticker, log
+from sirius_rec.recipes.methods import Method, build_methods
+from sirius_rec.recipes.run import Run, quiet
+from sirius_rec.recipes.run_folder import write_json
+from sirius_rec.schema import CANDIDATES, ROW_ID, TARGET, SlateName
+
+
+def fit(path: str, key: str, seed: int) -> None:
+    """Job: train a method with a seed."""
+    run, method = _open(path, key)
+    method.fit(run, seed)
+
+
+def fit_and_score(path: str, key: str, seed: int) -> None:
+    """Job: train a method with a seed and score its test slates."""
+    run, method = _open(path, key)
+    if not (method.is_done(run, seed) and _all_scored(run, method, seed)):
+        method.fit(run, seed)
+    score(run, method, seed)
+
+
+def score_only(path: str, key: str, seed: int) -> None:
+    """Job: score the test slates with a trained method."""
+    run, method = _open(path, key)
+    score(run, method, seed)
+
+
+def _open(path: str, key: str) -> tuple[Run, Method]:
+    quiet()
+    run = Run.open(path)
+    return run, build_methods(run.config)[key]
+
+
+def check_trained(run: Run) -> None:
+    """RunError naming the first method that is not trained yet, and the command that trains it."""
+    for method in build_methods(run.config).values():
+        if method.role == "trivial":
+            continue
+        command = "run" if method.stage == "evaluate" else method.stage
+        for seed in method.seeds:
+            if not method.is_done(run, seed):
+                folder = run.folder
+                how = f"sirius {command} {folder.config_file} --out {folder.path}"
+                raise RunError(f"{folder.path}: {method.key} of seed {seed} is not trained yet: train it with `{how}`")
+
+
+def ranked_slates(run: Run, method: Method) -> list[str]:
+    """The test slates that a method ranks."""
+    return run.test_slates if method.ranks_catalogue else run.sized_test_slates
+
+
+def _answered_slates(run: Run, method: Method) -> str | None:
+    """The slates on which generated answers are judged: the first."""
+    wanted = method.answers and run.config.evaluation.generation_rows > 0
+    return next(iter(ranked_slates(run, method)), None) if wanted else None
+
+
+def _all_scored(run: Run, method: Method, seed: int) -> bool:
+    return all(
+        _table(run, method, seed, slates, checkpoint).is_file()
+        and (slates != _answered_slates(run, method) or answers_file(run, method, seed, slates, checkpoint).is_file())
+        for slates in ranked_slates(run, method)
+        for checkpoint in run.config.evaluation.checkpoints
+    )
+
+
+def score(run: Run, method: Method, seed: int) -> None:
+    """Score tables and generated answers of a method's checkpoints, those that are missing."""
+    slates_of_method = ranked_slates(run, method)
+    if len(slates_of_method) < len(run.test_slates):
+        log(f"{method.key} s{seed}: a language model does not rank the whole catalogue; others do")
+    if _all_scored(run, method, seed):
+        return
+    steps, scored = method.steps(run, seed), dict[int, str]()
+    for checkpoint in run.config.evaluation.checkpoints:
+        ranker: Any = None
+        for slates in slates_of_method:
+            answers = answers_file(run, method, seed, slates, checkpoint)
+            generates = slates == _answered_slates(run, method) and not answers.is_file()
+            scores = not _table(run, method, seed, slates, checkpoint).is_file()
+            if not scores and not generates:
+                continue
+            same = scored.get(steps[checkpoint])
+            if same is not None:  # best and last are the same step: same weights, same scores
+                if is_main():
+                    _copy(run, method, seed, slates, same, checkpoint, generates)
+                continue
+            if ranker is None:
+                ranker = method.ranker(run, seed, checkpoint)
+            if generates and is_main():
+                write_json(answers, _generate(run, method, seed, slates, checkpoint, ranker))
+            if scores:
+                histories, candidates = run.slate_arrays(slates)
+                ranker.progress = Ticker(f"{method.key} s{seed} on {slates}", len(histories))
+                rows = ranker.score(histories, candidates)
+                if is_main():
+                    _write(run, method, seed, slates, checkpoint, rows)
+        scored.setdefault(steps[checkpoint], checkpoint)
+
+
+def _table(run: Run, method: Method, seed: int, slates: str, checkpoint: str) -> Path:
+    return run.folder.scores / table_name(method.key, seed, slates, checkpoint)
+
+
+def answers_file(run: Run, method: Method, seed: int, slates: str, checkpoint: str) -> Path:
+    name = table_name(method.key, seed, slates, checkpoint)
+    return run.folder.generation / name.replace(".parquet", ".json")
+
+
+def _write(run: Run, method: Method, seed: int, slates: str, checkpoint: str, scores: Any) -> None:
+    rows = [np.asarray(row) for row in scores]
+    # As precise as they were computed: in float32 seconds, say, would tie.
+    kind = pl.Float64 if any(row.dtype == np.float64 for row in rows) else pl.Float32
+    column = pl.Series("scores", [row.tolist() for row in rows], dtype=pl.List(kind))
+    frame = run.dataset.slates(slates).select(ROW_ID, CANDIDATES).with_columns(column)
+    write_table(ScoreTable(method.key, method.label, seed, slates, checkpoint, frame), run.folder.scores)
+
+
+def _copy(run: Run, method: Method, seed: int, slates: str, source: str, checkpoint: str, generates: bool) -> None:
+    """The scores and answers of one checkpoint under the name of another of the same step."""
+    table = read_table(_table(run, method, seed, slates, source))
+    _write(run, method, seed, slates, checkpoint, table.frame["scores"])
+    if generates:
+        entry = json.loads(answers_file(run, method, seed, slates, source).read_text())
+        write_json(answers_file(run, method, seed, slates, checkpoint), {**entry, "checkpoint": checkpoint})
+
+
+def _generate(run: Run, method: Method, seed: int, slates: str, checkpoint: str, ranker: Any) -> dict[str, Any]:
+    """What a file of generated answers holds."""
+    histories, candidates = run.slate_arrays(slates)
+    rows = answered_rows(run.config.evaluation.generation_rows, len(histories))
+    examples = run.dataset.examples(SlateName.parse(slates).split)
+    targets, row_ids = examples[TARGET].to_list(), examples[ROW_ID].to_list()
+    ranker.progress = Ticker(f"{method.key} s{seed} answers", len(rows))
+    answers: Sequence[Any] = ranker.answer(
+        [histories[r] for r in rows], [candidates[r] for r in rows], [targets[r] for r in rows]
+    )
+    return {
+        "method": method.key,
+        "seed": seed,
+        "slates": slates,
+        "checkpoint": checkpoint,
+        "row_id": [row_ids[r] for r in rows],
+        "valid": [int(answer.valid) for answer in answers],
+        "hit": [int(answer.hit) for answer in answers],
+        "text": [answer.text for answer in answers],
+    }
+
+
+def answered_rows(wanted: int, n_rows: int) -> list[int]:
+    """The rows whose generated answers are judged: a seeded sample, the same for every method."""
+    return [int(r) for r in np.sort(np.random.default_rng(0).permutation(n_rows)[: min(wanted, n_rows)])]

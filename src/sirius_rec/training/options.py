@@ -1,0 +1,71 @@
+"""How a backbone is made and trained: sections of a configuration, and options of the library. Light, no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, StrictInt
+
+from sirius_rec.options import Count, Flag, NotNegative, Options, Positive, Rate, Share
+
+
+class TinyOptions(Options):
+    """Size of the tiny backbone. title_tokens: how many of the most frequent titles become single tokens."""
+
+    hidden_size: Positive = 96
+    layers: Positive = 3
+    heads: Positive = 4
+    intermediate_size: Positive = 256
+    vocab_size: Annotated[StrictInt, Field(ge=300)] = 512
+    title_tokens: Count = 32768
+    context: Positive = 2048
+
+
+class LoraOptions(Options):
+    """LoRA on all linear layers; the paper's "32×8" read as rank 32, alpha 8."""
+
+    rank: Positive = 32
+    alpha: Rate = 8.0
+    dropout: Share = 0.0
+
+
+class StageOptions(Options):
+    """How a stage is trained. batch_size is the effective batch, whatever the number of processes.
+
+    examples_per_epoch: null takes every training row in each epoch.
+    save_steps: null saves at the end of each epoch.
+    """
+
+    HOW: ClassVar[frozenset[str]] = frozenset(
+        {"micro_batch_size", "gradient_checkpointing", "save_steps", "logging_steps"}
+    )
+
+    epochs: Positive = 5
+    examples_per_epoch: Positive | None = None
+    batch_size: Positive = 128
+    micro_batch_size: Positive | None = None
+    learning_rate: Rate = 1e-4
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: Share = 0.05
+    weight_decay: NotNegative = 0.01
+    max_grad_norm: Rate = 1.0
+    gradient_checkpointing: Flag = False
+    save_steps: Positive | None = None
+    logging_steps: Positive = 1
+
+    def batch_problem(self) -> str | None:
+        """Why the batch cannot be cut into micro-batches; None where it can."""
+        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
+            return f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}"
+        return None
+
+
+class PretrainOptions(StageOptions):
+    """What the tiny backbone reads before SFT: the training users' histories as plain text.
+
+    Every history is written `epochs` times, each time in another random order and cut elsewhere into chunks of at most
+    `piece` titles. All these chunks are mixed by the seed and read once; an epoch is an equal part of the mix, so it
+    may hold a history twice or not at all. The epoch whose next-title HR@1 on validation slates is best goes on to SFT.
+    """
+
+    piece: Annotated[StrictInt, Field(ge=2)] = 24
