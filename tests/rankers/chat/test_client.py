@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import email.utils
+import importlib.util
 import json
+import logging
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import fields
@@ -13,6 +17,7 @@ from typing import Any
 import pytest
 
 from sirius_rec.errors import ConfigError, ScoringError
+from sirius_rec.rankers.chat import client as module
 from sirius_rec.rankers.chat.client import ChatClient
 from sirius_rec.rankers.chat.options import PLUMBING, ChatOptions, chat_options
 
@@ -74,10 +79,10 @@ def test_passing_faults_are_tried_again(endpoint: Any, tmp_path: Path, fault: An
     [
         (500, "HTTP 500 (no luck), after 2 tries"),
         (429, "HTTP 429 (no luck), after 2 tries"),
-        ("truncated", "the answer broke off (IncompleteRead)"),
+        ("truncated", "the answer broke off (RemoteProtocolError)"),
         ("truncated json", "the answer is not whole JSON"),
         ((200, {}, b'"hello"'), "the answer is not a chat completion"),
-        ("hang up", "the answer broke off (RemoteDisconnected)"),
+        ("hang up", "the answer broke off (RemoteProtocolError)"),
     ],
 )
 def test_what_does_not_pass_is_one_line_and_nothing_is_lost(
@@ -201,6 +206,44 @@ def test_the_key_is_sent_and_shows_nowhere(
     said += [file.read_text() for file in tmp_path.rglob("*") if file.is_file()]
     said += list(capsys.readouterr())
     assert len(list(tmp_path.rglob("*.json"))) == 1 and not any(KEY in text for text in said)
+
+
+def test_the_key_is_in_no_log(
+    serve: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The HTTP libraries log the headers of answers, and an unkind endpoint repeats the key there."""
+    endpoint = serve(lambda prompt: "x")
+    body = b'{"choices": [{"message": {"content": "x"}}]}'
+    endpoint.faults = [(500, {"X-Sent": f"Bearer {KEY}"}, b""), (200, {"X-Sent": f"Bearer {KEY}"}, body)]
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with caplog.at_level(logging.DEBUG):
+        logging.getLogger("sirius_rec.test").debug("the log is on")
+        client(endpoint, tmp_path).ask_all(["x"])
+    assert endpoint.keys == [f"Bearer {KEY}"] * 2
+    assert "the log is on" in caplog.text and KEY not in caplog.text
+
+
+def test_an_answer_without_end_is_not_read_to_the_end(
+    endpoint: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_MOST_BYTES", 1 << 20)
+    endpoint.faults = [(200, {}, b"x" * (64 << 20)), (400, {}, b"x" * (64 << 20))]
+    with pytest.raises(ScoringError, match="broke off"):
+        client(endpoint, tmp_path, retries=0).ask_all(["x"])
+    with pytest.raises(ScoringError, match=r"refuses the request: HTTP 400$"):
+        client(endpoint, tmp_path, retries=0).ask_all(["x"])
+
+
+def test_without_httpx_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"^chatrec needs httpx2, .*: pip install 'sirius-rec\[chat\]'$"):
+        ChatClient(ChatOptions("small"), tmp_path)
+
+
+def test_importing_the_client_needs_no_httpx() -> None:
+    """Without the extra everything but chatrec works."""
+    code = "import sys; sys.modules['httpx2'] = None; import sirius_rec.rankers.chat.ranker"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_wrong_key_is_one_clear_line(endpoint: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
