@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
-from sirius_rec import processes
+from sirius_rec import atomic, processes
 from sirius_rec.diagnostics.golden import GoldenFit, fit_golden
 from sirius_rec.diagnostics.onset import Onset, find_onset
 from sirius_rec.diagnostics.slates import hits, slate_measures
@@ -201,7 +201,7 @@ class RewardHackingMonitor(TrainerCallback):
     def write_csv(self, path: Path | str) -> None:
         """One line per evaluation."""
         names = list(dict.fromkeys(name for point in self.points for name in point))
-        with Path(path).open("w", newline="") as file:
+        with atomic.replacing(Path(path)) as partial, partial.open("w", newline="") as file:
             writer = csv.DictWriter(file, names)
             writer.writeheader()
             writer.writerows(self.points)
@@ -210,7 +210,7 @@ class RewardHackingMonitor(TrainerCallback):
         """Points, onset (None with one evaluation) and golden fit."""
         onset = self.onset().as_dict() if len(self.points) > 1 else None
         content = {"points": self.points, "onset": onset, "golden_fit": self.golden_fit().as_dict()}
-        Path(path).write_text(json.dumps(content, indent=1) + "\n")
+        atomic.write_text(Path(path), json.dumps(content, indent=1) + "\n")
 
 
 def _listed(rejected: Any) -> list[str]:

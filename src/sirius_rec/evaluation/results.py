@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from sirius_rec import atomic
 from sirius_rec.errors import DataError, RunError
 from sirius_rec.evaluation.floors import FLOORS
 from sirius_rec.evaluation.intervals import EXACT_GROUPS, FLIPS, RESAMPLES, GroupBootstrap, Interval, holm, paired_test
@@ -363,16 +363,10 @@ def table_label(key: Key) -> str:
 
 
 def write_results(results: Mapping[str, Any], path: Path | str) -> Path:
-    """Write results.json, whole or not at all."""
+    """Write results.json, atomically."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     text = json.dumps(clean(results), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    try:
-        partial.write_text(text + "\n", encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    atomic.write_text(path, text + "\n")
     return path
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from sirius_rec import atomic
 from sirius_rec.config import Config
 from sirius_rec.data.store import Dataset, open_dataset
 from sirius_rec.diagnostics.curves import MARGIN, diagnose
@@ -216,7 +217,7 @@ def write_curves_csv(folder: Path, out: Path) -> None:
         for point in points
     ]
     names = list(dict.fromkeys(name for line in lines for name in line))
-    with out.open("w", newline="") as file:
+    with atomic.replacing(out) as partial, partial.open("w", newline="") as file:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
         writer.writerows(lines)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sirius_rec import atomic
 from sirius_rec.config import Config
 from sirius_rec.errors import ConfigError
 from sirius_rec.processes import is_main, wait
@@ -39,9 +40,8 @@ def prepare_backbone(run: RunFolder, config: Config, dataset: Dataset) -> None:
     tokenizer = train_tokenizer(
         [dataset.titles[i] for i in order], [form.history, form.candidates, form.answer], options
     )
-    temporary = run.path / ".backbone.tmp"
-    tokenizer.save_pretrained(temporary)
-    temporary.replace(run.backbone)
+    with atomic.replacing(run.backbone) as temporary:
+        tokenizer.save_pretrained(temporary)
 
 
 def load_run_tokenizer(run: RunFolder, config: Config) -> Any:

@@ -14,7 +14,6 @@ RUN/
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
@@ -27,6 +26,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from sirius_rec import atomic
+from sirius_rec.atomic import write_json as write_json
 from sirius_rec.config import ArmSection, Config, MethodSection, load_config
 from sirius_rec.errors import RunError
 from sirius_rec.rankers.chat.options import PLUMBING
@@ -39,14 +40,6 @@ ENVIRONMENT = "environment.json"
 _LOCK = ".lock"
 _UNSET = object()
 _VERSIONS = ("sirius-rec", "torch", "transformers", "peft", "accelerate", "tokenizers", "polars", "numpy")
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically: a reader sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-    temporary.replace(path)
 
 
 def versions() -> dict[str, str]:
@@ -198,9 +191,7 @@ def open_run(path: Path, config: Config) -> RunFolder:
 
 
 def _write_config(folder: RunFolder, config: Config) -> None:
-    temporary = folder.path / ".config.yaml.tmp"
-    temporary.write_text(config.to_yaml(), encoding="utf-8")
-    temporary.replace(folder.config_file)
+    atomic.write_text(folder.config_file, config.to_yaml())
 
 
 def _lost(folder: RunFolder, there: dict[str, Any], here: dict[str, Any]) -> str | None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sirius_rec import atomic
 from sirius_rec.errors import RunError, place_fault
 
 MARKER = "complete.json"
@@ -33,9 +34,7 @@ def mark_complete(checkpoint: Path) -> None:
     """Write the marker of a finished checkpoint: sizes in bytes by relative path. Atomic."""
     sizes = {str(p.relative_to(checkpoint)): p.stat().st_size for p in sorted(checkpoint.rglob("*")) if p.is_file()}
     sizes.pop(MARKER, None)
-    temporary = checkpoint / f".{MARKER}"
-    temporary.write_text(json.dumps(sizes, indent=1))
-    temporary.replace(checkpoint / MARKER)
+    atomic.write_text(checkpoint / MARKER, json.dumps(sizes, indent=1))
 
 
 def check_complete(checkpoint: Path) -> None:

@@ -7,7 +7,6 @@ and the item embeddings in a file beside it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from sirius_rec import atomic
 from sirius_rec.errors import RunError
 from sirius_rec.scoring.packed import unwrapped
 
@@ -100,9 +100,8 @@ def save_projector(model: Any, folder: Path) -> None:
     """Projector, item embeddings and the first virtual id, atomically."""
     hybrid = installed(model)
     tensors = {k: v.detach().cpu().contiguous() for k, v in hybrid.state_dict().items() if not k.startswith("tokens.")}
-    partial = folder / f".{FILE}.{os.getpid()}.partial"
-    save_file(tensors, partial, metadata={"first_virtual": str(hybrid.first_virtual)})
-    partial.replace(folder / FILE)
+    with atomic.replacing(folder / FILE) as partial:
+        save_file(tensors, partial, metadata={"first_virtual": str(hybrid.first_virtual)})
 
 
 def load_projector(model: Any, folder: Path) -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from sirius_rec import atomic
 from sirius_rec.errors import RunError
 
 
@@ -25,9 +26,7 @@ class MetricsLog:
         if not self.path.exists():
             return
         kept = [json.dumps(line) for line in read_metrics(self.path, tolerate_tail=True) if line["step"] <= step]
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(line + "\n" for line in kept))
-        temporary.replace(self.path)
+        atomic.write_text(self.path, "".join(line + "\n" for line in kept))
 
 
 def read_metrics(path: Path, *, tolerate_tail: bool = False) -> list[dict[str, Any]]:

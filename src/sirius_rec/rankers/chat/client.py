@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from sirius_rec import atomic
 from sirius_rec.errors import ConfigError, ScoringError
 from sirius_rec.rankers.chat.options import ChatOptions
 
@@ -127,13 +128,9 @@ class ChatClient:
             return None
 
     def _keep(self, prompt: str, reply: Reply) -> None:
-        path = self._file(prompt)
-        path.parent.mkdir(parents=True, exist_ok=True)
         content = {"model": self.options.model, "parameters": self.options.sent, "prompt": prompt}
-        partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.partial")
         text = json.dumps({**content, "reply": asdict(reply)}, ensure_ascii=False, indent=1)
-        partial.write_text(text + "\n", encoding="utf-8")
-        partial.replace(path)
+        atomic.write_text(self._file(prompt), text + "\n")
 
     # one
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from copy import copy
@@ -17,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sirius_rec import atomic
 from sirius_rec.errors import ConfigError, DataError, RunError, ScoringError, TrainingError
 from sirius_rec.evaluation.metrics import per_example
 from sirius_rec.rankers.option_types import typed
@@ -231,14 +231,10 @@ class SequentialRanker:
         """Weights, options and the items seen, atomically."""
         if self.network is None or self.seen_I is None:
             raise ScoringError(f"{self.options.network}: nothing to save before fit")
-        folder.mkdir(parents=True, exist_ok=True)
         tensors = {**self.network.state_dict(), "seen": torch.from_numpy(self.seen_I)}
-        partial = folder / f".weights.{os.getpid()}.partial"
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
-        partial.replace(folder / "weights.safetensors")
-        partial = folder / f".ranker.{os.getpid()}.partial"
-        partial.write_text(json.dumps(self._content(), indent=1) + "\n")
-        partial.replace(folder / "ranker.json")
+        with atomic.replacing(folder / "weights.safetensors") as partial:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
+        atomic.write_text(folder / "ranker.json", json.dumps(self._content(), indent=1) + "\n")
 
     def _content(self) -> dict[str, Any]:
         """What ranker.json holds."""

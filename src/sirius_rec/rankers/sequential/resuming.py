@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from sirius_rec import atomic
 from sirius_rec.errors import RunError
 
 
@@ -71,7 +72,4 @@ class ProgressFile:
             "reached": vars(reached),
         }  # fmt: skip
         torch.save(content, buffer)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(f".{self.path.name}.partial")
-        partial.write_bytes(buffer.getbuffer())
-        partial.replace(self.path)
+        atomic.write_bytes(self.path, buffer.getbuffer())
