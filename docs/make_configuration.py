@@ -1,10 +1,11 @@
-"""docs/configuration.md, from the sections: python -m sirius_rec.commands.reference > docs/configuration.md"""
+"""Makes docs/configuration.md, every key, from the code: python docs/make_configuration.py"""
 
 from __future__ import annotations
 
 import inspect
 import types
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
@@ -18,15 +19,16 @@ from sirius_rec.objectives.losses import LOSSES
 from sirius_rec.prompts.templates import TEMPLATES
 from sirius_rec.rankers.methods import METHODS
 
+PAGE = Path(__file__).with_name("configuration.md")
 _OPENING = """# Configuration: every key, its values and its default
 
 A configuration is a YAML file; `key=value` behind it on the command line overrides a key (`align.epochs=3`,
 `data.slates='[{size: 100}]'`). Unknown keys are refused with the nearest known one. This page is made from the code
-(`python -m sirius_rec.commands.reference`), and a test keeps it so.
+(`python docs/make_configuration.py`), and a test keeps it so.
 """
 
 
-def reference() -> str:
+def page() -> str:
     """The whole page."""
     parts = [_OPENING, *_sections(Config, ""), *_losses(), *_sources(), *_methods()]
     parts.append(f"## Prompt templates\n\n{', '.join(f'`{name}`' for name in TEMPLATES)}.\n")
@@ -137,4 +139,4 @@ def _methods() -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    print(reference(), end="")
+    PAGE.write_text(page(), encoding="utf-8")
