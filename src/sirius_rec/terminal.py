@@ -1,4 +1,4 @@
-"""Result tables for the terminal: in 80 columns where they fit, floors dim, the best of a column with a star."""
+"""Result tables for the terminal: in 80 columns where they fit, trivial baselines dim, the best with a star."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def _print_part(console: Console, slates: str, checkpoint: str, rows: Sequence[R
     many = "" if len(seeds) == 1 else "s"
     console.print(f"\n{slates}, {checkpoint} epoch, {rows[0]['n']:,} rows, {len(seeds)} seed{many}\n", markup=False)
     _print(console, _summary(rows))
-    console.print("\n* best of the column; [95 % interval]; dim: floors, which need no language model", markup=False)
+    console.print("\n* best of the column; [95 % interval]; dim: trivial baselines", markup=False)
     labels = {row["method"]: row["label"] for row in rows}
     pairs = [test for test in tests if test["method"].removesuffix("_sirius") == test["against"]]
     if not pairs:

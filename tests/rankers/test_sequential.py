@@ -12,10 +12,10 @@ import torch.nn.functional as F
 
 from sirius_rec.errors import ConfigError, DataError, RunError, ScoringError
 from sirius_rec.evaluation.metrics import per_example
+from sirius_rec.rankers.sequential.chunks import chunks, windows
 from sirius_rec.rankers.sequential.losses import LOSSES
 from sirius_rec.rankers.sequential.networks import GRU4Rec, SASRec, _over_windows
 from sirius_rec.rankers.sequential.options import PRESETS, TUNED, SequentialOptions, with_options
-from sirius_rec.rankers.sequential.pieces import pieces, windows
 from sirius_rec.rankers.sequential.ranker import UNSEEN, SequentialRanker, Validation, build_network
 
 NETWORKS = ("sasrec", "gru4rec", "caser")
@@ -192,7 +192,7 @@ def test_sasrec_does_not_look_ahead() -> None:
     assert not torch.allclose(states[0][3], states[1][3])
 
 
-@pytest.mark.parametrize("make", [pieces, windows])
+@pytest.mark.parametrize("make", [chunks, windows])
 def test_every_item_but_the_first_is_a_target_once(make: object) -> None:
     rng = np.random.default_rng(0)
     sequences = [np.arange(n) for n in (2, 3, 9, 30)]
@@ -201,12 +201,12 @@ def test_every_item_but_the_first_is_a_target_once(make: object) -> None:
         assert sorted(targets[targets >= 0].tolist()) == sorted(i for n in (2, 3, 9, 30) for i in range(1, n))
         assert inputs.shape[1] == 4
         # the newest input of every target is the item before it
-        last = inputs if make is pieces else inputs[:, -1:]
+        last = inputs if make is chunks else inputs[:, -1:]
         assert (last[targets >= 0] == targets[targets >= 0] - 1).all()
 
 
 def test_a_window_of_its_own_is_the_whole_history_of_its_target() -> None:
-    """Short histories: a piece's states and the windows' last ones are the same states, so the loss is the same."""
+    """Short histories: a chunk's states and the windows' last ones are the same states, so the loss is the same."""
     sequences = [np.array([3, 8]), np.array([1, 6, 11, 16]), np.array([7, 12, 17])]
     still = {"length": 400, "dropout": 0.0, "learning_rate": 1e-12, "epochs": 1, "batch_size": 64}
     losses = [
@@ -301,7 +301,7 @@ def test_the_optimiser_is_the_one_asked_for(decoupled: bool, monkeypatch: pytest
     assert made == [("AdamW" if decoupled else "Adam", 0.3)]
 
 
-@pytest.mark.parametrize("make", [pieces, windows])
+@pytest.mark.parametrize("make", [chunks, windows])
 def test_shuffled_histories_keep_their_items_and_lose_their_order(make: object) -> None:
     cut = lambda shuffle: make([np.arange(9)], 20, np.random.default_rng(0), shuffle)  # type: ignore[operator]  # noqa: E731
     whole = [np.append(inputs[-1], targets[-1, -1]) for inputs, targets in (cut(False), cut(True))]
@@ -377,7 +377,7 @@ def test_refusals() -> None:
     ids=["sasrec", "gru4rec", "caser"],
 )
 def test_a_stopped_fit_goes_on_to_the_same_weights(options: SequentialOptions, tmp_path: Path) -> None:
-    """Weights, moments, the order of pieces, dropout and negatives: all streams are taken up where they were."""
+    """Weights, moments, the order of chunks, dropout and negatives: all streams are taken up where they were."""
     world, validation = planted(40, 0), slates(planted(20, 1))
     whole = SequentialRanker(options, seed=3).fit(world, N_ITEMS, validation)
     keep = tmp_path / "unfinished.pt"

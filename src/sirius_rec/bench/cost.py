@@ -14,7 +14,7 @@ from sirius_rec.bench import flops
 from sirius_rec.bench.material import CPU_SHAPE, LLAMA_2_7B, PAD, Shape, build_model, random_rows
 from sirius_rec.bench.rivals import SCORERS
 from sirius_rec.bench.timing import interleaved
-from sirius_rec.scoring.attention import use_split
+from sirius_rec.scoring.attention import use_tree_attention
 from sirius_rec.scoring.rows import PromptCompletions
 
 Rows = list[dict[str, Any]]
@@ -52,7 +52,7 @@ def bench_cost(*, quick: bool, say: Callable[[str], None], shape: Shape = CPU_SH
     The bound in seconds: its operations at the median rate that separate rows reach, which are ordinary dense rows.
     """
     model = build_model(shape).eval()
-    use_split(model)
+    use_tree_attention(model)
     out: Rows = []
     rates: list[float] = []
     for axis, (values, make) in AXES.items():

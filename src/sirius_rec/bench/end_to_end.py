@@ -102,7 +102,7 @@ def _records(n: int, n_rejected: int) -> tuple[list[dict[str, Any]], Any]:
 
 def bench_end_to_end(*, quick: bool, say: Callable[[str], None], shape: Shape = CPU_SHAPE, steps: int = 6) -> Rows:
     """Softmax DPO, 3 of 19 negatives, through `SiriusTrainer`: batch 64 by 16, AdamW, a log line per step."""
-    from sirius_rec.scoring.attention import use_split
+    from sirius_rec.scoring.attention import use_tree_attention
     from sirius_rec.training.config import SiriusConfig
     from sirius_rec.training.trainer import SiriusTrainer
 
@@ -115,7 +115,7 @@ def bench_end_to_end(*, quick: bool, say: Callable[[str], None], shape: Shape = 
             logging_steps=1, save_strategy="no", use_cpu=True, disable_tqdm=True,
         )  # fmt: skip
         model = build_model(shape)
-        use_split(model)
+        use_tree_attention(model)
         trainer = SiriusTrainer(model, args, records, tokenizer, metrics_file=Path(folder) / "metrics.jsonl")
         measured = Shares()
         measured.attach(trainer)

@@ -104,8 +104,8 @@ def _differences(dataset: Dataset, recipe: dict[str, Any]) -> str:
 def _with_defaults(source: str, options: Mapping[str, Any]) -> dict[str, Any]:
     parameters = inspect.signature(SOURCES[source]).parameters
     empty = inspect.Parameter.empty
-    known = {name: p.default for name, p in parameters.items() if name not in NO_OPTIONS and p.default is not empty}
-    return dict(json.loads(json.dumps({**known, **options}, default=str)))
+    defaults = {name: p.default for name, p in parameters.items() if name not in NO_OPTIONS and p.default is not empty}
+    return dict(json.loads(json.dumps({**defaults, **options}, default=str)))
 
 
 def _sha256(path: Path) -> str:

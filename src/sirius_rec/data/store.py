@@ -159,11 +159,11 @@ def open_dataset(path: Path | str) -> Dataset:
         raise DataError(f"{path}: not a dataset folder (no {INFO_FILE}); make one with `sirius prepare`")
     try:
         info = json.loads(info_path.read_text(encoding="utf-8"))
-        known, tables = info["format"], info["fingerprints"].keys()
+        version, tables = info["format"], info["fingerprints"].keys()
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{info_path}: not the description of a dataset ({error}); prepare it again") from error
-    if known != FORMAT:
-        raise DataError(f"{info_path}: format {known}, this version reads {FORMAT}; prepare the dataset again")
+    if version != FORMAT:
+        raise DataError(f"{info_path}: format {version}, this version reads {FORMAT}; prepare the dataset again")
     if combined_fingerprint(info["fingerprints"]) != info.get("fingerprint"):
         raise DataError(f"{info_path}: its fingerprint is not that of the tables it lists; prepare the dataset again")
     for name in tables:

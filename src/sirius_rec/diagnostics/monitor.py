@@ -169,8 +169,8 @@ class RewardHackingMonitor(TrainerCallback):
         logp, ref, length = (torch.from_numpy(a) for a in (logp_RC, ref_RC, self._length_RC))
         reward_RC = REWARDS[self.reward](logp, ref if self.reward in NEEDS_REFERENCE else None, length, self.beta)
         valid, sampled = torch.from_numpy(self._valid_RC), torch.from_numpy(self._sampled_RC)
-        found = evidence(reward_RC, logp, sampled, valid, self.epsilons)
-        return {name: float(total / count) for name, (total, count) in found.items() if float(count) > 0}
+        sums = evidence(reward_RC, logp, sampled, valid, self.epsilons)
+        return {name: float(total / count) for name, (total, count) in sums.items() if float(count) > 0}
 
     def _valid_ratio(self, model: Any) -> float:
         from sirius_rec.rankers.generation import generate_answers

@@ -52,10 +52,10 @@ def parse_name(name: str) -> tuple[str, int, str, str]:
     >>> parse_name("dpo_sirius-s1-test-uniform-20-s0-last.parquet")
     ('dpo_sirius', 1, 'test-uniform-20-s0', 'last')
     """
-    found = _NAME.fullmatch(name)
-    if not found:
+    match = _NAME.fullmatch(name)
+    if not match:
         raise DataError(f"score table: file name {name!r}; expected <method>-s<seed>-<slates>-<checkpoint>.parquet")
-    method, seed, slates, checkpoint = found.groups()
+    method, seed, slates, checkpoint = match.groups()
     return method, int(seed), slates, checkpoint
 
 

@@ -16,19 +16,19 @@ def typed(kind: type, options: Mapping[str, Any]) -> dict[str, Any]:
     Text may stand for a number, because YAML reads 1e-3 (without a dot) as text; true and false may not.
     """
     hints = get_type_hints(kind)
-    known = {f.name for f in fields(kind)}
-    return {name: _as(hints[name], name, value) if name in known else value for name, value in options.items()}
+    names = {f.name for f in fields(kind)}
+    return {name: _as(hints[name], name, value) if name in names else value for name, value in options.items()}
 
 
 def number(name: str, value: Any) -> float:
     """A finite number, or ConfigError."""
     try:
-        found = math.nan if isinstance(value, bool) else float(value)
+        number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
-        found = math.nan
-    if not math.isfinite(found):
+        number = math.nan
+    if not math.isfinite(number):
         raise ConfigError(f"{name} must be a number, got {value!r}")
-    return found
+    return number
 
 
 def _as(hint: Any, name: str, value: Any) -> Any:

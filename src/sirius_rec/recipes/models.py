@@ -72,15 +72,15 @@ def settle_attention(run: RunFolder, config: Config, model: Any, rows: Sequence[
     every margin would carry the difference. rows: real ones, of which the longest are timed; without any, what was
     measured before holds. Gives the kernel's name.
     """
-    from sirius_rec.scoring.attention import probe_attention, use_split
+    from sirius_rec.scoring.attention import probe_attention, use_tree_attention
     from sirius_rec.scoring.packed import unwrapped
-    from sirius_rec.scoring.split import register
+    from sirius_rec.scoring.tree_attention import register
 
     base = unwrapped(model)
     if config.backbone.attention != "auto":
         return str(base.config._attn_implementation)
     if next(model.parameters()).device.type != "cuda":
-        return use_split(model)
+        return use_tree_attention(model)
     register()
     stored = run.path / ATTENTION
     if not rows and not stored.is_file():  # nothing was trained here, and there is nothing to measure with

@@ -80,9 +80,9 @@ def install(model: Any, items_ID: Tensor, *, seed: int = 0) -> HybridEmbedding:
 
 
 def installed(model: Any) -> HybridEmbedding:
-    found = unwrapped(model).get_input_embeddings()
-    assert isinstance(found, HybridEmbedding)
-    return found
+    embedding = unwrapped(model).get_input_embeddings()
+    assert isinstance(embedding, HybridEmbedding)
+    return embedding
 
 
 @contextmanager
@@ -113,8 +113,8 @@ def load_projector(model: Any, folder: Path) -> None:
         if not isinstance(base.get_input_embeddings(), HybridEmbedding):
             install(model, tensors["items_ID"])
         hybrid = installed(model)
-        found = hybrid.load_state_dict(tensors, strict=False)
-        whole = not found.unexpected_keys and all(key.startswith("tokens.") for key in found.missing_keys)
+        result = hybrid.load_state_dict(tensors, strict=False)
+        whole = not result.unexpected_keys and all(key.startswith("tokens.") for key in result.missing_keys)
     except Exception as error:  # safetensors and torch each raise their own
         raise RunError(f"{path}: cannot be read ({type(error).__name__}): delete its folder and train again") from error
     from safetensors import safe_open

@@ -25,8 +25,8 @@ class MetricsLog:
         """Drop lines of later steps than `step`, and a half-written last line: what a killed run had gone ahead."""
         if not self.path.exists():
             return
-        kept = [json.dumps(line) for line in read_metrics(self.path, tolerate_tail=True) if line["step"] <= step]
-        atomic.write_text(self.path, "".join(line + "\n" for line in kept))
+        lines = [json.dumps(line) for line in read_metrics(self.path, tolerate_tail=True) if line["step"] <= step]
+        atomic.write_text(self.path, "".join(line + "\n" for line in lines))
 
 
 def read_metrics(path: Path, *, tolerate_tail: bool = False) -> list[dict[str, Any]]:

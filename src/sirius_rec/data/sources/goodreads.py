@@ -162,6 +162,6 @@ def _book_ids(path: Path, max_malformed: float, advance: Advance | None) -> pl.D
 
 def _with_ids(frames: Iterator[pl.DataFrame], ids: pl.DataFrame, account: Account) -> Iterator[pl.DataFrame]:
     for frame in frames:
-        known = frame.join(ids, left_on=ITEM_ID, right_on="book_id_csv", how="left", maintain_order="left")
-        known = keep(known, pl.col("book_id").is_not_null(), "book not in the map of books", account)
-        yield known.with_columns(pl.col("book_id").alias(ITEM_ID)).drop("book_id")
+        mapped = frame.join(ids, left_on=ITEM_ID, right_on="book_id_csv", how="left", maintain_order="left")
+        mapped = keep(mapped, pl.col("book_id").is_not_null(), "book not in the map of books", account)
+        yield mapped.with_columns(pl.col("book_id").alias(ITEM_ID)).drop("book_id")

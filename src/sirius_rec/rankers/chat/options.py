@@ -72,14 +72,14 @@ def chat_options(options: Mapping[str, Any]) -> ChatOptions:
     """Options of a configuration; ConfigError for an unknown one, naming the nearest."""
     from sirius_rec.rankers.methods import unknown_option
 
-    known = tuple(f.name for f in fields(ChatOptions))
+    names = tuple(f.name for f in fields(ChatOptions))
     for key in options:
-        if key not in known:
+        if key not in names:
             if "key" in str(key).lower():
                 raise ConfigError(
                     f"unknown option '{key}' of chatrec: the key comes from the variable that key_env names"
                 )
-            raise unknown_option(key, "chatrec", known)
+            raise unknown_option(key, "chatrec", names)
     if "model" not in options:
         raise ConfigError("model: which one should be asked?")
     return ChatOptions(**options)

@@ -213,8 +213,8 @@ class MoRecRanker(SequentialRanker):
         assert isinstance(options, MoRecOptions)
         encoder = network.items.encoder
         inside = [] if encoder is None else list(encoder.parameters())
-        known = set(map(id, inside))
-        rest = [p for p in network.parameters() if id(p) not in known and p.requires_grad]
+        encoder_ids = set(map(id, inside))
+        rest = [p for p in network.parameters() if id(p) not in encoder_ids and p.requires_grad]
         rate = options.encoder_learning_rate or options.learning_rate
         return [{"params": rest}, *([{"params": inside, "lr": rate}] if inside else [])]
 
@@ -329,10 +329,10 @@ def _tiny(titles: Sequence[str], dimension: int) -> tuple[Any, Any]:
 def morec_options(options: SequentialOptions, **changes: Any) -> MoRecOptions:
     """MoRec with the settings of a SASRec preset, but its own loss."""
     taken = {k: v for k, v in asdict(options).items() if k not in ("loss", "negatives")}
-    known = set(MoRecOptions.__dataclass_fields__)
+    allowed = set(MoRecOptions.__dataclass_fields__)
     for name in changes:
-        if name not in known:
-            raise ConfigError(f"unknown option '{name}' of morec: choose from {', '.join(sorted(known))}")
+        if name not in allowed:
+            raise ConfigError(f"unknown option '{name}' of morec: choose from {', '.join(sorted(allowed))}")
     if taken["weight_decays"]:  # its middle: a text encoder is too slow to be trained with each
         taken |= {"weight_decay": sorted(taken["weight_decays"])[len(taken["weight_decays"]) // 2], "weight_decays": ()}
     return MoRecOptions(**{**taken, **typed(MoRecOptions, one_or_grid(changes))})

@@ -16,13 +16,13 @@ from sirius_rec.rankers.sequential.networks import NETWORKS
 class SequentialOptions:
     """What is trained and how.
 
-    network: sasrec, gru4rec or caser. length: items of history looked at, and pieces that histories are cut into.
+    network: sasrec, gru4rec or caser. length: items of history looked at, and chunks that histories are cut into.
     loss: full_softmax, sampled_softmax, shared_softmax, bce or bpr; negatives: drawn per position (shared_softmax: for
         the whole batch), for all but the first.
-    learning_rate, weight_decay (L2 in Adam's gradient, as the papers' λ; decoupled: AdamW's), batch_size in pieces.
+    learning_rate, weight_decay (L2 in Adam's gradient, as the papers' λ; decoupled: AdamW's), batch_size in chunks.
     weight_decays: a grid instead of the one; each is trained, and the best by validation NDCG@10 stays.
     windows: train every target on a window of its own, the `length` items before it (RecBole's way), instead of every
-        state of a piece; a batch then counts windows. Caser always does.
+        state of a chunk; a batch then counts windows. Caser always does.
     shuffle: read every training history in a new random order in each epoch, for data whose order is mostly ties.
     epochs at most; patience: stop after so many epochs without a better validation NDCG@10 (the best is kept).
     """
@@ -46,9 +46,9 @@ class SequentialOptions:
     patience: int = 10
 
     def __post_init__(self) -> None:
-        for name, value, known in (("network", self.network, NETWORKS), ("loss", self.loss, LOSSES)):
-            if value not in known:
-                raise ConfigError(f"unknown {name} '{value}': choose one of {', '.join(known)}")
+        for name, value, allowed in (("network", self.network, NETWORKS), ("loss", self.loss, LOSSES)):
+            if value not in allowed:
+                raise ConfigError(f"unknown {name} '{value}': choose one of {', '.join(allowed)}")
         for name in ("dimension", "layers", "heads", "length", "negatives", "batch_size", "epochs", "patience"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -70,7 +70,7 @@ PAPER: dict[str, SequentialOptions] = {
     "gru4rec": SequentialOptions("gru4rec", layers=1, loss="bpr", negatives=1, **_PAPER),
     "caser": SequentialOptions("caser", layers=1, loss="bce", negatives=3, **_PAPER),
 }
-# Chosen on Last.fm validation slates (docs/experiments.md): small steps of few pieces, and longer pieces than windows.
+# Chosen on Last.fm validation slates (docs/experiments.md): small steps of few chunks, and longer chunks than windows.
 _TUNED: dict[str, Any] = {"length": 20, "batch_size": 16, "weight_decay": 0.1}
 TUNED: dict[str, SequentialOptions] = {
     "sasrec": SequentialOptions("sasrec", **_TUNED),
@@ -82,10 +82,10 @@ PRESETS = {"paper": PAPER, "tuned": TUNED}
 
 def with_options(options: SequentialOptions, **changes: Any) -> SequentialOptions:
     """A preset with some options changed; ConfigError for an unknown one."""
-    known = set(asdict(options))
+    allowed = set(asdict(options))
     for name in changes:
-        if name not in known:
-            raise ConfigError(f"unknown option '{name}' of {options.network}: choose from {', '.join(sorted(known))}")
+        if name not in allowed:
+            raise ConfigError(f"unknown option '{name}' of {options.network}: choose from {', '.join(sorted(allowed))}")
     return replace(options, **typed(SequentialOptions, one_or_grid(changes)))
 
 
