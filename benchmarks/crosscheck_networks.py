@@ -19,8 +19,8 @@ import torch
 from sirius_rec.data.store import Dataset
 from sirius_rec.evaluation.intervals import paired_test
 from sirius_rec.evaluation.metrics import METRICS, per_example, target_positions
+from sirius_rec.rankers.sequential.chunks import chunks
 from sirius_rec.rankers.sequential.options import TUNED, with_options
-from sirius_rec.rankers.sequential.pieces import pieces
 from sirius_rec.rankers.sequential.ranker import SequentialRanker, Validation
 from sirius_rec.schema import CANDIDATES, HISTORY, TARGET, USER_ID, SlateName
 
@@ -97,7 +97,7 @@ def compared(data: Dataset, slates: list[str], scorers: dict[int, tuple[Score, S
 
 
 def sasrec_against_rectools(data: Dataset, slates: list[str], seeds: list[int]) -> dict[str, Any]:
-    """Both on pieces of 21, cut anew in every epoch, 16 a step."""
+    """Both on chunks of 21, cut anew in every epoch, 16 a step."""
     return against(data, slates, seeds, "sasrec against rectools", _rectools, batch_size=16)
 
 
@@ -154,11 +154,11 @@ def _rectools(seed: int, sequences: Rows, n_items: int, validation: Validation) 
 
 
 def _table(sequences: Rows, rng: np.random.Generator) -> Any:
-    """RecTools reads the newest items of a user alone, so every piece is a user."""
+    """RecTools reads the newest items of a user alone, so every chunk is a user."""
     import pandas as pd
     from rectools import Columns
 
-    inputs_NT, targets_NT = pieces(sequences, LENGTH, rng, shuffle=False)
+    inputs_NT, targets_NT = chunks(sequences, LENGTH, rng, shuffle=False)
     cut = [row[row >= 0] for row in np.concatenate([inputs_NT, targets_NT[:, -1:]], axis=1)]
     return pd.DataFrame(
         {

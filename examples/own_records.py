@@ -15,5 +15,5 @@ records = [  # or a Hugging Face data set
     {"prompt": "Liked: Air, Moby. Next: ", "chosen": "Röyksopp", "rejected": ["Slayer", "Dolly Parton", "Bach"]},
     {"prompt": "Liked: Slayer, Anthrax. Next: ", "chosen": "Metallica", "rejected": ["Air", "Enya", "Bach"]},
 ]
-args = SiriusConfig(output_dir="aligned", loss="softmax_dpo_sirius", num_negatives=2, num_train_epochs=1)
+args = SiriusConfig(output_dir="aligned", loss="softmax_dpo_sirius", negatives=2, num_train_epochs=1)
 SiriusTrainer(model, args=args, train_dataset=records, processing_class=tokenizer).train()

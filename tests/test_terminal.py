@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import re
 from typing import Any
 
+import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
-from sirius_rec.terminal import _short, print_diagnostics, print_results
+from sirius_rec.terminal import _short, print_comparison, print_diagnostics, print_results
 
 
 def row(method: str, label: str, hit: float, **more: Any) -> dict[str, Any]:
@@ -41,10 +44,10 @@ RESULTS = {
 }
 
 
-def printed(function: Any, content: Any) -> list[str]:
+def printed(function: Any, content: Any, width: int = 80) -> list[str]:
     stream = io.StringIO()
-    function(content, Console(file=stream, width=80, highlight=False))
-    return stream.getvalue().splitlines()
+    function(content, Console(file=stream, width=width, highlight=False))
+    return [line.rstrip() for line in stream.getvalue().splitlines()]
 
 
 def test_table_in_eighty_columns() -> None:
@@ -61,12 +64,47 @@ def test_table_in_eighty_columns() -> None:
     assert sum(line.count("*") for line in table) == 3 + 4 + 1  # HR@1, NDCG@10, MRR; four share Valid; one Truth
 
 
+@pytest.mark.parametrize("width", [20, 60, 63, 80, 100])
+def test_labels_give_way_and_numbers_never(width: int) -> None:
+    """From 80 columns down: every number of the widest output is there, whole, and in the same order."""
+    numbers = [re.findall(r"[-+]?\d\.\d{3}\*?", line) for line in printed(print_results, RESULTS, 200) if "0." in line]
+    lines = printed(print_results, RESULTS, width)
+    assert [re.findall(r"[-+]?\d\.\d{3}\*?", line) for line in lines if "0." in line] == numbers
+    cut = any("…" in line for line in lines)
+    assert cut == (60 < width < 100)  # no label is cut where the table does not fit all the same
+
+
+def test_labels_of_wide_characters() -> None:
+    """A Chinese character takes two columns of a terminal."""
+    rows = [row("a", "协同过滤" * 9, 0.5), row("b", "DPO", 0.25), row("c", "[bold] is no markup", 0.25)]
+    lines = printed(print_results, {"summary": rows, "paired": []})
+    table = [line for line in lines if "[0." in line]
+    assert len(table) == 3 and max(map(cell_len, lines)) <= 80
+    assert len({cell_len(line[: line.index("0.")]) for line in table}) == 1
+    assert table[1].startswith("DPO ") and table[2].startswith("[bold] is no markup ")
+
+
+def test_the_wide_table_of_a_comparison() -> None:
+    """Wider than any terminal: nothing is cut, one line a method."""
+    rows = [{"method": "dpo", "training_seconds": 90.0, "trainable_parameters": 1_234_567}]
+    rows = [{**row("dpo", "DPO", 0.5), **rows[0]}, {**row("dpo", "DPO", 0.5), **rows[0], "training_seconds": 110.0}]
+    against = pair("dpo", "item_knn", -0.1, 0.0001, -0.12, -0.08)
+    lines = printed(print_comparison, {**RESULTS, "rows": rows, "paired": [against], "baseline": "item_knn"})
+    assert lines[1].endswith("2,495 rows; tests: HR@1 against Item-kNN (cosine), p by Holm")
+    start = lines.index("") + 3
+    head = "method HR@1 HR@5 HR@10 NDCG@5 NDCG@10 Valid 95 % HR@1 seconds trained against"
+    assert " ".join(lines[start].split()) == head
+    line = next(line for line in lines if line.startswith("DPO "))
+    assert " ".join(line.split()) == "DPO 0.500 – – – 0.600 1.000 [0.480, 0.520] 100 1.23M -0.100 worse"
+    assert any(line.startswith("Reference-free softmax (whole slate)  0.550") for line in lines)
+
+
 def test_sirius_against_its_base_below_the_table() -> None:
     lines = printed(print_results, RESULTS)
     assert lines[-3].startswith("+ SIRIUS against its base")
     assert lines[-2:] == [
-        "DPO                 -0.050 [-0.080, -0.020]  p < 0.001  worse",
-        "S-DPO (softmax, 3)  -0.010 [-0.030, +0.010]  p = 0.210  no clear difference",
+        "DPO                 -0.050  [-0.080, -0.020]  p < 0.001  worse",
+        "S-DPO (softmax, 3)  -0.010  [-0.030, +0.010]  p = 0.210  no clear difference",
     ]
 
 

@@ -10,7 +10,7 @@ import typer
 
 from sirius_rec import stopping
 from sirius_rec.commands import app
-from sirius_rec.errors import SiriusError, Stopped, place_fault
+from sirius_rec.errors import SiriusError, Stopped, storage_error
 
 __all__ = ["app", "main"]
 
@@ -46,7 +46,7 @@ def main() -> None:
         command = context.command_path if context is not None else "sirius"
         _fail(f"{error.format_message()} See `{command} --help`.")  # type: ignore[attr-defined]
     except OSError as error:
-        reason = place_fault(error)
+        reason = storage_error(error)
         if reason is None:
             raise
         where = error.filename or "a file"

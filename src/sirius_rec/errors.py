@@ -17,8 +17,8 @@ import errno
 import os
 import re
 
-# Faults of the place, not of the program: disk full, no permission, read-only, quota, file size limit.
-_PLACE = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.EFBIG)
+# Faults of the storage, not of the program: disk full, no permission, read-only, quota, file size limit.
+_STORAGE = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.EFBIG)
 _CUT_OFF = ("inline_container.cc", "iostream error")
 _NUMBER = re.compile(r"(?:os error|\[Errno) (\d+)")
 
@@ -59,8 +59,8 @@ class Stopped(BaseException):
         self.saved = saved
 
 
-def place_fault(error: BaseException) -> str | None:
-    """The system's words if an error, or one that it grew out of, says that a place cannot be written; else None.
+def storage_error(error: BaseException) -> str | None:
+    """The system's words if an error, or one that it grew out of, says that the storage cannot be written; else None.
 
     Libraries dress such errors differently: safetensors and shutil quote the number, torch's zip writer complains
     about its own position or stream.
@@ -70,7 +70,7 @@ def place_fault(error: BaseException) -> str | None:
         numbers = [at.errno] if isinstance(at, OSError) else []
         numbers += [int(number) for number in _NUMBER.findall(str(at))]
         for number in numbers:
-            if number in _PLACE:
+            if number in _STORAGE:
                 return os.strerror(number)
         if isinstance(at, RuntimeError) and any(words in str(at) for words in _CUT_OFF):
             return "the file was cut off in writing, the disk may be full"

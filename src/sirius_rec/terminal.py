@@ -1,21 +1,44 @@
-"""Result tables for the terminal: nothing wraps in 80 columns, floors are dim, the best of a column carries a star."""
+"""Result tables for the terminal: in 80 columns where they fit, trivial baselines dim, the best with a star."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
 from rich.text import Text
 
 from sirius_rec.evaluation.results import TRIVIAL, TRUE_REWARD, VALID, decision
 
 Row = Mapping[str, Any]
 _COLUMNS = {"hr@1": "HR@1", "ndcg@10": "NDCG@10", "mrr": "MRR", VALID: "Valid", TRUE_REWARD: "Truth"}
-_HIT_WIDTH = len("0.000* [0.000, 0.000]")
-
-
 _WIDE = {"hr@1": "HR@1", "hr@5": "HR@5", "hr@10": "HR@10", "ndcg@5": "NDCG@5", "ndcg@10": "NDCG@10", VALID: "Valid"}
+_LABEL = 12  # cells that a label keeps, however narrow the terminal is
+_UNLIMITED = 10_000
+
+
+def _table(headers: Sequence[str], left: Sequence[str], gap: int = 2) -> Table:
+    """No lines; numbers stand right, the columns in `left` left."""
+    table = Table(box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="underline")
+    for number, header in enumerate(headers):
+        table.add_column(header, justify="left" if header in left else "right", no_wrap=number > 0)
+    return table
+
+
+def _label(text: str) -> Text:
+    return Text(text, no_wrap=True, overflow="ellipsis")
+
+
+def _print(console: Console, table: Table) -> None:
+    """Whole; only the labels of the first column are cut, to `_LABEL` at least, and only where the table then fits."""
+    full = console.measure(table, options=console.options.update_width(_UNLIMITED)).maximum
+    longest = max(cell_len(str(cell)) for cell in table.columns[0].cells)
+    fits = full - max(longest - _LABEL, 0) <= console.width
+    table.width = min(full, console.width) if fits else full
+    console.print(table, crop=False)
 
 
 def print_comparison(results: Mapping[str, Any], console: Console | None = None) -> None:
@@ -23,34 +46,38 @@ def print_comparison(results: Mapping[str, Any], console: Console | None = None)
     console = console or Console(highlight=False)
     labels = {row["method"]: row["label"] for row in results["summary"]}
     for slates, checkpoint in sorted({(row["slates"], row["checkpoint"]) for row in results["summary"]}):
-        here = [
+        summary, rows, tests = (
             [row for row in results[part] if (row["slates"], row["checkpoint"]) == (slates, checkpoint)]
             for part in ("summary", "rows", "paired")
-        ]
-        _print_comparison_part(console, f"{slates}, {checkpoint} epoch", here, labels, results["baseline"])
+        )
+        title = f"{slates}, {checkpoint} epoch, {summary[0]['n']:,} rows"
+        against = labels[results["baseline"]]
+        console.print(Text(f"\n{title}; tests: HR@1 against {against}, p by Holm\n"), soft_wrap=True)
+        verdicts = {test["method"]: test for test in tests if test["against"] == results["baseline"]}
+        _print(console, _comparison(summary, rows, verdicts))
 
 
-def _print_comparison_part(
-    console: Console, title: str, parts: Sequence[Sequence[Row]], labels: Mapping[str, str], baseline: str
-) -> None:
-    summary, rows, tests = parts
-    room = max(map(len, labels.values()))
-    console.print(f"\n{title}, {summary[0]['n']:,} rows; tests: HR@1 against {labels[baseline]}, p by Holm\n")
-    head = "method".ljust(room) + "".join(f"{name:>9}" for name in _WIDE.values())
-    head += "  95 % HR@1        seconds  trained  against"
-    console.print(Text(head, style="underline"), soft_wrap=True)
-    found = {test["method"]: test for test in tests if test["against"] == baseline}
+def _comparison(summary: Sequence[Row], rows: Sequence[Row], tests: Mapping[str, Row]) -> Table:
+    left = ("method", "95 % HR@1", "against")
+    table = _table(["method", *_WIDE.values(), "95 % HR@1", "seconds", "trained", "against"], left)
     for row in sorted(summary, key=lambda r: -r["hr@1"]):
-        cells = "".join(f"{row[key]:9.3f}" if row.get(key) is not None else f"{'–':>9}" for key in _WIDE)
-        span = f"[{row['hr@1_low']:.3f}, {row['hr@1_high']:.3f}]" if row["hr@1_low"] is not None else ""
-        seconds = [r["training_seconds"] for r in rows if r["method"] == row["method"] and r.get("training_seconds")]
-        cost = f"{sum(seconds) / len(seconds):9.0f}" if seconds else " " * 9
-        trained = {r["trainable_parameters"] for r in rows if r["method"] == row["method"]} - {None}
-        cost += f"{_short(max(trained)):>9}" if trained else " " * 9
-        test = found.get(row["method"])
-        said = f"{test['difference']:+.3f} {decision(test)}" if test else ""
-        line = f"{row['label']:<{room}}{cells}  {span:<16}{cost}  {said}"
-        console.print(Text(line.rstrip(), style="dim" if row["role"] == TRIVIAL else ""), soft_wrap=True)
+        of_method = [r for r in rows if r["method"] == row["method"]]
+        seconds = [r["training_seconds"] for r in of_method if r.get("training_seconds")]
+        trained = {r["trainable_parameters"] for r in of_method} - {None}
+        test = tests.get(row["method"])
+        cells = [
+            *(f"{row[key]:.3f}" if row.get(key) is not None else "–" for key in _WIDE),
+            _interval(row["hr@1_low"], row["hr@1_high"]),
+            f"{sum(seconds) / len(seconds):.0f}" if seconds else "",
+            _short(max(trained)) if trained else "",
+            f"{test['difference']:+.3f} {decision(test)}" if test else "",
+        ]
+        table.add_row(_label(row["label"]), *map(Text, cells), style="dim" if row["role"] == TRIVIAL else None)
+    return table
+
+
+def _interval(low: float | None, high: float | None, sign: str = "") -> str:
+    return "" if low is None else f"[{low:{sign}.3f}, {high:{sign}.3f}]"
 
 
 def _short(number: int) -> str:
@@ -59,10 +86,6 @@ def _short(number: int) -> str:
         if number >= 0.9995 * size:  # what rounds to 1000 of the smaller unit is 1 of this one
             return f"{number / size:.3g}{unit}"
     return str(number)
-
-
-def _width(key: str) -> int:
-    return _HIT_WIDTH if key == "hr@1" else max(len(_COLUMNS[key]), len("0.000*"))
 
 
 def print_results(results: Mapping[str, Any], console: Console | None = None) -> None:
@@ -79,58 +102,44 @@ def print_results(results: Mapping[str, Any], console: Console | None = None) ->
 def _print_part(console: Console, slates: str, checkpoint: str, rows: Sequence[Row], tests: Sequence[Row]) -> None:
     seeds = sorted({seed for row in rows if row["role"] != TRIVIAL for seed in row["seeds"]})
     many = "" if len(seeds) == 1 else "s"
-    console.print(f"\n{slates}, {checkpoint} epoch, {rows[0]['n']:,} rows, {len(seeds)} seed{many}\n")
-    for line in _table(rows, console.width):
-        console.print(line, no_wrap=True, crop=True)
-    console.print("\n* best of the column; [95 % interval]; dim: trivial baselines")
+    console.print(f"\n{slates}, {checkpoint} epoch, {rows[0]['n']:,} rows, {len(seeds)} seed{many}\n", markup=False)
+    _print(console, _summary(rows))
+    console.print("\n* best of the column; [95 % interval]; dim: trivial baselines", markup=False)
     labels = {row["method"]: row["label"] for row in rows}
     pairs = [test for test in tests if test["against_base"]]
-    if pairs:
-        console.print("\n+ SIRIUS against its base, HR@1 on the same rows (paired test, p by Holm)")
-    wide = max((len(labels[test["against"]]) for test in pairs), default=0)
+    if not pairs:
+        return
+    console.print("\n+ SIRIUS against its base, HR@1 on the same rows (paired test, p by Holm)")
+    table = _table(["base", "difference", "95 %", "p", "decision"], ("base", "95 %", "p", "decision"))
+    table.show_header = False
     for test in pairs:
-        console.print(_pair(test, labels[test["against"]].ljust(wide)), soft_wrap=True)
+        p = "p < 0.001" if test["p_holm"] < 0.001 else f"p = {test['p_holm']:.3f}"
+        interval = _interval(test["low"], test["high"], "+")
+        cells = (f"{test['difference']:+.3f}", interval, p, decision(test))
+        table.add_row(_label(labels[test["against"]]), *map(Text, cells))
+    _print(console, table)
 
 
-def _table(rows: Sequence[Row], width: int) -> list[Text]:
-    """Fixed columns; only a label gives way where the terminal is narrow."""
+def _summary(rows: Sequence[Row]) -> Table:
+    """Methods by falling HR@1; a column that no method has is left out."""
     shown = [key for key in _COLUMNS if any(row.get(key) is not None for row in rows)]
     values = {key: [row[key] for row in rows if row.get(key) is not None] for key in shown}
     # Where all are equal none is best.
     best = {key: max(values[key]) if len(set(values[key])) > 1 else None for key in shown}
-    room = max(width - sum(_width(key) + 1 for key in shown), 12)
-    room = min(room, max(len(row["label"]) for row in rows))
-    lines = [Text("method".ljust(room), style="underline")]
-    for key in shown:
-        lines[0].append(" " + f"{_COLUMNS[key]:{'<' if key == 'hr@1' else '>'}{_width(key)}}")
+    headers = ["method", "HR@1", "95 %", *(_COLUMNS[key] for key in shown[1:])]
+    table = _table(headers, headers, gap=1)
     for row in sorted(rows, key=lambda row: (-row["hr@1"], row["label"])):
-        label = row["label"] if len(row["label"]) <= room else row["label"][: room - 1] + "…"
-        line = Text(label.ljust(room), style="dim" if row["role"] == TRIVIAL else "")
-        for key in shown:
-            line.append(" ").append_text(_cell(row, key, best[key]))
-        lines.append(line)
-    return lines
+        cells = [_number(row.get(key), best[key], values[key]) for key in shown]
+        cells.insert(1, Text(_interval(row.get("hr@1_low"), row.get("hr@1_high"))))
+        table.add_row(_label(row["label"]), *cells, style="dim" if row["role"] == TRIVIAL else None)
+    return table
 
 
-def _cell(row: Row, key: str, best: float | None) -> Text:
-    value = row.get(key)
-    width = _width(key)
+def _number(value: float | None, best: float | None, column: Sequence[float]) -> Text:
     if value is None:
-        return Text(" " * width)
-    star = value == best
-    text = f"{value:.3f}{'*' if star else ' '}"
-    if key != "hr@1":
-        return Text(text.rjust(width), style="bold" if star else "")
-    cell = Text(text, style="bold" if star else "")
-    if row.get(f"{key}_low") is not None:
-        cell.append(f" [{row[f'{key}_low']:.3f}, {row[f'{key}_high']:.3f}]", style="not bold")
-    return Text("").append_text(cell).append(" " * (width - len(cell)))
-
-
-def _pair(test: Row, base: str) -> Text:
-    interval = "" if test["low"] is None else f" [{test['low']:+.3f}, {test['high']:+.3f}]"
-    p = "p < 0.001" if test["p_holm"] < 0.001 else f"p = {test['p_holm']:.3f}"
-    return Text(f"{base}  {test['difference']:+.3f}{interval}  {p}  {decision(test)}")
+        return Text("")
+    number = f"{value:.3f}".rjust(max(len(f"{other:.3f}") for other in column))
+    return Text(f"{number}*", style="bold") if value == best else Text(number)
 
 
 def print_diagnostics(diagnostics: Mapping[str, Any], console: Console | None = None) -> None:
@@ -141,28 +150,33 @@ def print_diagnostics(diagnostics: Mapping[str, Any], console: Console | None = 
     more = (("onset", onset_line), ("golden_fit", golden_line), ("influence", influence_line))
     console = console or Console(highlight=False)
     names = [name for name in HEADER if name not in ("method", "verdict")]
-    width = max(map(len, names))
     for method, line in zip(diagnostics["methods"], lines(diagnostics), strict=True):
         entry = dict(zip(HEADER, line, strict=True))
-        console.print(f"\n{entry['method']}: {entry['verdict']}", style="bold")
-        for name in names:
-            console.print(f"  {name:<{width}}  {entry[name]}")
+        console.print(Text(f"\n{entry['method']}: {entry['verdict']}", style="bold"))
+        facts = {name: str(entry[name]) for name in names}
         for key, in_words in more:
             if method in diagnostics.get(key, {}):
-                console.print(f"  {key.replace('_', ' '):<{width}}  {in_words(diagnostics[key][method])}")
+                facts[key.replace("_", " ")] = in_words(diagnostics[key][method])
+        block = Table.grid(padding=(0, 2, 0, 0))
+        block.add_column(no_wrap=True, min_width=max(map(len, names)))
+        for name, value in facts.items():
+            block.add_row(name, Text(value))
+        console.print(Padding(block, (0, 0, 0, 2)))
 
 
 def print_theory(content: Mapping[str, Any], console: Console | None = None) -> None:
     """Areas beside Monte Carlo and the paper's print, Example 1, and the errata."""
     console = console or Console(highlight=False)
     console.print(f"\nArea of the insensitive region, {content['model']}, share of the unit square\n")
-    console.print(Text("     ε  square         area     Monte Carlo         printed", style="underline"))
+    table = _table(["ε", "square", "area", "Monte Carlo", "printed"], ("square",))
     for row in content["areas"]:
-        printed = f"{row['printed']:.3f}" if row["printed"] is not None else ""
-        estimate = f"{row['monte_carlo']:.4f} ± {row['stderr']:.4f}"
-        square = f"({row['coordinates'].replace(',', ', ')})"
-        line = f"{row['epsilon']:6g}  {square}  {row['area']:.4f}  {estimate}  {printed:>9}"
-        console.print(line.rstrip(), soft_wrap=True)
+        cells = [
+            f"{row['epsilon']:g}", f"({row['coordinates'].replace(',', ', ')})", f"{row['area']:.4f}",
+            f"{row['monte_carlo']:.4f} ± {row['stderr']:.4f}",
+            f"{row['printed']:.3f}" if row["printed"] is not None else "",
+        ]  # fmt: skip
+        table.add_row(*map(Text, cells))
+    _print(console, table)
     console.print("\nExample 1 (printed: p_ik 0.04, derivative 0.19)\n")
     for row in content["example1"]:
         rewards = ", ".join(f"{r:g}" for r in row["rewards"])
@@ -172,8 +186,9 @@ def print_theory(content: Mapping[str, Any], console: Console | None = None) -> 
     console.print("\nWhat does not hold as the paper prints it (Bradley–Terry; docs/theory.md explains each)\n")
     for item in content["errata"]:
         console.print(Text(item["where"], style="bold"))
+        block = Table.grid(padding=(0, 1, 0, 0))
+        block.add_column(justify="right", no_wrap=True, min_width=7)
         for part in ("says", "holds", "check"):
-            line = Text(f"{part:>6}: {item[part]}")
-            for number, piece in enumerate(line.wrap(console, max(console.width - 8, 40))):
-                console.print(piece if number == 0 else Text("        ") + piece)
+            block.add_row(f"{part}:", Text(item[part]))
+        console.print(block)
         console.print()

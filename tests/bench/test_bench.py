@@ -71,7 +71,7 @@ def test_the_count_of_packed_operations_is_what_torch_counts() -> None:
 
 
 def test_the_count_of_attention_is_what_its_calls_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several pieces with columns left out between: queries × keys of the real calls, causal ones as a triangle."""
+    """Several chunks with columns left out between: queries × keys of the real calls, causal ones as a triangle."""
     from transformers.integrations import sdpa_attention
 
     pairs: list[int] = []
@@ -88,7 +88,7 @@ def test_the_count_of_attention_is_what_its_calls_are_given(monkeypatch: pytest.
     with torch.no_grad():
         SCORERS["packed"](model, rows, PAD)
     batch = pack(rows, PAD)
-    assert any(piece.back > batch.prompt_end for piece in batch.pieces)
+    assert any(chunk.back > batch.prompt_end for chunk in batch.chunks)
     dense = flops._dense(TINY_SHAPE, batch.input_ids_BT.numel(), int(batch.keep_BT.sum()))
     assert sum(pairs) == (flops.packed(TINY_SHAPE, rows) - dense) // (4 * TINY_SHAPE.hidden)
 

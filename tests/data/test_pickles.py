@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import random
+import tracemalloc
 import warnings
 from pathlib import Path
 from typing import Any
@@ -78,10 +79,110 @@ def number(value: int) -> bytes:
     return b"J" + value.to_bytes(4, "little")
 
 
-def array_of(data: bytes) -> bytes:
-    dtype = called("numpy.dtype", b"(" + text_of("i8") + b"t")
-    state = b"(" + number(1) + b"(" + number(1 << 20) + b"t" + dtype + b"\x89" + data + b"t"
+def list_of(*values: bytes) -> bytes:
+    return b"](" + b"".join(values) + b"e"
+
+
+def array_of(data: bytes, *shape: int, kind: str = "i8") -> bytes:
+    dtype = called("numpy.dtype", b"(" + text_of(kind) + b"t")
+    lengths = b"".join(map(number, shape))
+    state = b"(" + number(1) + b"(" + lengths + b"t" + dtype + b"\x89" + data + b"t"
     return called("numpy.core.multiarray._reconstruct", b"(t", state)
+
+
+def frame_of(names: list[str], *blocks: bytes) -> bytes:
+    """A table of these columns, as pandas writes it."""
+    labels = array_of(list_of(*map(text_of, names)), len(names), kind="O")
+    index = called("pandas.core.indexes.base._new_Index", b"(N}" + text_of("data") + labels + b"st")
+    manager = called("pandas.core.internals.managers.BlockManager", b"((" + b"".join(blocks) + b"t]" + index + b"at")
+    return called("pandas.core.frame.DataFrame", b")", b"}" + text_of("_mgr") + manager + b"s") + b"."
+
+
+def block_of(cells: bytes, first: int = 0, count: int = 1) -> bytes:
+    where = called("builtins.slice", b"(" + number(first) + number(first + count) + b"t")
+    return called("pandas._libs.internals._unpickle_block", b"(" + cells + where + b"t")
+
+
+def object_column(cell: bytes) -> bytes:
+    """A table of one cell."""
+    return frame_of(["x"], block_of(array_of(list_of(cell), 1, 1, kind="O")))
+
+
+def test_a_table_by_hand(tmp_path: Path) -> None:
+    """What the next tests change is a table without the change."""
+    file = tmp_path / "x.df"
+    numbers = b"C\x10" + (1).to_bytes(8, "little") + (2).to_bytes(8, "little")
+    file.write_bytes(frame_of(["x"], block_of(array_of(numbers, 1, 2))))
+    assert read_frame(file) == {"x": [1, 2]}
+    file.write_bytes(object_column(list_of(number(3), b"N", text_of("four"))))
+    assert read_frame(file) == {"x": [[3, None, "four"]]}
+
+
+SHARED = b"](" + b"K\x01" * 4000 + b"eq\x00"  # a list of 4,000 numbers, kept as number 0
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        # 4,000 times the list of 4,000
+        (object_column(SHARED + b"0" + list_of(b"h\x00" * 4000)), "grow far beyond the size of the file"),
+        # a list of itself; lists ever deeper
+        (object_column(b"]q\x00h\x00a"), "nested deeper than 4"),
+        (object_column(b"]" * 9 + b"a" * 8), "nested deeper than 4"),
+        (object_column(called("numpy.ndarray", b")")), "a cell holds Recorder"),
+        # 2^60 steps to the hash of 60 pairs of the same
+        (b"}K\x01K\x01\x86" + b"2\x86" * 60 + b"Ns.", "a key that is not text"),
+        (b"}(K\x01K\x01\x86" + b"2\x86" * 60 + b"Nu.", "a key that is not text"),
+        (b"(K\x01K\x01\x86" + b"2\x86" * 60 + b"Nd.", "a key that is not text"),
+        (called("numpy.dtype", b"K\x01K\x01\x86" + b"2\x86" * 60 + b"\x85") + b".", "it holds numpy.dtype"),
+        (
+            frame_of(
+                ["x"], block_of(array_of(b"C\x00", 1, 1).replace(b"X\x02\x00\x00\x00i8", b"K\x01" + b"2\x86" * 60))
+            ),
+            "neither numbers nor objects",
+        ),
+        # lengths that are announced and not there: 4 GB of bytes, 1 GB and 16 EB of a bytearray
+        (b"\x80\x05B\xff\xff\xff\xffabc", "damaged"),
+        (b"\x80\x05\x96\x00\x00\x00\x40\x00\x00\x00\x00abc", "damaged"),
+        (b"\x80\x05\x96\xff\xff\xff\xff\xff\xff\xff\xffabc", "damaged"),
+        # one text of 4,000 letters made bytes 1,000 times
+        (
+            b"c_codecs\nencode\nq\x010"
+            + text_of("x" * 4000)
+            + text_of("latin1")
+            + b"\x86q\x000"
+            + b"h\x01h\x00R" * 1000,
+            "grow far beyond the size of the file",
+        ),
+        # arguments are copied for each call
+        (SHARED + b"0cnumpy\nndarray\nh\x00R.", "a call with 4000 arguments"),
+        # 4,000 columns of the same 4,000 numbers
+        (
+            frame_of(
+                [f"c{k}" for k in range(4000)],
+                array_of(b"B" + (4000).to_bytes(4, "little") + bytes(4000), 1, 4000, kind="i1") + b"q\x000",
+                *(block_of(b"h\x00", k) for k in range(4000)),
+            ),
+            "grow far beyond the size of the file",
+        ),
+        # attributes of what stands for a class
+        (b"cnumpy\nndarray\n}" + text_of("args") + b"Nsb.", "type is given a state"),
+        (b"c_codecs\nencode\nN}" + text_of("args") + b"Ns\x86b.", "method is given a state"),
+        (b"]" * 200_000 + b"a" * 199_999 + b".", "it holds list"),
+    ],
+)
+def test_a_small_file_cannot_take_much_memory_or_time(tmp_path: Path, content: bytes, message: str) -> None:
+    file = tmp_path / "x.df"
+    file.write_bytes(content)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=message) as caught:
+            read_frame(file)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert "\n" not in str(caught.value)
+    assert peak < 1 << 20 or peak < 200 * len(content)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +190,10 @@ def array_of(data: bytes) -> bytes:
     [
         (number(1) + number(2), "'int' object has no attribute 'get'"),
         # bytes(8 << 20) would be a column of a million zeros out of four bytes
-        (number(1) + b"}" + text_of("data") + array_of(number(8 << 20)) + b"s", "the entries of an array are int"),
+        (
+            number(1) + b"}" + text_of("data") + array_of(number(8 << 20), 1 << 20) + b"s",
+            "the entries of an array are int",
+        ),
     ],
 )
 def test_calls_with_other_arguments_than_pandas_gives(tmp_path: Path, index_args: bytes, message: str) -> None:

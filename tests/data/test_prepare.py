@@ -146,9 +146,7 @@ def test_nothing_is_left_of_a_failed_run(table: Path, tmp_path: Path, monkeypatc
     before = sorted(tmp_path.iterdir())
     with pytest.raises(DataError, match="use a smaller size"):
         small(table, tmp_path / "out", slates=(SlateOptions(size=10),))
-    monkeypatch.setattr(
-        "sirius_rec.data.store.os.rename", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left"))
-    )
+    monkeypatch.setattr("sirius_rec.atomic.os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
     with pytest.raises(RunError, match="No space left"):
         small(table, tmp_path / "out")
     assert sorted(tmp_path.iterdir()) == before

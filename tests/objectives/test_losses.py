@@ -379,3 +379,37 @@ def test_what_an_objective_needs() -> None:
     assert build_objective("softmax_dpo_all").needs_slate
     assert build_objective("simpo_no_ln_sirius_slate").needs_slate
     assert not build_objective("softmax_dpo_sirius").needs_slate
+
+
+BASES = {
+    "dpo_sirius": "dpo",
+    "softmax_dpo_sirius": "softmax_dpo",
+    "simpo_sirius": "simpo",
+    "simpo_no_ln_sirius": "simpo_no_ln",
+    "simpo_no_ln_sirius_slate": "simpo_no_ln",
+}
+
+
+def test_every_anchored_preset_has_its_base_among_the_presets() -> None:
+    """Of all pairs of presets exactly these: `sft` and `softmax_dpo_all` are the base of none."""
+    built = {name: build_objective(name) for name in LOSSES}
+    assert {(b, a) for a in built for b in built if built[b].is_base_of(built[a])} == {(b, a) for a, b in BASES.items()}
+    assert set(BASES) == {name for name, objective in built.items() if objective.anchor != "none"}
+
+
+def test_a_base_is_the_same_in_all_but_the_anchor() -> None:
+    base = build_objective("simpo", beta=2.0)
+    anchored = build_objective("simpo_sirius", beta=2.0, anchor_constant=10.0)
+    assert anchored.base() == base == base.base()
+    assert base.is_base_of(anchored) and base.is_base_of(build_objective("simpo", beta=2.0, anchor="slate"))
+    # an anchor's number without an anchor changes nothing
+    assert build_objective("simpo", beta=2.0, anchor_margin=3.0).is_base_of(anchored)
+    for other in ({"beta": 1.0}, {"gamma": 0.4}, {"comparison": "softmax"}, {"negatives": 2}, {"nll_weight": 1.0}):
+        assert not build_objective("simpo", **{"beta": 2.0, **other}).is_base_of(anchored)
+    assert not anchored.is_base_of(base) and not base.is_base_of(base) and not anchored.is_base_of(anchored)
+
+
+def test_an_anchor_alone_has_no_base() -> None:
+    alone = Objective(reward="simpo", comparison="none", anchor="constant")
+    assert alone.base() is None
+    assert not any(build_objective(name).is_base_of(alone) for name in LOSSES)

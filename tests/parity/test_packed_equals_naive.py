@@ -19,7 +19,7 @@ from sirius_rec.scoring import rows as rows_module
 from sirius_rec.scoring.masks import SUPPORTED
 from sirius_rec.scoring.naive import naive_logps
 from sirius_rec.scoring.rows import PromptCompletions, pack
-from sirius_rec.scoring.split import SPLIT, register
+from sirius_rec.scoring.tree_attention import TREE_ATTENTION, register
 
 VOCAB = 61
 CPU = torch.device("cpu")
@@ -74,14 +74,17 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
 # transformers has no sdpa for Gemma-2 (its logits are capped inside the attention).
 EAGER_ONLY = {"gemma2-window"}
 CASES = [
-    (name, a) for name in ARCHITECTURES for a in ("sdpa", "eager", SPLIT) if a == "eager" or name not in EAGER_ONLY
+    (name, a)
+    for name in ARCHITECTURES
+    for a in ("sdpa", "eager", TREE_ATTENTION)
+    if a == "eager" or name not in EAGER_ONLY
 ]
 
 
 @pytest.fixture(autouse=True)
 def calls(monkeypatch: pytest.MonkeyPatch) -> set[tuple[int, int]]:
-    """Pieces so narrow that these short rows are cut, candidates too; (queries, keys) of sdpa's calls."""
-    monkeypatch.setattr(rows_module, "PIECE", 4)
+    """Chunks so narrow that these short rows are cut, candidates too; (queries, keys) of sdpa's calls."""
+    monkeypatch.setattr(rows_module, "CHUNK", 4)
     seen: set[tuple[int, int]] = set()
     original = sdpa_attention.sdpa_attention_forward
 
@@ -93,12 +96,12 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> set[tuple[int, int]]:
     return seen
 
 
-def assert_in_pieces(calls: set[tuple[int, int]]) -> None:
-    """Every piece was a call that left out what lies between the prompts and its own candidates."""
+def assert_in_chunks(calls: set[tuple[int, int]]) -> None:
+    """Every chunk was a call that left out what lies between the prompts and its own candidates."""
     batch = pack(random_rows(), 0)
-    assert any(batch.prompt_end < piece.back < piece.first for piece in batch.pieces)
-    for piece in batch.pieces:
-        assert (piece.end - piece.first, min(batch.prompt_end, piece.back) + piece.end - piece.back) in calls
+    assert any(batch.prompt_end < chunk.back < chunk.first for chunk in batch.chunks)
+    for chunk in batch.chunks:
+        assert (chunk.end - chunk.first, min(batch.prompt_end, chunk.back) + chunk.end - chunk.back) in calls
 
 
 def build(name: str, attention: str | None = None, lora: bool = False) -> Any:
@@ -162,8 +165,8 @@ def test_every_supported_architecture_is_covered() -> None:
 @pytest.mark.parametrize(("name", "attention"), CASES)
 def test_log_probs_and_gradients(name: str, attention: str, lora: bool, calls: set[tuple[int, int]]) -> None:
     assert_parity(build(name, attention, lora), random_rows())
-    if attention == SPLIT and name not in ("mistral-window", "phi3-window"):  # which have no full attention
-        assert_in_pieces(calls)
+    if attention == TREE_ATTENTION and name not in ("mistral-window", "phi3-window"):  # which have no full attention
+        assert_in_chunks(calls)
 
 
 @pytest.mark.parametrize("name", [n for n in ARCHITECTURES if n.endswith("-window")])
@@ -184,7 +187,7 @@ def test_the_window_is_really_shorter_than_the_rows(name: str) -> None:
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("reentrant", [False, True], ids=["non-reentrant", "reentrant"])
-@pytest.mark.parametrize("attention", ["sdpa", SPLIT])
+@pytest.mark.parametrize("attention", ["sdpa", TREE_ATTENTION])
 def test_gradient_checkpointing(attention: str, lora: bool, reentrant: bool, calls: set[tuple[int, int]]) -> None:
     """Checkpointing acts in train mode only; these models have no dropout."""
     model = build("llama", attention, lora)
@@ -193,8 +196,8 @@ def test_gradient_checkpointing(attention: str, lora: bool, reentrant: bool, cal
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
     model.train()
     assert_parity(model, random_rows())
-    if attention == SPLIT:
-        assert_in_pieces(calls)
+    if attention == TREE_ATTENTION:
+        assert_in_chunks(calls)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2-window", "mistral-window"])

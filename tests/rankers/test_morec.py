@@ -12,9 +12,9 @@ import torch
 from sirius_rec.errors import ConfigError, DataError, RunError
 from sirius_rec.evaluation.metrics import per_example
 from sirius_rec.rankers.sequential.losses import LOSSES
-from sirius_rec.rankers.sequential.morec import MoRecOptions, MoRecRanker, load_encoder, mean_over_tokens, morec_options
+from sirius_rec.rankers.sequential.morec import MoRecRanker, load_encoder, mean_over_tokens
 from sirius_rec.rankers.sequential.networks import SASRec
-from sirius_rec.rankers.sequential.options import PRESETS, TUNED
+from sirius_rec.rankers.sequential.options import PRESETS, TUNED, MoRecOptions, morec_options
 from sirius_rec.rankers.sequential.ranker import Validation
 
 COLOURS, THINGS = ("red", "green", "blue", "black"), ("fox", "house", "river", "stone", "lamp", "moon")
@@ -189,7 +189,7 @@ def test_refusals(bert: Path) -> None:
         options(tune=False)
     with pytest.raises(ConfigError, match="encodes every title in every step: use shared_softmax"):
         options(loss="full_softmax")
-    with pytest.raises(ConfigError, match="unknown option 'encodr' of morec: choose from"):
+    with pytest.raises(ConfigError, match="unknown option 'encodr' of morec, did you mean 'encoder'"):
         options(encodr="x")
     with pytest.raises(ConfigError, match="encoder '/no/such/encoder': no such folder: name a local") as caught:
         MoRecRanker(options(encoder="/no/such/encoder"), TITLES).fit(world(5, 0), N)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,13 +13,12 @@ import torch.nn.functional as F
 
 from sirius_rec.errors import ConfigError, DataError, RunError, ScoringError
 from sirius_rec.evaluation.metrics import per_example
+from sirius_rec.rankers.sequential.chunks import chunks, windows
 from sirius_rec.rankers.sequential.losses import LOSSES
-from sirius_rec.rankers.sequential.networks import GRU4Rec, SASRec, _over_windows
-from sirius_rec.rankers.sequential.options import PRESETS, TUNED, SequentialOptions, with_options
-from sirius_rec.rankers.sequential.pieces import pieces, windows
+from sirius_rec.rankers.sequential.networks import NETWORKS, GRU4Rec, SASRec, _over_windows
+from sirius_rec.rankers.sequential.options import PRESETS, TUNED, MoRecOptions, SequentialOptions, with_options
 from sirius_rec.rankers.sequential.ranker import UNSEEN, SequentialRanker, Validation, build_network
 
-NETWORKS = ("sasrec", "gru4rec", "caser")
 N_ITEMS = 24
 
 
@@ -172,7 +172,7 @@ def _by_hand(network: torch.nn.Module, items: list[int]) -> torch.Tensor:
 def test_a_state_is_the_one_by_hand_whatever_padding_stands_before(kind: str) -> None:
     torch.manual_seed(0)
     layers = {"sasrec": 2, "gru4rec": 1}[kind]
-    network = build_network(SequentialOptions(kind, dimension=8, length=6, layers=layers), 10).eval()
+    network = build_network(SequentialOptions(network=kind, dimension=8, length=6, layers=layers), 10).eval()
     with torch.no_grad():
         for weight in network.parameters():  # biases too: they are what moves a state over padding
             weight.normal_(std=0.5)
@@ -185,14 +185,14 @@ def test_a_state_is_the_one_by_hand_whatever_padding_stands_before(kind: str) ->
 
 def test_sasrec_does_not_look_ahead() -> None:
     torch.manual_seed(0)
-    network = build_network(SequentialOptions("sasrec", dimension=8, length=5), 10).eval()
+    network = build_network(SequentialOptions(network="sasrec", dimension=8, length=5), 10).eval()
     a, b = torch.tensor([[10, 1, 2, 3, 4]]), torch.tensor([[10, 1, 2, 9, 9]])
     states = [network(items)[0] for items in (a, b)]
     torch.testing.assert_close(states[0][1:3], states[1][1:3])
     assert not torch.allclose(states[0][3], states[1][3])
 
 
-@pytest.mark.parametrize("make", [pieces, windows])
+@pytest.mark.parametrize("make", [chunks, windows])
 def test_every_item_but_the_first_is_a_target_once(make: object) -> None:
     rng = np.random.default_rng(0)
     sequences = [np.arange(n) for n in (2, 3, 9, 30)]
@@ -201,12 +201,12 @@ def test_every_item_but_the_first_is_a_target_once(make: object) -> None:
         assert sorted(targets[targets >= 0].tolist()) == sorted(i for n in (2, 3, 9, 30) for i in range(1, n))
         assert inputs.shape[1] == 4
         # the newest input of every target is the item before it
-        last = inputs if make is pieces else inputs[:, -1:]
+        last = inputs if make is chunks else inputs[:, -1:]
         assert (last[targets >= 0] == targets[targets >= 0] - 1).all()
 
 
 def test_a_window_of_its_own_is_the_whole_history_of_its_target() -> None:
-    """Short histories: a piece's states and the windows' last ones are the same states, so the loss is the same."""
+    """Short histories: a chunk's states and the windows' last ones are the same states, so the loss is the same."""
     sequences = [np.array([3, 8]), np.array([1, 6, 11, 16]), np.array([7, 12, 17])]
     still = {"length": 400, "dropout": 0.0, "learning_rate": 1e-12, "epochs": 1, "batch_size": 64}
     losses = [
@@ -225,7 +225,7 @@ def test_windows_learn_the_rule() -> None:
 def test_losses_by_hand() -> None:
     """Two items drawn, with the draws looked up; scores over the catalogue are state @ embedding + bias."""
     torch.manual_seed(0)
-    network = build_network(SequentialOptions("gru4rec", dimension=4, heads=1), 6)
+    network = build_network(SequentialOptions(network="gru4rec", dimension=4, heads=1), 6)
     with torch.no_grad():
         network.bias.copy_(torch.arange(6) / 10)
     state, target = torch.randn(3, 4), torch.tensor([0, 4, 2])
@@ -301,7 +301,7 @@ def test_the_optimiser_is_the_one_asked_for(decoupled: bool, monkeypatch: pytest
     assert made == [("AdamW" if decoupled else "Adam", 0.3)]
 
 
-@pytest.mark.parametrize("make", [pieces, windows])
+@pytest.mark.parametrize("make", [chunks, windows])
 def test_shuffled_histories_keep_their_items_and_lose_their_order(make: object) -> None:
     cut = lambda shuffle: make([np.arange(9)], 20, np.random.default_rng(0), shuffle)  # type: ignore[operator]  # noqa: E731
     whole = [np.append(inputs[-1], targets[-1, -1]) for inputs, targets in (cut(False), cut(True))]
@@ -329,22 +329,22 @@ def test_an_empty_slate_has_no_scores(fitted: SequentialRanker) -> None:
 
 def test_refusals() -> None:
     for changes, message in (
-        ({"loss": "hinge"}, "unknown loss 'hinge'"),
-        ({"network": "bert"}, "unknown network 'bert'"),
+        ({"loss": "hinge"}, "loss: must be 'full_softmax'.*, got 'hinge'"),
+        ({"network": "bert"}, "network: must be 'sasrec', 'gru4rec' or 'caser', got 'bert'"),
         ({"heads": 3}, "not a multiple of heads"),
-        ({"dropout": 1.0}, "dropout must lie"),
-        ({"epochs": 0}, "epochs must be at least 1"),
+        ({"dropout": 1.0}, "dropout: must be below 1"),
+        ({"epochs": 0}, "epochs: must be at least 1"),
         ({"width": 3}, "unknown option 'width'"),
-        ({"epochs": "ten"}, "epochs must be a whole number, got 'ten'"),
-        ({"epochs": 1.5}, "epochs must be a whole number"),
-        ({"length": True}, "length must be a whole number"),
-        ({"dropout": "a"}, "dropout must be a number, got 'a'"),
-        ({"weight_decay": float("inf")}, "weight_decay must be a number, got inf"),
-        ({"learning_rate": True}, "learning_rate must be a number"),
-        ({"windows": "false"}, "windows must be true or false, got 'false'"),
-        ({"loss": 3}, "loss must be text"),
-        ({"weight_decays": 0.1}, "weight_decays must be a list of numbers"),
-        ({"weight_decays": [0.1, -1]}, "weight_decay not negative"),
+        ({"epochs": "ten"}, "epochs: must be a whole number, got 'ten'"),
+        ({"epochs": 1.5}, "epochs: must be a whole number"),
+        ({"length": True}, "length: must be a whole number"),
+        ({"dropout": "a"}, "dropout: must be a number, got 'a'"),
+        ({"weight_decay": float("inf")}, "weight_decay: must be a finite number, got inf"),
+        ({"learning_rate": True}, "learning_rate: must be a number"),
+        ({"windows": "false"}, "windows: must be true or false, got 'false'"),
+        ({"loss": 3}, "loss: must be .*, got 3"),
+        ({"weight_decays": 0.1}, "weight_decays: must be a list"),
+        ({"weight_decays": [0.1, -1]}, "weight_decays.1: must be at least 0, got -1"),
         ({"weight_decays": [0.1], "weight_decay": 0.2}, "weight_decay and weight_decays: give one"),
     ):
         with pytest.raises(ConfigError, match=message):
@@ -377,7 +377,7 @@ def test_refusals() -> None:
     ids=["sasrec", "gru4rec", "caser"],
 )
 def test_a_stopped_fit_goes_on_to_the_same_weights(options: SequentialOptions, tmp_path: Path) -> None:
-    """Weights, moments, the order of pieces, dropout and negatives: all streams are taken up where they were."""
+    """Weights, moments, the order of chunks, dropout and negatives: all streams are taken up where they were."""
     world, validation = planted(40, 0), slates(planted(20, 1))
     whole = SequentialRanker(options, seed=3).fit(world, N_ITEMS, validation)
     keep = tmp_path / "unfinished.pt"
@@ -404,3 +404,11 @@ def test_a_stopped_fit_goes_on_to_the_same_weights(options: SequentialOptions, t
     keep.write_bytes(keep.read_bytes()[:100])
     with pytest.raises(RunError, match=r"unfinished.pt: cannot be read: delete it"):
         SequentialRanker(options, seed=4).fit(world, N_ITEMS, validation, keep=keep)
+
+
+def test_the_options_name_every_network_and_loss() -> None:
+    """They stand there as literals, so that a configuration can be read without torch."""
+    fields = SequentialOptions.model_fields
+    assert get_args(fields["network"].annotation) == tuple(NETWORKS)
+    for kind in (SequentialOptions, MoRecOptions):
+        assert get_args(kind.model_fields["loss"].annotation) == tuple(LOSSES)

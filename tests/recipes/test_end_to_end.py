@@ -22,8 +22,8 @@ from sirius_rec import cli
 from sirius_rec.data.store import open_dataset
 from sirius_rec.errors import SiriusError
 from sirius_rec.evaluation.results import read_results
-from sirius_rec.recipes.methods.closed_form import TRIVIAL
 from sirius_rec.evaluation.tables import read_tables
+from sirius_rec.recipes.methods.closed_form import TRIVIAL
 from sirius_rec.training.checkpoints import mark_complete
 from sirius_rec.training.held_out import read_held_out
 from sirius_rec.training.metrics_log import read_metrics
@@ -105,7 +105,9 @@ def test_the_run_folder(whole: Path) -> None:
 def test_results(whole: Path) -> None:
     results = read_results(whole / "results.json")
     rows = open_dataset(whole / "data").examples("test").height
-    assert {(row["method"], row["n"]) for row in results["summary"]} == {(m, rows) for m in ("sft", *ARMS, *TRIVIAL_KEYS)}
+    assert {(row["method"], row["n"]) for row in results["summary"]} == {
+        (m, rows) for m in ("sft", *ARMS, *TRIVIAL_KEYS)
+    }
     for row in results["rows"]:
         assert 0 <= row["hr@1_low"] <= row["hr@1"] <= row["hr@1_high"] <= 1
         assert row["n_generated"] == (None if row["method"] in TRIVIAL_KEYS else 20)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from sirius_rec.atomic import write_json
 from sirius_rec.config import Config
 from sirius_rec.errors import ConfigError, RunError
 from sirius_rec.recipes.adoption import adopt, open_run
-from sirius_rec.recipes.run_folder import write_json
 
 Mini = Callable[..., Config]
 

@@ -14,7 +14,7 @@ from sirius_rec.scoring import attention, packed
 from sirius_rec.scoring import rows as rows_module
 from sirius_rec.scoring.attention import probe_attention
 from sirius_rec.scoring.rows import PromptCompletions, pack
-from sirius_rec.scoring.split import SPLIT
+from sirius_rec.scoring.tree_attention import TREE_ATTENTION
 
 ROWS = [PromptCompletions([5, 6, 7, 8, 9], [[11, 12, 2], [13, 2]]), PromptCompletions([5, 6], [[11, 2], [14, 15, 2]])]
 
@@ -51,7 +51,7 @@ def test_flex_has_no_backward_pass_on_a_cpu(model: Any) -> None:
     """So the probe says why and stays with sdpa; where nothing is trained, flex may be timed."""
     with torch.compiler.set_stance("force_eager"):
         probe = probe_attention(model, ROWS, 0)
-        assert probe.chosen in ("sdpa", SPLIT)
+        assert probe.chosen in ("sdpa", TREE_ATTENTION)
         assert "backward" in probe.refused["flex_attention"]
         assert model.config._attn_implementation == probe.chosen
         model.requires_grad_(False)
@@ -87,14 +87,14 @@ def test_wrong_gradients_are_refused(model: Any, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("width", [2, 96])
-def test_the_prompts_columns_take_no_mask_and_the_rest_goes_in_pieces(
+def test_the_prompts_columns_take_no_mask_and_the_rest_goes_in_chunks(
     model: Any, monkeypatch: pytest.MonkeyPatch, width: int
 ) -> None:
     """Both rows are prompt in the first two columns; values and gradients are those of one masked call."""
     one = packed.packed_logps(model, pack(ROWS, 0))
     expected = torch.autograd.grad(one.sum(), list(model.parameters()))
-    assert attention.use_split(model) == SPLIT
-    monkeypatch.setattr(rows_module, "PIECE", width)
+    assert attention.use_tree_attention(model) == TREE_ATTENTION
+    monkeypatch.setattr(rows_module, "CHUNK", width)
     calls: list[tuple[int, int, bool]] = []
     original = sdpa_attention.sdpa_attention_forward
 
@@ -104,38 +104,38 @@ def test_the_prompts_columns_take_no_mask_and_the_rest_goes_in_pieces(
 
     monkeypatch.setattr(sdpa_attention, "sdpa_attention_forward", seen)
     batch = pack(ROWS, 0)
-    pieces = packed.packed_logps(model, batch)
+    chunks = packed.packed_logps(model, batch)
     # Rows of 5 + 3 and 2 + 3 columns: 8 and 5 wide. In two layers.
     rest = [(2, 4, False), (2, 6, False), (2, 8, False)] if width == 2 else [(6, 8, False)]
     assert calls == [(2, 2, True), *rest] * 2
-    torch.testing.assert_close(pieces, one, atol=1e-5, rtol=1e-5)
-    for mine, their in zip(torch.autograd.grad(pieces.sum(), list(model.parameters())), expected, strict=True):
+    torch.testing.assert_close(chunks, one, atol=1e-5, rtol=1e-5)
+    for mine, their in zip(torch.autograd.grad(chunks.sum(), list(model.parameters())), expected, strict=True):
         torch.testing.assert_close(mine, their, atol=1e-4, rtol=1e-4)
 
 
 def test_a_mask_that_lost_its_pieces_is_taken_whole(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """As it would be if a wrapper copied its inputs."""
-    monkeypatch.setattr(rows_module, "PIECE", 2)
+    monkeypatch.setattr(rows_module, "CHUNK", 2)
     batch = pack(ROWS, 0)
-    assert len(batch.pieces) > 1
-    attention.use_split(model)
-    with_pieces = packed.packed_logps(model, batch)
-    cut = packed.in_pieces
-    monkeypatch.setattr(packed, "in_pieces", lambda *args: cut(*args).clone())
-    torch.testing.assert_close(packed.packed_logps(model, batch), with_pieces, atol=1e-5, rtol=1e-5)
+    assert len(batch.chunks) > 1
+    attention.use_tree_attention(model)
+    with_chunks = packed.packed_logps(model, batch)
+    cut = packed.in_chunks
+    monkeypatch.setattr(packed, "in_chunks", lambda *args: cut(*args).clone())
+    torch.testing.assert_close(packed.packed_logps(model, batch), with_chunks, atol=1e-5, rtol=1e-5)
 
 
 def test_in_parts_where_every_candidate_is_one_token(model: Any) -> None:
     """No column behind the prompt: nothing is left to mask."""
     rows = [PromptCompletions([5, 6, 7], [[2]]), PromptCompletions([5, 6, 8], [[2]])]
     one = packed.packed_logps(model, pack(rows, 0))
-    attention.use_split(model)
+    attention.use_tree_attention(model)
     torch.testing.assert_close(packed.packed_logps(model, pack(rows, 0)), one)
 
 
 def test_only_sdpa_is_put_on_parts(model: Any) -> None:
     model.set_attn_implementation("eager")
-    assert attention.use_split(model) == "eager"
+    assert attention.use_tree_attention(model) == "eager"
 
 
 @pytest.mark.gpu

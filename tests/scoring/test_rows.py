@@ -88,9 +88,9 @@ def test_a_batch_needs_rows() -> None:
 
 
 def test_pieces_give_every_column_all_that_it_may_see(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against the tree mask: what a piece leaves out is masked in every row, and the pieces are all columns but the
+    """Against the tree mask: what a chunk leaves out is masked in every row, and the chunks are all columns but the
     first, in order; candidates cut by a border, whole prompts between, rows of very different lengths."""
-    monkeypatch.setattr(rows, "PIECE", 4)
+    monkeypatch.setattr(rows, "CHUNK", 4)
     rng = np.random.default_rng(0)
     for _ in range(50):
         texts = [
@@ -102,13 +102,13 @@ def test_pieces_give_every_column_all_that_it_may_see(monkeypatch: pytest.Monkey
         batch = rows.pack(texts, 0)
         segment_BT = batch.segment_BT
         width = segment_BT.shape[1]
-        columns = [c for piece in batch.pieces for c in range(piece.first, piece.end)]
+        columns = [c for chunk in batch.chunks for c in range(chunk.first, chunk.end)]
         assert columns == list(range(batch.n_prompt, width))
-        assert all(piece.end - piece.first <= 6 for piece in batch.pieces)
-        for piece in batch.pieces:
-            given = {*range(batch.prompt_end), *range(piece.back, piece.end)}
+        assert all(chunk.end - chunk.first <= 6 for chunk in batch.chunks)
+        for chunk in batch.chunks:
+            given = {*range(batch.prompt_end), *range(chunk.back, chunk.end)}
             for segment_T in segment_BT.tolist():
-                for query in range(piece.first, piece.end):
+                for query in range(chunk.first, chunk.end):
                     if segment_T[query] != rows.PAD_SEGMENT:
                         sees = {k for k in range(query + 1) if segment_T[k] in (rows.PROMPT_SEGMENT, segment_T[query])}
                         assert sees <= given

@@ -51,7 +51,7 @@ def test_nan_reference_is_named_as_the_cause(build: Build) -> None:
 
 def test_an_overflowing_loss_is_named_as_the_cause(build: Build) -> None:
     with pytest.raises(TrainingError, match="the loss overflowed: lower beta or the learning rate"):
-        build(loss="simpo_no_ln_sirius", filter_negatives=False, beta=1e38).train()
+        build(loss="simpo_no_ln_sirius", filter=False, beta=1e38).train()
 
 
 def test_nan_gradients_of_a_finite_loss_are_never_saved(build: Build, tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_impossible_requests_are_refused_before_training(build: Build) -> None:
     with pytest.raises(ConfigError, match="unknown loss 'dppo', did you mean 'dpo'"):
         build(loss="dppo")
     with pytest.raises(ConfigError, match="9 negatives were asked for, but a record has only 4"):
-        build(num_negatives=9)
+        build(negatives=9)
     with pytest.raises(PromptError, match="12 of 12 prompts with their longest completion exceed"):
         build(max_length=5)
     with pytest.raises(PromptError, match="2 of 2 prompts"):

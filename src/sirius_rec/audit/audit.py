@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
+from sirius_rec import atomic
 from sirius_rec.audit import channels, contamination, floors, order
 from sirius_rec.audit.companions import companions
 from sirius_rec.audit.evidence import ALPHA, CLEAN, LEAK, MIN_EFFECT, Evidence, bootstraps, interval, judge, worst
@@ -226,14 +226,10 @@ def _entry(one: Evidence, slates: SlateSet, plans: list[GroupBootstrap], seed: i
 
 
 def _write(path: Path, result: dict[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(json.dumps(result, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        atomic.write_text(path, json.dumps(result, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
     except OSError as error:
         raise RunError(f"{path}: cannot be written ({error.strerror}); the folder must be writable") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_audit(folder: Path | str) -> dict[str, Any] | None:

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from sirius_rec import atomic
 from sirius_rec.bench import flops
 from sirius_rec.bench.material import CPU_SHAPE, LLAMA_2_7B, PAD, Shape, build_model, random_rows
 from sirius_rec.bench.rivals import SCORERS
 from sirius_rec.bench.timing import interleaved
-from sirius_rec.scoring.attention import use_split
+from sirius_rec.scoring.attention import use_tree_attention
 from sirius_rec.scoring.rows import PromptCompletions
 
 Rows = list[dict[str, Any]]
@@ -51,7 +52,7 @@ def bench_cost(*, quick: bool, say: Callable[[str], None], shape: Shape = CPU_SH
     The bound in seconds: its operations at the median rate that separate rows reach, which are ordinary dense rows.
     """
     model = build_model(shape).eval()
-    use_split(model)
+    use_tree_attention(model)
     out: Rows = []
     rates: list[float] = []
     for axis, (values, make) in AXES.items():
@@ -101,5 +102,5 @@ def draw_cost(rows: Rows, path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("seconds per prompt (forward)")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=160)
+    with atomic.replacing(path) as partial:
+        figure.savefig(partial, format=path.suffix.removeprefix(".") or "png", dpi=160)

@@ -102,7 +102,7 @@ def _records(n: int, n_rejected: int) -> tuple[list[dict[str, Any]], Any]:
 
 def bench_end_to_end(*, quick: bool, say: Callable[[str], None], shape: Shape = CPU_SHAPE, steps: int = 6) -> Rows:
     """Softmax DPO, 3 of 19 negatives, through `SiriusTrainer`: batch 64 by 16, AdamW, a log line per step."""
-    from sirius_rec.scoring.attention import use_split
+    from sirius_rec.scoring.attention import use_tree_attention
     from sirius_rec.training.config import SiriusConfig
     from sirius_rec.training.trainer import SiriusTrainer
 
@@ -110,12 +110,12 @@ def bench_end_to_end(*, quick: bool, say: Callable[[str], None], shape: Shape = 
     records, tokenizer = _records(_BATCH * steps, 19)
     with tempfile.TemporaryDirectory() as folder:
         args = SiriusConfig(
-            output_dir=folder, loss="softmax_dpo", num_negatives=3, score_unsampled=0, num_train_epochs=1,
+            output_dir=folder, loss="softmax_dpo", negatives=3, score_unsampled=0, num_train_epochs=1,
             per_device_train_batch_size=_MICRO, gradient_accumulation_steps=_BATCH // _MICRO,
             logging_steps=1, save_strategy="no", use_cpu=True, disable_tqdm=True,
         )  # fmt: skip
         model = build_model(shape)
-        use_split(model)
+        use_tree_attention(model)
         trainer = SiriusTrainer(model, args, records, tokenizer, metrics_file=Path(folder) / "metrics.jsonl")
         measured = Shares()
         measured.attach(trainer)

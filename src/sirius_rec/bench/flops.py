@@ -35,16 +35,16 @@ def bound(shape: Shape, rows: Sequence[PromptCompletions]) -> int:
 
 
 def packed(shape: Shape, rows: Sequence[PromptCompletions]) -> int:
-    """Forward operations of packed rows in parts (`scoring.split`), full attention: padding computed, the rest masked.
+    """Forward operations of packed rows on `scoring.tree_attention`: padding computed, the rest masked.
 
-    The columns that are prompt in every row take a triangle; each piece of the others the columns that it is given.
+    The columns that are prompt in every row take a triangle; each chunk of the others the columns that it is given.
     """
     batch = pack(rows, 0)
     n_rows, width = batch.input_ids_BT.shape
     pairs = batch.n_prompt * (batch.n_prompt + 1) // 2
-    for piece in batch.pieces:
-        seen = min(batch.prompt_end, piece.back) + piece.end - piece.back
-        pairs += (piece.end - piece.first) * seen
+    for chunk in batch.chunks:
+        seen = min(batch.prompt_end, chunk.back) + chunk.end - chunk.back
+        pairs += (chunk.end - chunk.first) * seen
     return _dense(shape, width * n_rows, sum(map(_kept, rows))) + n_rows * pairs * _pair(shape)
 
 

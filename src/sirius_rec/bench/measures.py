@@ -17,7 +17,7 @@ from sirius_rec.bench.material import CPU_SHAPE, EOS, PAD, Shape, build_model, r
 from sirius_rec.bench.rivals import SCORERS, dpo_loss, trl_loss
 from sirius_rec.bench.timing import compared, interleaved, ratio
 from sirius_rec.errors import ScoringError
-from sirius_rec.scoring.attention import use_split
+from sirius_rec.scoring.attention import use_tree_attention
 from sirius_rec.scoring.rows import PromptCompletions
 from sirius_rec.training.memory import allocated_peak
 
@@ -34,7 +34,7 @@ CHUNK = 20
 def _prepared(shape: Shape) -> Any:
     """A model on the kernel that runs use on CPU; for ordinary rows it is plain sdpa."""
     model = build_model(shape)
-    use_split(model)
+    use_tree_attention(model)
     return model
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sirius_rec import processes
+from sirius_rec import atomic, processes
 from sirius_rec.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ def check_json(path: Path | None, option: str = "--json") -> None:
 
 def write_json(path: Path | None, content: Any) -> None:
     if path is not None:
-        path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+        atomic.write_json(path, content)
 
 
 def train_stages(config: Path, overrides: list[str] | None, out: Path | None, stages: tuple[str, ...]) -> Run:

@@ -24,6 +24,7 @@ from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from sirius_rec import atomic
 from sirius_rec.data.official import OFFICIAL, Official, RemoteFile
 from sirius_rec.errors import ConfigError, DataError
 from sirius_rec.progress import Advance
@@ -120,11 +121,11 @@ def download(
                 _fetch(file.url, path, advance, attempts, wait, say)
             record[file.name] = entry = _checked(file, path, attempts, wait)
             say(f"{file.name}: {entry['bytes']:,} bytes, sha256 {entry['sha256'][:16]}…, {entry['checked']}")
-            _write_record(folder, record)
+            atomic.write_json(folder / RECORD, record)
         if file.unpack and not ("members" in entry and all((folder / name).is_file() for name in entry["members"])):
             entry["members"] = unpack(path, folder)
             say(f"{file.name}: unpacked {len(entry['members'])} files")
-            _write_record(folder, record)
+            atomic.write_json(folder / RECORD, record)
     return folder
 
 
@@ -139,10 +140,6 @@ def _read_record(folder: Path) -> dict[str, dict[str, Any]]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: not a record of downloads ({error}); remove it and start again") from error
     return dict(record)
-
-
-def _write_record(folder: Path, record: Mapping[str, Any]) -> None:
-    (folder / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _checked(file: RemoteFile, path: Path, attempts: int, wait: float) -> dict[str, Any]:
@@ -253,7 +250,7 @@ def _begin(answer: Any, done: int, part: Path, kept: Path) -> int | None:
     validator = tag if tag and not tag.startswith("W/") else changed
     kept.unlink(missing_ok=True)
     if validator:  # without one nobody can tell whether the rest belongs to the same file
-        kept.write_text(validator, encoding="utf-8")
+        atomic.write_text(kept, validator)
     length = answer.headers.get("Content-Length", "")
     return int(length) if length.isdigit() else None
 

@@ -41,17 +41,17 @@ def k_core(events: pl.DataFrame, *, min_item: int = 1, min_user: int = 1) -> tup
     while changed:
         changed = False
         for name, codes, least in (("min_item", item, min_item), ("min_user", user, min_user)):
-            kept = left[np.bincount(codes[left])[codes[left]] >= least] if left.size else left
-            if kept.size < left.size:
+            remaining = left[np.bincount(codes[left])[codes[left]] >= least] if left.size else left
+            if remaining.size < left.size:
                 steps.append(
                     FilterStep(
                         name=f"{name}={least}",
-                        users=_distinct(user[left]) - _distinct(user[kept]),
-                        items=_distinct(item[left]) - _distinct(item[kept]),
-                        events=left.size - kept.size,
+                        users=_distinct(user[left]) - _distinct(user[remaining]),
+                        items=_distinct(item[left]) - _distinct(item[remaining]),
+                        events=left.size - remaining.size,
                     )
                 )
-                left, changed = kept, True
+                left, changed = remaining, True
     return (events[left] if steps else events), steps
 
 
@@ -66,8 +66,8 @@ def _distinct(codes: Codes) -> int:
 
 def min_sequence(events: pl.DataFrame, least: int) -> tuple[pl.DataFrame, list[FilterStep]]:
     """Drop users whose sequence is shorter than `least`; once, without looking at items again."""
-    kept, steps = k_core(events, min_user=least)
-    return kept, [replace(step, name=f"min_sequence={least}") for step in steps]
+    remaining, steps = k_core(events, min_user=least)
+    return remaining, [replace(step, name=f"min_sequence={least}") for step in steps]
 
 
 def filter_events(
@@ -78,11 +78,11 @@ def filter_events(
     Raises:
         DataError: nothing is left.
     """
-    kept, steps = k_core(events, min_item=min_item, min_user=min_user)
-    kept, more = min_sequence(kept, sequence)
-    if events.height and not kept.height:
+    remaining, steps = k_core(events, min_item=min_item, min_user=min_user)
+    remaining, more = min_sequence(remaining, sequence)
+    if events.height and not remaining.height:
         raise DataError(
             f"the filters min_item={min_item}, min_user={min_user}, min_sequence={sequence} leave none of "
             f"{events.height} events; lower them"
         )
-    return kept, steps + more
+    return remaining, steps + more

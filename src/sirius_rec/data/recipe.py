@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from sirius_rec import atomic
 from sirius_rec.data.options import FilterOptions, SlateOptions, SplitOptions, WindowOptions
 from sirius_rec.data.sources import SOURCES
 from sirius_rec.data.store import FORMAT, INFO_FILE, Dataset, open_dataset
@@ -85,14 +85,11 @@ def adopted(folder: Path, out: Path, recipe: dict[str, Any]) -> Dataset:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"{out}: exists and is not a copy of {folder}; choose another folder or remove it")
     dataset.verify()
-    temporary = out.with_name(f".{out.name}.partial-{os.getpid()}")
     try:
-        shutil.copytree(folder, temporary)
-        os.rename(temporary, out)
+        with atomic.replacing(out) as partial:
+            shutil.copytree(folder, partial)
     except OSError as error:
         raise RunError(f"{out}: cannot be written ({error.strerror or error}); choose another folder") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return open_dataset(out)
 
 
@@ -107,8 +104,8 @@ def _differences(dataset: Dataset, recipe: dict[str, Any]) -> str:
 def _with_defaults(source: str, options: Mapping[str, Any]) -> dict[str, Any]:
     parameters = inspect.signature(SOURCES[source]).parameters
     empty = inspect.Parameter.empty
-    known = {name: p.default for name, p in parameters.items() if name not in NO_OPTIONS and p.default is not empty}
-    return dict(json.loads(json.dumps({**known, **options}, default=str)))
+    defaults = {name: p.default for name, p in parameters.items() if name not in NO_OPTIONS and p.default is not empty}
+    return dict(json.loads(json.dumps({**defaults, **options}, default=str)))
 
 
 def _sha256(path: Path) -> str:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from sirius_rec import atomic
 from sirius_rec.data.fingerprint import combined_fingerprint, table_fingerprint
 from sirius_rec.errors import DataError, RunError
 from sirius_rec.schema import CANDIDATES, HISTORY, ITEM, ROW_ID, SPLIT, SPLITS, TARGET, TITLE, USER_ID, SlateName
@@ -161,11 +159,11 @@ def open_dataset(path: Path | str) -> Dataset:
         raise DataError(f"{path}: not a dataset folder (no {INFO_FILE}); make one with `sirius prepare`")
     try:
         info = json.loads(info_path.read_text(encoding="utf-8"))
-        known, tables = info["format"], info["fingerprints"].keys()
+        version, tables = info["format"], info["fingerprints"].keys()
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{info_path}: not the description of a dataset ({error}); prepare it again") from error
-    if known != FORMAT:
-        raise DataError(f"{info_path}: format {known}, this version reads {FORMAT}; prepare the dataset again")
+    if version != FORMAT:
+        raise DataError(f"{info_path}: format {version}, this version reads {FORMAT}; prepare the dataset again")
     if combined_fingerprint(info["fingerprints"]) != info.get("fingerprint"):
         raise DataError(f"{info_path}: its fingerprint is not that of the tables it lists; prepare the dataset again")
     for name in tables:
@@ -236,31 +234,18 @@ def write_dataset(path: Path, tables: Mapping[str, pl.DataFrame], info: Mapping[
         "fingerprints": fingerprints,
         "fingerprint": combined_fingerprint(fingerprints),
     }
+    text = json.dumps(full, indent=2, ensure_ascii=False)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
+        with atomic.replacing(path) as partial:
+            partial.mkdir()
+            for name, frame in tables.items():
+                file = partial / f"{name}.parquet"
+                file.parent.mkdir(exist_ok=True)
+                frame.write_parquet(file)
+            (partial / INFO_FILE).write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise RunError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
-    try:
-        for name, frame in tables.items():
-            file = temporary / f"{name}.parquet"
-            file.parent.mkdir(exist_ok=True)
-            frame.write_parquet(file)
-        text = json.dumps(full, indent=2, ensure_ascii=False)
-        (temporary / INFO_FILE).write_text(text + "\n", encoding="utf-8")
-        temporary.chmod(0o777 & ~_umask())  # mkdtemp makes folders private
-        os.rename(temporary, path)
-    except OSError as error:
-        raise RunError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return Dataset(path, json.loads(text))
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _read(path: Path) -> pl.DataFrame:

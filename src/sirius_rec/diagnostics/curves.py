@@ -75,7 +75,7 @@ def _one_seed(points: Sequence[Point], where: str, trained: bool) -> dict[str, A
     margin = series(points, MARGIN, where)
     epochs = [point["epoch"] for point in points]
     peak = int(np.argmax(hits))  # the earliest, where several epochs tie
-    found: dict[str, Any] = {
+    entry: dict[str, Any] = {
         "epochs": [epochs[0], epochs[-1]],
         HIT: {"first": hits[0], "peak": hits[peak], "last": hits[-1], "best_epoch": epochs[peak]},
         MARGIN: _ends(margin),
@@ -84,8 +84,8 @@ def _one_seed(points: Sequence[Point], where: str, trained: bool) -> dict[str, A
     }
     if margin is not None and trained:
         rise, fall = margin[-1] - margin[peak], hits[peak] - hits[-1]
-        found["hacking"] = {"flagged": rise > 0 and fall > 0, "margin_rise": rise, "hr@1_fall": fall}
-    return found
+        entry["hacking"] = {"flagged": rise > 0 and fall > 0, "margin_rise": rise, "hr@1_fall": fall}
+    return entry
 
 
 def _over_seeds(by_seed: Mapping[str, Sequence[Point]], method: str) -> dict[str, Any] | None:
@@ -93,9 +93,9 @@ def _over_seeds(by_seed: Mapping[str, Sequence[Point]], method: str) -> dict[str
     common = sorted(set.intersection(*({float(p["epoch"]) for p in points} for points in by_seed.values())))
     if len(common) < 2:
         raise DataError(f"curves of {method}: the seeds share fewer than two epochs; log every seed at the same epochs")
-    kept = {seed: [p for p in points if float(p["epoch"]) in common] for seed, points in by_seed.items()}
-    hits = np.array([series(points, HIT, f"curve of {method}, seed {seed}") for seed, points in kept.items()])
-    margins = [series(points, MARGIN, f"curve of {method}, seed {seed}") for seed, points in kept.items()]
+    common_points = {seed: [p for p in points if float(p["epoch"]) in common] for seed, points in by_seed.items()}
+    hits = np.array([series(points, HIT, f"curve of {method}, seed {seed}") for seed, points in common_points.items()])
+    margins = [series(points, MARGIN, f"curve of {method}, seed {seed}") for seed, points in common_points.items()]
     if any(margin is None for margin in margins):
         return None
     margin_matrix = np.array(margins)
@@ -103,7 +103,7 @@ def _over_seeds(by_seed: Mapping[str, Sequence[Point]], method: str) -> dict[str
     fall, low, high = mean_interval((hits[:, peak] - hits[:, -1]).tolist())
     rise, rise_low, rise_high = mean_interval((margin_matrix[:, -1] - margin_matrix[:, peak]).tolist())
     return {
-        "peak_epoch": common[peak], "last_epoch": common[-1], "seeds": len(kept),
+        "peak_epoch": common[peak], "last_epoch": common[-1], "seeds": len(common_points),
         "hr@1_fall": fall, "hr@1_fall_low": low, "hr@1_fall_high": high,
         "margin_rise": rise, "margin_rise_low": rise_low, "margin_rise_high": rise_high,
         "flagged": rise > 0 and fall > 0,

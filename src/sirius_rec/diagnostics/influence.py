@@ -64,11 +64,11 @@ def probe_influence(
     objective = replace(objective, negatives=1, filter=False)
     mode = resolve_mode(model, mode)
     trained = [p for p in model.parameters() if p.requires_grad]
-    kept = [p.detach().clone() for p in trained]
+    weights = [p.detach().clone() for p in trained]
     rng = np.random.default_rng(seed)
     was_training = model.training
     model.eval()
-    found: list[np.ndarray] = []
+    triples: list[np.ndarray] = []
     try:
         for number, row in enumerate(rows):
             width = len(row.completions)
@@ -83,7 +83,7 @@ def probe_influence(
                 raise DataError(f"influence: row {number} has a gradient of size {size}")
             step = descent / size
             for _ in range(_SHRINKS):
-                after_C = _after(trained, slopes, kept, step, score)
+                after_C = _after(trained, slopes, weights, step, score)
                 moved = float(np.abs(after_C - before_C).max())
                 if moved <= largest_move:
                     break
@@ -91,17 +91,17 @@ def probe_influence(
                 step *= max(0.9 * largest_move / moved, 1e-3) if np.isfinite(moved) else 1e-3
             else:
                 raise DataError(f"influence: row {number}: no step is small enough to move rewards by {largest_move}")
-            found.append(_triples(number, j, before_C, after_C))
+            triples.append(_triples(number, j, before_C, after_C))
             if progress:
                 progress(1)
     finally:
         model.train(was_training)
-    table = np.concatenate(found) if found else np.empty((0, len(COLUMNS)))
+    table = np.concatenate(triples) if triples else np.empty((0, len(COLUMNS)))
     return {name: table[:, n] for n, name in enumerate(COLUMNS)}
 
 
 def _after(
-    trained: Sequence[Tensor], slopes: Sequence[Tensor | None], kept: Sequence[Tensor], step: float, score: Any
+    trained: Sequence[Tensor], slopes: Sequence[Tensor | None], weights: Sequence[Tensor], step: float, score: Any
 ) -> np.ndarray:
     """Rewards after a step; the weights are put back whatever happens."""
     try:
@@ -113,7 +113,7 @@ def _after(
             return after_C
     finally:
         with torch.no_grad():
-            for p, value in zip(trained, kept, strict=True):
+            for p, value in zip(trained, weights, strict=True):
                 p.copy_(value)
 
 

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
-from sirius_rec import processes
+from sirius_rec import atomic, processes
 from sirius_rec.diagnostics.golden import GoldenFit, fit_golden
 from sirius_rec.diagnostics.onset import Onset, find_onset
 from sirius_rec.diagnostics.slates import hits, slate_measures
 from sirius_rec.errors import ConfigError, DataError
 from sirius_rec.objectives.evidence import evidence
-from sirius_rec.objectives.rewards import NEEDS_REFERENCE, REWARDS
+from sirius_rec.objectives.losses import NEEDS_REFERENCE, REWARDS
 from sirius_rec.prompts.encoding import Encoder
 from sirius_rec.scoring.scorer import check_once, score_rows
 from sirius_rec.training.held_out import HeldOutLog, Snapshot, read_held_out
@@ -169,8 +169,8 @@ class RewardHackingMonitor(TrainerCallback):
         logp, ref, length = (torch.from_numpy(a) for a in (logp_RC, ref_RC, self._length_RC))
         reward_RC = REWARDS[self.reward](logp, ref if self.reward in NEEDS_REFERENCE else None, length, self.beta)
         valid, sampled = torch.from_numpy(self._valid_RC), torch.from_numpy(self._sampled_RC)
-        found = evidence(reward_RC, logp, sampled, valid, self.epsilons)
-        return {name: float(total / count) for name, (total, count) in found.items() if float(count) > 0}
+        sums = evidence(reward_RC, logp, sampled, valid, self.epsilons)
+        return {name: float(total / count) for name, (total, count) in sums.items() if float(count) > 0}
 
     def _valid_ratio(self, model: Any) -> float:
         from sirius_rec.rankers.generation import generate_answers
@@ -201,7 +201,7 @@ class RewardHackingMonitor(TrainerCallback):
     def write_csv(self, path: Path | str) -> None:
         """One line per evaluation."""
         names = list(dict.fromkeys(name for point in self.points for name in point))
-        with Path(path).open("w", newline="") as file:
+        with atomic.replacing(Path(path)) as partial, partial.open("w", newline="") as file:
             writer = csv.DictWriter(file, names)
             writer.writeheader()
             writer.writerows(self.points)
@@ -210,7 +210,7 @@ class RewardHackingMonitor(TrainerCallback):
         """Points, onset (None with one evaluation) and golden fit."""
         onset = self.onset().as_dict() if len(self.points) > 1 else None
         content = {"points": self.points, "onset": onset, "golden_fit": self.golden_fit().as_dict()}
-        Path(path).write_text(json.dumps(content, indent=1) + "\n")
+        atomic.write_text(Path(path), json.dumps(content, indent=1) + "\n")
 
 
 def _listed(rejected: Any) -> list[str]:

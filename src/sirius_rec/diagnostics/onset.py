@@ -1,4 +1,4 @@
-"""When reward hacking sets in: the first look at which the margin still rises and held-out HR@1 has fallen for good."""
+"""When reward hacking sets in: the first interim evaluation with a margin that still rises and a real fall of HR@1."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _BLOCK = 8_000_000  # entries of a block of resampled statistics held at once
 
 @dataclass(frozen=True)
 class Onset:
-    """step: where hacking set in, None if nowhere. The rest describes that look, or the last one if there is none.
+    """step: where hacking set in, None if nowhere. The rest describes that evaluation, else the last one.
 
-    peak_step: the look of the highest HR@1 before it. fall: HR@1 at the peak minus HR@1 then. p: of that fall,
-    one-sided, corrected for every pair of looks that could have been compared. margin_rise: since the peak.
+    peak_step: that of the highest HR@1 before it. fall: HR@1 at the peak minus HR@1 then. p: of that fall,
+    one-sided, corrected for every pair of evaluations that could have been compared. margin_rise: since the peak.
     """
 
     step: int | None
@@ -44,38 +44,38 @@ def find_onset(
     flips: int = FLIPS,
     seed: int = 0,
 ) -> Onset:
-    """The first look t with a significant fall of HR@1 from its peak before t and a margin above that at the peak.
+    """The first interim evaluation t with HR@1 significantly below its earlier peak and a margin above the peak's.
 
     steps_T: increasing. hits_TR: [T, R], 1 where row r's target ranked first (means over seeds are welcome).
     margin_T: mean reward margin on sampled pairs. groups_R: users; their rows are flipped together.
 
-    Looking at every step and picking the highest one both invite chance. So all pairs s < t of looks are tested
+    Testing at every evaluation and picking the highest one both invite chance. So all pairs s < t are tested
     together: T_st = Σ_g D_g / √Σ_g D_g² with D_g the fall summed over the rows of user g, against the distribution of
-    max_st T_st when whole users change sign (Westfall and Young's single step). A fall found at any look is then a
+    max_st T_st when whole users change sign (Westfall and Young's single step). A fall found at any of them is then a
     false alarm with probability alpha at most where HR@1 never moves. The start of an alignment is the best SFT epoch
     on these very rows, so its HR@1 is flattered by that choice and falls a little whatever comes: distrust a small fall
-    at the first look.
+    at the first evaluation.
 
-    Raises DataError for fewer than two looks, shapes that do not fit, or a value that is not finite.
+    Raises DataError for fewer than two evaluations, shapes that do not fit, or a value that is not finite.
     """
     steps, hits, margin = (np.asarray(a, dtype=np.float64) for a in (steps_T, hits_TR, margin_T))
-    looks = len(steps)
-    if looks < 2:
-        raise DataError(f"onset: {looks} evaluation; it takes at least two to see a fall")
-    if hits.ndim != 2 or len(hits) != looks or margin.shape != (looks,) or hits.shape[1] == 0:
+    evaluations = len(steps)
+    if evaluations < 2:
+        raise DataError(f"onset: {evaluations} evaluation; it takes at least two to see a fall")
+    if hits.ndim != 2 or len(hits) != evaluations or margin.shape != (evaluations,) or hits.shape[1] == 0:
         raise DataError(
-            f"onset: {looks} steps, hits {hits.shape}, margins {margin.shape}: give one row of each per step"
+            f"onset: {evaluations} steps, hits {hits.shape}, margins {margin.shape}: give one row of each per step"
         )
     if not (np.isfinite(hits).all() and np.isfinite(margin).all()):
         raise DataError("onset: hits and margins must be finite; the run diverged or its log is cut")
     if (np.diff(steps) <= 0).any():
         raise DataError("onset: steps must increase")
-    first, later = np.triu_indices(looks, 1)
-    p_TT = np.ones((looks, looks))
+    first, later = np.triu_indices(evaluations, 1)
+    p_TT = np.ones((evaluations, evaluations))
     p_TT[first, later] = _adjusted(hits, first, later, groups_R, flips, seed)
     mean = hits.mean(axis=1)
-    chosen, onset = looks - 1, None
-    for t in range(1, looks):
+    chosen, onset = evaluations - 1, None
+    for t in range(1, evaluations):
         peak = int(np.argmax(mean[:t]))
         if p_TT[peak, t] <= alpha and margin[t] > margin[peak]:
             chosen, onset = t, int(steps[t])
@@ -87,14 +87,14 @@ def find_onset(
         float(mean[peak] - mean[chosen]),
         float(p_TT[peak, chosen]),
         float(margin[chosen] - margin[peak]),
-        looks,
+        evaluations,
     )
 
 
 def _adjusted(
     hits_TR: np.ndarray, first_P: np.ndarray, later_P: np.ndarray, groups_R: Any, flips: int, seed: int
 ) -> npt.NDArray[np.float64]:
-    """One-sided p per pair of looks, adjusted over all pairs."""
+    """One-sided p per pair of evaluations, adjusted over all pairs."""
     rows = hits_TR.shape[1]
     labels = np.arange(rows) if groups_R is None else np.asarray(groups_R)
     if labels.shape != (rows,):

@@ -108,8 +108,8 @@ def target_positions(candidates: Any, targets: Any, row_ids: Sequence[int] | Non
     wanted = np.asarray(targets, dtype=np.int64)
     if len(wanted) != len(lengths):
         raise DataError(f"targets: {len(wanted)} targets for {len(lengths)} slates; give one per slate")
-    found = flat == np.repeat(wanted, lengths)
-    counts = _sums(found.astype(np.int64), lengths)
+    matches = flat == np.repeat(wanted, lengths)
+    counts = _sums(matches.astype(np.int64), lengths)
     wrong = np.flatnonzero(counts != 1)
     if wrong.size:
         row = int(wrong[0])
@@ -117,7 +117,7 @@ def target_positions(candidates: Any, targets: Any, row_ids: Sequence[int] | Non
             f"candidates: {_named(row, row_ids)} holds its target {wanted[row]} {counts[row]} times; "
             "it must stand there once"
         )
-    return np.flatnonzero(found) - _starts(lengths)
+    return np.flatnonzero(matches) - _starts(lengths)
 
 
 def rank_bounds(scores: Any, positions: Any, row_ids: Sequence[int] | None = None) -> tuple[Ints, Ints]:

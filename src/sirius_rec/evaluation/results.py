@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from sirius_rec import atomic
 from sirius_rec.errors import DataError, RunError
 from sirius_rec.evaluation.intervals import EXACT_GROUPS, FLIPS, RESAMPLES, GroupBootstrap, Interval, holm, paired_test
 from sirius_rec.evaluation.metrics import METRICS, Floats, per_example, target_positions, true_reward
@@ -88,10 +88,10 @@ def _groups(users: pl.Series, row_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.
 
 def _open_block(table: ScoreTable, examples: pl.DataFrame, truth: pl.DataFrame | None, seed: int) -> _Block:
     frame = table.frame.sort(ROW_ID)
-    known = examples.select(pl.col(ROW_ID).cast(pl.Int64), USER_ID, TARGET).unique(ROW_ID, keep="any")
-    if len(known) != len(examples):
+    users = examples.select(pl.col(ROW_ID).cast(pl.Int64), USER_ID, TARGET).unique(ROW_ID, keep="any")
+    if len(users) != len(examples):
         raise DataError("examples: a row_id stands there twice; row ids must be unique")
-    joined = frame.select(pl.col(ROW_ID).cast(pl.Int64)).join(known, on=ROW_ID, how="left", maintain_order="left")
+    joined = frame.select(pl.col(ROW_ID).cast(pl.Int64)).join(users, on=ROW_ID, how="left", maintain_order="left")
     unknown = joined.filter(pl.col(TARGET).is_null())
     if not unknown.is_empty():
         raise DataError(
@@ -147,12 +147,12 @@ class _Generated:
 
 def _generations(entries: Sequence[Mapping[str, Any]], examples: pl.DataFrame, seed: int) -> dict[Key, _Generated]:
     users = examples.select(pl.col(ROW_ID).cast(pl.Int64), USER_ID)
-    found: dict[Key, _Generated] = {}
+    generated: dict[Key, _Generated] = {}
     plans: dict[bytes, GroupBootstrap] = {}
     for entry in entries:
         key = (str(entry["method"]), int(entry["seed"]), str(entry["slates"]), str(entry["checkpoint"]))
         name = f"generation of {key[0]}, seed {key[1]}, {key[2]}, {key[3]}"
-        if key in found:
+        if key in generated:
             raise DataError(f"{name}: given twice")
         ids = np.asarray(entry["row_id"], dtype=np.int64)
         valid, hit = (np.asarray(entry[part], dtype=np.float64) for part in ("valid", "hit"))
@@ -168,8 +168,8 @@ def _generations(entries: Sequence[Mapping[str, Any]], examples: pl.DataFrame, s
             raise DataError(f"{name}: a row_id is not among the examples; generate for this data's rows")
         if ids.tobytes() not in plans:
             plans[ids.tobytes()] = GroupBootstrap(len(ids), _groups(joined[USER_ID], ids), seed=seed)
-        found[key] = _Generated(ids, {VALID: valid[order], GENERATED: hit[order]}, plans[ids.tobytes()])
-    return found
+        generated[key] = _Generated(ids, {VALID: valid[order], GENERATED: hit[order]}, plans[ids.tobytes()])
+    return generated
 
 
 def _put(row: dict[str, Any], metric: str, interval: Interval | None) -> None:
@@ -371,16 +371,10 @@ def table_label(key: Key) -> str:
 
 
 def write_results(results: Mapping[str, Any], path: Path | str) -> Path:
-    """Write results.json, whole or not at all."""
+    """Write results.json, atomically."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     text = json.dumps(clean(results), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    try:
-        partial.write_text(text + "\n", encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    atomic.write_text(path, text + "\n")
     return path
 
 
@@ -393,7 +387,7 @@ def read_results(path: Path | str) -> dict[str, Any]:
         results = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise RunError(f"{path}: not readable as JSON ({error}); evaluate again") from error
-    found = results.get("format") if isinstance(results, dict) else None
-    if found != FORMAT:
-        raise RunError(f"{path}: results format {found}, this version reads {FORMAT}; evaluate again")
+    version = results.get("format") if isinstance(results, dict) else None
+    if version != FORMAT:
+        raise RunError(f"{path}: results format {version}, this version reads {FORMAT}; evaluate again")
     return dict(results)

@@ -8,7 +8,6 @@ label, seed, slates and checkpoint also stand inside the file, so a renamed file
 from __future__ import annotations
 
 import json
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Final
 
 import polars as pl
 
+from sirius_rec import atomic
 from sirius_rec.errors import DataError, RunError
 from sirius_rec.schema import CANDIDATES, ROW_ID
 
@@ -52,10 +52,10 @@ def parse_name(name: str) -> tuple[str, int, str, str]:
     >>> parse_name("dpo_sirius-s1-test-uniform-20-s0-last.parquet")
     ('dpo_sirius', 1, 'test-uniform-20-s0', 'last')
     """
-    found = _NAME.fullmatch(name)
-    if not found:
+    match = _NAME.fullmatch(name)
+    if not match:
         raise DataError(f"score table: file name {name!r}; expected <method>-s<seed>-<slates>-<checkpoint>.parquet")
-    method, seed, slates, checkpoint = found.groups()
+    method, seed, slates, checkpoint = match.groups()
     return method, int(seed), slates, checkpoint
 
 
@@ -115,18 +115,12 @@ class ScoreTable:
 
 
 def write_table(table: ScoreTable, folder: Path | str) -> Path:
-    """Write the table into `folder` (made when absent), whole or not at all; returns the file's path."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / table.name
-    partial = folder / f".{table.name}.{os.getpid()}.partial"
+    """Write the table into `folder` (made when absent), atomically; returns the file's path."""
+    path = Path(folder) / table.name
     about = {"method": table.method, "label": table.label, "seed": table.seed, "slates": table.slates}
     about["checkpoint"] = table.checkpoint
-    try:
+    with atomic.replacing(path) as partial:
         table.frame.write_parquet(partial, metadata={_KEY: json.dumps(about, sort_keys=True)})
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 

@@ -1,5 +1,5 @@
-"""Implicit rewards, comparisons, anchors and the losses composed from them: pure torch functions.
+"""`losses`: rewards, comparisons, anchors, and the objectives composed from them. `evidence`: what a step reveals.
 
-Tensors are [B, C]: B examples, C scored candidates; column 0 is the positive. Masks say which columns are real and
-which are this step's sampled negatives.
+Pure torch functions. Tensors are [B, C]: B examples, C scored candidates; column 0 is the positive. Masks say which
+columns are real and which are this step's sampled negatives.
 """

@@ -1,22 +1,138 @@
-"""Losses: reward × comparison × anchor (+ λ·NLL), and the presets that carry the papers' names.
+"""The whole method on one page: reward × comparison × anchor (+ λ·NLL), and the presets that carry the papers' names.
 
-`LOSSES` is the only list of them: config choices, error messages, docs and test parameters come from it.
+Tensors are [B, C]: B examples, C scored candidates, column 0 the positive y_i. log-probs in nats. `LOSSES` is the only
+list of objectives: config choices, error messages, docs and test parameters come from it.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sirius_rec.errors import ConfigError
-from sirius_rec.objectives.anchors import ANCHORS, constant_anchor, reference_anchor, slate_anchor
-from sirius_rec.objectives.comparisons import COMPARISONS
-from sirius_rec.objectives.rewards import NEEDS_REFERENCE, REWARDS
+
+# Rewards r(x, y): (logp_BC, ref_logp_BC, length_BC, β) → [B, C], in nats scaled by β. Paper Eq. 3 and 6.
+
+RewardFn = Callable[[Tensor, Tensor | None, Tensor, float], Tensor]
+
+
+def dpo_reward(logp_BC: Tensor, ref_logp_BC: Tensor | None, length_BC: Tensor, beta: float) -> Tensor:
+    """β (log π_θ(y|x) − log π_ref(y|x)), Eq. 3 without β log Z(x), which is the same for every y."""
+    assert ref_logp_BC is not None, "the DPO reward needs reference log-probs"
+    return beta * (logp_BC - ref_logp_BC)
+
+
+def simpo_reward(logp_BC: Tensor, ref_logp_BC: Tensor | None, length_BC: Tensor, beta: float) -> Tensor:
+    """(β / |y|) log π_θ(y|x), Eq. 6; |y| counts the completion's tokens with the end of sequence."""
+    return beta * logp_BC / length_BC
+
+
+def simpo_no_ln_reward(logp_BC: Tensor, ref_logp_BC: Tensor | None, length_BC: Tensor, beta: float) -> Tensor:
+    """β log π_θ(y|x): SimPO without length normalisation (section 4.3)."""
+    return beta * logp_BC
+
+
+REWARDS: dict[str, RewardFn] = {
+    "dpo": dpo_reward,
+    "simpo": simpo_reward,
+    "simpo_no_ln": simpo_no_ln_reward,
+}
+NEEDS_REFERENCE = frozenset({"dpo"})
+
+# Comparisons of the positive with its sampled negatives: (reward_BC, kept_BC, γ) → [B]. `kept_BC` marks the negatives
+# that count; a row without any gives 0 and no gradient.
+
+ComparisonFn = Callable[[Tensor, Tensor, float], Tensor]
+
+
+def pairwise(reward_BC: Tensor, kept_BC: Tensor, gamma: float) -> Tensor:
+    """Mean over the kept negatives of −log σ(r_i − r_j − γ), Eq. 5 (γ = 0) and Eq. 7."""
+    margin_BC = reward_BC[:, :1] - reward_BC - gamma
+    loss_BC = F.softplus(-margin_BC).masked_fill(~kept_BC, 0.0)
+    return loss_BC.sum(1) / kept_BC.sum(1).clamp(min=1)
+
+
+def softmax(reward_BC: Tensor, kept_BC: Tensor, gamma: float) -> Tensor:
+    """−log σ(−log Σ_j exp(r_j − r_i + γ)) over the kept negatives; with γ = 0 the loss of S-DPO.
+
+    log Σ exp is one logsumexp, so margins of ±1e4 stay finite (a naive float32 sum overflows at 89).
+    """
+    any_kept_B = kept_BC.any(1)
+    excess_BC = (reward_BC - reward_BC[:, :1] + gamma).masked_fill(~kept_BC, float("-inf"))
+    # A row of −inf alone has an undefined gradient; give it a finite row and drop its loss.
+    excess_BC = torch.where(any_kept_B[:, None], excess_BC, torch.zeros_like(excess_BC))
+    return F.softplus(torch.logsumexp(excess_BC, 1)).masked_fill(~any_kept_B, 0.0)
+
+
+def weighted_positive(reward_BC: Tensor, kept_BC: Tensor, gamma: float) -> Tensor:
+    """Mean over the kept negatives of −sg(σ(r_j − r_i + γ)) · r_i: pairwise's gradient without its push on r_j.
+
+    With the DPO reward this is −β w log π_θ(y_i|x), w DPO's own weight, up to the constant w β log π_ref(y_i|x): SFT on
+    the positive, which counts less the better the pair is ordered already. Weights are not normalised over the batch,
+    so that the step is DPO's, and an example that DPO has learnt adds as little here.
+    """
+    weight_BC = torch.sigmoid(reward_BC - reward_BC[:, :1] + gamma).detach().masked_fill(~kept_BC, 0.0)
+    return -reward_BC[:, 0] * weight_BC.sum(1) / kept_BC.sum(1).clamp(min=1)
+
+
+def no_comparison(reward_BC: Tensor, kept_BC: Tensor, gamma: float) -> Tensor:
+    """No comparison at all (SFT and other likelihood-only objectives)."""
+    return reward_BC[:, 0] * 0.0
+
+
+COMPARISONS: dict[str, ComparisonFn] = {
+    "none": no_comparison,
+    "pairwise": pairwise,
+    "softmax": softmax,
+    "weighted_positive": weighted_positive,
+}
+
+# Anchors, the pseudo-negative's reward r_0 (Theorem 2, section 4.3): (reward_BC, ref_logp_BC, valid_BC, objective) →
+# [B], a constant for the gradient, or None. They add −log σ(r_i − r_0 − γ) to the loss (Eq. 11).
+
+AnchorFn = Callable[[Tensor, Tensor | None, Tensor, "Objective"], Tensor | None]
+
+
+def no_anchor(reward_BC: Tensor, ref_logp_BC: Tensor | None, valid_BC: Tensor, objective: Objective) -> Tensor | None:
+    """The base loss alone."""
+    return None
+
+
+def reference_anchor(
+    reward_BC: Tensor, ref_logp_BC: Tensor | None, valid_BC: Tensor, objective: Objective
+) -> Tensor | None:
+    """r_0 = −β log π_ref(y_i|x), so that r_i − r_0 = β log π_θ(y_i|x). For the DPO reward only."""
+    assert ref_logp_BC is not None, "the reference anchor needs reference log-probs"
+    return (-objective.beta * ref_logp_BC[:, 0]).detach()
+
+
+def constant_anchor(
+    reward_BC: Tensor, ref_logp_BC: Tensor | None, valid_BC: Tensor, objective: Objective
+) -> Tensor | None:
+    """r_0 = c for every example (SimPO family; 0 in the paper, 1 and 10 in its Table 6)."""
+    return reward_BC.new_full((reward_BC.shape[0],), objective.anchor_constant)
+
+
+def slate_anchor(
+    reward_BC: Tensor, ref_logp_BC: Tensor | None, valid_BC: Tensor, objective: Objective
+) -> Tensor | None:
+    """r_0 = max over the slate of r, plus a margin ≥ 0 (Algorithm 1 to the letter)."""
+    return reward_BC.detach().masked_fill(~valid_BC, float("-inf")).amax(1) + objective.anchor_margin
+
+
+ANCHORS: dict[str, AnchorFn] = {
+    "none": no_anchor,
+    "reference": reference_anchor,
+    "constant": constant_anchor,
+    "slate": slate_anchor,
+}
 
 
 @dataclass(frozen=True)
@@ -82,13 +198,15 @@ class Objective:
     def uses_negatives(self) -> bool:
         return self.comparison != "none"
 
-    def without_anchor(self) -> Objective:
-        """The same objective but for its anchor."""
+    def base(self) -> Objective | None:
+        """The same objective without the anchor; None where nothing else is trained on."""
+        if self.comparison == "none" and not self.nll_weight:
+            return None
         return replace(self, anchor="none", anchor_constant=0.0, anchor_margin=0.0)
 
     def is_base_of(self, other: Objective) -> bool:
-        """Whether `other` is this objective with an anchor added."""
-        return self.anchor == "none" and other.anchor != "none" and self == other.without_anchor()
+        """Whether `other` is this objective plus an anchor."""
+        return self.anchor == "none" and other.anchor != "none" and self.base() == other.base()
 
 
 @dataclass(frozen=True)
@@ -184,14 +302,7 @@ def compute_loss(
         contributes_B = kept_BC.any(1)
 
     loss_B = COMPARISONS[objective.comparison](reward_BC, kept_BC, objective.gamma)
-    anchor_B = None
-    if objective.anchor == "reference":
-        assert ref_logp_BC is not None
-        anchor_B = reference_anchor(ref_logp_BC[:, 0], objective.beta)
-    elif objective.anchor == "constant":
-        anchor_B = constant_anchor(reward_BC, objective.anchor_constant)
-    elif objective.anchor == "slate":
-        anchor_B = slate_anchor(reward_BC, valid_BC, objective.anchor_margin)
+    anchor_B = ANCHORS[objective.anchor](reward_BC, ref_logp_BC, valid_BC, objective)
     if anchor_B is not None:
         loss_B = loss_B + F.softplus(-(reward_BC[:, 0] - anchor_B - objective.gamma))
     if objective.nll_weight:

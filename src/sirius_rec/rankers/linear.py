@@ -87,9 +87,9 @@ class Markov:
         last = np.array([row[-1] if len(row) else -1 for row in histories], dtype=np.int64)
         scores = self._popularity[flat]
         last_F = np.repeat(last, lengths)
-        known = np.flatnonzero(last_F >= 0)
-        if len(known):
-            scores[known] += np.asarray(self._counts[last_F[known], flat[known]]).reshape(-1)
+        rows = np.flatnonzero(last_F >= 0)
+        if len(rows):
+            scores[rows] += np.asarray(self._counts[last_F[rows], flat[rows]]).reshape(-1)
         return _split(scores, lengths)
 
 

@@ -17,6 +17,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from sirius_rec import atomic
 from sirius_rec.data.sources.lines import blocks
 from sirius_rec.errors import DataError, RunError, ScoringError
 from sirius_rec.progress import Advance
@@ -182,12 +183,10 @@ class AnswerFile:
         """Everything is answered: head and checksums go, and the file gets its name."""
         self._file.seek(0)
         self._file.readline()
-        whole = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        with whole.open("wb") as out:
+        with atomic.replacing(self.path) as complete, complete.open("wb") as out:
             out.writelines(line[_TRAIL:] for line in self._file)
             out.flush()
             os.fsync(out.fileno())
-        whole.replace(self.path)
         self.partial.unlink()
         self._file.close()
 

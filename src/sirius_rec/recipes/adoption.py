@@ -9,12 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from sirius_rec.atomic import write_json
 from sirius_rec.config import ArmSection, Config, MethodSection
 from sirius_rec.errors import RunError
 from sirius_rec.options import Options
 from sirius_rec.recipes.environment import environment
 from sirius_rec.recipes.methods import METHODS
-from sirius_rec.recipes.run_folder import ENVIRONMENT, RunFolder, write_json
+from sirius_rec.recipes.run_folder import ENVIRONMENT, RunFolder
 
 # Every entry is computed for itself, so a longer list leaves what is done as it is.
 _GROW = ("seeds", "arms", "methods")

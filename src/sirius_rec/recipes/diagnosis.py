@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sirius_rec import atomic
+from sirius_rec.atomic import write_json
 from sirius_rec.diagnostics.curves import MARGIN, diagnose
 from sirius_rec.diagnostics.slates import Rows
 from sirius_rec.diagnostics.trajectory import golden_over_seeds, measured_points, onset_over_seeds
@@ -18,7 +20,7 @@ from sirius_rec.recipes.methods import Method, build_methods
 from sirius_rec.recipes.models import load_stage_model, place
 from sirius_rec.recipes.records import validation_set
 from sirius_rec.recipes.run import Run, quiet
-from sirius_rec.recipes.run_folder import DONE, RunFolder, write_json
+from sirius_rec.recipes.run_folder import DONE, RunFolder
 from sirius_rec.schema import CANDIDATES, TARGET, USER_ID
 from sirius_rec.training.held_out import Snapshot, read_held_out
 from sirius_rec.training.metrics_log import read_metrics
@@ -210,7 +212,7 @@ def write_curves_csv(folder: Path, out: Path) -> None:
         for point in points
     ]
     names = list(dict.fromkeys(name for line in lines for name in line))
-    with out.open("w", newline="") as file:
+    with atomic.replacing(out) as partial, partial.open("w", newline="") as file:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
         writer.writerows(lines)

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sirius_rec import atomic
+from sirius_rec.atomic import write_json
 from sirius_rec.config import Config
 from sirius_rec.errors import ConfigError
 from sirius_rec.processes import is_main, wait
-from sirius_rec.recipes.run_folder import RunFolder, write_json
+from sirius_rec.recipes.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from sirius_rec.data.store import Dataset
@@ -45,9 +47,8 @@ def _train_tokenizer(folder: RunFolder, config: Config, dataset: Dataset) -> Non
     template = config.prompts.form()
     lines = [template.history, template.candidates, template.answer]
     tokenizer = train_tokenizer([dataset.titles[i] for i in order], lines, config.backbone.tiny)
-    temporary = folder.path / ".backbone.tmp"
-    tokenizer.save_pretrained(temporary)
-    temporary.replace(folder.backbone)
+    with atomic.replacing(folder.backbone) as temporary:
+        tokenizer.save_pretrained(temporary)
 
 
 def _weights_dtype(config: Config) -> str:
@@ -74,15 +75,15 @@ def select_attention(
     every margin would carry the difference. rows: real ones, of which the longest are timed; without any, what was
     measured before holds. Gives the kernel's name.
     """
-    from sirius_rec.scoring.attention import probe_attention, use_split
+    from sirius_rec.scoring.attention import probe_attention, use_tree_attention
     from sirius_rec.scoring.packed import unwrapped
-    from sirius_rec.scoring.split import register
+    from sirius_rec.scoring.tree_attention import register
 
     base = unwrapped(model)
     if config.backbone.attention != "auto":
         return str(base.config._attn_implementation)
     if next(model.parameters()).device.type != "cuda":
-        return use_split(model)
+        return use_tree_attention(model)
     register()
     stored = folder.path / ATTENTION
     if not rows and not stored.is_file():  # nothing was trained here, and there is nothing to measure with

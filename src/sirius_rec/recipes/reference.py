@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sirius_rec import atomic
 from sirius_rec.errors import RunError
 from sirius_rec.processes import is_main
 from sirius_rec.recipes.job import Ticker, log
@@ -52,10 +53,7 @@ def reference(path: str, seed: int) -> None:
         arrays[f"{split}_length"] = np.array([len(logp_C) for logp_C in logps])
     if not is_main():
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_suffix(".tmp.npz")
-    np.savez(temporary, **arrays)  # type: ignore[arg-type]
-    temporary.replace(target)
+    atomic.write_npz(target, arrays)
     log(f"reference s{seed}: {len(rows['train'])} prompts scored in {time.monotonic() - started:.0f} s")
 
 

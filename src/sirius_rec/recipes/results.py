@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import polars as pl
 
 from sirius_rec.errors import RunError
 from sirius_rec.evaluation.results import build_results, write_results
-from sirius_rec.evaluation.tables import read_tables
+from sirius_rec.evaluation.tables import ScoreTable, read_tables
 from sirius_rec.recipes.diagnosis import read_curves
 from sirius_rec.recipes.environment import versions
 from sirius_rec.recipes.methods import build_methods
@@ -49,6 +50,12 @@ def gather(run: Run, baseline: str) -> dict[str, Any]:
             "statistics": dataset.info["statistics"],
             "slates": dataset.info["slates"],
         },
-        methods={key: method.facts() for key, method in build_methods(run.config).items()},
+        methods=_facts(run, tables),
         baseline=baseline,
     )
+
+
+def _facts(run: Run, tables: Sequence[ScoreTable]) -> dict[str, Any]:
+    """What each method is; a score table that somebody put beside the run's own is a baseline's."""
+    foreign = {t.method: {"label": t.label, "role": "baseline", "random": True, "base": None} for t in tables}
+    return foreign | {key: method.facts() for key, method in build_methods(run.config).items()}

@@ -14,7 +14,6 @@ RUN/
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -22,8 +21,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from sirius_rec import atomic
 from sirius_rec.config import Config, read_config
 from sirius_rec.errors import RunError
 
@@ -31,14 +30,6 @@ ENVIRONMENT = "environment.json"
 # What a finished training leaves in its folder.
 DONE = "done.json"
 _LOCK = ".lock"
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically: a reader sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-    temporary.replace(path)
 
 
 @dataclass(frozen=True)
@@ -126,6 +117,4 @@ class RunFolder:
         return any(path.exists() for path in folders) or any(self.scores.glob(f"{key}-s[0-9]*"))
 
     def write_config(self, config: Config) -> None:
-        temporary = self.path / ".config.yaml.tmp"
-        temporary.write_text(config.to_yaml(), encoding="utf-8")
-        temporary.replace(self.config_file)
+        atomic.write_text(self.config_file, config.to_yaml())

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from sirius_rec.atomic import write_json
 from sirius_rec.errors import RunError
 from sirius_rec.evaluation.tables import ScoreTable, read_table, table_name, write_table
 from sirius_rec.processes import is_main
 from sirius_rec.recipes.job import Ticker, log
 from sirius_rec.recipes.methods import Method, build_methods
 from sirius_rec.recipes.run import Run, quiet
-from sirius_rec.recipes.run_folder import write_json
 from sirius_rec.schema import CANDIDATES, ROW_ID, TARGET, SlateName
 
 
@@ -29,8 +29,7 @@ def fit(path: str, key: str, seed: int) -> None:
 def fit_and_score(path: str, key: str, seed: int) -> None:
     """Job: train a method with a seed and score its test slates."""
     run, method = _open(path, key)
-    if not (method.is_done(run, seed) and _all_scored(run, method, seed)):
-        method.fit(run, seed)
+    method.fit(run, seed)
     score(run, method, seed)
 
 

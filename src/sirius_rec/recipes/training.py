@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from sirius_rec import stopping
+from sirius_rec.atomic import write_json
 from sirius_rec.errors import TrainingError
 from sirius_rec.recipes.job import log
 from sirius_rec.recipes.models import initial_model, load_stage_model, select_attention
 from sirius_rec.recipes.records import Record, continuation_records, pretraining_records, validation_set
 from sirius_rec.recipes.run import Run, quiet
-from sirius_rec.recipes.run_folder import DONE, write_json
+from sirius_rec.recipes.run_folder import DONE
 from sirius_rec.training.options import StageOptions
 
 

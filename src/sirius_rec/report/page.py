@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, Final
 import jinja2
 from markupsafe import Markup
 
-from sirius_rec import __version__
+from sirius_rec import __version__, atomic
 from sirius_rec.diagnostics import curves as evidence
 from sirius_rec.report import plots, sections, svg
 from sirius_rec.report.evidence_plots import Drawn, epoch_figures, hacking_figures
@@ -151,11 +150,5 @@ def _embedded(content: Sequence[Mapping[str, Any]]) -> Markup | None:
 
 
 def _write(path: Path, page: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(page, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    atomic.write_text(path, page)
     return path

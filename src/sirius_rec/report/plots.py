@@ -21,6 +21,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from sirius_rec import atomic
 from sirius_rec.diagnostics.curves import HIT, mean_interval, ordered, series
 from sirius_rec.evaluation.results import TRIVIAL, Facts
 from sirius_rec.report.text import on_axis
@@ -290,9 +291,8 @@ def save(figure: Figure, folder: Path, name: str) -> str:
 
 def write(folder: Path, name: str, text: str, png: bytes) -> None:
     """Both files of a drawn figure."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.png").write_bytes(png)
-    (folder / f"{name}.svg").write_text(text, encoding="utf-8")
+    atomic.write_bytes(folder / f"{name}.png", png)
+    atomic.write_text(folder / f"{name}.svg", text)
 
 
 def as_png(figure: Figure) -> bytes:

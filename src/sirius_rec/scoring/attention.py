@@ -19,18 +19,18 @@ from sirius_rec.scoring.masks import refusal
 from sirius_rec.scoring.packed import in_half_precision, packed_logps, unwrapped
 from sirius_rec.scoring.rows import PackedBatch, PromptCompletions, pack
 from sirius_rec.scoring.scorer import self_check
-from sirius_rec.scoring.split import SPLIT, register
+from sirius_rec.scoring.tree_attention import TREE_ATTENTION, register
 
-CANDIDATES = ("sdpa", SPLIT, "flex_attention")
+CANDIDATES = ("sdpa", TREE_ATTENTION, "flex_attention")
 
 
-def use_split(model: nn.Module) -> str:
+def use_tree_attention(model: nn.Module) -> str:
     """Put a model that runs on sdpa on its form in parts, where that is right; the name of what it is on now."""
     base = unwrapped(model)
     before = str(base.config._attn_implementation)
     if before == "sdpa" and not refusal(base.config):
         register()
-        base.set_attn_implementation(SPLIT)
+        base.set_attn_implementation(TREE_ATTENTION)
         if refusal(base.config):
             base.set_attn_implementation(before)
     return str(base.config._attn_implementation)
@@ -53,9 +53,9 @@ def _pass(model: nn.Module, batch: PackedBatch, trained: list[nn.Parameter]) -> 
     return list(torch.autograd.grad(packed_logps(model, batch).sum(), trained))
 
 
-def _same(found: Sequence[Tensor], expected: Sequence[Tensor], half: bool) -> bool:
+def _same(actual: Sequence[Tensor], expected: Sequence[Tensor], half: bool) -> bool:
     """Equal as far as rounding allows, measured on all entries together."""
-    error = sum(float((a.float() - b.float()).square().sum()) for a, b in zip(found, expected, strict=True))
+    error = sum(float((a.float() - b.float()).square().sum()) for a, b in zip(actual, expected, strict=True))
     size = sum(float(b.float().square().sum()) for b in expected)
     return bool(error <= (0.05 if half else 1e-3) ** 2 * size)
 
@@ -109,11 +109,11 @@ def probe_attention(
                 raise ScoringError(reason)
             self_check(model, rows, pad_id)
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-                found = _pass(model, batch, trained)
-                if expected is not None and not _same(found, expected, half):
+                actual = _pass(model, batch, trained)
+                if expected is not None and not _same(actual, expected, half):
                     raise ScoringError(f"its gradients differ from those of {next(iter(seconds))}")
                 seconds[name] = _seconds(lambda: _pass(model, batch, trained), device, repeats)
-            expected = found if expected is None else expected
+            expected = actual if expected is None else expected
         except torch.OutOfMemoryError as error:  # says nothing about being right; another kernel may need less
             no_memory, refused[name] = error.with_traceback(None), "out of memory"
         except Exception as error:  # a kernel may be missing, fail to compile, or be wrong
@@ -122,8 +122,8 @@ def probe_attention(
     if not seconds and no_memory is not None:
         raise no_memory
     if not seconds:
-        said = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
-        raise ScoringError(f"no attention kernel scores packed rows rightly here ({said}): set scoring: naive")
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
+        raise ScoringError(f"no attention kernel scores packed rows rightly here ({reasons}): set scoring: naive")
     chosen = min(seconds, key=lambda name: seconds[name])
     base.set_attn_implementation(chosen)
     return Probe(chosen, seconds, refused)

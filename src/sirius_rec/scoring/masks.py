@@ -12,14 +12,14 @@ from torch import Tensor
 
 from sirius_rec.errors import ScoringError
 from sirius_rec.scoring.rows import PAD_SEGMENT, PROMPT_SEGMENT
-from sirius_rec.scoring.split import SPLIT
+from sirius_rec.scoring.tree_attention import TREE_ATTENTION
 
 # Architectures whose forward was checked to take a ready 4-D mask and restarted positions (tests/parity).
 _FULL_ATTENTION = frozenset({"llama", "gpt2", "gpt_neox", "gemma"})
 _ONE_WINDOW = frozenset({"mistral", "phi3"})
 _MASK_PER_LAYER_TYPE = frozenset({"qwen2", "qwen3", "gemma2", "gemma3_text"})
 SUPPORTED = _FULL_ATTENTION | _ONE_WINDOW | _MASK_PER_LAYER_TYPE
-_ATTENTION = frozenset({"sdpa", "eager", "flex_attention", SPLIT})
+_ATTENTION = frozenset({"sdpa", "eager", "flex_attention", TREE_ATTENTION})
 
 
 def refusal(config: Any) -> str | None:
@@ -28,7 +28,7 @@ def refusal(config: Any) -> str | None:
         return f"architecture '{config.model_type}' has not been checked (checked: {', '.join(sorted(SUPPORTED))})"
     if config._attn_implementation not in _ATTENTION:
         return f"attention '{config._attn_implementation}' takes no tree mask: load the model with 'sdpa' or 'eager'"
-    if config._attn_implementation == SPLIT and getattr(config, "attn_logit_softcapping", None):
+    if config._attn_implementation == TREE_ATTENTION and getattr(config, "attn_logit_softcapping", None):
         return "its logits are capped inside the attention, which sdpa kernels do not do: load the model with 'eager'"
     if getattr(config, "use_bidirectional_attention", None):
         return "the model attends in both directions"

@@ -32,8 +32,8 @@ def naive_logps(
     input_ids_RT, seen_RT, scored_RT = (t.to(device) for t in (input_ids_RT, seen_RT, scored_RT))
     # Column `first` is the first that is scored in any row; it is predicted by the one before it, the last by none.
     first = min(len(prompt) for prompt, _ in texts)
-    kept = {} if all_logits or not takes_logits_to_keep(model) else {"logits_to_keep": width - first + 1}
-    logits_RTV = model(input_ids=input_ids_RT, attention_mask=seen_RT, use_cache=False, **kept).logits
+    selection = {} if all_logits or not takes_logits_to_keep(model) else {"logits_to_keep": width - first + 1}
+    logits_RTV = model(input_ids=input_ids_RT, attention_mask=seen_RT, use_cache=False, **selection).logits
     logits_RKV = logits_RTV[:, first - 1 - width : -1].float()
     # Ids of the prompt are not predicted, and may stand for inputs that no logit belongs to (hybrid prompts).
     target_RK = input_ids_RT.masked_fill(~scored_RT, 0)[:, first:]

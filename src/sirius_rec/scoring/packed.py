@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sirius_rec.scoring.masks import attention_masks
 from sirius_rec.scoring.rows import PackedBatch
-from sirius_rec.scoring.split import SPLIT, in_pieces
+from sirius_rec.scoring.tree_attention import TREE_ATTENTION, in_chunks
 
 
 def unwrapped(model: Any) -> Any:
@@ -62,8 +62,8 @@ def kept_logits(model: nn.Module, batch: PackedBatch) -> tuple[Tensor, Tensor]:
     """
     base = unwrapped(model)
     masks = attention_masks(base.config, batch.segment_BT, batch.position_ids_BT, base.dtype)
-    if base.config._attn_implementation == SPLIT:
-        masks = in_pieces(base.config, masks, batch)
+    if base.config._attn_implementation == TREE_ATTENTION:
+        masks = in_chunks(base.config, masks, batch)
     inputs: dict[str, Any] = {
         "input_ids": batch.input_ids_BT,
         "position_ids": batch.position_ids_BT,

@@ -16,8 +16,8 @@ from torch import Tensor
 
 PROMPT_SEGMENT = 0
 PAD_SEGMENT = -1
-# Wide enough for matrix products to run at their full rate, and narrow against the prompts that each piece sees.
-PIECE = 96
+# Wide enough for matrix products to run at their full rate, and narrow against the prompts that each chunk sees.
+CHUNK = 96
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class PromptCompletions:
 
 
 @dataclass(frozen=True)
-class Piece:
+class Chunk:
     """Columns first … end − 1 of a batch. All that they may see lies in the prompts' columns and in back … end − 1."""
 
     first: int
@@ -62,7 +62,7 @@ class PackedBatch:
     source_M: which of the N predicts token m. target_M: that token. candidate_M: the b · C + c that it belongs to.
     length_BC: |y| in tokens, the end of sequence included; 1 for absent candidates, so that dividing is safe.
     valid_BC: real candidates. n_prompt: first columns that are prompt in every row.
-    prompt_end: first column that is prompt in no row. pieces: the columns from n_prompt on, in runs.
+    prompt_end: first column that is prompt in no row. chunks: the columns from n_prompt on, in runs.
     """
 
     input_ids_BT: Tensor
@@ -78,7 +78,7 @@ class PackedBatch:
     valid_BC: Tensor
     n_prompt: int
     prompt_end: int
-    pieces: tuple[Piece, ...]
+    chunks: tuple[Chunk, ...]
 
     def to(self, device: torch.device | str) -> PackedBatch:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -96,11 +96,11 @@ def _within(lengths: np.ndarray) -> np.ndarray:
     return within
 
 
-def _pieces(first: int, end: int, start_Y: np.ndarray, end_Y: np.ndarray) -> tuple[Piece, ...]:
-    """Pieces of about `PIECE` columns; a candidate cut by a border in any row is seen whole from the later piece."""
-    borders = [first, *range(first + PIECE, end - PIECE // 2, PIECE), end] if end > first else []
+def _chunks(first: int, end: int, start_Y: np.ndarray, end_Y: np.ndarray) -> tuple[Chunk, ...]:
+    """Chunks of about `CHUNK` columns; a candidate cut by a border in any row is seen whole from the later chunk."""
+    borders = [first, *range(first + CHUNK, end - CHUNK // 2, CHUNK), end] if end > first else []
     back = [int(start_Y[(start_Y < at) & (end_Y > at)].min(initial=at)) for at in borders[:-1]]
-    return tuple(map(Piece, borders, borders[1:], back))
+    return tuple(map(Chunk, borders, borders[1:], back))
 
 
 def _kept(prompt_B: np.ndarray, inputs_B: np.ndarray, width: int) -> dict[str, np.ndarray]:
@@ -166,5 +166,5 @@ def pack(rows: Sequence[PromptCompletions], pad_id: int) -> PackedBatch:
     }
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     first, start_Y = int(prompt_B.min()), prompt_B[row_Y] + ahead_Y
-    pieces = _pieces(first, width, start_Y, start_Y + length_Y - 1)
-    return PackedBatch(**tensors, n_prompt=first, prompt_end=int(prompt_B.max()), pieces=pieces)
+    chunks = _chunks(first, width, start_Y, start_Y + length_Y - 1)
+    return PackedBatch(**tensors, n_prompt=first, prompt_end=int(prompt_B.max()), chunks=chunks)

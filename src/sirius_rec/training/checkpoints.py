@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sirius_rec.errors import RunError, place_fault
+from sirius_rec import atomic
+from sirius_rec.errors import RunError, storage_error
 
 MARKER = "complete.json"
 PREFIX = "checkpoint-"
@@ -16,11 +17,11 @@ PREFIX = "checkpoint-"
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """RunError in one line if what is written inside fails for the place: disk full, read-only, quota."""
+    """RunError in one line if what is written inside fails for the storage: disk full, read-only, quota."""
     try:
         yield
     except Exception as error:
-        reason = place_fault(error)
+        reason = storage_error(error)
         if reason is None:
             raise
         raise RunError(
@@ -33,9 +34,7 @@ def mark_complete(checkpoint: Path) -> None:
     """Write the marker of a finished checkpoint: sizes in bytes by relative path. Atomic."""
     sizes = {str(p.relative_to(checkpoint)): p.stat().st_size for p in sorted(checkpoint.rglob("*")) if p.is_file()}
     sizes.pop(MARKER, None)
-    temporary = checkpoint / f".{MARKER}"
-    temporary.write_text(json.dumps(sizes, indent=1))
-    temporary.replace(checkpoint / MARKER)
+    atomic.write_text(checkpoint / MARKER, json.dumps(sizes, indent=1))
 
 
 def check_complete(checkpoint: Path) -> None:
@@ -61,8 +60,8 @@ def step_of(checkpoint: Path) -> int:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Marked checkpoints in `folder`, oldest first."""
-    found = [p for p in folder.glob(f"{PREFIX}*") if (p / MARKER).is_file()]
-    return sorted(found, key=step_of)
+    checkpoints = [p for p in folder.glob(f"{PREFIX}*") if (p / MARKER).is_file()]
+    return sorted(checkpoints, key=step_of)
 
 
 def resume_point(folder: Path) -> Path | None:

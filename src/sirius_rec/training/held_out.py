@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from sirius_rec import atomic
 from sirius_rec.errors import RunError
 
 _NAME = re.compile(r"step-(\d+)\.npz")
@@ -35,15 +36,10 @@ class HeldOutLog:
         self.folder = folder
 
     def write(self, step: int, epoch: float, logp_R: Sequence[np.ndarray]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / ".writing.npz"
-        np.savez(
-            temporary,
-            epoch=np.float64(epoch),
-            logp=np.concatenate([np.asarray(row, dtype=np.float32) for row in logp_R]),
-            length=np.array([len(row) for row in logp_R], dtype=np.int32),
-        )
-        temporary.replace(self.folder / f"step-{step}.npz")
+        logp = np.concatenate([np.asarray(row, dtype=np.float32) for row in logp_R])
+        length = np.array([len(row) for row in logp_R], dtype=np.int32)
+        arrays = {"epoch": np.float64(epoch), "logp": logp, "length": length}
+        atomic.write_npz(self.folder / f"step-{step}.npz", arrays)
 
     def rewind(self, step: int) -> None:
         """Remove evaluations of later steps than `step`: what a killed run had gone ahead."""
@@ -55,8 +51,8 @@ class HeldOutLog:
 def _files(folder: Path) -> list[tuple[int, Path]]:
     if not folder.is_dir():
         return []
-    found = [(match, path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
-    return sorted((int(match[1]), path) for match, path in found)
+    files = [(match, path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
+    return sorted((int(match[1]), path) for match, path in files)
 
 
 def read_held_out(folder: Path) -> list[Snapshot]:

@@ -7,7 +7,6 @@ and the item embeddings in a file beside it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from sirius_rec import atomic
 from sirius_rec.errors import RunError
 from sirius_rec.scoring.packed import unwrapped
 
@@ -80,9 +80,9 @@ def install(model: Any, items_ID: Tensor, *, seed: int = 0) -> HybridEmbedding:
 
 
 def installed(model: Any) -> HybridEmbedding:
-    found = unwrapped(model).get_input_embeddings()
-    assert isinstance(found, HybridEmbedding)
-    return found
+    embedding = unwrapped(model).get_input_embeddings()
+    assert isinstance(embedding, HybridEmbedding)
+    return embedding
 
 
 @contextmanager
@@ -100,9 +100,8 @@ def save_projector(model: Any, folder: Path) -> None:
     """Projector, item embeddings and the first virtual id, atomically."""
     hybrid = installed(model)
     tensors = {k: v.detach().cpu().contiguous() for k, v in hybrid.state_dict().items() if not k.startswith("tokens.")}
-    partial = folder / f".{FILE}.{os.getpid()}.partial"
-    save_file(tensors, partial, metadata={"first_virtual": str(hybrid.first_virtual)})
-    partial.replace(folder / FILE)
+    with atomic.replacing(folder / FILE) as partial:
+        save_file(tensors, partial, metadata={"first_virtual": str(hybrid.first_virtual)})
 
 
 def load_projector(model: Any, folder: Path) -> None:
@@ -114,8 +113,8 @@ def load_projector(model: Any, folder: Path) -> None:
         if not isinstance(base.get_input_embeddings(), HybridEmbedding):
             install(model, tensors["items_ID"])
         hybrid = installed(model)
-        found = hybrid.load_state_dict(tensors, strict=False)
-        whole = not found.unexpected_keys and all(key.startswith("tokens.") for key in found.missing_keys)
+        result = hybrid.load_state_dict(tensors, strict=False)
+        whole = not result.unexpected_keys and all(key.startswith("tokens.") for key in result.missing_keys)
     except Exception as error:  # safetensors and torch each raise their own
         raise RunError(f"{path}: cannot be read ({type(error).__name__}): delete its folder and train again") from error
     from safetensors import safe_open

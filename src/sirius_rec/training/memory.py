@@ -45,9 +45,9 @@ class MemoryEstimate:
         """One line for people."""
         unit, size = ("GiB", 2**30) if self.total >= 2**30 else ("MiB", 2**20)
         parts = {k: v / size for k, v in asdict(self).items() if k not in ("rows", "tokens")}
-        said = ", ".join(f"{name} {part:.1f}" for name, part in parts.items())
+        breakdown = ", ".join(f"{name} {part:.1f}" for name, part in parts.items())
         return (
-            f"memory: about {self.total / size:.1f} {unit} per process at most ({said}; {self.rows} rows of "
+            f"memory: about {self.total / size:.1f} {unit} per process at most ({breakdown}; {self.rows} rows of "
             f"{self.tokens} tokens at once)"
         )
 
@@ -123,13 +123,13 @@ def estimate(
         less = step_peak(model, [longest] * (_FEW // 2), pad_id, scoring=scoring, bf16=bf16)
         peak += (count - _FEW) * max(peak - less, 0) // (_FEW - _FEW // 2)
     if scoring == "packed":
-        kept = 1 + sum(len(ids) - 1 for ids in longest.completions)
+        positions = 1 + sum(len(ids) - 1 for ids in longest.completions)
     elif takes_logits_to_keep(model):
-        kept = len(longest.completions) * (1 + max(map(len, longest.completions)))
+        positions = len(longest.completions) * (1 + max(map(len, longest.completions)))
     else:
-        kept = longest.length(scoring)
+        positions = longest.length(scoring)
     vocabulary = int(unwrapped(model).config.get_text_config().vocab_size)
-    logits = count * kept * vocabulary * 4 * 2
+    logits = count * positions * vocabulary * 4 * 2
     return MemoryEstimate(
         weights=weights // shards,
         gradients=trained // shards,

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from sirius_rec import atomic
 from sirius_rec.errors import RunError
 
 
@@ -24,10 +25,8 @@ class MetricsLog:
         """Drop lines of later steps than `step`, and a half-written last line: what a killed run had gone ahead."""
         if not self.path.exists():
             return
-        kept = [json.dumps(line) for line in read_metrics(self.path, tolerate_tail=True) if line["step"] <= step]
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(line + "\n" for line in kept))
-        temporary.replace(self.path)
+        lines = [json.dumps(line) for line in read_metrics(self.path, tolerate_tail=True) if line["step"] <= step]
+        atomic.write_text(self.path, "".join(line + "\n" for line in lines))
 
 
 def read_metrics(path: Path, *, tolerate_tail: bool = False) -> list[dict[str, Any]]:

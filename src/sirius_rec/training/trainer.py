@@ -162,8 +162,8 @@ class SiriusTrainer(Trainer):
             self._ensure_reference()
         if resume_from_checkpoint is True:
             with self.args.main_process_first(local=False):  # it also removes what a kill left behind
-                found = resume_point(Path(self.args.output_dir))
-            resume_from_checkpoint = str(found) if found else None
+                checkpoint = resume_point(Path(self.args.output_dir))
+            resume_from_checkpoint = str(checkpoint) if checkpoint else None
         at = -1
         if resume_from_checkpoint:
             at = step_of(Path(resume_from_checkpoint))

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import email.utils
+import importlib.util
 import json
+import logging
+import subprocess
+import sys
 import time
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sirius_rec.errors import ConfigError, ScoringError
+from sirius_rec.rankers.chat import client as module
 from sirius_rec.rankers.chat.client import ChatClient
 from sirius_rec.rankers.chat.options import PLUMBING, ChatOptions, chat_options
 
@@ -74,10 +78,10 @@ def test_passing_faults_are_tried_again(endpoint: Any, tmp_path: Path, fault: An
     [
         (500, "HTTP 500 (no luck), after 2 tries"),
         (429, "HTTP 429 (no luck), after 2 tries"),
-        ("truncated", "the answer broke off (IncompleteRead)"),
+        ("truncated", "the answer broke off (RemoteProtocolError)"),
         ("truncated json", "the answer is not whole JSON"),
         ((200, {}, b'"hello"'), "the answer is not a chat completion"),
-        ("hang up", "the answer broke off (RemoteDisconnected)"),
+        ("hang up", "the answer broke off (RemoteProtocolError)"),
     ],
 )
 def test_what_does_not_pass_is_one_line_and_nothing_is_lost(
@@ -203,6 +207,44 @@ def test_the_key_is_sent_and_shows_nowhere(
     assert len(list(tmp_path.rglob("*.json"))) == 1 and not any(KEY in text for text in said)
 
 
+def test_the_key_is_in_no_log(
+    serve: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The HTTP libraries log the headers of answers, and an unkind endpoint repeats the key there."""
+    endpoint = serve(lambda prompt: "x")
+    body = b'{"choices": [{"message": {"content": "x"}}]}'
+    endpoint.faults = [(500, {"X-Sent": f"Bearer {KEY}"}, b""), (200, {"X-Sent": f"Bearer {KEY}"}, body)]
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with caplog.at_level(logging.DEBUG):
+        logging.getLogger("sirius_rec.test").debug("the log is on")
+        client(endpoint, tmp_path).ask_all(["x"])
+    assert endpoint.keys == [f"Bearer {KEY}"] * 2
+    assert "the log is on" in caplog.text and KEY not in caplog.text
+
+
+def test_an_answer_without_end_is_not_read_to_the_end(
+    endpoint: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_MOST_BYTES", 1 << 20)
+    endpoint.faults = [(200, {}, b"x" * (64 << 20)), (400, {}, b"x" * (64 << 20))]
+    with pytest.raises(ScoringError, match="broke off"):
+        client(endpoint, tmp_path, retries=0).ask_all(["x"])
+    with pytest.raises(ScoringError, match=r"refuses the request: HTTP 400$"):
+        client(endpoint, tmp_path, retries=0).ask_all(["x"])
+
+
+def test_without_httpx_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"^chatrec needs httpx2, .*: pip install 'sirius-rec\[chat\]'$"):
+        ChatClient(ChatOptions(model="small"), tmp_path)
+
+
+def test_importing_the_client_needs_no_httpx() -> None:
+    """Without the extra everything but chatrec works."""
+    code = "import sys; sys.modules['httpx2'] = None; import sirius_rec.rankers.chat.ranker"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_a_wrong_key_is_one_clear_line(endpoint: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     endpoint.key = "right"
     with pytest.raises(ScoringError, match=r"asks for a key: set \$OPENAI_API_KEY \(HTTP 401\)"):
@@ -255,11 +297,11 @@ def test_an_answer_without_content_or_usage_counts(serve: Callable[..., Any], tm
         ({"model": "m", "base_url": "host/v1"}, "base_url: must be an address"),
         ({"model": "m", "base_url": "http://host:port/v1"}, "base_url: must be an address"),
         ({"model": "m", "parameters": {"stream": True}}, "parameters: must be a section"),
-        ({"model": "m", "timeout": 0}, "timeout: must be a number from 0.1, got 0"),
-        ({"model": "m", "retries": 1.5}, "retries: must be a whole number from 0"),
-        ({"model": "m", "concurrency": True}, "concurrency: must be a whole number from 1"),
-        ({"model": "m", "price_in": -1}, "price_in: must be a number from 0"),
-        ({"model": "m", "requests_per_minute": 0}, "requests_per_minute: must be a number"),
+        ({"model": "m", "timeout": 0}, "timeout: must be at least 0.1, got 0"),
+        ({"model": "m", "retries": 1.5}, "retries: must be a whole number, got 1.5"),
+        ({"model": "m", "concurrency": True}, "concurrency: must be a whole number, got True"),
+        ({"model": "m", "price_in": -1}, "price_in: must be at least 0, got -1"),
+        ({"model": "m", "requests_per_minute": 0}, "requests_per_minute: must be at least 0.01"),
     ],
 )
 def test_wrong_options_are_one_line_without_the_key(options: dict[str, Any], message: str) -> None:
@@ -270,8 +312,8 @@ def test_wrong_options_are_one_line_without_the_key(options: dict[str, Any], mes
 
 def test_every_option_either_decides_answers_or_is_plumbing() -> None:
     """A new option must be put on one side: what decides answers may not change in a run folder."""
-    assert {f.name for f in fields(ChatOptions)} == {"model", "parameters", *PLUMBING}
+    assert set(ChatOptions.model_fields) == {"model", "parameters", *PLUMBING}
 
 
 def test_cost_is_per_million_tokens() -> None:
-    assert ChatOptions("m", price_in=2.5, price_out=10.0).cost(1_000_000, 200_000) == 4.5
+    assert ChatOptions(model="m", price_in=2.5, price_out=10.0).cost(1_000_000, 200_000) == 4.5

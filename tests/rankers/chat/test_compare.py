@@ -134,8 +134,8 @@ def test_what_may_change_once_some_answers_are_kept(
         file = config(tmp_path, endpoint, model="large")
         if change == "gone":
             file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"methods": ["markov"]}))
-        said = {"gone": "methods.chatrec: begun there, missing here",
-                "another model": "methods.chatrec.options.model: 'small' there, 'large' here"}[change]  # fmt: skip
+        said = {"gone": "methods.chatrec: begun in the folder, missing now",
+                "another model": "methods.chatrec.options.model: saved 'small', now 'large'"}[change]  # fmt: skip
         with pytest.raises(RunError, match=re.escape(f"another configuration ({said})")):
             raise compare(file).exception
         return

@@ -22,7 +22,7 @@ FORM = TEMPLATES["music"]
 
 
 def ranker(endpoint: Any, folder: Path, titles: Any, **options: Any) -> ChatRanker:
-    made = ChatOptions("small", endpoint.base_url, backoff=0.01, **options)
+    made = ChatOptions(model="small", base_url=endpoint.base_url, backoff=0.01, **options)
     return ChatRanker(ChatClient(made, folder), FORM, titles)
 
 

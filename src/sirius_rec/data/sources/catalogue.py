@@ -67,8 +67,8 @@ def read_id_names(folder: Path, names: Path | str | None, max_malformed: float) 
     Raises:
         DataError: neither is in the folder, or too many lines are malformed.
     """
-    found = [folder / name for name in ("id2name.txt", "u.item") if (folder / name).is_file()]
-    path = Path(names) if names is not None else (found[0] if found else folder / "id2name.txt")
+    candidates = [folder / name for name in ("id2name.txt", "u.item") if (folder / name).is_file()]
+    path = Path(names) if names is not None else (candidates[0] if candidates else folder / "id2name.txt")
     require_file(path, "file of names (id2name.txt or u.item)")
     separator, encoding = ("|", "latin-1") if path.name == "u.item" else ("::", "utf-8")
     account = Account(path)

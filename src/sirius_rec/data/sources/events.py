@@ -107,12 +107,12 @@ class EventLog:
         pair = user.astype(np.int64) * max(len(self._items), 1) + item
         first = pl.Series(pair).is_first_distinct().to_numpy()
         del pair
-        kept = first
+        selected = first
         if min_user > 1:
             counts = np.bincount(user[first], minlength=len(self._users))
-            kept = first & (counts[user] >= min_user)
-        if not kept.all():
-            user, item, time = user[kept], item[kept], time[kept]
+            selected = first & (counts[user] >= min_user)
+        if not selected.all():
+            user, item, time = user[selected], item[selected], time[selected]
         events = pl.DataFrame(
             {
                 USER_ID: self._users.texts().gather(user),
@@ -121,7 +121,7 @@ class EventLog:
             }
         )
         by = f"seeded shuffle, seed {seed}" if ties == "shuffle" else "order in the file"
-        repeated, short = int((~first).sum()), int(first.sum() - kept.sum())
+        repeated, short = int((~first).sum()), int(first.sum() - selected.sum())
         return Ordered(events, repeated, short, {"broken_by": by, **_ties(user, time)})
 
     def _gathered(self) -> tuple[Codes, Codes, npt.NDArray[Any]]:

@@ -44,13 +44,13 @@ def find_table(folder: Path, stem: str) -> Path:
     Raises:
         DataError: none or more than one is there.
     """
-    found = [folder / f"{stem}{suffix}" for suffix in TABLE_SUFFIXES if (folder / f"{stem}{suffix}").is_file()]
-    if len(found) == 1:
-        return found[0]
+    files = [folder / f"{stem}{suffix}" for suffix in TABLE_SUFFIXES if (folder / f"{stem}{suffix}").is_file()]
+    if len(files) == 1:
+        return files[0]
     names = ", ".join(f"{stem}{suffix}" for suffix in TABLE_SUFFIXES)
-    if not found:
+    if not files:
         raise DataError(f"{folder}: none of {names} found; put one there or name the file")
-    raise DataError(f"{folder}: {' and '.join(p.name for p in found)} are both there; name the one to use")
+    raise DataError(f"{folder}: {' and '.join(p.name for p in files)} are both there; name the one to use")
 
 
 @contextmanager
@@ -152,12 +152,12 @@ def require_columns(frame: pl.DataFrame, path: Path, columns: dict[str, str], op
             )
 
 
-def check_names(option: str, given: Iterable[str], known: Sequence[str]) -> None:
+def check_names(option: str, given: Iterable[str], names: Sequence[str]) -> None:
     """Raise a `ConfigError` for the first name in the mapping `option` that is none of ours, with the nearest one."""
     for name in given:
-        if name not in known:
-            near = get_close_matches(str(name), known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it maps {', '.join(known)}"
+        if name not in names:
+            near = get_close_matches(str(name), names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it maps {', '.join(names)}"
             raise ConfigError(f"option {option}: there is no column {name!r} to map; {hint}")
 
 

@@ -6,27 +6,18 @@ and has none.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import polars as pl
 
-from sirius_rec.data.sources.catalogue import MissingTitles, gather_titles, titled_items
+from sirius_rec.data.sources.catalogue import MissingTitles
 from sirius_rec.data.sources.delimited import delimited
-from sirius_rec.data.sources.events import TIME, EventLog, Ties
+from sirius_rec.data.sources.dumps import Dump, Fields, date_text, file_in
+from sirius_rec.data.sources.events import TIME, Ties
 from sirius_rec.data.sources.files import ROW, check_choice, file_note, require_file
-from sirius_rec.data.sources.lines import (
-    MAX_MALFORMED,
-    Account,
-    check_share,
-    keep,
-    number_of,
-    only_one,
-    records,
-    reject,
-    text_id,
-)
+from sirius_rec.data.sources.lines import MAX_MALFORMED, Account, check_share, keep, only_one
 from sirius_rec.data.sources.literals import parse_json
 from sirius_rec.errors import ConfigError, DataError
 from sirius_rec.progress import Advance
@@ -36,7 +27,6 @@ DateField = Literal["date_added", "read_at", "read_at_or_date_added"]
 Undated = Literal["error", "oldest_first", "newest_first", "shuffle"]
 
 _DATE = "%a %b %d %H:%M:%S %z %Y"  # Fri Apr 19 08:15:15 -0700 2013
-_TEXT = "__date__"
 
 
 def load(
@@ -88,109 +78,51 @@ def load(
     check_share(max_malformed)
     if min_user < 1:
         raise ConfigError(f"min_user={min_user} is not at least 1")
-    path = Path(path)
-    events_path = _interactions_in(path) if path.is_dir() else require_file(path, "interactions file")
-    folder = events_path.parent
-    books_path = Path(books) if books is not None else only_one(folder, _BOOKS, "books file", optional=True)
-    if books_path is None and missing_titles != "id":
+    shelved = file_in(Path(path), _EVENTS, "interactions file")
+    folder = shelved.parent
+    titles_path = Path(books) if books is not None else only_one(folder, _BOOKS, "books file", optional=True)
+    if titles_path is None and missing_titles != "id":
         raise DataError(f"{folder}: no books file for the titles ({_BOOKS[0]}); name it with option books, or set "
                         "missing_titles: id")  # fmt: skip
-    is_csv = _is_csv(events_path)
-    files = [events_path]
-    account = Account(events_path)
+    if titles_path is not None:
+        require_file(titles_path, "books file")
+    is_csv, map_path = ".csv" in shelved.suffixes[-2:], None
+    if is_csv and undated == "shuffle":
+        ties = "shuffle"
+    dump = Dump(shelved, titles_path, "interactions", "book", seed, missing_titles, ties, max_malformed, advance)
     if is_csv:
-        frames = _csv_frames(events_path, account, undated, advance)
+        frames = dump.rated(_csv_frames(shelved, dump.account, undated, advance), min_rating)
+        if (map_path := _map_of_books(folder, book_ids)) is not None:
+            frames = _with_ids(frames, _book_ids(map_path, max_malformed, advance), dump.account)
     else:
-        frames = _json_frames(events_path, account, date, advance)
-    frames = _liked(frames, min_rating, account)
-    if is_csv and (map_path := _map_of_books(folder, book_ids)) is not None:
-        frames = _with_ids(frames, _book_ids(map_path, max_malformed, advance), account)
-        files.append(map_path)
-    log = EventLog()
-    for frame in frames:
-        log.add(frame)
-    account.check(max_malformed)
-
-    titles: dict[str, str] = {}
-    accounts = [account]
-    if books_path is not None:
-        titles, of_books = _titles(books_path, set(log.items()), max_malformed, advance)
-        files.append(books_path)
-        accounts.append(of_books)
-    shuffled = is_csv and undated == "shuffle"
-    ordered = log.finish(ties="shuffle" if shuffled else ties, seed=seed, min_user=min_user)
-    account.drop("user had the book before", ordered.repeated)
-    account.drop(f"user with fewer than {min_user}", ordered.of_short_users)
-    events = ordered.events
-    if not events.height:
-        raise DataError(f"{events_path}: no interactions left of {account.read:,}; dropped: {dict(account.dropped)}")
-    items, item_notes = titled_items(
-        events[ITEM_ID].unique(maintain_order=True), titles, missing_titles, books_path or folder
+        frames = dump.rated(dump.frames(parse_json, _fields(date)), min_rating)
+    names = ("title", "title_without_series")
+    loaded = dump.interactions(
+        frames,
+        lambda wanted: dump.titles(parse_json, "book_id", names, wanted) if titles_path else ({}, []),
+        min_user=min_user,
     )
-    untitled = events.height
-    events = events.filter(pl.col(ITEM_ID).is_in(items[ITEM_ID].implode()))
-    account.drop("book without title", untitled - events.height)
-    account.kept = events.height
+    events, notes = loaded.events, loaded.notes
     if is_csv:
         events = events.with_columns(pl.int_range(pl.len()).over(USER_ID).alias(TIMESTAMP))
-    notes: dict[str, Any] = {
-        "files": [file_note(file) for file in files],
-        "lines": [one.note() for one in accounts],
-        **item_notes,
-        "time": f"none: positions, rows taken as {undated}" if is_csv else date,
-        "ties": ordered.ties,
-    }
-    return Interactions(events, items, notes)
+    if map_path is not None:
+        notes["files"].insert(1, file_note(map_path))
+    last = {"time": f"none: positions, rows taken as {undated}" if is_csv else date, "ties": notes.pop("ties")}
+    return Interactions(events, loaded.items, {**notes, **last})
 
 
 _EVENTS = ("goodreads_interactions*.json.gz", "goodreads_interactions*.json", "goodreads_interactions*.csv*")
 _BOOKS = ("goodreads_books*.json.gz", "goodreads_books*.json")
 
 
-def _interactions_in(folder: Path) -> Path:
-    found = only_one(folder, _EVENTS, "interactions file")
-    assert found is not None
-    return found
+def _fields(date: DateField) -> Fields:
+    names = (date,) if date != "read_at_or_date_added" else ("read_at", "date_added")
+    example = "Fri Apr 19 08:15:15 -0700 2013"
+    return Fields(USER_ID, "book_id", date, lambda record: date_text(record, *names, example=example), _seconds, RATING)
 
 
-def _is_csv(path: Path) -> bool:
-    return ".csv" in path.suffixes[-2:]
-
-
-def _json_frames(path: Path, account: Account, date: DateField, advance: Advance | None) -> Iterator[pl.DataFrame]:
-    def extract(record: Mapping[str, Any]) -> tuple[Any, ...] | str:
-        user, book = text_id(record, USER_ID), text_id(record, "book_id")
-        if not user or not book:
-            return "without user_id" if not user else "without book_id"
-        when = record.get("read_at" if date != "date_added" else date)
-        if not when and date == "read_at_or_date_added":
-            when = record.get("date_added")
-        if not when:
-            return f"without {date}"
-        if not isinstance(when, str):
-            raise ValueError(f"the date is {when!r}; text such as 'Fri Apr 19 08:15:15 -0700 2013' is expected")
-        return user, book, number_of(record, RATING), when
-
-    schema = {USER_ID: pl.String, ITEM_ID: pl.String, RATING: pl.Float64, _TEXT: pl.String}
-    for frame in records(path, parse_json, extract, schema, account, advance):
-        moment = frame[_TEXT].str.to_datetime(_DATE, strict=False, time_unit="ms")
-        frame = frame.with_columns((moment.dt.epoch("ms") // 1000).alias(TIME))
-        yield reject(frame, pl.col(TIME).is_null(), _TEXT, "date does not parse:", account)
-
-
-def _liked(frames: Iterator[pl.DataFrame], least: float | None, account: Account) -> Iterator[pl.DataFrame]:
-    for frame in frames:
-        yield frame if least is None else keep(frame, pl.col(RATING) >= least, f"rating below {least:g}", account)
-
-
-def _titles(
-    path: Path, wanted: set[str], max_malformed: float, advance: Advance | None
-) -> tuple[dict[str, str], Account]:
-    require_file(path, "books file")
-    fields = ("title", "title_without_series")
-    return gather_titles(
-        path, parse_json, "book_id", fields, wanted=wanted, max_malformed=max_malformed, advance=advance
-    )
+def _seconds(texts: pl.Series) -> pl.Series:
+    return texts.str.to_datetime(_DATE, strict=False, time_unit="ms").dt.epoch("ms") // 1000
 
 
 def _csv_frames(path: Path, account: Account, undated: Undated, advance: Advance | None) -> Iterator[pl.DataFrame]:
@@ -230,6 +162,6 @@ def _book_ids(path: Path, max_malformed: float, advance: Advance | None) -> pl.D
 
 def _with_ids(frames: Iterator[pl.DataFrame], ids: pl.DataFrame, account: Account) -> Iterator[pl.DataFrame]:
     for frame in frames:
-        known = frame.join(ids, left_on=ITEM_ID, right_on="book_id_csv", how="left", maintain_order="left")
-        known = keep(known, pl.col("book_id").is_not_null(), "book not in the map of books", account)
-        yield known.with_columns(pl.col("book_id").alias(ITEM_ID)).drop("book_id")
+        mapped = frame.join(ids, left_on=ITEM_ID, right_on="book_id_csv", how="left", maintain_order="left")
+        mapped = keep(mapped, pl.col("book_id").is_not_null(), "book not in the map of books", account)
+        yield mapped.with_columns(pl.col("book_id").alias(ITEM_ID)).drop("book_id")

@@ -64,26 +64,26 @@ def load(
     start = datetime(min_year, 1, 1, tzinfo=UTC).timestamp() * 1000
     dated = taggings.filter(pl.col("ms") >= start)
     first = dated.group_by("user", "artist").agg(pl.col("ms").min())
-    known = first.filter(pl.col("artist").cast(pl.String).is_in(items[ITEM_ID].to_list()))
-    if not known.height:
+    listed = first.filter(pl.col("artist").cast(pl.String).is_in(items[ITEM_ID].to_list()))
+    if not listed.height:
         raise DataError(f"{taggings_path}: no tagging since {min_year} of an artist listed in {artists_path}")
     # sorted first, so that the shuffle depends on the events and the seed only
-    known = known.sort("user", "artist")
-    shuffle = pl.Series("tie", np.random.default_rng(seed).permutation(known.height))
-    events = known.with_columns(shuffle).sort("user", "ms", "tie")
+    listed = listed.sort("user", "artist")
+    shuffle = pl.Series("tie", np.random.default_rng(seed).permutation(listed.height))
+    events = listed.with_columns(shuffle).sort("user", "ms", "tie")
     tied = events.filter(pl.struct("user", "ms").is_duplicated())
     account.drop(f"before {min_year}", taggings.height - dated.height)
     account.drop("user tagged the artist before", dated.height - first.height)
-    account.drop("artist not listed", first.height - known.height)
-    account.kept = known.height
+    account.drop("artist not listed", first.height - listed.height)
+    account.kept = listed.height
     notes: dict[str, Any] = {
         "files": [file_note(taggings_path), file_note(artists_path)],
         "lines": [account.note()],
         "taggings_read": taggings.height,
         "taggings_before_min_year_dropped": taggings.height - dated.height,
         "repeated_taggings_merged": dated.height - first.height,
-        "events_of_unlisted_artists_dropped": first.height - known.height,
-        "unlisted_artists": first["artist"].n_unique() - known["artist"].n_unique(),
+        "events_of_unlisted_artists_dropped": first.height - listed.height,
+        "unlisted_artists": first["artist"].n_unique() - listed["artist"].n_unique(),
         **item_notes,
         "ties": {
             "broken_by": f"seeded shuffle, seed {seed}",

@@ -220,9 +220,9 @@ def frame_of(numbers: Sequence[int], rows: Sequence[tuple[Any, ...]], schema: Ma
 
 def keep(frame: pl.DataFrame, condition: pl.Expr, reason: str, account: Account) -> pl.DataFrame:
     """The rows in which `condition` is true; the others are counted as dropped."""
-    kept = frame.filter(condition)
-    account.drop(reason, frame.height - kept.height)
-    return kept
+    rows = frame.filter(condition)
+    account.drop(reason, frame.height - rows.height)
+    return rows
 
 
 def reject(frame: pl.DataFrame, condition: pl.Expr, column: str, why: str, account: Account) -> pl.DataFrame:
@@ -309,12 +309,12 @@ def only_one(folder: Path, patterns: Sequence[str], what: str, *, optional: bool
     Raises:
         DataError: more than one fits, or none and it is not optional.
     """
-    found = sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()})
-    if len(found) == 1:
-        return found[0]
-    if len(found) > 1:
+    matches = sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()})
+    if len(matches) == 1:
+        return matches[0]
+    if len(matches) > 1:
         raise DataError(
-            f"{folder}: {len(found)} files could hold the {what} ({', '.join(file.name for file in found[:4])}); "
+            f"{folder}: {len(matches)} files could hold the {what} ({', '.join(file.name for file in matches[:4])}); "
             "keep one there, or name the file"
         )
     if optional:

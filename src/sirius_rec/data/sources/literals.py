@@ -79,18 +79,18 @@ def parse_either(text: str) -> Any:
 
 def _as_json(text: str) -> str:
     """JSON of the same value, or text that is not JSON."""
-    pieces = _STRING.split(text)
-    around = _GAP.join(pieces[::2]).replace("u" + _GAP, _GAP)
+    chunks = _STRING.split(text)
+    around = _GAP.join(chunks[::2]).replace("u" + _GAP, _GAP)
     # a word that JSON knows and Python does not must not become a value
     around = _WORD.sub(lambda word: _WORDS.get(word.group(), "<"), around)
-    pieces[::2] = around.split(_GAP)
-    pieces[1::2] = [
+    chunks[::2] = around.split(_GAP)
+    chunks[1::2] = [
         (f'"{string[1:-1]}"' if string[0] == '"' or '"' not in string else _escape(string[1:-1]))
         if "\\" not in string
         else _escape(_unescaped(string))
-        for string in pieces[1::2]
+        for string in chunks[1::2]
     ]
-    return "".join(pieces)
+    return "".join(chunks)
 
 
 def _unescaped(string: str) -> str:

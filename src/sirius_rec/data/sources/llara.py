@@ -49,11 +49,11 @@ def load(
     if "train" not in files:
         raise DataError(f"{folder}: no {FILES['train']} found; name the folder with LLaRA's .df files")
     items, names_path, of_names = read_id_names(folder, names, max_malformed)
-    known = set(items[ITEM_ID])
+    catalogue = set(items[ITEM_ID])
     parts, accounts = [], []
     for split, file in files.items():
         account = Account(file, what="row")
-        if (part := _windows(file, split, known, account)) is not None:
+        if (part := _windows(file, split, catalogue, account)) is not None:
             parts.append(part)
         account.check(max_malformed)
         accounts.append(account)
@@ -69,7 +69,7 @@ def load(
     return Examples(items, pl.concat(parts).select(list(_SCHEMA)), notes)
 
 
-def _windows(path: Path, split: str, known: set[str], account: Account) -> pl.DataFrame | None:
+def _windows(path: Path, split: str, catalogue: set[str], account: Account) -> pl.DataFrame | None:
     columns = read_frame(path)
     if missing := [name for name in _COLUMNS if name not in columns]:
         raise DataError(f"{path}: no column {missing[0]!r} (has: {', '.join(columns)}); is it a file of LLaRA's?")
@@ -78,7 +78,7 @@ def _windows(path: Path, split: str, known: set[str], account: Account) -> pl.Da
     for row, (sequence, length, target) in enumerate(zip(*(columns[name] for name in _COLUMNS), strict=True), start=1):
         account.read += 1
         try:
-            rows.append((*_window(sequence, length, target, known), split))
+            rows.append((*_window(sequence, length, target, catalogue), split))
             numbers.append(row)
             account.kept += 1
         except ValueError as error:
@@ -86,7 +86,7 @@ def _windows(path: Path, split: str, known: set[str], account: Account) -> pl.Da
     return frame_of(numbers, rows, _SCHEMA) if rows else None
 
 
-def _window(sequence: Any, length: Any, target: Any, known: set[str]) -> tuple[list[str], str]:
+def _window(sequence: Any, length: Any, target: Any, catalogue: set[str]) -> tuple[list[str], str]:
     """History and target of one row; the first `length` entries count, and of one lone padding none."""
     if not isinstance(sequence, list | tuple):
         raise ValueError(f"seq is {type(sequence).__name__}; a list of item numbers is expected")
@@ -94,10 +94,10 @@ def _window(sequence: Any, length: Any, target: Any, known: set[str]) -> tuple[l
         raise ValueError(f"len_seq is {short(length)} for a sequence of {len(sequence)}")
     entries = [_item(entry) for entry in sequence[:length]]
     # an empty history is written as length 1 with the padding number, which is no item
-    if length == 1 and entries[0] not in known and all(_item(entry) == entries[0] for entry in sequence):
+    if length == 1 and entries[0] not in catalogue and all(_item(entry) == entries[0] for entry in sequence):
         entries = []
     wanted = [*entries, _item(target)]
-    if unknown := next((item for item in wanted if item not in known), None):
+    if unknown := next((item for item in wanted if item not in catalogue), None):
         raise ValueError(f"item {unknown!r} is not among the names")
     return entries, wanted[-1]
 

@@ -117,15 +117,15 @@ def _recognise(path: Path) -> tuple[str, Path, Path]:
     if not path.is_dir():
         raise DataError(f"{path}: no such folder; name the folder of the unpacked MovieLens archive")
     for folder in (path, *sorted(entry for entry in path.iterdir() if entry.is_dir())):
-        found = [
+        layouts = [
             (name, ratings, movies)
             for name, layout in LAYOUTS.items()
             if (ratings := _plain_or_gz(folder / layout.ratings)) and (movies := _plain_or_gz(folder / layout.movies))
         ]
-        if len(found) > 1:
-            raise DataError(f"{folder}: holds MovieLens in {len(found)} layouts; keep one in a folder of its own")
-        if found:
-            return found[0]
+        if len(layouts) > 1:
+            raise DataError(f"{folder}: holds MovieLens in {len(layouts)} layouts; keep one in a folder of its own")
+        if layouts:
+            return layouts[0]
     pairs = "; ".join(f"{layout.ratings} and {layout.movies}" for layout in LAYOUTS.values())
     raise DataError(f"{path}: no MovieLens found (looked for {pairs}); name the folder of the unpacked archive")
 

@@ -5,36 +5,27 @@ One record per line, written as Python literals (`{u'username': u'…', …}`); 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import polars as pl
 
-from sirius_rec.data.sources.catalogue import MissingTitles, gather_titles, titled_items
-from sirius_rec.data.sources.events import TIME, EventLog, Ties
-from sirius_rec.data.sources.files import check_choice, file_note, require_file
-from sirius_rec.data.sources.lines import (
-    MAX_MALFORMED,
-    Account,
-    check_share,
-    keep,
-    only_one,
-    records,
-    reject,
-    text_id,
-)
+from sirius_rec.data.sources.catalogue import MissingTitles
+from sirius_rec.data.sources.dumps import Dump, Fields, date_text, file_in
+from sirius_rec.data.sources.events import Ties
+from sirius_rec.data.sources.files import check_choice, require_file
+from sirius_rec.data.sources.lines import MAX_MALFORMED, check_share, keep
 from sirius_rec.data.sources.literals import parse_either
-from sirius_rec.errors import ConfigError, DataError
+from sirius_rec.errors import ConfigError
 from sirius_rec.progress import Advance
-from sirius_rec.schema import ITEM_ID, USER_ID, Interactions
+from sirius_rec.schema import ITEM_ID, Interactions
 
 UserField = Literal["username", "user_id"]
 
 _REVIEWS = ("steam_reviews*.json.gz", "steam_reviews*.json")
 _GAMES = ("steam_games*.json.gz", "steam_games*.json")
-_TEXT = "__date__"
 
 
 def load(
@@ -80,44 +71,31 @@ def load(
     check_share(max_malformed)
     if not 0 < games_share <= 1:
         raise ConfigError(f"games_share={games_share!r} is not above 0 and at most 1")
-    path = Path(path)
-    reviews_path = only_one(path, _REVIEWS, "reviews file") if path.is_dir() else require_file(path, "reviews file")
-    assert reviews_path is not None
-    games_path = Path(games) if games is not None else only_one(reviews_path.parent, _GAMES, "games file")
-    assert games_path is not None
-    titles, of_games = gather_titles(
-        require_file(games_path, "games file"),
-        parse_either,
-        "id",
-        ("title", "app_name"),
-        max_malformed=max_malformed,
-        advance=advance,
-    )
+    reviews = file_in(Path(path), _REVIEWS, "reviews file")
+    titles_path = Path(games) if games is not None else file_in(reviews.parent, _GAMES, "games file")
+    require_file(titles_path, "games file")
+    dump = Dump(reviews, titles_path, "reviews", "game", seed, missing_titles, ties, max_malformed, advance)
+    titles, accounts = dump.titles(parse_either, "id", ("title", "app_name"))
     chosen = _sample(titles, games_share, seed)
-
-    account = Account(reviews_path)
-    log = EventLog()
     listed, sampled = pl.Series(list(titles)).implode(), pl.Series(chosen).implode()
-    for frame in _reviews(reviews_path, user, account, advance):
-        frame = keep(frame, pl.col(ITEM_ID).is_in(listed), "game not in the games file", account)
-        log.add(keep(frame, pl.col(ITEM_ID).is_in(sampled), "game not in the sample", account))
-    account.check(max_malformed)
-    if not len(log):
-        raise DataError(f"{reviews_path}: no reviews left of {account.read:,}; dropped: {dict(account.dropped)}")
-    ordered = log.finish(ties=ties, seed=seed)
-    account.drop("user had the game before", ordered.repeated)
-    items, item_notes = titled_items(log.items(), titles, missing_titles, games_path)
-    events = ordered.events.filter(pl.col(ITEM_ID).is_in(items[ITEM_ID].implode()))
-    account.drop("game without title", ordered.events.height - events.height)
-    account.kept = events.height
-    notes: dict[str, Any] = {
-        "files": [file_note(reviews_path), file_note(games_path)],
-        "lines": [account.note(), of_games.note()],
-        "games": {"listed": len(titles), "sampled": len(chosen), "share": games_share, "seed": seed},
-        **item_notes,
-        "ties": ordered.ties,
-    }
-    return Interactions(events, items, notes)
+    fields = Fields(
+        user, "product_id", "date", lambda record: date_text(record, "date", example="2017-12-17"), _midnight
+    )
+    frames = (
+        keep(
+            keep(frame, pl.col(ITEM_ID).is_in(listed), "game not in the games file", dump.account),
+            pl.col(ITEM_ID).is_in(sampled), "game not in the sample", dump.account,
+        )
+        for frame in dump.frames(parse_either, fields)
+    )  # fmt: skip
+    loaded = dump.interactions(frames, lambda _: (titles, accounts))
+    sample = {"listed": len(titles), "sampled": len(chosen), "share": games_share, "seed": seed}
+    notes = {"files": [], "lines": [], "games": sample, **loaded.notes}  # in this order
+    return Interactions(loaded.events, loaded.items, notes)
+
+
+def _midnight(texts: pl.Series) -> pl.Series:
+    return texts.str.to_date("%Y-%m-%d", strict=False).dt.epoch("d").cast(pl.Int64) * 86_400
 
 
 def _sample(titles: Mapping[str, str], share: float, seed: int) -> list[str]:
@@ -126,22 +104,3 @@ def _sample(titles: Mapping[str, str], share: float, seed: int) -> list[str]:
     count = round(share * len(ids))
     picked = np.random.default_rng(seed).permutation(len(ids))[:count]
     return [ids[k] for k in sorted(picked.tolist())]
-
-
-def _reviews(path: Path, user: UserField, account: Account, advance: Advance | None) -> Iterator[pl.DataFrame]:
-    def extract(record: Mapping[str, Any]) -> tuple[Any, ...] | str:
-        who, game = text_id(record, user), text_id(record, "product_id")
-        if not who or not game:
-            return f"without {user}" if not who else "without product_id"
-        when = record.get("date")
-        if not when:
-            return "without date"
-        if not isinstance(when, str):
-            raise ValueError(f"the date is {when!r}; text such as '2017-12-17' is expected")
-        return who, game, when
-
-    schema = {USER_ID: pl.String, ITEM_ID: pl.String, _TEXT: pl.String}
-    for frame in records(path, parse_either, extract, schema, account, advance):
-        day = frame[_TEXT].str.to_date("%Y-%m-%d", strict=False)
-        frame = frame.with_columns((day.dt.epoch("d").cast(pl.Int64) * 86_400).alias(TIME))
-        yield reject(frame, pl.col(TIME).is_null(), _TEXT, "date does not parse:", account)

@@ -60,21 +60,21 @@ def load(
     check_choice("missing_titles", missing_titles, OnFault)
     path = Path(path)
     if path.is_dir():
-        found = [path / name for name in FILE_NAMES if (path / name).is_file()]
-        if len(found) != 1:
-            raise DataError(f"{path}: expected one of {' and '.join(FILE_NAMES)}, found {len(found)}; name the file")
-        path = found[0]
+        files = [path / name for name in FILE_NAMES if (path / name).is_file()]
+        if len(files) != 1:
+            raise DataError(f"{path}: expected one of {' and '.join(FILE_NAMES)}, found {len(files)}; name the file")
+        path = files[0]
     require_file(path, "windows file")
     items_path = Path(items) if items is not None else find_table(path.parent, "items")
     catalogue, _, item_notes = load_items(items_path, dict(item_columns or {}), missing_titles)
-    known = set(catalogue["item_id"].to_list())
+    item_ids = set(catalogue["item_id"].to_list())
 
     rows: list[dict[str, Any]] = []
     account = Account(path)
     for block in lines(path, account, advance):
         for number, line in block:
             try:
-                rows.append(_parse(line, known))
+                rows.append(_parse(line, item_ids))
             except ValueError as error:
                 account.bad(number, str(error))
     account.kept = len(rows)
@@ -123,7 +123,7 @@ def _continues(row: dict[str, Any], before: dict[str, Any]) -> bool:
     return len(history) > 0 and len(history) >= len(before[HISTORY]) and longer[-len(history) :] == history
 
 
-def _parse(line: str, known: set[str]) -> dict[str, Any]:
+def _parse(line: str, item_ids: set[str]) -> dict[str, Any]:
     """One row, or a `ValueError` that says what is wrong with it."""
     try:
         record = json.loads(line)
@@ -141,11 +141,11 @@ def _parse(line: str, known: set[str]) -> dict[str, Any]:
     split = record[SPLIT]
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; use one of {', '.join(SPLITS)}")
-    history = _item_list(record[HISTORY], HISTORY, known)
-    target = _known_item(record[TARGET], TARGET, known)
+    history = _item_list(record[HISTORY], HISTORY, item_ids)
+    target = _known_item(record[TARGET], TARGET, item_ids)
     candidates = record.get(CANDIDATES)
     if candidates is not None:
-        candidates = _item_list(candidates, CANDIDATES, known)
+        candidates = _item_list(candidates, CANDIDATES, item_ids)
         if len(set(candidates)) < len(candidates):
             twice = next(c for i, c in enumerate(candidates) if c in candidates[:i])
             raise ValueError(f"item {twice!r} stands twice in candidates; a slate holds distinct items")
@@ -176,14 +176,14 @@ def _text_id(value: object, name: str) -> str:
     return text
 
 
-def _known_item(value: object, name: str, known: set[str]) -> str:
+def _known_item(value: object, name: str, item_ids: set[str]) -> str:
     text = _text_id(value, name)
-    if text not in known:
+    if text not in item_ids:
         raise ValueError(f"{name} item {text!r} is not in the items file; add it there")
     return text
 
 
-def _item_list(value: object, name: str, known: set[str]) -> list[str]:
+def _item_list(value: object, name: str, item_ids: set[str]) -> list[str]:
     if not isinstance(value, list):
         raise ValueError(f"{name} is {value!r}; a list of item ids is expected")
-    return [_known_item(item, name, known) for item in value]
+    return [_known_item(item, name, item_ids) for item in value]

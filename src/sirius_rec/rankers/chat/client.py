@@ -1,30 +1,33 @@
-"""A client of OpenAI-compatible chat endpoints, on the standard library: cached, patient, silent about keys.
+"""A client of OpenAI-compatible chat endpoints: cached, patient, silent about keys.
 
-Answers are kept on disk, one file each, under a hash of model, prompt and parameters, so that whatever stops a long
-series of requests, nothing is paid for twice. Redirects are refused: they would carry the key to another host.
+Answers are cached on disk, one file each, under a hash of model, prompt and parameters, so that whatever stops a long
+series of requests, nothing is paid for twice. Redirects are not followed: they would carry the key to another host.
 """
 
 from __future__ import annotations
 
 import email.utils
 import hashlib
-import http.client
+import importlib.util
 import json
+import logging
 import os
 import random
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, NoReturn
 
+from sirius_rec import atomic
 from sirius_rec.errors import ConfigError, ScoringError
 from sirius_rec.rankers.chat.options import ChatOptions
+
+if TYPE_CHECKING:
+    import httpx2
 
 _LONGEST_WAIT = 600.0  # seconds that an endpoint may ask us to wait
 _PASSING = (408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529)
@@ -54,22 +57,19 @@ class _Stopped(Exception):
     """Another request has failed for good."""
 
 
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        return None
-
-
 class ChatClient:
     """Asks `options.model` prompts, one user message each.
 
     cache: folder of the answers, made for the first of them: a method without any has not begun. Raises ConfigError for
-    a key that cannot be one.
+    a key that cannot be one, and where httpx2 is not installed.
     """
+
+    _http: httpx2.Client
 
     def __init__(self, options: ChatOptions, cache: Path) -> None:
         self.options, self.cache = options, cache
         self._key = _read_key(options.key_env)
-        self._opener = urllib.request.build_opener(_NoRedirects())
+        _require_httpx()
         self._turn, self._next = threading.Lock(), 0.0
         self._stop = threading.Event()
 
@@ -88,6 +88,7 @@ class ChatClient:
         if progress:
             progress(sum(times[prompt] for prompt, reply in found.items() if reply is not None))
         pool = ThreadPoolExecutor(self.options.concurrency)
+        self._http = _connections(self.options)
         try:
             futures = {pool.submit(self._ask, prompt): prompt for prompt in missing}
             for future in as_completed(futures):
@@ -103,7 +104,9 @@ class ChatClient:
                     kept_in = f"{kept} of {len(found)} answers are kept in {self.cache}: start again to go on"
                     raise ScoringError(f"{error}; {kept_in}") from None
             raise
-        pool.shutdown()
+        finally:
+            pool.shutdown()
+            self._http.close()
         return [reply for prompt in prompts if (reply := found[prompt]) is not None]
 
     # the cache
@@ -125,13 +128,9 @@ class ChatClient:
             return None
 
     def _keep(self, prompt: str, reply: Reply) -> None:
-        path = self._file(prompt)
-        path.parent.mkdir(parents=True, exist_ok=True)
         content = {"model": self.options.model, "parameters": self.options.sent, "prompt": prompt}
-        partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.partial")
         text = json.dumps({**content, "reply": asdict(reply)}, ensure_ascii=False, indent=1)
-        partial.write_text(text + "\n", encoding="utf-8")
-        partial.replace(path)
+        atomic.write_text(self._file(prompt), text + "\n")
 
     # one
 
@@ -169,26 +168,25 @@ class ChatClient:
             raise _Stopped
 
     def _post(self, data: bytes) -> Reply:
-        headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        request = urllib.request.Request(f"{self.options.base_url.rstrip('/')}/chat/completions", data, headers)
+        import httpx2
+
+        # no compression: an answer is short, and what is read is what was sent
+        headers = {"Content-Type": "application/json", "Accept": "application/json", "Accept-Encoding": "identity"}
         if self._key:
-            # Not one that urllib would repeat to another host.
-            request.add_unredirected_header("Authorization", f"Bearer {self._key}")
+            headers["Authorization"] = f"Bearer {self._key}"
+        url = f"{self.options.base_url.rstrip('/')}/chat/completions"
         started = time.monotonic()
         deadline = started + self.options.timeout
         try:
-            with self._opener.open(request, timeout=self.options.timeout) as response:
+            with self._http.stream("POST", url, content=data, headers=headers) as response:
+                if not response.is_success:
+                    self._refused(response, deadline)
                 text = _read(response, deadline)
-        except urllib.error.HTTPError as error:
-            with error:
-                self._refused(error, deadline)
-        except TimeoutError:
+        except (httpx2.TimeoutException, TimeoutError):
             raise _PassingFault(f"no whole answer within {self.options.timeout:g} s") from None
-        except urllib.error.URLError as error:
-            if isinstance(error.reason, TimeoutError):
-                raise _PassingFault(f"no answer within {self.options.timeout:g} s") from None
-            raise _PassingFault(f"cannot be reached ({self._clean(error.reason)})") from None
-        except (http.client.HTTPException, OSError) as error:
+        except (httpx2.ConnectError, httpx2.ProxyError, httpx2.UnsupportedProtocol, httpx2.InvalidURL) as error:
+            raise _PassingFault(f"cannot be reached ({self._clean(error)})") from None
+        except (httpx2.HTTPError, OSError) as error:
             raise _PassingFault(f"the answer broke off ({type(error).__name__})") from None
         return self._understood(text, time.monotonic() - started)
 
@@ -210,27 +208,29 @@ class ChatClient:
         # A model may refuse, or spend all its tokens on thinking: an empty answer, which names nothing.
         return Reply(self._clean(content or "", 0), asked, said, self._clean(reason), round(seconds, 3))
 
-    def _refused(self, error: urllib.error.HTTPError, deadline: float) -> None:
+    def _refused(self, response: httpx2.Response, deadline: float) -> NoReturn:
         """Raise what an HTTP status means."""
-        status, variable = error.code, self.options.key_env
+        import httpx2
+
+        status, variable = response.status_code, self.options.key_env
         if status in (401, 403):
             how = f"does not accept the key in ${variable}" if self._key else f"asks for a key: set ${variable}"
             raise ScoringError(f"chatrec: {self.options.base_url} {how} (HTTP {status})")
         if 300 <= status < 400:
             raise ScoringError(f"chatrec: {self.options.base_url} has moved (HTTP {status}): give its new address")
         try:
-            said = _message(_read(error, deadline))
-        except (TimeoutError, OSError, http.client.HTTPException):
-            said = ""
-        said = f" ({self._clean(said)})" if said else ""
-        if status not in _PASSING or "insufficient_quota" in said:
-            raise ScoringError(f"chatrec: {self.options.base_url} refuses the request: HTTP {status}{said}")
-        after = _retry_after(error.headers.get("Retry-After"))
+            message = _message(_read(response, deadline))
+        except (httpx2.HTTPError, OSError):
+            message = ""
+        message = f" ({self._clean(message)})" if message else ""
+        if status not in _PASSING or "insufficient_quota" in message:
+            raise ScoringError(f"chatrec: {self.options.base_url} refuses the request: HTTP {status}{message}")
+        after = _retry_after(response.headers.get("Retry-After"))
         if after > _LONGEST_WAIT:
             raise ScoringError(
                 f"chatrec: {self.options.base_url}: HTTP {status}, to be asked again in {after:.0f} s only"
             )
-        raise _PassingFault(f"HTTP {status}{said}", after)
+        raise _PassingFault(f"HTTP {status}{message}", after)
 
     def _clean(self, text: object, longest: int = 200) -> str:
         """Text from outside, without the key, and in one short line unless longest is 0."""
@@ -244,27 +244,36 @@ def _read_key(variable: str) -> str | None:
     """The key in an environment variable; None where there is none (servers of one's own ask for none)."""
     key = os.environ.get(variable, "").strip()
     if key and not all("!" <= sign <= "~" for sign in key):
-        # http.client would say so too, and repeat the key in its message.
+        # httpx would report it too, and repeat the key in its message.
         raise ConfigError(f"${variable}: a key has no spaces, line breaks or accents inside: set it again")
     return key or None
 
 
-def _read(response: Any, deadline: float) -> bytes:
-    """The whole body; TimeoutError at the deadline, IncompleteRead where it ends early."""
-    parts: list[bytes] = []
-    size = 0
-    while part := response.read1(1 << 16):
-        parts.append(part)
-        size += len(part)
+def _require_httpx() -> None:
+    if importlib.util.find_spec("httpx2") is None:
+        raise ConfigError("chatrec needs httpx2, which is not installed: pip install 'sirius-rec[chat]'")
+    # Below warnings they log the headers of answers, and an endpoint may repeat the key there.
+    for name in ("httpx2", "httpcore2"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _connections(options: ChatOptions) -> httpx2.Client:
+    import httpx2
+
+    limits = httpx2.Limits(max_connections=options.concurrency)
+    return httpx2.Client(timeout=options.timeout, limits=limits, follow_redirects=False)
+
+
+def _read(response: httpx2.Response, deadline: float) -> bytes:
+    """The whole body; TimeoutError at the deadline, OSError for one without end."""
+    body = bytearray()
+    for chunk in response.iter_bytes():
+        body += chunk
         if time.monotonic() > deadline:
             raise TimeoutError
-        if size > _MOST_BYTES:
-            raise http.client.HTTPException("the answer has no end")
-    body = b"".join(parts)
-    announced = response.headers.get("Content-Length")
-    if announced is not None and announced.isdigit() and len(body) < int(announced):
-        raise http.client.IncompleteRead(body)
-    return body
+        if len(body) > _MOST_BYTES:
+            raise OSError("the answer has no end")
+    return bytes(body)
 
 
 def _message(body: bytes) -> str:

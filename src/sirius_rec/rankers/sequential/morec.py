@@ -183,8 +183,8 @@ class MoRecRanker(SequentialRanker):
         assert isinstance(options, MoRecOptions)
         encoder = network.items.encoder
         inside = [] if encoder is None else list(encoder.parameters())
-        known = set(map(id, inside))
-        rest = [p for p in network.parameters() if id(p) not in known and p.requires_grad]
+        encoder_ids = set(map(id, inside))
+        rest = [p for p in network.parameters() if id(p) not in encoder_ids and p.requires_grad]
         rate = options.encoder_learning_rate or options.learning_rate
         return [{"params": rest}, *([{"params": inside, "lr": rate}] if inside else [])]
 

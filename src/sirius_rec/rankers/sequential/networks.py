@@ -129,9 +129,9 @@ class Caser(Network):
         missing = self.length - items_BT.shape[1]
         items_BT = F.pad(items_BT, (missing, 0), value=self.n_items) if missing > 0 else items_BT[:, -self.length :]
         image_BTD = self.items(items_BT)
-        found = [F.relu(_over_windows(conv, image_BTD)).amax(1) for conv in self.across]
-        found.append(self.along(image_BTD[:, None]).flatten(1))
-        hidden_BD = F.relu(self.hidden(self.dropout(torch.cat(found, 1))))
+        features = [F.relu(_over_windows(conv, image_BTD)).amax(1) for conv in self.across]
+        features.append(self.along(image_BTD[:, None]).flatten(1))
+        hidden_BD = F.relu(self.hidden(self.dropout(torch.cat(features, 1))))
         out: Tensor = self.out(self.dropout(hidden_BD))[:, None]
         return out
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from copy import copy
@@ -17,13 +16,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sirius_rec import atomic
 from sirius_rec.errors import ConfigError, DataError, RunError, ScoringError, TrainingError
 from sirius_rec.evaluation.metrics import per_example
 from sirius_rec.rankers.protocol import Items, check_rows
+from sirius_rec.rankers.sequential.chunks import chunks, left_padded, windows
 from sirius_rec.rankers.sequential.losses import LOSSES
 from sirius_rec.rankers.sequential.networks import NETWORKS, Network
 from sirius_rec.rankers.sequential.options import SequentialOptions
-from sirius_rec.rankers.sequential.pieces import left_padded, pieces, windows
 from sirius_rec.rankers.sequential.resuming import ProgressFile, Reached
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -74,8 +74,8 @@ class SequentialRanker:
         """
         if self.options.weight_decays:
             return self._fit_grid(sequences, n_items, validation, progress, keep)
-        kept = [np.asarray(s, dtype=np.int64) for s in sequences if len(s) > 1]
-        if not kept:
+        histories = [np.asarray(s, dtype=np.int64) for s in sequences if len(s) > 1]
+        if not histories:
             raise DataError("no training sequence has two items; there is nothing to predict")
         flat = np.concatenate([np.asarray(s, dtype=np.int64) for s in sequences])
         if flat.min() < 0 or flat.max() >= n_items:
@@ -89,12 +89,12 @@ class SequentialRanker:
         generator = torch.Generator().manual_seed(self.seed)
         kind = torch.optim.AdamW if options.decoupled else torch.optim.Adam
         optimiser = kind(self._parameter_groups(network), lr=options.learning_rate, weight_decay=options.weight_decay)
-        file = ProgressFile(keep, options, self.seed, kept)
+        file = ProgressFile(keep, options, self.seed, histories)
         reached = file.load(network, optimiser, rng, generator)
         before, self.history = reached.seconds, reached.history
         while reached.epoch < options.epochs and reached.since < options.patience:
             reached.epoch += 1
-            point = {"epoch": float(reached.epoch), "loss": self._epoch(kept, optimiser, rng, generator)}
+            point = {"epoch": float(reached.epoch), "loss": self._epoch(histories, optimiser, rng, generator)}
             if not np.isfinite(point["loss"]):
                 raise TrainingError(
                     f"{options.network}: the loss is not finite in epoch {reached.epoch}: lower learning_rate"
@@ -106,8 +106,8 @@ class SequentialRanker:
             reached.seconds = before + time.monotonic() - started
             file.save(reached, network, optimiser, rng, generator)
             if progress:
-                found = "".join(f"  {name} {point[name]:.4f}" for name in ("hr@1", "ndcg@10") if name in point)
-                progress(f"epoch {reached.epoch}  loss {point['loss']:.3f}{found}")
+                metrics = "".join(f"  {name} {point[name]:.4f}" for name in ("hr@1", "ndcg@10") if name in point)
+                progress(f"epoch {reached.epoch}  loss {point['loss']:.3f}{metrics}")
         if reached.best_state is not None:
             network.load_state_dict(reached.best_state)
         network.eval()
@@ -180,7 +180,7 @@ class SequentialRanker:
         history_NT, target_NT = (
             windows(sequences, options.length, rng, options.shuffle)
             if options.windows or not network.every_position
-            else pieces(sequences, options.length, rng, options.shuffle)
+            else chunks(sequences, options.length, rng, options.shuffle)
         )
         history_NT[history_NT < 0] = network.n_items
         total, count = 0.0, 0
@@ -204,8 +204,8 @@ class SequentialRanker:
         return total / count
 
     def _validate(self, validation: Validation) -> dict[str, float]:
-        found = per_example(self.score(validation.histories, validation.candidates), validation.target)
-        return {name: float(found[name].to_numpy().mean()) for name in ("hr@1", "ndcg@10")}
+        metrics = per_example(self.score(validation.histories, validation.candidates), validation.target)
+        return {name: float(metrics[name].to_numpy().mean()) for name in ("hr@1", "ndcg@10")}
 
     @torch.no_grad()
     def score(self, histories: Sequence[Items], candidates: Sequence[Items]) -> list[Floats]:
@@ -230,14 +230,10 @@ class SequentialRanker:
         """Weights, options and the items seen, atomically."""
         if self.network is None or self.seen_I is None:
             raise ScoringError(f"{self.options.network}: nothing to save before fit")
-        folder.mkdir(parents=True, exist_ok=True)
         tensors = {**self.network.state_dict(), "seen": torch.from_numpy(self.seen_I)}
-        partial = folder / f".weights.{os.getpid()}.partial"
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
-        partial.replace(folder / "weights.safetensors")
-        partial = folder / f".ranker.{os.getpid()}.partial"
-        partial.write_text(json.dumps(self._content(), indent=1) + "\n")
-        partial.replace(folder / "ranker.json")
+        with atomic.replacing(folder / "weights.safetensors") as partial:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
+        atomic.write_text(folder / "ranker.json", json.dumps(self._content(), indent=1) + "\n")
 
     def _content(self) -> dict[str, Any]:
         """What ranker.json holds."""

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from sirius_rec import atomic
 from sirius_rec.errors import RunError
 
 
@@ -46,17 +47,17 @@ class ProgressFile:
         if self.path is None or not self.path.is_file():
             return Reached()
         try:
-            kept = torch.load(self.path, weights_only=True)
+            state = torch.load(self.path, weights_only=True)
         except (RuntimeError, EOFError, pickle.UnpicklingError, OSError) as error:
             raise RunError(f"{self.path}: cannot be read: delete it, and this method starts anew") from error
-        if kept.get("of") != self.of:
+        if state.get("of") != self.of:
             return Reached()
-        network.load_state_dict(kept["network"])
-        optimiser.load_state_dict(kept["optimiser"])
-        rng.bit_generator.state = kept["rng"]
-        generator.set_state(kept["generator"])
-        torch.set_rng_state(kept["torch"])
-        return Reached(**kept["reached"])
+        network.load_state_dict(state["network"])
+        optimiser.load_state_dict(state["optimiser"])
+        rng.bit_generator.state = state["rng"]
+        generator.set_state(state["generator"])
+        torch.set_rng_state(state["torch"])
+        return Reached(**state["reached"])
 
     def save(
         self, reached: Reached, network: Any, optimiser: Any, rng: np.random.Generator, generator: torch.Generator
@@ -71,7 +72,4 @@ class ProgressFile:
             "reached": vars(reached),
         }  # fmt: skip
         torch.save(content, buffer)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(f".{self.path.name}.partial")
-        partial.write_bytes(buffer.getbuffer())
-        partial.replace(self.path)
+        atomic.write_bytes(self.path, buffer.getbuffer())

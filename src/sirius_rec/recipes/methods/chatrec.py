@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from sirius_rec.atomic import write_json
 from sirius_rec.config import Config, MethodSection
 from sirius_rec.errors import ConfigError
 from sirius_rec.rankers.chat.client import ChatClient
@@ -13,7 +14,7 @@ from sirius_rec.rankers.chat.ranker import ChatRanker
 from sirius_rec.recipes.job import Ticker, log
 from sirius_rec.recipes.methods.base import Method, no_preset
 from sirius_rec.recipes.run import Run
-from sirius_rec.recipes.run_folder import DONE, write_json
+from sirius_rec.recipes.run_folder import DONE
 
 
 class ChatRec(Method):

@@ -60,9 +60,9 @@ class LanguageModel(Method):
     def check(self, run: Run) -> None:
         """PromptError if titles cannot be told apart, or if a prompt of any slates that it meets does not fit into
         the context with its longest candidate."""
+        context = context_of(run.config)  # first: it says where there is no such model
         encoder = self.encoder(run)
         encoder.check_distinct(run.dataset.titles)
-        context = context_of(run.config)
         if context is None:
             return
         met = {*map(str, filter(None, (run.train_slates, run.validation_slates))), *run.sized_test_slates}

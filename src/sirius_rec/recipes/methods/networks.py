@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sirius_rec.atomic import write_json
 from sirius_rec.config import Config, MethodSection
 from sirius_rec.errors import ConfigError
 from sirius_rec.rankers.sequential.options import PRESETS, SequentialOptions, morec_options, with_options
 from sirius_rec.recipes.job import log
 from sirius_rec.recipes.methods.base import Method
 from sirius_rec.recipes.run import Run
-from sirius_rec.recipes.run_folder import DONE, write_json
+from sirius_rec.recipes.run_folder import DONE
 from sirius_rec.schema import CANDIDATES, HISTORY, TARGET
 
 if TYPE_CHECKING:

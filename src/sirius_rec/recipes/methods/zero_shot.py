@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from sirius_rec.atomic import write_json
 from sirius_rec.config import Config, MethodSection
 from sirius_rec.recipes.methods.finetuned import LanguageModel, PromptOptions, own_options, with_slate
 from sirius_rec.recipes.models import initial_model
 from sirius_rec.recipes.run import Run
-from sirius_rec.recipes.run_folder import DONE, write_json
+from sirius_rec.recipes.run_folder import DONE
 
 if TYPE_CHECKING:
     from sirius_rec.prompts.templates import Template

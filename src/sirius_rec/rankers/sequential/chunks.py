@@ -21,12 +21,12 @@ def left_padded(rows: Sequence[Items], fill: int, width: int | None = None) -> n
     return out
 
 
-def pieces(
+def chunks(
     sequences: Sequence[Items], length: int, rng: np.random.Generator, shuffle: bool
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Inputs and targets [N, length] of every position: sequences cut at a random offset into pieces of length + 1.
+    """Inputs and targets [N, length] of every position: sequences cut at a random offset into chunks of length + 1.
 
-    Neighbouring pieces share an item, so that every item but a sequence's first is a target once. −1 is padding.
+    Neighbouring chunks share an item, so that every item but a sequence's first is a target once. −1 is padding.
     """
     inputs, targets = [], []
     for sequence in sequences:
@@ -35,9 +35,9 @@ def pieces(
         first = int(rng.integers(1, length + 1))
         cuts = [0, *range(first, len(sequence) - 1, length), len(sequence) - 1]
         for start, end in pairwise(cuts):
-            piece = np.asarray(sequence[start : end + 1])
-            inputs.append(piece[:-1])
-            targets.append(piece[1:])
+            chunk = np.asarray(sequence[start : end + 1])
+            inputs.append(chunk[:-1])
+            targets.append(chunk[1:])
     return left_padded(inputs, -1, length), left_padded(targets, -1, length)
 
 

@@ -1,32 +1,38 @@
-"""docs/configuration.md, from the sections: python -m sirius_rec.commands.reference > docs/configuration.md"""
+"""Makes docs/configuration.md, every key, from the code: python docs/make_configuration.py"""
 
 from __future__ import annotations
 
 import inspect
 import types
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from sirius_rec.config import Config
-from sirius_rec.config_sections import Section
 from sirius_rec.data.recipe import NO_OPTIONS
 from sirius_rec.data.sources import SOURCES
 from sirius_rec.objectives.losses import LOSSES
+from sirius_rec.options import Options
 from sirius_rec.prompts.templates import TEMPLATES
-from sirius_rec.rankers.methods import METHODS
+from sirius_rec.rankers.sequential.options import MoRecOptions, SequentialOptions
+from sirius_rec.recipes.methods import METHODS, Method
+from sirius_rec.recipes.methods.closed_form import ClosedForm
+from sirius_rec.recipes.methods.finetuned import FinetunedBaseline
+from sirius_rec.recipes.methods.networks import Network
 
+PAGE = Path(__file__).with_name("configuration.md")
 _OPENING = """# Configuration: every key, its values and its default
 
 A configuration is a YAML file; `key=value` behind it on the command line overrides a key (`align.epochs=3`,
 `data.slates='[{size: 100}]'`). Unknown keys are refused with the nearest known one. This page is made from the code
-(`python -m sirius_rec.commands.reference`), and a test keeps it so.
+(`python docs/make_configuration.py`), and a test keeps it so.
 """
 
 
-def reference() -> str:
+def page() -> str:
     """The whole page."""
     parts = [_OPENING, *_sections(Config, ""), *_losses(), *_sources(), *_methods()]
     parts.append(f"## Prompt templates\n\n{', '.join(f'`{name}`' for name in TEMPLATES)}.\n")
@@ -37,7 +43,7 @@ def _sections(section: type[BaseModel], path: str) -> Iterator[str]:
     """A table of the section's keys, then its sections, each once."""
     lines = [f"## {path or 'The top'}", ""]
     # A base model's own docstring is inherited where a section has none.
-    if section.__doc__ and section.__doc__ != Section.__doc__:
+    if section.__doc__ and section.__doc__ != Options.__doc__:
         lines += [inspect.cleandoc(section.__doc__), ""]
     lines += ["| key | values | default |", "|---|---|---|"]
     inner: list[tuple[str, type[BaseModel]]] = []
@@ -123,18 +129,23 @@ def _sources() -> Iterator[str]:
 
 def _methods() -> Iterator[str]:
     yield "## Methods, for `methods`\n\n`docs/baselines.md` says what they are; options of networks:\n"
-    from sirius_rec.rankers.sequential.morec import MoRecOptions
-
-    yield f"```text\n{inspect.getdoc(MoRecOptions.__mro__[1])}\n```\n\nMoRec also:\n"
+    yield f"```text\n{inspect.getdoc(SequentialOptions)}\n```\n\nMoRec also:\n"
     yield f"```text\n{inspect.getdoc(MoRecOptions)}\n```\n"
     yield "| name | in tables | own options |\n|---|---|---|"
-    kinds = {"sequential": "those above", "remote": "see docs/baselines.md"}
-    for name, method in METHODS.items():
-        own = ", ".join(f"`{option}`" for option in method.options)
-        stage = " and those of `sft`" if method.stage else ""
-        yield f"| `{name}` | {method.label} | {kinds.get(method.kind, own + stage or 'none')} |"
+    yield "\n".join(f"| `{name}` | {method.title} | {_own_options(method)} |" for name, method in METHODS.items())
     yield ""
 
 
+def _own_options(method: type[Method]) -> str:
+    if issubclass(method, Network):
+        return "those above"
+    if issubclass(method, FinetunedBaseline):
+        own = ", ".join(f"`{option}`" for option in method.OwnOptions.model_fields)
+        return f"{own} and those of `sft`" if own else "those of `sft`"
+    if issubclass(method, ClosedForm):
+        return ", ".join(f"`{option}`" for option in method.Settings.model_fields) or "none"
+    return "see docs/baselines.md"
+
+
 if __name__ == "__main__":
-    print(reference(), end="")
+    PAGE.write_text(page(), encoding="utf-8")
