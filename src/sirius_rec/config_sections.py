@@ -51,12 +51,17 @@ class WindowSection(Section):
 
 
 class SlateSection(Section):
-    """`full` is the whole catalogue: it takes no size, and only floors are scored on it (splits: [test])."""
+    """`full` is the whole catalogue: it takes no size, and only floors are scored on it (splits: [test]).
+
+    exclude: items that are no negatives: what the row's user interacted with up to its target (past), or ever
+    (interacted). null: interacted where users are split, past otherwise, where interacted leaks.
+    """
 
     protocol: Literal["uniform", "popularity", "hard", "full", "sdpo-legacy", "given"] = "uniform"
     size: Annotated[StrictInt, Field(ge=2)] | None = 20
     seed: Seed = 0
     splits: tuple[Literal["train", "val", "test"], ...] = ("train", "val", "test")
+    exclude: Literal["past", "interacted", "interacted-LEAKY"] | None = None
 
     @model_validator(mode="before")
     @classmethod

@@ -20,6 +20,7 @@ from sirius_rec.data.sources.simulated import SimulatedWorld
 from sirius_rec.data.statistics import summary_lines
 from sirius_rec.data.store import Dataset, check_slates, open_dataset
 from sirius_rec.errors import ConfigError, DataError, RunError
+from sirius_rec.schema import SlateName
 
 SMALL: dict[str, Any] = {"options": {"n_items": 120, "n_users": 40, "events_per_user": 16}}
 
@@ -70,12 +71,14 @@ def test_user_splits_are_disjoint_and_slates_hold(world: Dataset) -> None:
         "test-uniform-50-s3",
     ]
     everything = pl.concat([world.examples(split) for split in ("train", "val", "test")])
-    touched = everything.select("user_id", pl.concat_list("history", "target").alias("item")).explode("item").unique()
+    interacted = (
+        everything.select("user_id", pl.concat_list("history", "target").alias("item")).explode("item").unique()
+    )
     for name in world.slate_names:
         rows = world.examples(name.split("-")[0]).join(world.slates(name), on="row_id")
         assert not rows.select(pl.col("history").list.contains(pl.col("target")).any()).item()
         pairs = rows.select("user_id", "target", pl.col("candidates").alias("item")).explode("item")
-        seen = pairs.join(touched, on=["user_id", "item"], how="semi")
+        seen = pairs.join(interacted, on=["user_id", "item"], how="semi")
         assert (seen["item"] == seen["target"]).all() and seen.height == rows.height
 
 
@@ -332,40 +335,75 @@ def test_options_of_the_right_type_pass(table: Path, tmp_path: Path) -> None:
     assert small(table, tmp_path / "two", options={"items": str(table / "items.csv"), "min_rating": None}).n_items == 14
 
 
-@pytest.mark.parametrize(
-    ("split", "later"),
-    [
-        ("user", {"train": None, "val": None, "test": None}),
-        ("leave_last_out", {"train": "val and test", "val": "test", "test": None}),
-        # users follow one another in time: of 35 events the first 28 are those of users 0 to 3, the 32nd is user 4's
-        # fourth; so user 4 alone has rows in val and test, and none in train
-        ("time", {"train": None, "val": "test", "test": None}),
-    ],
-)
-def test_slates_that_leave_out_later_items_say_so(
-    table: Path, tmp_path: Path, split: str, later: dict[str, str | None]
-) -> None:
-    dataset = small(table, tmp_path / "out", split=SplitOptions(kind=split))
-    described = {name.split("-")[0]: about for name, about in dataset.info["slates"].items()}
-    for name, about in described.items():
-        if later[name] is None:
-            assert "caution" not in about
-        else:
-            assert f"have rows in {later[name]} too" in about["caution"]
+@pytest.mark.parametrize("protocol", ["uniform", "popularity", "hard"])
+@pytest.mark.parametrize("split", ["user", "time", "leave_last_out"])
+def test_negatives_exclude_what_the_split_asks_for(tmp_path: Path, split: str, protocol: str) -> None:
+    """By user nothing of the user, ever; by time, nothing up to the target, while later items are drawn like any other.
+
+    40 users with 5 + 4 + … + 1 later items over their rows, 9 negatives of about 110: 49 later ones are expected.
+    """
+    slates = (SlateOptions(protocol, size=10),)
+    dataset = prepare(
+        "simulated", None, tmp_path / "out", split=SplitOptions(kind=split), **{**SMALL, "slates": slates}
+    )
+    rows = pl.concat([dataset.examples(s).join(dataset.slates(n), on="row_id")
+                      for n in dataset.slate_names for s in [n.split("-")[0]]]).sort("row_id")  # fmt: skip
+    later_negatives = 0
+    for _, user in rows.group_by("user_id"):
+        user = user.sort("row_id")
+        sequence = [*user["history"][0].to_list(), *user["target"].to_list()]
+        before = len(sequence) - user.height
+        for k, (target, slate) in enumerate(zip(user["target"], user["candidates"].to_list(), strict=True)):
+            negatives = set(slate) - {target}
+            assert not negatives & set(sequence[: before + k + 1])
+            later_negatives += len(negatives & set(sequence[before + k + 1 :]))
+    assert (later_negatives == 0) if split == "user" else (later_negatives > 25)
+    expected = "interacted" if split == "user" else "past"
+    assert {about["exclude"] for about in dataset.info["slates"].values()} == {expected}
+    assert not any("LEAKY" in about.get("caution", "") for about in dataset.info["slates"].values())
 
 
-def test_windows_of_a_user_in_several_splits_are_cautioned_and_given_slates_are_not(tmp_path: Path) -> None:
-    row = {"history": ["a", "b"], "target": "d", "candidates": ["d", "e"], "user_id": "u"}
-    rows = [{**row, "split": "train"}, {**row, "split": "test", "target": "e"}, {**row, "split": "val", "user_id": "v"}]
+@pytest.mark.parametrize("split", ["time", "leave_last_out"])
+def test_the_leaking_combination_is_refused_unless_it_says_so(table: Path, tmp_path: Path, split: str) -> None:
+    with pytest.raises(ConfigError, match="would tell their later targets; use past, or interacted-LEAKY"):
+        small(table, tmp_path / "a", split=SplitOptions(kind=split), slates=(SlateOptions(exclude="interacted"),))
+    assert not (tmp_path / "a").exists()
+    slates = (SlateOptions(size=3, exclude="interacted-LEAKY"), SlateOptions(size=3))
+    dataset = small(table, tmp_path / "b", split=SplitOptions(kind=split), slates=slates)
+    leaky = [name for name in dataset.slate_names if "LEAKY" in name]
+    assert len(leaky) * 2 == len(dataset.slate_names)
+    for name in leaky:
+        assert SlateName.parse(name).leaky and str(SlateName.parse(name)) == name
+        assert dataset.info["slates"][name]["caution"].startswith("LEAKY: ")
+    with pytest.raises(ConfigError, match="no user has rows in two splits; use interacted"):
+        small(table, tmp_path / "c", slates=(SlateOptions(size=3, exclude="interacted-LEAKY"),))
+
+
+def test_exclude_is_checked() -> None:
+    with pytest.raises(ConfigError, match="'future' is unknown; use one of past, interacted, interacted-LEAKY"):
+        SlateOptions(exclude="future")
+    with pytest.raises(ConfigError, match="protocol given draws no negatives; leave it out"):
+        SlateOptions("given", exclude="past")
+
+
+def test_windows_of_a_user_in_several_splits_exclude_the_past_and_given_slates_stay(tmp_path: Path) -> None:
+    """The user's later item e must be able to be a negative in train: 30 rows of 2 from c, e, f, g."""
+    row = {"history": ["a", "b"], "target": "d", "candidates": ["d", "e"], "user_id": "u", "timestamp": 1}
+    rows = [{**row, "split": "train"}] * 30 + [{**row, "split": "test", "target": "e", "timestamp": 9}]
     (tmp_path / "windows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     (tmp_path / "items.csv").write_text("item_id,title\n" + "".join(f"{c},T{c}\n" for c in "abcdefg"), encoding="utf-8")
     slates = (SlateOptions("given", size=2), SlateOptions("uniform", size=3))
     dataset = prepare("windows", tmp_path, tmp_path / "out", window=WindowOptions(2, 2), slates=slates)
-    cautioned = {name: "rows in test too" in about.get("caution", "") for name, about in dataset.info["slates"].items()}
-    assert cautioned == {
-        **dict.fromkeys(dataset.info["slates"], False),
-        "train-uniform-3-s0": True,
-    }
+    assert dataset.info["slates"]["train-uniform-3-s0"]["exclude"] == "past"
+    assert "exclude" not in dataset.info["slates"]["train-given-2-s0"]
+    drawn = set(dataset.slates("train-uniform-3-s0")["candidates"].explode().to_list())
+    assert drawn == {2, 3, 4, 5, 6}
+    later = set(dataset.slates("test-uniform-3-s0")["candidates"][0].to_list())
+    assert 4 in later and not later & {0, 1, 3}
+    with pytest.raises(ConfigError, match="would tell their later targets"):
+        prepare("windows", tmp_path, tmp_path / "no", window=WindowOptions(2, 2),
+                slates=(SlateOptions("uniform", size=3, exclude="interacted"),))  # fmt: skip
+    assert not (tmp_path / "no").exists()
 
 
 def test_each_slate_fault_names_its_row() -> None:
@@ -400,7 +438,7 @@ def test_splits_by_time_may_reach_back(tmp_path: Path) -> None:
     ends = [dataset.examples(split)["timestamp"] for split in ("train", "val", "test")]
     users = {split: set(dataset.examples(split)["user_id"]) for split in ("train", "val", "test")}
     assert users["train"] & users["val"] and not users["train"] & users["test"]
-    assert "have rows in val too" in dataset.info["slates"]["train-uniform-20-s0"]["caution"]
+    assert dataset.info["slates"]["train-uniform-20-s0"]["exclude"] == "past"
     assert int(ends[0].max()) < int(ends[1].min()) <= int(ends[1].max()) < int(ends[2].min())  # type: ignore[arg-type]
 
 
@@ -423,3 +461,32 @@ def test_lastfm_real(shared_data: Path, tmp_path: Path) -> None:
 def test_simulated_slates_are_pinned(world: Dataset) -> None:
     """The same bytes on any machine: a change here changes every simulated result."""
     assert world.fingerprint == "9f7b4dc7a1bb8c0b9cf38b47d815b3bae6eb94b5e44a6a2db18f6c09bfb5672b"
+
+
+@pytest.mark.parametrize("split", ["user", "time"])
+def test_a_folder_made_before_exclude_is_read_and_taken_for_what_it_is(tmp_path: Path, split: str) -> None:
+    """By user its slates are today's. By time they leave out later items: they open, but are no default of today."""
+    options: dict[str, Any] = {"split": SplitOptions(kind=split), **SMALL, "slates": (SlateOptions(size=10),)}
+    made = prepare("simulated", None, tmp_path / "out", **options)
+    file = tmp_path / "out" / "dataset.json"
+    info = json.loads(file.read_text())
+    del info["recipe"]["slates"][0]["exclude"]
+    for about in info["slates"].values():
+        del about["exclude"]
+    file.write_text(json.dumps(info))
+    assert open_dataset(tmp_path / "out").slates("train-uniform-10-s0").height
+    if split == "user":
+        assert prepare("simulated", None, tmp_path / "out", **options).fingerprint == made.fingerprint
+    else:
+        with pytest.raises(RunError, match="slates, whose negatives leave out what users interacted with later"):
+            prepare("simulated", None, tmp_path / "out", **options)
+
+
+def test_slates_of_movielens_by_user_are_those_of_the_committed_tables(shared_data: Path, tmp_path: Path) -> None:
+    """Fingerprints from before negatives could exclude the past only; benchmarks/results were made on such slates."""
+    slates = (SlateOptions(splits=("test",)), SlateOptions("popularity", splits=("test",)))
+    dataset = prepare("movielens", shared_data / "movielens_100k", tmp_path / "out", slates=slates)
+    assert {name: about["fingerprint"][:16] for name, about in dataset.info["slates"].items()} == {
+        "test-uniform-20-s0": "fd90943395e3a5ac",
+        "test-popularity-20-s0": "eafdcb0346119e38",
+    }

@@ -14,7 +14,7 @@ from sirius_rec.config import parse_config
 from sirius_rec.data.options import SlateOptions, WindowOptions
 from sirius_rec.data.prepare import prepare
 from sirius_rec.data.protocols import CoOccurrence, hard_slates, legacy_slates, popularity_slates, train_counts
-from sirius_rec.data.slates import touched_items
+from sirius_rec.data.slates import interacted_items
 from sirius_rec.errors import ConfigError, DataError
 from sirius_rec.schema import SlateName
 
@@ -32,7 +32,7 @@ def table(slates: pl.DataFrame) -> np.ndarray:
 
 def popular(rows: pl.DataFrame, counts: np.ndarray, size: int, seed: int = 0) -> np.ndarray:
     name = SlateName("test", "popularity", size, seed)
-    return table(popularity_slates(rows, touched_items(rows), counts, name=name, fingerprint="f"))
+    return table(popularity_slates(rows, interacted_items(rows), counts, name=name, fingerprint="f"))
 
 
 def check_valid(rows: pl.DataFrame, got: np.ndarray) -> None:
@@ -109,7 +109,8 @@ def test_hard_negatives_are_near_and_do_not_give_the_target_away() -> None:
     )
     train = train.with_columns(target=train_far).filter(~pl.col("history").list.contains(pl.col("target")))
     name = SlateName("test", "hard", 5, 0)
-    got = table(hard_slates(test, touched_items(test), train, n_items=240, name=name, fingerprint="f"))
+    own, of_train = interacted_items(test), interacted_items(train)
+    got = table(hard_slates(test, own, train, of_train, n_items=240, name=name, fingerprint="f"))
     check_valid(test, got)
     scores = CoOccurrence(train, 240).nearness(test["history"])
     shown = np.take_along_axis(scores, got, axis=1)

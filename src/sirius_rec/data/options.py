@@ -9,7 +9,10 @@ from sirius_rec.errors import ConfigError
 from sirius_rec.schema import SPLITS
 
 PROTOCOLS = ("uniform", "popularity", "hard", "full", "sdpo-legacy", "given")
+DRAWN = ("uniform", "popularity", "hard")  # protocols that draw negatives, and so have items to exclude
 DEFAULT_SIZE = 20
+PAST, INTERACTED, INTERACTED_LEAKY = "past", "interacted", "interacted-LEAKY"
+EXCLUDES = (PAST, INTERACTED, INTERACTED_LEAKY)
 
 
 def check_whole(name: str, value: object, least: int) -> None:
@@ -71,20 +74,23 @@ class WindowOptions:
 class SlateOptions:
     """One frozen set of slates per split. docs/protocol.md says how the protocols differ and when to use which.
 
-    protocol: `uniform` (negatives uniform over items that the row's user never touched), `popularity` (by train count),
+    protocol: `uniform` (negatives uniform over the items that are not excluded), `popularity` (by train count),
     `hard` (near the history in train co-occurrence), `full` (the whole catalogue, written as a description), `given`
     (the source's own candidates), `sdpo-legacy` (the published target-seeded slates, LEAKY).
     size counts the target; 20 when not given; `full` takes none. Splits without rows are passed over.
 
-    A negative is an item that the row's user never touched, in any split (`given` and `sdpo-legacy` aside). Where users
-    have rows in several splits (`time`, `leave_last_out`), a user's val and test targets are therefore never among the
-    same user's train negatives: a weak train–test channel, recorded as a `caution` in dataset.json.
+    exclude: which items are no negatives of a row (`uniform`, `popularity` and `hard` only). `past`: what its user
+    interacted with up to and including its target. `interacted`: what its user ever interacted with, as in the paper.
+    None: `interacted` where no user has rows in two splits (split `user`), `past` elsewhere (`time`, `leave_last_out`).
+    There `interacted` leaks, since a user's later targets are never negatives of the same user's train rows; it is
+    refused unless asked for as `interacted-LEAKY`, which marks the slates' names.
     """
 
     protocol: str = "uniform"
     size: int | None = None
     seed: int = 0
     splits: tuple[str, ...] = SPLITS
+    exclude: str | None = None
 
     def __post_init__(self) -> None:
         if self.protocol not in PROTOCOLS:
@@ -99,3 +105,28 @@ class SlateOptions:
         for split in self.splits:
             if split not in SPLITS:
                 raise ConfigError(f"slate split {split!r} is unknown; use some of {', '.join(SPLITS)}")
+        if self.exclude is not None and self.exclude not in EXCLUDES:
+            raise ConfigError(f"slate exclude {self.exclude!r} is unknown; use one of {', '.join(EXCLUDES)}")
+        if self.exclude is not None and self.protocol not in DRAWN:
+            raise ConfigError(
+                f"slate exclude {self.exclude}: protocol {self.protocol} draws no negatives; leave it out"
+            )
+
+    def excludes(self, shared_users: bool) -> str | None:
+        """`exclude` with its default. shared_users: whether users may have rows in more than one split.
+
+        Raises:
+            ConfigError: the combination leaks and is not called so, or is called leaky and is not.
+        """
+        if self.protocol not in DRAWN:
+            return None
+        if self.exclude is None:
+            return PAST if shared_users else INTERACTED
+        if self.exclude == INTERACTED and shared_users:
+            raise ConfigError(
+                f"slate exclude {INTERACTED}: users have rows in several splits, so train negatives would tell their "
+                f"later targets; use {PAST}, or {INTERACTED_LEAKY} to repeat such slates"
+            )
+        if self.exclude == INTERACTED_LEAKY and not shared_users:
+            raise ConfigError(f"slate exclude {INTERACTED_LEAKY}: no user has rows in two splits; use {INTERACTED}")
+        return self.exclude

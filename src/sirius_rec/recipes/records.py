@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +91,7 @@ def train_slates(config: Config) -> SlateName:
     """The slates that training uses."""
     slate = next(s for s in config.data.slates if "train" in s.splits)
     assert slate.size is not None, "only protocol full has no size, and it covers no train split"
-    return SlateName("train", slate.protocol, slate.size, slate.seed)
+    return SlateName("train", slate.protocol, slate.size, slate.seed, slate.exclude == "interacted-LEAKY")
 
 
 def stage_rows(n_rows: int, stage: StageSection, seed: int, tag: int) -> np.ndarray:
@@ -107,8 +108,7 @@ def validation_rows(config: Config, n_rows: int) -> np.ndarray:
 
 def validation_slates(config: Config, dataset: Dataset) -> SlateName | None:
     """The validation slates of the training protocol; None where the data has none."""
-    name = train_slates(config)
-    name = SlateName("val", name.protocol, name.size, name.seed)
+    name = replace(train_slates(config), split="val")
     return name if str(name) in dataset.slate_names and dataset.examples("val").height else None
 
 
