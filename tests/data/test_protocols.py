@@ -187,9 +187,7 @@ def test_options_are_checked() -> None:
     assert SlateOptions().size == 20 and SlateOptions(protocol="full").size is None
     with pytest.raises(ConfigError, match="size: protocol full takes the whole catalogue: remove size 20"):
         SlateOptions(protocol="full", size=20)
-    with pytest.raises(
-        ConfigError, match=r"protocol: must be 'uniform', .*, got 'nearest'"
-    ):
+    with pytest.raises(ConfigError, match=r"protocol: must be 'uniform', .*, got 'nearest'"):
         SlateOptions(protocol="nearest")
     sampled = {"protocol": "uniform", "size": 20}
     good = parse_config({"data": {"slates": [sampled, {"protocol": "full", "splits": ["test"]}]}}, "x")

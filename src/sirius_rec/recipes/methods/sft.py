@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from sirius_rec.config import Config, MethodSection
 from sirius_rec.recipes.methods.base import Role
@@ -19,6 +19,11 @@ class Sft(Finetuned):
     def __init__(self, config: Config) -> None:
         super().__init__(config, MethodSection(method=self.name))
         self.training = config.sft
+
+    def facts(self) -> dict[str, Any]:
+        from sirius_rec.objectives.losses import build_objective
+
+        return {**super().facts(), **build_objective(self.name).parts()}
 
     def folder(self, run: Run, seed: int) -> Path:
         return run.folder.sft(seed)
