@@ -122,8 +122,9 @@ def test_same_seed_same_fingerprints_another_seed_others(world: Dataset, tmp_pat
     assert not reseeded.slates("test-uniform-20-s1").equals(world.slates("test-uniform-20-s0"))
 
 
-def test_a_limit_of_train_rows_starves_nobody_but_language_models(world: Dataset, tmp_path: Path) -> None:
+def test_a_limit_of_train_rows_starves_nobody_but_language_models(tmp_path: Path) -> None:
     """Item-kNN on 25 rows would be no baseline: it learns from what it would learn from without the limit."""
+    world = prepare("simulated", None, tmp_path / "all", **SMALL)
     few = prepare("simulated", None, tmp_path / "few", limits={"train": 25}, **SMALL)
     assert few.examples("train").height == 25 < world.examples("train").height
     assert few.all_train_examples().equals(world.examples("train"))

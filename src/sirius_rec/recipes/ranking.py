@@ -71,7 +71,13 @@ def _chosen(run: Run, key: str | None, seed: int | None) -> tuple[Method, int]:
 
 
 def load_plain_model(
-    name: str, *, template: str, shows_slate: bool, max_history: int, chat: bool = False, dtype: str = "float32"
+    name: str,
+    *,
+    template: str = "generic",
+    shows_slate: bool = True,
+    max_history: int = 10,
+    chat: bool = False,
+    dtype: str = "float32",
 ) -> Served:
     """Any causal language model by hub id or folder (of SiriusTrainer, say); requests hold titles.
 
