@@ -69,6 +69,9 @@ def encode_records(records: Iterable[Mapping[str, Any]], encoder: Encoder) -> li
             raise DataError(f"record {number}: 'prompt' is not of the same kind (text or chat messages) as in record 0")
         prompts.append(record["prompt"])
         completions.append([encoder.completion(text) for text in (chosen, *rejected)])
+        for text, ids in zip((chosen, *rejected), completions[-1], strict=True):
+            if encoder.special.intersection(ids[:-1]):
+                raise DataError(f"record {number}: {text!r} contains a special token of the tokenizer: change the text")
     if not prompts:
         raise DataError("the data set has no records")
     if isinstance(prompts[0], str):
