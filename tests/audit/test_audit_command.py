@@ -64,7 +64,7 @@ def test_strict_fails_on_target_seeded_slates(
 
 
 def test_a_models_scores(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """A model that knows the home slots alone keeps nothing where no leaking guesser is right."""
+    """A model that knows the home slots alone keeps nothing where no leaking probe is right."""
     name = "test-sdpo-legacy-LEAKY-10-s0"
     dataset = open_dataset(folder)
     slates, train = dataset.slates(name), dataset.slates(name.replace("test", "train"))
@@ -77,10 +77,10 @@ def test_a_models_scores(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     out = folder.parent / "m.json"
     assert command(monkeypatch, "audit", folder, "--slates", name, "--scores", path, "--json", out) == 0
     model = json.loads(out.read_text())["model"]
-    assert "position_per_target" in model["leaking_guessers"]
+    assert "position_per_target" in model["leaking_probes"]
     assert model["hr1"] > 0.5 > model["hr1_left"]
     assert model["share"] == pytest.approx(model["hr1_left"] / model["hr1"])
-    assert "where no leaking guesser is right" in capsys.readouterr().out
+    assert "where no leaking probe is right" in capsys.readouterr().out
 
 
 def test_faults_are_one_line_and_exit_code_2(

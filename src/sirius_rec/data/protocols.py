@@ -149,9 +149,9 @@ def hard_slates(
 ) -> pl.DataFrame:
     """Negatives near the history by train co-occurrence, as near as targets are.
 
-    Items not excluded are ranked by nearness to the row's history; negatives stand at ranks drawn from where the targets
-    of train rows stand (their own user left out). Taking the nearest items as they come would give the target away: it
-    would be the candidate farthest from the history.
+    Items not excluded are ranked by nearness to the row's history; negatives stand at ranks drawn from where the
+    targets of train rows stand (their own user left out). Taking the nearest items as they come would give the target
+    away: it would be the candidate farthest from the history.
 
     Args:
         examples: row_id, history, target of R rows of one split. excluded: for the same rows.
@@ -184,7 +184,7 @@ def _nearest_first(scores_RI: Floats, excluded_RI: npt.NDArray[np.bool_], toss_R
 def _rank_weights(
     near: CoOccurrence, train: pl.DataFrame, excluded: ExcludedItems, n_items: int, fingerprint: str, name: SlateName
 ) -> Floats:
-    """float64[n_items]: how often train targets stand at each rank among the items not excluded, even in doubling bins."""
+    """float64[n_items]: how often train targets stand at each rank of items not excluded, even in doubling bins."""
     chosen = np.argsort(row_states(f"{fingerprint}|{name.seed}|ranks", train[ROW_ID].to_numpy()))[:_RANK_ROWS]
     rows = train[np.sort(chosen)]
     part_excluded = excluded.select(np.sort(chosen))
