@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from sirius_rec.audit.audit import audit, read_audit
-from sirius_rec.audit.recurring_negatives import _teachers
 from sirius_rec.audit.evidence import Evidence, judge, monte_carlo_p, worst
 from sirius_rec.audit.learned_order import learned_order
 from sirius_rec.audit.model_scores import surviving
+from sirius_rec.audit.recurring_negatives import _teachers
 from sirius_rec.audit.slates import SlateSet, expected_hits
 from sirius_rec.errors import DataError
 
@@ -132,8 +132,17 @@ def test_read_audit(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not an audit"):
         read_audit(tmp_path)
     (tmp_path / "audit.json").write_text('{"format": 0}')
-    with pytest.raises(DataError, match="format 0, this version reads 1"):
+    with pytest.raises(DataError, match="format 0, this version reads 2"):
         read_audit(tmp_path)
+
+
+def test_an_audit_of_the_version_before_is_read(tmp_path: Path) -> None:
+    """Format 1 had guessers and floors; runs whose data were audited then still get their report."""
+    old = {"format": 1, "verdict": "clean", "guessers": [{"name": "popularity", "kind": "floor", "hr1": 0.2}]}
+    (tmp_path / "audit.json").write_text(json.dumps(old))
+    assert read_audit(tmp_path) == {
+        "format": 2, "verdict": "clean", "probes": [{"name": "popularity", "kind": "baseline", "hr1": 0.2}],
+    }  # fmt: skip
 
 
 def test_the_published_lastfm_file(shared_data: Path) -> None:

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sirius_rec.audit import baselines, channels, contamination, order
+from sirius_rec.audit import baselines, contamination, order, slots
 from sirius_rec.audit.audit import audit
-from sirius_rec.audit.recurring_negatives import recurring_negatives
 from sirius_rec.audit.evidence import LEAK, Evidence, flip_p, judge
 from sirius_rec.audit.model_scores import surviving
 from sirius_rec.audit.readers import _runs
+from sirius_rec.audit.recurring_negatives import recurring_negatives
 from sirius_rec.audit.slates import Catalogue, SlateSet
 from sirius_rec.data.options import SlateOptions, WindowOptions
 from sirius_rec.data.prepare import prepare
@@ -52,8 +52,8 @@ def test_flip_p_is_exact_one_sided_and_the_largest_over_groupings() -> None:
 def test_slots_are_learned_from_the_other_half() -> None:
     """Even users' targets stand in slot 0, odd users' in slot 2: what one half teaches is wrong in the other."""
     slates = rows_of([[0, 1, 2]] * 60, [0, 2] * 30)
-    assert channels.position_marginal(slates, None, 0).hr1 == 0.0
-    assert channels.position_marginal(slates, rows_of([[0, 1, 2]] * 30, [2] * 30), 0).hr1 == 0.5
+    assert slots.position_marginal(slates, None, 0).hr1 == 0.0
+    assert slots.position_marginal(slates, rows_of([[0, 1, 2]] * 30, [2] * 30), 0).hr1 == 0.5
 
 
 def test_no_row_teaches_itself_its_home_slot() -> None:
@@ -67,13 +67,13 @@ def test_no_row_teaches_itself_its_home_slot() -> None:
         slate[place] = target
         slates.append(slate)
         places.append(place)
-    evidence = channels.position_per_target(rows_of(slates, places), None, 0)
+    evidence = slots.position_per_target(rows_of(slates, places), None, 0)
     assert (evidence.hits_R[:200] == 1.0).all()
     # neither taught by itself nor by others, and no rival was a target either: all five tie
     assert evidence.hits_R[200:] == pytest.approx(0.2)
 
 
-def test_no_row_is_its_own_companion() -> None:
+def test_no_row_teaches_itself_its_negatives() -> None:
     """Four targets of 10 rows share their negatives; 60 targets of one row have negatives of their own."""
     rng = np.random.default_rng(0)
     shared = [(100 + rng.permutation(300)[:7]).tolist() for _ in range(4)]

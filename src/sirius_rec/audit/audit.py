@@ -21,11 +21,11 @@ from sirius_rec.audit import (
     slots,
     wording,
 )
-from sirius_rec.audit.recurring_negatives import recurring_negatives
 from sirius_rec.audit.evidence import ALPHA, CLEAN, LEAK, MIN_EFFECT, Evidence, bootstraps, interval, judge, worst
 from sirius_rec.audit.learned_order import learned_order
 from sirius_rec.audit.model_scores import surviving
 from sirius_rec.audit.readers import Material, read_material
+from sirius_rec.audit.recurring_negatives import recurring_negatives
 from sirius_rec.audit.slates import Catalogue, Floats, SlateSet, joined
 from sirius_rec.errors import DataError, RunError
 from sirius_rec.evaluation.intervals import GroupBootstrap
@@ -200,8 +200,8 @@ def _negatives(
             skipped.append({"name": name, "why": why})
         else:
             found.append(evidence)
-    found.append(popularity.popularity_band(slates, counts, source, seed))
     catalogued = bool(len(catalogue.tabled))
+    found.append(popularity.popularity_band(slates, counts, n_items, catalogued, known, source, seed))
     found.append(popularity.unpopular_negatives(slates, earlier, n_items, catalogued, known, source, seed))
 
 

@@ -120,8 +120,8 @@ def split_time_order(slates: SlateSet, learn: SlateSet, n_items: int) -> Evidenc
     hits = expected_hits(score_RC, slates.position_R, slates.valid_RC)
     why = f"{own:.1%} of rows have later events of the same user in {learn.where}"
     return Evidence(
-        "split_time_order", "check", why, hits, np.arange(slates.n_rows), verdict=_graded(own, MIN_EFFECT), learned_from=learn.where,
-        facts={"share": share, "share_with_own_future": own},
+        "split_time_order", "check", why, hits, np.arange(slates.n_rows), verdict=_graded(own, MIN_EFFECT),
+        learned_from=learn.where, facts={"share": share, "share_with_own_future": own},
     )  # fmt: skip
 
 
@@ -130,8 +130,8 @@ def time_note(share: float) -> str | None:
     if share <= MENTION:
         return None
     return (
-        f"{share:.0%} of the train events are later than a row, as with any split that is not by time: what was popular "
-        "later is known in advance"
+        f"{share:.0%} of the train events are later than a row, as with any split that is not by time: what "
+        "was popular later is known in advance"
     )
 
 

@@ -18,7 +18,7 @@ from scipy import stats
 from sirius_rec.audit.slates import Floats, Int, SlateSet
 from sirius_rec.evaluation.intervals import GroupBootstrap, Interval, holm, sign_flip_p
 
-ALPHA: Final = 0.01
+ALPHA: Final = 0.005
 """Family-wise level: P(any false alarm among the probes that must be at chance) on honest slates."""
 MIN_EFFECT: Final = 0.02
 """Least HR@1 above the control that is called a leak; differences of this order are published as progress."""

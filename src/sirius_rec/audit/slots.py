@@ -13,7 +13,8 @@ from sirius_rec.audit.slates import NONE, Floats, Hits, Int, SlateSet, expected_
 
 _NOISE = 3.0  # standard deviations within which a preferred slot is taken for noise
 _HABIT = 1e-3  # p above which slots that come back are taken for noise
-_ROUNDS = 100
+_ROUNDS = 400
+_WEAK = 100  # what the p-value of pairs is multiplied by, that of hits by 1.01: no verdict on pairs hangs by a thread
 _ROWS = 30_000  # rows whose slots are compared; a seeded choice above
 HOMES: Final = {
     "slot_of_the_user": "rows of one user",
@@ -80,8 +81,8 @@ def position_per_target(
     this one teach (a row never teaches itself). Where rows of one target share a slot no more often than chance has it
     (`agreement`), homes are noise and all candidates tie. popularity: breaks ties, per item.
 
-    The p-value is the smaller of two, doubled: of the hits, and of all pairs of rows of one target in all files, which
-    finds weak habits. The effect is that of knowing every home (`attainable`), where that is more than the hits show.
+    The p-value is the smaller of two, in a weighted Bonferroni: of the hits, and of all pairs of rows of one target in
+    all files, which finds weak habits. The effect is that of knowing every home, where that is more than the hits show.
     """
     source = learn if learn is not None else slates
     width = max(slates.candidates_RC.shape[1], source.candidates_RC.shape[1])
@@ -146,7 +147,8 @@ def position_per_key(
     def hits(candidates_RC: Int, position_R: Int) -> Floats:
         score_RC = np.zeros(candidates_RC.shape)
         if same.habit:
-            score_RC += (taught + _home_counts(keyed_R, position_R, width, n_keys))[keyed_R, : score_RC.shape[1]]
+            table_KP: Floats = taught + _home_counts(keyed_R, position_R, width, n_keys)
+            score_RC += table_KP[keyed_R][:, : score_RC.shape[1]]
             score_RC[row, position_R] -= 1  # a row does not teach itself
             score_RC[key_R < 0] = 0.0
         return expected_hits(score_RC, position_R, candidates_RC != NONE)
@@ -192,7 +194,7 @@ class Agreement:
         """Take the pairs into an evidence of hits: p of the two, and the effect that knowing every home would have."""
         assert evidence.p is not None
         attainable = self.at_home * (1 - 1 / self.size)
-        evidence.p = min(1.0, 2 * min(evidence.p, self.p))
+        evidence.p = min(1.0, evidence.p * _WEAK / (_WEAK - 1), _WEAK * self.p)
         if self.habit:
             evidence.effect = max(attainable, evidence.excess or 0.0)
             evidence.why += f"; about {self.at_home:.0%} of rows keep a home slot"
@@ -206,7 +208,8 @@ def agreement(key_R: Int, rows: SlateSet, seed: int) -> Agreement:
     Pearson III fit (such sums of squares are skewed). Slots that all targets prefer are in both.
     """
     rng = np.random.default_rng([seed, 26])
-    chosen = np.flatnonzero(key_R >= 0)
+    chosen = _distinct(rows)
+    chosen = chosen[key_R[chosen] >= 0]
     if len(chosen) > _ROWS:
         chosen = np.sort(rng.permutation(chosen)[:_ROWS])
     key = np.unique(key_R[chosen], return_inverse=True)[1]
@@ -239,6 +242,13 @@ def agreement(key_R: Int, rows: SlateSet, seed: int) -> Agreement:
     chance = min(mean / pairs, 1 - 1e-9)
     at_home = float(np.sqrt(max(0.0, observed / pairs - chance) / (1 - chance)))
     return Agreement(pairs, observed / pairs, chance, p, at_home, mean_size)
+
+
+def _distinct(rows: SlateSet) -> Int:
+    """Rows without those that repeat a history and a slate, as files of several epochs do."""
+    whole = np.ascontiguousarray(np.hstack([rows.history_RH, rows.candidates_RC, rows.target_R[:, None]]))
+    keys = whole.view(np.dtype((np.void, whole.dtype.itemsize * whole.shape[1]))).ravel()
+    return np.sort(np.unique(keys, return_index=True)[1]).astype(np.int64)
 
 
 def _repeated(rows: SlateSet) -> tuple[int, int]:

@@ -42,8 +42,8 @@ LEGACY_WARNING: Final = (
     "target, so slates can be solved without looking at the user; for repeating published figures only"
 )
 EXCLUSION_WARNING: Final = (
-    "LEAKY: an item that a user ever interacts with is no negative of that user, and users have rows in several splits; "
-    "the candidate that was never a negative of the user in train is likely the target"
+    "LEAKY: an item that a user ever interacts with is no negative of that user, and users have rows in several "
+    "splits; the candidate that was never a negative of the user in train is likely the target"
 )
 HARD_CAUTION: Final = (
     "negatives are as near to the history (co-occurrence in train) as targets are, so co-occurrence cannot rank them; "
