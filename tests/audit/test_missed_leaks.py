@@ -203,7 +203,7 @@ def test_agreement_of_slots() -> None:
 
 
 def test_p_of_agreement_is_uniform_without_a_habit() -> None:
-    """600 sets of 300 rows: P(p < 0.05) within three standard deviations of 0.05."""
+    """300 sets of 300 rows: P(p < 0.05) within three standard deviations of 0.05."""
     low = 0
     for seed in range(300):
         rng = np.random.default_rng(seed)
@@ -266,17 +266,21 @@ def blind(folder: Path, slates: str) -> dict[str, Any]:
 def test_movielens_slates_do_not_tell_later_targets(shared_data: Path, tmp_path: Path, split: str) -> None:
     """Never a negative of this user: at chance in our slates, and called a leak in those made the old way.
 
-    Chance is 0.05; 943 rows of leave-last-out have a standard error of 0.007.
+    Chance is 0.05; 943 rows of leave-last-out have a standard error of 0.007. Of the train rows 30,000 are kept, for
+    time's sake; with all of them the old slates give 0.23 and 0.29 (0.42 where only train teaches).
     """
     kinds = [SlateOptions(p, exclude=e) for p in ("uniform", "popularity") for e in (None, "interacted-LEAKY")]
     folder = tmp_path / "out"
-    prepare("movielens", shared_data / "movielens_100k", folder, split=SplitOptions(split), slates=kinds)
+    limits = {"train": 30_000}
+    prepare(
+        "movielens", shared_data / "movielens_100k", folder, split=SplitOptions(split), slates=kinds, limits=limits
+    )
     for protocol in ("uniform", "popularity"):
         ours, old = blind(folder, f"test-{protocol}-20-s0"), blind(folder, f"test-{protocol}-LEAKY-20-s0")
         name = "rarely_a_negative_of_the_user"
         assert ours[name]["hr1"] == pytest.approx(0.05, abs=0.022)
         assert ours[name]["verdict"] == "clean" and old[name]["verdict"] == "leak"
-        assert old[name]["hr1"] > 0.2
+        assert old[name]["hr1"] > 0.09
         for other in ("rarely_a_negative", "rarely_a_negative_in_train"):
             assert ours[other]["verdict"] == "clean"
 
