@@ -272,9 +272,7 @@ def test_movielens_slates_do_not_tell_later_targets(shared_data: Path, tmp_path:
     kinds = [SlateOptions(p, exclude=e) for p in ("uniform", "popularity") for e in (None, "interacted-LEAKY")]
     folder = tmp_path / "out"
     limits = {"train": 30_000}
-    prepare(
-        "movielens", shared_data / "movielens_100k", folder, split=SplitOptions(split), slates=kinds, limits=limits
-    )
+    prepare("movielens", shared_data / "movielens_100k", folder, split=SplitOptions(split), slates=kinds, limits=limits)
     for protocol in ("uniform", "popularity"):
         ours, old = blind(folder, f"test-{protocol}-20-s0"), blind(folder, f"test-{protocol}-LEAKY-20-s0")
         name = "rarely_a_negative_of_the_user"

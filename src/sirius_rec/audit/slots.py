@@ -148,7 +148,8 @@ def position_per_key(
         score_RC = np.zeros(candidates_RC.shape)
         if same.habit:
             table_KP: Floats = taught + _home_counts(keyed_R, position_R, width, n_keys)
-            score_RC += table_KP[keyed_R][:, : score_RC.shape[1]]
+            slot_C = np.arange(candidates_RC.shape[1])
+            score_RC += table_KP[keyed_R[:, None], slot_C[None, :]]
             score_RC[row, position_R] -= 1  # a row does not teach itself
             score_RC[key_R < 0] = 0.0
         return expected_hits(score_RC, position_R, candidates_RC != NONE)
