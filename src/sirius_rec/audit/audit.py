@@ -201,7 +201,8 @@ def _negatives(
         else:
             found.append(evidence)
     catalogued = bool(len(catalogue.tabled))
-    found.append(popularity.popularity_band(slates, counts, n_items, catalogued, known, source, seed))
+    found.append(popularity.popularity_band(slates, counts, source, seed))
+    found.append(popularity.cold_targets(slates, counts, n_items, catalogued, known, source, seed))
     found.append(popularity.unpopular_negatives(slates, earlier, n_items, catalogued, known, source, seed))
 
 

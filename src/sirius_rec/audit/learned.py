@@ -15,7 +15,7 @@ def class_scores(slates: SlateSet, class_RC: Int, position_R: Int, *, rising: bo
 
     Learned from the groups of the other half. A class within three standard deviations of a blind guess is worth 0.
     class_RC: numbers from 0; what padding holds is not looked at. rising: let the worth never fall from a class to the
-    next (isotonic regression).
+    next (isotonic regression); class 0 is free of that.
     """
     n_classes = int(class_RC.max(initial=0)) + 1
     half_R = slates.group_R % 2
@@ -32,9 +32,11 @@ def class_scores(slates: SlateSet, class_RC: Int, position_R: Int, *, rising: bo
         hits_K = np.bincount(target_R[other], minlength=n_classes).astype(np.float64)
         blind_K = share_RK[other].sum(axis=0)
         spread_K = np.sqrt((share_RK[other] * (1 - share_RK[other])).sum(axis=0))
-        clear = np.abs(hits_K - blind_K) > _NOISE * np.maximum(spread_K, 1e-9)
-        worth_K = np.where(clear, np.log((hits_K + 0.5) / (blind_K + 0.5)), 0.0)
+        worth_K = np.log((hits_K + 0.5) / (blind_K + 0.5))
         if rising:
-            worth_K = isotonic_regression(worth_K, weights=blind_K + 1e-6).x
+            if n_classes > 1:
+                worth_K[1:] = isotonic_regression(worth_K[1:], weights=blind_K[1:] + 0.5).x
+        else:
+            worth_K[np.abs(hits_K - blind_K) <= _NOISE * np.maximum(spread_K, 1e-9)] = 0.0
         score_RC[half_R == half] = worth_K[class_RC[half_R == half]]
     return score_RC

@@ -13,7 +13,7 @@ from sirius_rec.audit.learned import class_scores
 from sirius_rec.audit.negatives import negatives_of
 from sirius_rec.audit.slates import NONE, Floats, Int, SlateSet, expected_hits
 
-_BINS = 12
+_BINS = 8  # bands between quantiles of targets, and of negatives
 _ROUNDS = 10
 UNPOPULAR_LEAK: Final = 0.10
 """Least excess of `unpopular_negatives` called a leak: items that users interacted with outside of the files are
@@ -59,36 +59,54 @@ def counts_before(slates: SlateSet, learn: SlateSet, counts_I: Floats) -> Counts
     return Counts(counts_I, keys=keys, times=times)
 
 
-def popularity_band(
-    slates: SlateSet, counts: Counts, n_items: int, catalogued: bool, known: Interacted, source: str, seed: int
-) -> Evidence:
+def popularity_band(slates: SlateSet, counts: Counts, source: str, seed: int) -> Evidence:
     """The candidate whose band of popularity targets prefer, learned from the other half of the rows.
 
-    Controls, of which the better one counts: the same with a preference that never falls as popularity rises, which is
-    what taste looks like; and the same with negatives drawn uniformly, which is how well bands work in honest slates
-    (new items, that train does not know, may be popular). Negatives that are all popular leave others to be targets.
+    Control: the same with a preference that never falls as popularity rises, which is what taste looks like. Negatives
+    that are all popular, or all from the middle, leave others to be targets. Items that nobody had are a band of their
+    own, with any preference: new ones may be popular (`cold_targets`).
     """
     count_RC = counts.of(slates, slates.candidates_RC)
-    positive = count_RC[slates.valid_RC & (count_RC > 0)]
-    edges = np.unique(np.quantile(positive, np.arange(1, _BINS) / _BINS)) if positive.size else np.empty(0)
+    is_target_RC = slates.candidates_RC == slates.target_R[:, None]
+    kinds = [count_RC[slates.valid_RC & (count_RC > 0) & kind] for kind in (is_target_RC, ~is_target_RC)]
+    quantiles = [np.quantile(kind, np.arange(1, _BINS) / _BINS) for kind in kinds if kind.size]
+    edges = np.unique(np.concatenate([*quantiles, [0.0]]))
+    class_RC = np.where(count_RC > 0, 1 + np.searchsorted(edges, count_RC, side="left"), 0)
+    hits, control = (
+        expected_hits(
+            class_scores(slates, class_RC, slates.position_R, rising=rising), slates.position_R, slates.valid_RC
+        )
+        for rising in (False, True)
+    )
+    rows = np.arange(slates.n_rows)
+    evidence = Evidence("popularity_band", "channel", "", hits, rows, control, learned_from=source)
+    evidence.p = flip_p(hits - control, groupings(slates, rows), seed)
+    evidence.why = f"the band of popularity that targets prefer {compared(evidence, 'more popular always better')}"
+    return evidence
+
+
+def cold_targets(
+    slates: SlateSet, counts: Counts, n_items: int, catalogued: bool, known: Interacted, source: str, seed: int
+) -> Evidence:
+    """The candidate that nobody had, or one that somebody had, whichever targets are more often than candidates.
+
+    Learned from the other half of the rows. Control: the same with negatives drawn uniformly from the catalogue, of
+    which as many are cold as there are cold items. Negatives from train items alone leave cold ones to be targets.
+    """
     rng = np.random.default_rng([seed, 28])
 
-    def hits(candidates_RC: Int, rising: bool = False) -> Floats:
-        count_RC = counts.of(slates, candidates_RC)
-        class_RC = np.where(count_RC > 0, 1 + np.searchsorted(edges, count_RC, side="left"), 0)
-        score_RC = class_scores(slates, class_RC, slates.position_R, rising=rising)
-        return expected_hits(score_RC, slates.position_R, slates.valid_RC)
+    def hits(candidates_RC: Int) -> Floats:
+        class_RC = (counts.of(slates, candidates_RC) > 0).astype(np.int64)
+        return expected_hits(class_scores(slates, class_RC, slates.position_R), slates.position_R, slates.valid_RC)
 
     rows, observed = np.arange(slates.n_rows), hits(slates.candidates_RC)
     unseen = 0 if catalogued else _unseen(slates, counts)
     drawn = [hits(redrawn_uniformly(slates, n_items, unseen, known, rng)) for _ in range(_ROUNDS)]
-    rising, uniform = hits(slates.candidates_RC, rising=True), np.mean(drawn, axis=0)
-    control = rising if rising.mean() >= uniform.mean() else uniform
-    evidence = Evidence("popularity_band", "channel", "", observed, rows, control, learned_from=source)
+    control = np.mean(drawn, axis=0)
+    evidence = Evidence("cold_targets", "channel", "", observed, rows, control, learned_from=source)
     evidence.p = flip_p(observed - control, groupings(slates, rows), seed)
-    evidence.facts |= {"control_rising": float(rising.mean()), "control_uniform": float(uniform.mean())}
-    name = "more popular always better" if control is rising else "negatives drawn uniformly from the catalogue"
-    evidence.why = f"the band of popularity that targets prefer {compared(evidence, name)}"
+    how = compared(evidence, "negatives drawn uniformly from the catalogue")
+    evidence.why = f"whether anyone in {source} had the candidate {how}"
     return evidence
 
 
