@@ -44,8 +44,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_honest_slates(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(monkeypatch, "audit", folder, "--strict", "--json", folder.parent / "a.json") == 0
-    said = capsys.readouterr().out
-    assert "test-uniform-10-s0" in said and "position_per_target" in said and "verdict: " in said
+    printed = capsys.readouterr().out
+    assert "test-uniform-10-s0" in printed and "position_per_target" in printed and "verdict: " in printed
     result = json.loads((folder.parent / "a.json").read_text())
     assert result["verdict"] != "leak" and result["slates"] == "test-uniform-10-s0"
     assert read_audit(folder) == result
@@ -58,13 +58,13 @@ def test_strict_fails_on_target_seeded_slates(
     name = "test-sdpo-legacy-LEAKY-10-s0"
     assert command(monkeypatch, "audit", folder, "--slates", name) == 0
     assert command(monkeypatch, "audit", folder, "--slates", name, "--strict") == 1
-    said = capsys.readouterr().out
-    assert "LEAKY: these slates follow the published protocol on purpose" in said
-    assert "leak: position_per_target" in said and "leak: companions" in said
+    printed = capsys.readouterr().out
+    assert "LEAKY: these slates follow the published protocol on purpose" in printed
+    assert "leak: position_per_target" in printed and "leak: recurring_negatives" in printed
 
 
 def test_a_models_scores(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """A model that knows the home slots alone keeps nothing where no leaking guesser is right."""
+    """A model that knows the home slots alone keeps nothing where no leaking probe is right."""
     name = "test-sdpo-legacy-LEAKY-10-s0"
     dataset = open_dataset(folder)
     slates, train = dataset.slates(name), dataset.slates(name.replace("test", "train"))
@@ -77,10 +77,10 @@ def test_a_models_scores(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     out = folder.parent / "m.json"
     assert command(monkeypatch, "audit", folder, "--slates", name, "--scores", path, "--json", out) == 0
     model = json.loads(out.read_text())["model"]
-    assert "position_per_target" in model["leaking_guessers"]
+    assert "position_per_target" in model["leaking_probes"]
     assert model["hr1"] > 0.5 > model["hr1_left"]
     assert model["share"] == pytest.approx(model["hr1_left"] / model["hr1"])
-    assert "where no leaking guesser is right" in capsys.readouterr().out
+    assert "where no leaking probe is right" in capsys.readouterr().out
 
 
 def test_faults_are_one_line_and_exit_code_2(

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from sirius_rec.audit.audit import audit, read_audit
-from sirius_rec.audit.companions import _teachers
 from sirius_rec.audit.evidence import Evidence, judge, monte_carlo_p, worst
 from sirius_rec.audit.learned_order import learned_order
 from sirius_rec.audit.model_scores import surviving
+from sirius_rec.audit.recurring_negatives import _teachers
 from sirius_rec.audit.slates import SlateSet, expected_hits
 from sirius_rec.errors import DataError
 
@@ -67,7 +67,7 @@ def test_monte_carlo_p_is_at_least_the_binomial_tail() -> None:
     assert monte_carlo_p(hits, np.full(100, 0.2), np.arange(10.0) + 20) == 1.0
 
 
-def test_no_row_teaches_itself_its_companions() -> None:
+def test_no_row_teaches_itself_its_recurring_negatives() -> None:
     """Under any dealing: its own negatives would agree with its slate whole, whatever target they are dealt to."""
     rng = np.random.default_rng(0)
     slates = slate_set(np.sort(rng.permuted(np.tile(np.arange(30), (12, 1)), axis=1)[:, :8]).tolist(), [3] * 12)
@@ -98,14 +98,14 @@ def test_share_of_a_model_that_survives(tmp_path: Path) -> None:
     slates = slate_set([[0, 1], [2, 3], [4, 5], [6, 7]], [0, 0, 0, 0])
     path = write_scores(tmp_path / "s.jsonl", [[2, 1], [2, 1], [2, 1], [1, 2]])
     leak = Evidence("position", "channel", "", np.array([1.0, 0, 0, 1.0]), np.arange(4), verdict="leak")
-    fair = Evidence("popularity", "floor", "", np.ones(4), np.arange(4))
+    fair = Evidence("popularity", "baseline", "", np.ones(4), np.arange(4))
     got = surviving(path, slates, [leak, fair], seed=0)
-    assert got["leaking_guessers"] == ["position"]
+    assert got["leaking_probes"] == ["position"]
     assert (got["hr1"], got["rows_left"], got["hr1_left"]) == (0.75, 2, 1.0)
     assert got["share"] == pytest.approx(4 / 3)
     assert got["share_low"] <= got["share"] <= got["share_high"]
     without = surviving(path, slates, [fair], seed=0)
-    assert without["share"] == 1.0 and without["leaking_guessers"] == []
+    assert without["share"] == 1.0 and without["leaking_probes"] == []
 
 
 @pytest.mark.parametrize(
@@ -132,20 +132,29 @@ def test_read_audit(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not an audit"):
         read_audit(tmp_path)
     (tmp_path / "audit.json").write_text('{"format": 0}')
-    with pytest.raises(DataError, match="format 0, this version reads 1"):
+    with pytest.raises(DataError, match="format 0, this version reads 2"):
         read_audit(tmp_path)
+
+
+def test_an_audit_of_the_version_before_is_read(tmp_path: Path) -> None:
+    """Format 1 had guessers and floors; runs whose data were audited then still get their report."""
+    old = {"format": 1, "verdict": "clean", "guessers": [{"name": "popularity", "kind": "floor", "hr1": 0.2}]}
+    (tmp_path / "audit.json").write_text(json.dumps(old))
+    assert read_audit(tmp_path) == {
+        "format": 2, "verdict": "clean", "probes": [{"name": "popularity", "kind": "baseline", "hr1": 0.2}],
+    }  # fmt: skip
 
 
 def test_the_published_lastfm_file(shared_data: Path) -> None:
     """FIELD's figures: 0.592 from the val file alone, all 1,003 repeated targets in one slot, 0.784 by artist id."""
     folder = shared_data / "lastfm"
     result = audit(folder / "raw/lastfm-test.json", val=[folder / "raw/lastfm-val.json"], ids=folder / "hetrec_ids.csv")
-    found = {one["name"]: one for one in result["guessers"]}
+    found = {one["name"]: one for one in result["probes"]}
     assert result["verdict"] == "leak"
     assert (result["rows"], result["slate_size"], result["chance"]) == (2495, 20, 0.05)
     position = found["position_per_target"]
     assert position["hr1"] >= 0.58
     assert position["repeated_targets"] == position["repeated_targets_in_one_slot"] == 1003
     assert found["order:hetrec_artist_id"]["hr1"] >= 0.77
-    assert found["companions"]["negatives_shared"] > 6
-    assert {"position_per_target", "order:hetrec_artist_id", "companions"} <= set(result["leaks"])
+    assert found["recurring_negatives"]["negatives_shared"] > 6
+    assert {"position_per_target", "order:hetrec_artist_id", "recurring_negatives"} <= set(result["leaks"])

@@ -72,7 +72,7 @@ def run(world: World, folder: Path, titles: list[str] | None = None, **options: 
 
 
 def verdicts(result: dict[str, Any]) -> dict[str, str]:
-    return {one["name"]: one["verdict"] for one in result["guessers"]}
+    return {one["name"]: one["verdict"] for one in result["probes"]}
 
 
 def first_slot(world: World, rng: np.random.Generator) -> None:
@@ -142,7 +142,7 @@ def epochs(world: World, rng: np.random.Generator) -> None:
 PLANTED: dict[str, tuple[Callable[..., None], str, str]] = {
     "target prefers a slot": (first_slot, "position_marginal", "leak"),
     "home slots": (home_slot, "position_per_target", "leak"),
-    "negatives seeded by target": (same_negatives, "companions", "leak"),
+    "negatives seeded by target": (same_negatives, "recurring_negatives", "leak"),
     "sequences sorted by id": (sorted_by_id, "order:item_id", "leak"),
     "target repeated": (repeats, "target_in_history", "leak"),
     "windows copied": (copied_windows, "exact_windows", "leak"),
@@ -159,13 +159,14 @@ def test_planted_leak_is_found_and_nothing_else(kind: str, tmp_path: Path) -> No
     plant(world, np.random.default_rng(5))
     result = run(world, tmp_path)
     found = verdicts(result)
-    assert found[name] == verdict, (found[name], next(one["why"] for one in result["guessers"] if one["name"] == name))
+    assert found[name] == verdict, (found[name], next(one["why"] for one in result["probes"] if one["name"] == name))
     assert result["verdict"] == verdict
     # an order of ids shows in more than one place, and so does a slot; nothing else may be accused
     families = (
         {"position_marginal", "position_per_target", "popularity_among_ties"},
         {"order:item_id", "order:learned"},
         {"exact_windows", "near_windows"},
+        {"recurring_negatives", "rarely_a_negative", "rarely_a_negative_in_train"},
     )
     family = next((names for names in families if name in names), {name})
     assert {n for n, v in found.items() if v == "leak"} <= family
@@ -177,7 +178,7 @@ def test_duplicate_titles_are_found(tmp_path: Path) -> None:
     titles = [f"Title {k:04d}" for k in range(world.n_items)] * 2
     result = run(world, tmp_path, titles)
     assert verdicts(result)["duplicate_titles"] == "leak"
-    one = next(one for one in result["guessers"] if one["name"] == "duplicate_titles")
+    one = next(one for one in result["probes"] if one["name"] == "duplicate_titles")
     assert one["rows_with_duplicates"] == pytest.approx(0.2)
     # a fifth of the rows: one of two is right; the rest is chance
     assert one["hr1"] == pytest.approx(0.2 * 0.5 + 0.8 * 0.1)
@@ -223,7 +224,7 @@ def test_fifty_honest_sets_give_no_more_false_alarms_than_stated(tmp_path: Path)
 
 
 def test_popularity_and_markov_are_never_a_leak(tmp_path: Path) -> None:
-    """A world in which popularity decides everything: floors are high, nothing is accused."""
+    """A world in which popularity decides everything: baselines are high, nothing is accused."""
     world = World()
     for rows in (world.train, world.test):
         for row in rows:
@@ -234,16 +235,16 @@ def test_popularity_and_markov_are_never_a_leak(tmp_path: Path) -> None:
             row["candidates"] = [i for i in row["candidates"] if i == target or i in free]
             row["target"] = target
     result = run(world, tmp_path)
-    popularity = next(one for one in result["guessers"] if one["name"] == "popularity")
+    popularity = next(one for one in result["probes"] if one["name"] == "popularity")
     assert popularity["hr1"] > 0.9 and popularity["verdict"] == "caution"
     assert result["verdict"] == "caution", result["leaks"]
 
 
 def test_the_json_has_what_was_promised(tmp_path: Path) -> None:
     result = run(World(n_rows=60), tmp_path)
-    assert {"rows", "slate_size", "chance", "guessers", "verdict"} <= result.keys()
+    assert {"rows", "slate_size", "chance", "probes", "verdict"} <= result.keys()
     assert (result["rows"], result["slate_size"], result["chance"]) == (60, 10, 0.1)
-    for one in result["guessers"]:
+    for one in result["probes"]:
         assert {"name", "hr1", "ci_low", "ci_high", "verdict", "why"} <= one.keys()
         if one["hr1"] is not None:
             assert 0 <= one["ci_low"] <= one["hr1"] <= one["ci_high"] <= 1

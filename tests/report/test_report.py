@@ -116,14 +116,14 @@ def test_a_title_cannot_end_the_script(explorer, text):
 
 
 def test_the_audit(run, tmp_path):
-    guesser = {"name": "popularity", "kind": "floor", "hr1": 0.2, "ci_low": 0.1, "ci_high": 0.3, "why": "as ever"}
+    probe = {"name": "popularity", "kind": "baseline", "hr1": 0.2, "ci_low": 0.1, "ci_high": 0.3, "why": "as ever"}
     audit = {
         "verdict": "leak", "slates": SLATES, "rows": 1234, "notes": ["LEAKY on purpose"],
-        "guessers": [{**guesser, "verdict": "clean"},
-                     {**guesser, "name": "position_marginal", "verdict": "leak", "hr1": None, "ci_low": None}],
+        "probes": [{**probe, "verdict": "clean"},
+                     {**probe, "name": "position_marginal", "verdict": "leak", "hr1": None, "ci_low": None}],
     }  # fmt: skip
     text = page_of(replace(run, audit=audit), tmp_path)
-    assert "Audit of the slates: leak." in text and "2 blind guessers; leak: position_marginal" in text
+    assert "Audit of the slates: leak." in text and "2 blind probes; leak: position_marginal" in text
     assert "LEAKY on purpose" in text and "0.200" in text and "were not audited" not in text
 
 

@@ -1,1 +1,1 @@
-"""Blind guessers on any set of candidate slates: how much of a model's HR@1 needs no user and no model. No torch."""
+"""Blind probes on any set of candidate slates: how much of a model's HR@1 needs no user and no model. No torch."""

@@ -1,4 +1,4 @@
-"""`audit`: every guesser on one set of slates, and a verdict. `read_audit` reads what was found in a dataset folder."""
+"""`audit`: every probe on one set of slates, and a verdict. `read_audit` reads what was found in a dataset folder."""
 
 from __future__ import annotations
 
@@ -10,19 +10,29 @@ from typing import Any, Final
 import numpy as np
 
 from sirius_rec import atomic
-from sirius_rec.audit import channels, contamination, floors, order
-from sirius_rec.audit.companions import companions
+from sirius_rec.audit import (
+    alike,
+    baselines,
+    channels,
+    contamination,
+    negatives,
+    order,
+    popularity,
+    slots,
+    wording,
+)
 from sirius_rec.audit.evidence import ALPHA, CLEAN, LEAK, MIN_EFFECT, Evidence, bootstraps, interval, judge, worst
 from sirius_rec.audit.learned_order import learned_order
 from sirius_rec.audit.model_scores import surviving
 from sirius_rec.audit.readers import Material, read_material
+from sirius_rec.audit.recurring_negatives import recurring_negatives
 from sirius_rec.audit.slates import Catalogue, Floats, SlateSet, joined
 from sirius_rec.errors import DataError, RunError
 from sirius_rec.evaluation.intervals import GroupBootstrap
 from sirius_rec.evaluation.results import clean
 from sirius_rec.schema import SlateName
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 AUDIT_FILE: Final = "audit.json"
 
 Skipped = list[dict[str, str]]
@@ -41,17 +51,17 @@ def audit(
     write: bool = True,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Run every guesser that the files allow and judge them.
+    """Run every probe that the files allow and judge them.
 
     Args:
         path, train, val, ids, items, slates: see `readers.read_material`.
         scores: a model's scores on these slates: a table of a run's `scores/`, or JSON lines of {"row", "scores"}.
         seed: of shuffles, resamples and sign flips.
         write: into a dataset folder also write audit.json, for reports.
-        progress: called with one line per guesser.
+        progress: called with one line per probe.
 
     Returns:
-        {"rows", "slate_size", "chance", "guessers": [{"name", "hr1", "ci_low", "ci_high", "verdict", "why", …}],
+        {"rows", "slate_size", "chance", "probes": [{"name", "hr1", "ci_low", "ci_high", "verdict", "why", …}],
         "verdict", …}. `slate_size` is the mean size where slates differ; `hr1` is null where nothing is guessed.
 
     Raises:
@@ -66,7 +76,7 @@ def audit(
         items=None if items is None else Path(items),
         slates=slates,
     )
-    found, skipped = run_guessers(material, seed=seed, progress=progress)
+    found, skipped = run_probes(material, seed=seed, progress=progress)
     judge(found)
     result = _as_json(material, found, skipped, seed)
     if scores is not None:
@@ -77,34 +87,42 @@ def audit(
     return cleaned
 
 
-def run_guessers(
+def run_probes(
     material: Material, *, seed: int = 0, progress: Callable[[str], None] | None = None
 ) -> tuple[list[Evidence], Skipped]:
-    """Every guesser that the material allows, not judged yet, and the others with the reason why they were left out."""
+    """Every probe that the material allows, not judged yet, and the others with the reason why they were left out."""
     say = progress or (lambda line: None)
     slates, catalogue, learn = material.audited, material.catalogue, material.learn
     found: list[Evidence] = []
     skipped: Skipped = []
     counting = learn.get("train", learn.get("val"))
-    counts_I = None if counting is None else floors.interaction_counts(counting, catalogue.n_items)
-    _positions(material, counts_I, seed, found, skipped, say)
-    with_slates = [s for s in learn.values() if s.has_slates]
-    say("companions")
-    found.append(companions(slates, joined(with_slates) if with_slates else None, seed))
+    counts_I = None if counting is None else baselines.interaction_counts(counting, catalogue.n_items)
+    say("slots")
+    _slots(material, counts_I, seed, found, skipped)
+    say("negatives")
+    _negatives(material, counting, counts_I, seed, found, skipped)
     if counting is None or counts_I is None:
         for name in ("popularity", "first_order_markov", "exact_windows", "near_windows", "split_time_order"):
             skipped.append({"name": name, "why": "nothing to learn from; give --train or --val"})
     else:
         say("popularity, Markov, windows")
-        found.append(floors.popularity(slates, counts_I, counting.where))
+        found.append(baselines.popularity(slates, counts_I, counting.where))
         _against_learning(material, counting, counts_I, found, skipped)
     say("orders of ids")
     _orders(material, counting, seed, found, skipped)
     say("titles and repeats")
     found.append(channels.target_in_history(slates, seed))
     found.append(channels.duplicate_titles(slates, catalogue, seed))
-    found.append(floors.title_overlap(slates, catalogue))
-    found.append(floors.title_length(slates, catalogue, counts_I, seed))
+    found.append(baselines.title_overlap(slates, catalogue))
+    found.append(baselines.title_length(slates, catalogue, counts_I, seed))
+    if len(catalogue.tabled) == catalogue.n_items:
+        skipped.append({"name": "spelling", "why": "items are named by id, or as in the items table"})
+    else:
+        found.append(wording.spelling(slates, list(learn.values()), catalogue, seed))
+    if material.mentions is None:
+        skipped.append({"name": "answer_in_prompt", "why": "the file has no prompts"})
+    else:
+        found.append(wording.answer_in_prompt(slates, material.mentions, seed))
     repeated = contamination.repeated_slates({"audited": slates, **learn})
     if repeated is None:
         skipped.append({"name": "repeated_slates", "why": "no file names epochs (field `epoch`)"})
@@ -113,24 +131,79 @@ def run_guessers(
     return found, skipped
 
 
-def _positions(
-    material: Material, counts_I: Floats | None, seed: int, found: list[Evidence], skipped: Skipped,
-    say: Callable[[str], None],
-) -> None:  # fmt: skip
+def _slots(material: Material, counts_I: Floats | None, seed: int, found: list[Evidence], skipped: Skipped) -> None:
     slates = material.audited
+    names = ("position_marginal", "position_per_target", "popularity_among_ties", *slots.HOMES)
     if not slates.ordered:
-        for name in ("position_marginal", "position_per_target", "popularity_among_ties"):
-            skipped.append({"name": name, "why": "the file does not say in which order candidates are shown"})
+        skipped += [
+            {"name": name, "why": "the file does not say in which order candidates are shown"} for name in names
+        ]
         return
-    say("positions")
     ordered = [s for s in material.learn.values() if s.has_slates and s.ordered]
-    teacher = joined(ordered) if ordered else None
-    found.append(channels.position_marginal(slates, teacher, seed))
-    found.append(channels.position_per_target(slates, teacher, seed))
+    learn = joined(ordered) if ordered else None
+    found.append(slots.position_marginal(slates, learn, seed))
+    found.append(slots.position_per_target(slates, learn, seed))
     if counts_I is None:
         skipped.append({"name": "popularity_among_ties", "why": "no popularity; give --train or --val"})
     else:
-        found.append(channels.position_per_target(slates, teacher, seed, counts_I))
+        found.append(slots.position_per_target(slates, learn, seed, counts_I))
+    for name in slots.HOMES:
+        keys = slots.keys(name, slates, learn)
+        if keys is None:
+            skipped.append({"name": name, "why": "the rows do not say"})
+        else:
+            found.append(slots.position_per_key(name, *keys, slates, learn, seed))
+
+
+def _negatives(
+    material: Material, counting: SlateSet | None, counts_I: Floats | None, seed: int, found: list[Evidence],
+    skipped: Skipped,
+) -> None:  # fmt: skip
+    slates, catalogue, n_items = material.audited, material.catalogue, material.catalogue.n_items
+    with_slates = [s for s in material.learn.values() if s.has_slates]
+    learn = joined(with_slates) if with_slates else None
+    everything = joined(list(material.learn.values())) if material.learn else None
+    known = alike.interacted(slates, everything, n_items)
+    if counting is None or counts_I is None:
+        source, counts_I = "other rows of this file", baselines.interaction_counts(slates, n_items)
+        counts = earlier = popularity.Counts(counts_I, own=known)
+    else:
+        source, counts = counting.where, popularity.Counts(counts_I)
+        earlier = popularity.counts_before(slates, counting, counts_I)
+    class_I = alike.like_popularity(counts_I)
+    found.append(recurring_negatives(slates, learn, seed))
+    found.append(negatives.rarely_a_negative(slates, None, class_I, seed))
+    if learn is None:
+        skipped.append({"name": "rarely_a_negative_in_train", "why": "train and val have no slates"})
+    else:
+        found.append(negatives.rarely_a_negative(slates, learn, class_I, seed))
+    for name, evidence, why in (
+        (
+            "rarely_a_negative_of_the_user",
+            None if learn is None else negatives.rarely_a_negative_of_the_user(slates, learn, class_I, seed),
+            "no user has slates in train or val too",
+        ),
+        (
+            "new_in_the_users_slates",
+            negatives.new_in_the_users_slates(slates, class_I, known, seed),
+            "no user has two rows",
+        ),
+        (
+            "category",
+            None
+            if catalogue.category_I is None
+            else popularity.category(slates, catalogue.category_I, class_I, known, seed),
+            "the items table has no column category or genre",
+        ),
+    ):
+        if evidence is None:
+            skipped.append({"name": name, "why": why})
+        else:
+            found.append(evidence)
+    catalogued = bool(len(catalogue.tabled))
+    found.append(popularity.popularity_band(slates, counts, source, seed))
+    found.append(popularity.cold_targets(slates, counts, n_items, catalogued, known, source, seed))
+    found.append(popularity.unpopular_negatives(slates, earlier, n_items, catalogued, known, source, seed))
 
 
 def _against_learning(
@@ -142,7 +215,7 @@ def _against_learning(
         for name in ("first_order_markov", "exact_windows", "near_windows"):
             skipped.append({"name": name, "why": "the rows show no history"})
     else:
-        found.append(floors.first_order_markov(slates, counting, counts_I))
+        found.append(baselines.first_order_markov(slates, counting, counts_I))
         found.append(contamination.exact_windows(slates, everything))
         found.append(contamination.near_windows(slates, everything))
     timed = contamination.split_time_order(slates, counting, n_items)
@@ -180,11 +253,16 @@ def _as_json(material: Material, found: list[Evidence], skipped: Skipped, seed: 
     slates = material.audited
     sizes = np.unique(slates.size_R)
     plans = bootstraps(slates, np.arange(slates.n_rows), seed)
-    guessers = [_entry(one, slates, plans, seed) for one in found]
-    leaky = material.slates_name is not None and SlateName.parse(material.slates_name).leaky
+    probes = [_entry(one, slates, plans, seed) for one in found]
     notes = list(material.notes)
-    if leaky:
+    name = None if material.slates_name is None else SlateName.parse(material.slates_name)
+    if name is not None and name.exclusion_leaks:
+        notes.append("LEAKY: negatives leave out what users interacted with later, as asked for (exclude)")
+    elif name is not None and name.leaky:
         notes.append("LEAKY: these slates follow the published protocol on purpose, seeded by the target")
+    for one in found:
+        if one.name == "split_time_order" and (note := contamination.time_note(one.facts["share"])) is not None:
+            notes.append(note)
     return {
         "format": FORMAT,
         "slates": material.slates_name or slates.where,
@@ -192,7 +270,7 @@ def _as_json(material: Material, found: list[Evidence], skipped: Skipped, seed: 
         "rows": slates.n_rows,
         "slate_size": int(sizes[0]) if len(sizes) == 1 else float(slates.size_R.mean()),
         "chance": float(slates.chance_R.mean()),
-        "guessers": guessers,
+        "probes": probes,
         "skipped": skipped,
         "verdict": worst([one.verdict for one in found]),
         "leaks": [one.name for one in found if one.verdict == LEAK],
@@ -219,6 +297,7 @@ def _entry(one: Evidence, slates: SlateSet, plans: list[GroupBootstrap], seed: i
         "chance": float(slates.chance_R[one.rows_R].mean()) if one.hits_R.size else None,
         "control": float(one.control_R.mean()) if one.control_R is not None and one.control_R.size else None,
         "excess": one.excess,
+        "effect": one.effect if one.effect is not None else one.excess,
         "p": one.p,
         "learned_from": one.learned_from,
         **one.facts,
@@ -236,16 +315,25 @@ def read_audit(folder: Path | str) -> dict[str, Any] | None:
     """What `audit` last found on a dataset folder, None where it was not audited.
 
     Raises:
-        DataError: the file is not an audit of this version.
+        DataError: the file is not an audit of this version or the one before.
     """
     path = Path(folder) / AUDIT_FILE
     if not path.is_file():
         return None
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-        known = result["format"] == FORMAT
+        if result["format"] == 1:
+            result = _from_format_1(result)
+        current = result["format"] == FORMAT
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: not an audit ({error}); run `sirius audit {folder}` again") from error
-    if not known:
+    if not current:
         raise DataError(f"{path}: format {result['format']}, this version reads {FORMAT}; audit again")
     return dict(result)
+
+
+def _from_format_1(result: dict[str, Any]) -> dict[str, Any]:
+    """Format 1 called probes guessers and trivial baselines floors."""
+    kinds = {"floor": "baseline"}
+    probes = [{**one, "kind": kinds.get(one["kind"], one["kind"])} for one in result.pop("guessers")]
+    return {**result, "format": FORMAT, "probes": probes}

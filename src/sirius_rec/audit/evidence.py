@@ -1,7 +1,7 @@
 """From hits to verdicts: controls, p-values, intervals, Holm's adjustment, and what is called a leak.
 
-A guesser reads off the slates something that the user's taste has no part in. Each is compared, row by row, with its
-*control*: the same guesser on data in which only the suspected channel has been cut (slots shuffled, negatives dealt
+A probe reads off the slates something that the user's taste has no part in. Each is compared, row by row, with its
+*control*: the same probe on data in which only the suspected channel has been cut (slots shuffled, negatives dealt
 to other targets, the anchor taken from elsewhere in the history). What is left of its HR@1 above the control came
 through that channel; popularity and other honest signals are in both and cancel.
 """
@@ -18,8 +18,8 @@ from scipy import stats
 from sirius_rec.audit.slates import Floats, Int, SlateSet
 from sirius_rec.evaluation.intervals import GroupBootstrap, Interval, holm, sign_flip_p
 
-ALPHA: Final = 0.01
-"""Family-wise level: P(any false alarm among the guessers that must be at chance) on honest slates."""
+ALPHA: Final = 0.005
+"""Family-wise level: P(any false alarm among the probes that must be at chance) on honest slates."""
 MIN_EFFECT: Final = 0.02
 """Least HR@1 above the control that is called a leak; differences of this order are published as progress."""
 SLIGHT: Final = 0.005
@@ -32,14 +32,15 @@ _WIDEST = 200_000  # rows above which rows of one target are not resampled as we
 
 @dataclass
 class Evidence:
-    """One guesser's outcome on the rows it applies to.
+    """One probe's outcome on the rows it applies to.
 
-    kind: `channel` (must be at its control in an honest protocol), `floor` (legitimate signal: never a leak), or
+    kind: `channel` (must be at its control in an honest protocol), `baseline` (legitimate signal: never a leak), or
         `check` (the verdict comes with the evidence).
     hits_R: expected hits on the applicable rows; empty where there is nothing to guess. rows_R: which rows these are.
     control_R: expected hits of the control on the same rows. p: of "no better than the control", one-sided.
-    leak_at, at_most: least excess called a leak, and the worst verdict that the guesser may give.
-    learned_from: what the guesser learned from. facts: extra keys for JSON.
+    effect: what decides instead of the excess of the hits, where those understate the channel.
+    leak_at, mention_at, at_most: least effect called a leak and a caution, and the worst verdict the probe may give.
+    learned_from: what the probe learned from. facts: extra keys for JSON.
     """
 
     name: str
@@ -49,7 +50,9 @@ class Evidence:
     rows_R: Int = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     control_R: Floats | None = None
     p: float | None = None
+    effect: float | None = None
     leak_at: float = MIN_EFFECT
+    mention_at: float = SLIGHT
     at_most: str = LEAK
     verdict: str = CLEAN
     learned_from: str | None = None
@@ -133,7 +136,7 @@ def judge(found: Sequence[Evidence], alpha: float = ALPHA) -> None:
     channels = [one for one in found if one.kind == "channel" and one.p is not None]
     for one, adjusted in zip(channels, holm([c.p for c in channels if c.p is not None]), strict=True):
         one.facts["p_holm"] = adjusted
-        excess = one.excess or 0.0
-        if adjusted < alpha and excess >= SLIGHT:
-            reached = LEAK if excess >= one.leak_at else CAUTION
+        effect = one.effect if one.effect is not None else one.excess or 0.0
+        if adjusted < alpha and effect >= one.mention_at:
+            reached = LEAK if effect >= one.leak_at else CAUTION
             one.verdict = worst([one.verdict, min(reached, one.at_most, key=_ORDER.index)])

@@ -1,4 +1,4 @@
-"""What is left of a model's HR@1 on the rows where no leaking guesser is right."""
+"""What is left of a model's HR@1 on the rows where no leaking probe is right."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from sirius_rec.evaluation.intervals import GroupBootstrap
 from sirius_rec.evaluation.tables import SCORES, read_table
 from sirius_rec.schema import CANDIDATES, ROW_ID
 
-_RIGHT = 0.5  # a guesser that names the target alone, or against one rival
+_RIGHT = 0.5  # a probe that names the target alone, or against one rival
 
 
 def surviving(path: Path, slates: SlateSet, found: list[Evidence], seed: int) -> dict[str, Any]:
-    """hr1 of the model on all rows, on the rows where no leaking guesser is right, and the share of it that survives.
+    """hr1 of the model on all rows, on the rows where no leaking probe is right, and the share of it that survives.
 
     share = HR@1 on those rows / HR@1 on all rows: 1 says that the leak did not carry the model. Intervals: cluster
     bootstrap (the wider of user and target), both figures on the same resamples.
@@ -36,7 +36,7 @@ def surviving(path: Path, slates: SlateSet, found: list[Evidence], seed: int) ->
     kept: Bools = ~given_away
     made: dict[str, Any] = {
         "file": str(path),
-        "leaking_guessers": [one.name for one in leaking],
+        "leaking_probes": [one.name for one in leaking],
         "rows_left": int(kept.sum()),
         "hr1": float(hits.mean()),
         "hr1_left": float(hits[kept].mean()) if kept.any() else None,
@@ -82,7 +82,7 @@ def _read_scores(path: Path, slates: SlateSet) -> Floats:
                 entries.append((f"line {number}", int(row), [float(s) for s in entry[SCORES]], None))
             except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
                 raise DataError(
-                    f'{path}, line {number}: not {{"row": 0, "scores": [...]}} ({error}); mend it'
+                    f'{path}, line {number}: not {{"row": 0, "scores": [...]}} ({error}); correct it'
                 ) from error
     return _aligned(path, slates, entries)
 

@@ -1,4 +1,4 @@
-"""An audit for people: one line per guesser, then why, worst first. Nothing wraps in 80 columns but the reasons."""
+"""An audit for people: one line per probe, then why, worst first. Nothing wraps in 80 columns but the reasons."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from sirius_rec.audit.evidence import CAUTION, CLEAN, LEAK
 
 _STYLE: Final = {LEAK: "bold red", CAUTION: "yellow", CLEAN: "green"}
 _HEADINGS: Final = {
-    "channel": "Must be at the control (the same guesser with the suspected channel cut)",
-    "floor": "Legitimate signal: floors that a model must beat",
+    "channel": "Must be at the control (the same probe with the suspected channel cut)",
+    "baseline": "Legitimate signal: trivial baselines that a model must beat",
     "check": "Contamination between splits and epochs",
 }
-_NAME = 27
+_NAME = 30
 
 
 def print_audit(result: Mapping[str, Any], console: Console | None = None) -> None:
@@ -32,12 +32,12 @@ def print_audit(result: Mapping[str, Any], console: Console | None = None) -> No
     for note in result["notes"]:
         console.print(note, style="dim", soft_wrap=True)
     for kind, heading in _HEADINGS.items():
-        rows = [one for one in result["guessers"] if one["kind"] == kind]
+        rows = [one for one in result["probes"] if one["kind"] == kind]
         if rows:
             console.print(f"\n{heading}\n")
             for line in _table(rows):
                 console.print(line, no_wrap=True, crop=False)
-    _reasons(result["guessers"], console)
+    _reasons(result["probes"], console)
     if result["skipped"]:
         console.print("\nNot run")
         for one in result["skipped"]:
@@ -48,7 +48,7 @@ def print_audit(result: Mapping[str, Any], console: Console | None = None) -> No
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> list[Text]:
-    lines = [Text(f"{'guesser':{_NAME}} {'HR@1':5} {'95 % interval':16} {'control':7} verdict", style="underline")]
+    lines = [Text(f"{'probe':{_NAME}} {'HR@1':5} {'95 % interval':16} {'control':7} verdict", style="underline")]
     for one in rows:
         name = one["name"] if len(one["name"]) <= _NAME else one["name"][: _NAME - 1] + "…"
         value = "–" if one["hr1"] is None else f"{one['hr1']:.3f}"
@@ -59,9 +59,9 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> list[Text]:
     return lines
 
 
-def _reasons(guessers: Sequence[Mapping[str, Any]], console: Console) -> None:
+def _reasons(probes: Sequence[Mapping[str, Any]], console: Console) -> None:
     for verdict in (LEAK, CAUTION):
-        for one in guessers:
+        for one in probes:
             if one["verdict"] == verdict:
                 console.print(Text("\n").append(f"{verdict}: {one['name']}", style=_STYLE[verdict]))
                 console.print(Padding(one["why"], (0, 0, 0, 2)))
@@ -74,13 +74,13 @@ def _model(model: Mapping[str, Any], console: Console) -> None:
         return f" [{model[f'{name}_low']:.3f}, {model[f'{name}_high']:.3f}]"
 
     console.print(f"\nModel {model['file']}: HR@1 {model['hr1']:.3f}{within('hr1')}", soft_wrap=True)
-    if not model["leaking_guessers"]:
-        console.print("  no leaking guesser: all of it stands")
+    if not model["leaking_probes"]:
+        console.print("  no leaking probe: all of it is left")
     elif model["share"] is None:
-        console.print("  no row is left on which no leaking guesser is right")
+        console.print("  no row is left on which no leaking probe is right")
     else:
         console.print(
-            f"  on the {model['rows_left']:,} rows where no leaking guesser is right: {model['hr1_left']:.3f}"
+            f"  on the {model['rows_left']:,} rows where no leaking probe is right: {model['hr1_left']:.3f}"
             f"{within('hr1_left')}; that is {model['share']:.3f}{within('share')} of it",
             soft_wrap=True,
         )

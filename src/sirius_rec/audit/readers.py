@@ -13,6 +13,7 @@ import polars as pl
 from sirius_rec.audit.records import Record, read_records
 from sirius_rec.audit.slates import NONE, Catalogue, Int, SlateSet, joined
 from sirius_rec.audit.vocabulary import Vocabulary, read_csv, read_id_columns, read_items
+from sirius_rec.audit.wording import mentions
 from sirius_rec.data.store import Dataset, open_dataset
 from sirius_rec.data.windows import sliding_windows
 from sirius_rec.errors import ConfigError, DataError
@@ -35,13 +36,17 @@ _WINDOW = 10  # history items of the windows made from a table of interactions
 
 @dataclass(frozen=True)
 class Material:
-    """What is audited, and what guessers may learn from: `train` and `val`, with or without slates."""
+    """What is audited, and what probes may learn from: `train` and `val`, with or without slates.
+
+    mentions: of records with prompts, how often each item's title stands in each audited row's.
+    """
 
     audited: SlateSet
     learn: dict[str, SlateSet]
     catalogue: Catalogue
     form: str
     slates_name: str | None = None
+    mentions: list[dict[int, int]] | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -92,7 +97,9 @@ def read_material(
     if table and (strange := len(vocabulary.titles) - vocabulary.known):
         notes.append(f"{strange} names are not in {table.name}; they were taken for further items")
     columns = read_id_columns(ids, vocabulary) if ids else {}
-    return Material(audited, learn, vocabulary.catalogue(columns), form, notes=notes)
+    prompts = [record.prompt for record in by_split[split] if record.prompt is not None]
+    mentioned = mentions(prompts, vocabulary.titles) if prompts else None
+    return Material(audited, learn, vocabulary.catalogue(columns), form, mentions=mentioned, notes=notes)
 
 
 def _find_items(files: Sequence[Path]) -> Path | None:
@@ -251,7 +258,7 @@ def _from_folder(dataset: Dataset, slates: str | None, ids: Path | None) -> Mate
         if split == name.split or not dataset.examples(split).height or split == "test":
             continue
         same = [n for n in names if n.split == split and n.protocol == name.protocol and n.protocol != "full"]
-        same.sort(key=lambda n: n.size != name.size)
+        same.sort(key=lambda n: (n.exclusion_leaks != name.exclusion_leaks, n.size != name.size))
         learn[split] = _folder_set(dataset, split, same[0] if same else None)
     vocabulary = Vocabulary(dataset.items.select(ITEM_ID, TITLE))
     if name.protocol == "full":
@@ -260,7 +267,12 @@ def _from_folder(dataset: Dataset, slates: str | None, ids: Path | None) -> Mate
     others = [str(n) for n in names if n.split == name.split and n != name]
     notes = [f"other slates of this folder: {', '.join(others)} (choose with --slates)"] if others else []
     return Material(
-        _folder_set(dataset, name.split, name), learn, vocabulary.catalogue(columns), "folder", str(name), notes
+        _folder_set(dataset, name.split, name),
+        learn,
+        vocabulary.catalogue(columns),
+        "folder",
+        str(name),
+        notes=notes,
     )
 
 

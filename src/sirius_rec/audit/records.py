@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ _LARGEST: Final = 2**62  # of row ids, epochs and times; NaN and infinity are ou
 
 @dataclass
 class Record:
-    """One row: names of items (ids or titles); `candidates` is None where the file has no slate."""
+    """One row: names of items (ids or titles); `candidates` is None where the file has no slate, `prompt` no prompt."""
 
     place: str
     history: list[Any]
@@ -34,6 +35,7 @@ class Record:
     split: str | None = None
     epoch: int | None = None
     row_id: int | None = None
+    prompt: str | None = None
 
 
 def read_records(path: Path) -> tuple[list[Record], str]:
@@ -65,12 +67,12 @@ def _guarded(parse: Callable[[str, dict[str, Any]], Record], where: str, entry: 
         record = parse(where, entry)
     except (KeyError, ValueError, OverflowError) as error:
         text = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise DataError(f"{where}: {text}; mend the row") from error
+        raise DataError(f"{where}: {text}; correct the row") from error
     if record.candidates is not None:
         if len(record.candidates) < 2:
             raise DataError(f"{where}: a slate of {len(record.candidates)}; it needs at least two candidates")
         if record.target not in record.candidates:
-            raise DataError(f"{where}: the target {record.target!r} is not among the candidates; mend the row")
+            raise DataError(f"{where}: the target {record.target!r} is not among the candidates; correct the row")
     return record
 
 
@@ -84,7 +86,7 @@ def _objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             entries = json.loads(text)
         except (ValueError, RecursionError) as error:
             line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-            raise DataError(f"{path}{line}: not JSON ({error}); mend the file") from error
+            raise DataError(f"{path}{line}: not JSON ({error}); correct the file") from error
         places = ((f"{path}, entry {k + 1}", entry) for k, entry in enumerate(entries))
     else:
         places = _lines(path, text)
@@ -152,28 +154,49 @@ def _plain(where: str, entry: dict[str, Any]) -> Record:
 
 
 def _trl(raw: list[tuple[str, dict[str, Any]]]) -> list[Record]:
-    """prompt, chosen, rejected: history and slate order are read off the prompt where it shows them."""
+    """prompt, chosen, rejected: history and slate order are read off the prompt where it shows them.
+
+    The space that most completions have around them (a leading blank, a final newline) is no part of their titles; the
+    space that others have is, so that answers written otherwise can be seen.
+    """
     parsed = []
     for where, entry in raw:
         try:
-            prompt, chosen = _text(entry["prompt"]), _text(entry["chosen"]).strip()
+            prompt, chosen = _text(entry["prompt"]), _text(entry["chosen"])
             rejected = entry["rejected"] if isinstance(entry["rejected"], list) else [entry["rejected"]]
-            others = [_text(one).strip() for one in _conversation(rejected)]
+            others = [_text(one) for one in _conversation(rejected)]
             split, user = entry.get("split"), entry.get(USER_ID)
         except (KeyError, ValueError) as error:
             text = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise DataError(f"{where}: {text}; TRL records have prompt, chosen, rejected") from error
         if split is not None and split not in SPLITS:
-            raise DataError(f"{where}: split {split!r} is not one of {', '.join(SPLITS)}; mend the row")
-        if not chosen or not others or not all(others):
+            raise DataError(f"{where}: split {split!r} is not one of {', '.join(SPLITS)}; correct the row")
+        if not chosen.strip() or not others or not all(one.strip() for one in others):
             raise DataError(f"{where}: chosen or rejected is empty; give at least one text of each")
-        parsed.append((where, prompt, chosen, others, split, "" if user is None else str(user)))
-    titles = {title for _, _, chosen, others, _, _ in parsed for title in (chosen, *others)}
+        parsed.append((where, prompt, [chosen, *others], split, "" if user is None else str(user)))
+    around = Counter(_around(text) for _, _, texts, _, _ in parsed for text in texts)
+    lead, trail = around.most_common(1)[0][0]
+    titles = {text.strip() for _, _, texts, _, _ in parsed for text in texts}
     records = []
-    for where, prompt, chosen, others, split, user in parsed:
-        history, slate, ordered = _from_prompt(prompt, chosen, others, titles)
-        records.append(Record(where, history, chosen, slate, ordered, user, split=split))
+    for where, prompt, texts, split, user in parsed:
+        written = {text.strip(): _without(text, lead, trail) for text in texts}
+        plain = [text.strip() for text in texts]
+        history, slate, ordered = _from_prompt(prompt, plain, titles)
+        shown = [written[title] for title in slate] if len(written) == len(texts) else slate
+        target = written[plain[0]] if len(written) == len(texts) else plain[0]
+        records.append(Record(where, history, target, shown, ordered, user, split=split, prompt=prompt))
     return records
+
+
+def _around(text: str) -> tuple[str, str]:
+    return text[: len(text) - len(text.lstrip())], text[len(text.rstrip()) :]
+
+
+def _without(text: str, lead: str, trail: str) -> str:
+    """A completion as a title: stripped if its space is the usual one, else without its usual part."""
+    if _around(text) == (lead, trail):
+        return text.strip()
+    return text.removeprefix(lead).removesuffix(trail)
 
 
 def _conversation(value: list[Any]) -> list[Any]:
@@ -190,20 +213,20 @@ def _text(value: Any) -> str:
     return value
 
 
-_PIECES: Final = re.compile(r"\n|::|;|\t")
+_PARTS: Final = re.compile(r"\n|::|;|\t")
 _BULLET: Final = re.compile(r"^\s*(?:[-*•]|\(?\d{1,3}[.):])\s+")
 
 
-def _from_prompt(prompt: str, chosen: str, others: list[str], titles: set[str]) -> tuple[list[str], list[str], bool]:
+def _from_prompt(prompt: str, slate: list[str], titles: set[str]) -> tuple[list[str], list[str], bool]:
     """(history, slate, whether the slate's order is the prompt's).
 
     Lines (or pieces between `::`, `;` and tabs) that are exactly a known title are items. The slate is the last run of
     them that holds every candidate once; what stands before it is the history.
     """
-    pieces = [_BULLET.sub("", piece).strip() for piece in _PIECES.split(prompt)]
-    items = [piece for piece in pieces if piece in titles]
-    slate = [chosen, *others]
-    tail = items[-len(slate) :]
-    if sorted(tail) == sorted(slate):
-        return items[: -len(slate)], tail, True
+    parts = [_BULLET.sub("", part).strip() for part in _PARTS.split(prompt)]
+    items = [part for part in parts if part in titles]
+    wanted, size = sorted(slate), len(slate)
+    for start in range(len(items) - size, -1, -1):
+        if sorted(items[start : start + size]) == wanted:
+            return items[:start], items[start : start + size], True
     return items, slate, False

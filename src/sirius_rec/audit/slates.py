@@ -1,4 +1,4 @@
-"""What every guesser works on: rows of (history, target, slate) as integer tables over one catalogue."""
+"""What every probe works on: rows of (history, target, slate) as integer tables over one catalogue."""
 
 from __future__ import annotations
 
@@ -20,10 +20,14 @@ class Catalogue:
     """Items by number.
 
     titles: one per item. columns: id column name → float64[n_items], NaN where an item has no number there.
+    tabled: numbers of the items that an items table names. category_I: int64[n_items], -1 for unknown; None where the
+    table has no categories.
     """
 
     titles: list[str]
     columns: dict[str, Floats] = field(default_factory=dict)
+    tabled: range = range(0)
+    category_I: Int | None = None
 
     @property
     def n_items(self) -> int:
@@ -125,7 +129,7 @@ def joined(sets: list[SlateSet]) -> SlateSet:
 
 
 def expected_hits(scores_RC: Floats, position_R: Int, valid_RC: Bools) -> Floats:
-    """float64[R]: HR@1 of a guesser's scores, in expectation over the orders of ties (all equal: 1 / slate size)."""
+    """float64[R]: HR@1 of a probe's scores, in expectation over the orders of ties (all equal: 1 / slate size)."""
     scores = np.where(valid_RC, scores_RC, -np.inf)
     target = scores[np.arange(len(scores)), position_R][:, None]
     tied = (valid_RC & (scores == target)).sum(axis=1)

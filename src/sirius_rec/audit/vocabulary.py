@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from sirius_rec.audit.slates import Catalogue, Floats
+from sirius_rec.audit.slates import Catalogue, Floats, Int
 from sirius_rec.errors import DataError
 from sirius_rec.schema import ITEM_ID, TITLE
 
+CATEGORY = "category"
+_CATEGORIES = (CATEGORY, "categories", "genre", "genres")  # columns of an items table that are taken for categories
 _SAMPLE = 2000
 
 
@@ -24,10 +26,13 @@ class Vocabulary:
         self.by_id: dict[str, int] = {}
         self.by_title: dict[str, int] = {}
         self.known = 0
+        self.categories: list[str | None] | None = None
         if items is not None:
             for item_id, title in items.select(ITEM_ID, TITLE).iter_rows():
                 self._add(item_id, title)
             self.known = len(self.titles)
+            if CATEGORY in items.columns:
+                self.categories = items[CATEGORY].to_list()
 
     def _add(self, item_id: str | None, title: str) -> int:
         number = len(self.titles)
@@ -68,7 +73,15 @@ class Vocabulary:
             if ITEM_ID in named and np.array_equal(padded, named[ITEM_ID], equal_nan=True):
                 continue
             named[name] = padded
-        return Catalogue(list(self.titles), named)
+        return Catalogue(list(self.titles), named, range(self.known), self._category_codes())
+
+    def _category_codes(self) -> Int | None:
+        if self.categories is None:
+            return None
+        number = {name: k for k, name in enumerate(sorted({c for c in self.categories if c is not None}))}
+        codes = np.full(len(self.titles), -1, dtype=np.int64)
+        codes[: self.known] = [-1 if name is None else number[name] for name in self.categories]
+        return codes
 
 
 def _as_number(text: str | None) -> float:
@@ -84,18 +97,26 @@ def read_csv(path: Path, what: str) -> pl.DataFrame:
     try:
         return pl.read_csv(path, infer_schema=False, null_values=[""])
     except (pl.exceptions.PolarsError, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not a readable {what} CSV ({str(error).splitlines()[0]}); mend the file") from error
+        raise DataError(
+            f"{path}: not a readable {what} CSV ({str(error).splitlines()[0]}); correct the file"
+        ) from error
 
 
 def read_items(path: Path) -> pl.DataFrame:
-    """item_id, title of an items CSV; rows without a title keep their id as title."""
+    """item_id, title of an items CSV, and category where it has one; rows without a title keep their id as title.
+
+    Of a column of several categories (`Comedy|Drama`) the first counts.
+    """
     frame = read_csv(path, "items")
     missing = [name for name in (ITEM_ID, TITLE) if name not in frame.columns]
     if missing:
         raise DataError(f"{path}: no column {missing[0]!r} (found {', '.join(frame.columns)}); an items CSV needs both")
     if (empty := frame[ITEM_ID].is_null()).any():
         raise DataError(f"{path}, line {int(empty.arg_true()[0]) + 2}: empty item_id; fill it in")
-    return frame.select(ITEM_ID, pl.coalesce(pl.col(TITLE).str.strip_chars(), ITEM_ID))
+    columns = [pl.col(ITEM_ID), pl.coalesce(pl.col(TITLE).str.strip_chars(), ITEM_ID)]
+    if named := next((name for name in _CATEGORIES if name in frame.columns), None):
+        columns.append(pl.col(named).str.split("|").list.first().str.strip_chars().alias(CATEGORY))
+    return frame.select(columns)
 
 
 def read_id_columns(path: Path, vocabulary: Vocabulary) -> dict[str, Floats]:

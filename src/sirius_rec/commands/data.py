@@ -57,7 +57,7 @@ def prepare(
 @app.command("audit", short_help="Blind probes: do slates give answers away?")
 def audit_command(
     slates: Annotated[Path, typer.Argument(metavar="DATA_OR_SLATES", help="Data or run folder, or a file of slates.")],
-    train: Annotated[list[Path] | None, typer.Option(help="What guessers may learn from; may be repeated.")] = None,
+    train: Annotated[list[Path] | None, typer.Option(help="What probes may learn from; may be repeated.")] = None,
     val: Annotated[list[Path] | None, typer.Option(help="The same, of the val split; may be repeated.")] = None,
     ids: Annotated[Path | None, typer.Option(help="CSV of numeric ids by item_id or title: orders to try.")] = None,
     items: Annotated[Path | None, typer.Option(help="CSV of item_id, title; items.csv near the files.")] = None,
@@ -67,7 +67,7 @@ def audit_command(
     json_file: JsonOption = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit code 1 on a leak.")] = False,
 ) -> None:
-    """Blind guessers on any slates: how much HR@1 needs no user, and whether the slates leak.
+    """Blind probes on any slates: how much HR@1 needs no user, and whether the slates leak.
 
     Reads data folders, S-DPO's JSON (historyList, itemList, trueSelection), TRL records (prompt, chosen, rejected) and
     JSON lines (history, target, candidates[, timestamp, user_id, split, epoch]).

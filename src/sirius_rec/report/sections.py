@@ -262,11 +262,11 @@ def audit_facts(run: ReportedRun) -> dict[str, Any] | None:
             "value": -1 if one["hr1"] is None else one["hr1"], "why": one["why"],
             "interval": interval(one, "ci_low", "ci_high"), "control": number(one.get("control")),
         }
-        for one in audit["guessers"]
+        for one in audit["probes"]
     ]  # fmt: skip
     leaks = [row["name"] for row in rows if row["verdict"] == "leak"]
     cautions = [row["name"] for row in rows if row["verdict"] == "caution"]
-    said = f"{audit['rows']:,} rows of {audit['slates']}, {_count(len(rows), 'blind guesser')}"
+    said = f"{audit['rows']:,} rows of {audit['slates']}, {_count(len(rows), 'blind probe')}"
     for name, group in (("leak", leaks), ("caution", cautions)):
         said += f"; {name}: {', '.join(group)}" if group else ""
     return {"verdict": _VERDICTS.get(audit["verdict"], "caution"), "said": said, "rows": rows,

@@ -1,4 +1,4 @@
-"""Guessers that use a legitimate signal. They are floors: a model has to beat them, they are no leak."""
+"""Probes that use a legitimate signal. They are trivial baselines: a model has to beat them, they are no leak."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 from sirius_rec.audit.evidence import CAUTION, Evidence, flip_p, groupings
 from sirius_rec.audit.slates import NONE, Catalogue, Floats, Int, SlateSet, expected_hits
 
-HIGH_FLOOR: Final = 0.5
-"""A floor that goes more than half the way from chance to 1 is mentioned: the slates hardly need a model."""
+HIGH_BASELINE: Final = 0.5
+"""A baseline that goes more than half the way from chance to 1 is mentioned: the slates hardly need a model."""
 TITLE_LEAK: Final = 0.10
 """Title length goes with popularity and genre; only this much HR@1 above the popularity control is called a leak."""
 _WORD = re.compile(r"\w\w+")
@@ -25,11 +25,11 @@ def interaction_counts(learn: SlateSet, n_items: int) -> Floats:
     return np.bincount(pairs % n_items, minlength=n_items).astype(np.float64)
 
 
-def _floor(name: str, why: str, slates: SlateSet, score_RC: Floats, source: str) -> Evidence:
+def _baseline(name: str, why: str, slates: SlateSet, score_RC: Floats, source: str) -> Evidence:
     hits = expected_hits(score_RC, slates.position_R, slates.valid_RC)
-    evidence = Evidence(name, "floor", why, hits, np.arange(slates.n_rows), learned_from=source)
+    evidence = Evidence(name, "baseline", why, hits, np.arange(slates.n_rows), learned_from=source)
     chance = float(slates.chance_R.mean())
-    if evidence.hr1 is not None and evidence.hr1 > chance + HIGH_FLOOR * (1 - chance):
+    if evidence.hr1 is not None and evidence.hr1 > chance + HIGH_BASELINE * (1 - chance):
         evidence.verdict = CAUTION
         evidence.why += f"; right in {evidence.hr1:.1%} of rows: such slates hardly need a model"
     return evidence
@@ -38,7 +38,7 @@ def _floor(name: str, why: str, slates: SlateSet, score_RC: Floats, source: str)
 def popularity(slates: SlateSet, counts_I: Floats, source: str) -> Evidence:
     """The candidate with the most interactions in train."""
     score_RC = counts_I[np.maximum(slates.candidates_RC, 0)]
-    return _floor("popularity", "legitimate: the most popular candidate", slates, score_RC, source)
+    return _baseline("popularity", "legitimate: the most popular candidate", slates, score_RC, source)
 
 
 def first_order_markov(slates: SlateSet, learn: SlateSet, counts_I: Floats) -> Evidence:
@@ -54,7 +54,7 @@ def first_order_markov(slates: SlateSet, learn: SlateSet, counts_I: Floats) -> E
         score_RC = np.where((steps[at] == asked) & (slates.last_R != NONE)[:, None], counts[at], 0.0)
     score_RC = score_RC + counts_I[np.maximum(slates.candidates_RC, 0)] / (counts_I.max() + 1.0)
     why = "legitimate: the candidate that followed the last history item most often, ties by popularity"
-    return _floor("first_order_markov", why, slates, score_RC, learn.where)
+    return _baseline("first_order_markov", why, slates, score_RC, learn.where)
 
 
 def title_overlap(slates: SlateSet, catalogue: Catalogue) -> Evidence:
@@ -66,7 +66,7 @@ def title_overlap(slates: SlateSet, catalogue: Catalogue) -> Evidence:
         seen: frozenset[str] = frozenset().union(*(words[item] for item in history if item != NONE))
         score_RC[row] = [len(seen & words[item]) if item != NONE else 0 for item in slate]
     why = "legitimate: the candidate whose title shares most words with the history (series, sequels)"
-    return _floor("title_overlap", why, slates, score_RC, "nothing")
+    return _baseline("title_overlap", why, slates, score_RC, "nothing")
 
 
 def title_length(slates: SlateSet, catalogue: Catalogue, counts_I: Floats | None, seed: int) -> Evidence:

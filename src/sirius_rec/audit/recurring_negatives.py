@@ -8,13 +8,13 @@ from sirius_rec.audit.evidence import Evidence, compared, monte_carlo_p
 from sirius_rec.audit.slates import NONE, Bools, Floats, Int, SlateSet, expected_hits
 
 _ROUNDS = 20
-_LEARNING_ROWS = 30_000  # rows whose companions are learned; a seeded choice above
+_LEARNING_ROWS = 30_000  # rows whose negatives are learned; a seeded choice above
 _NOISE = 3.0  # standard deviations within which shared negatives are taken for chance
 _PAIRS = 2_000_000  # (slate item, teacher's negative) pairs compared per candidate and round
 
 
-def companions(slates: SlateSet, learn: SlateSet | None, seed: int) -> Evidence:
-    """The candidate whose companions, as seen where it was the target, stand in the slate beside it.
+def recurring_negatives(slates: SlateSet, learn: SlateSet | None, seed: int) -> Evidence:
+    """The candidate whose negatives, as seen where it was the target, stand in the slate beside it.
 
     score(c) = overlap of the slate's other items with the negatives of c's teacher, a random row whose target is c; for
     an item that was never a target, of any random row, so that frequent targets have no advantage. Without another
@@ -39,10 +39,10 @@ def companions(slates: SlateSet, learn: SlateSet | None, seed: int) -> Evidence:
         return expected_hits(score_RC, asked.position_R, asked.valid_RC)
 
     source_name = "other rows of this file" if learn is None else learn.where
-    evidence = Evidence("companions", "channel", "", rows_R=rows, learned_from=source_name)
+    evidence = Evidence("recurring_negatives", "channel", "", rows_R=rows, learned_from=source_name)
     pairs, shared, expected, habit = _sharing(source)
     evidence.facts |= {"negatives_shared": shared, "negatives_shared_by_chance": expected}
-    said = (
+    sharing = (
         f"rows of one target share {shared:.2f} negatives, {expected:.2f} by chance" if pairs else "no repeated target"
     )
     if habit:
@@ -54,10 +54,10 @@ def companions(slates: SlateSet, learn: SlateSet | None, seed: int) -> Evidence:
         evidence.hits_R, evidence.control_R = hits(np.arange(source.n_rows)), total_R / _ROUNDS
         evidence.p = monte_carlo_p(evidence.hits_R, evidence.control_R, sums)
         guess = f"the candidate whose negatives came back {compared(evidence, 'negatives dealt at random')}"
-        evidence.why = f"{guess}; in {source_name}, {said}"
+        evidence.why = f"{guess}; in {source_name}, {sharing}"
     else:
         evidence.hits_R, evidence.control_R, evidence.p = asked.chance_R, asked.chance_R, 1.0
-        evidence.why = f"in {source_name}, {said}: nothing to go by"
+        evidence.why = f"in {source_name}, {sharing}: nothing to go by"
     return evidence
 
 

@@ -1,4 +1,4 @@
-"""Single guessers on rows small enough to count by hand."""
+"""Single probes on rows small enough to count by hand."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sirius_rec.audit import channels, contamination, floors, order
+from sirius_rec.audit import baselines, contamination, order, slots
 from sirius_rec.audit.audit import audit
-from sirius_rec.audit.companions import companions
 from sirius_rec.audit.evidence import LEAK, Evidence, flip_p, judge
 from sirius_rec.audit.model_scores import surviving
 from sirius_rec.audit.readers import _runs
+from sirius_rec.audit.recurring_negatives import recurring_negatives
 from sirius_rec.audit.slates import Catalogue, SlateSet
 from sirius_rec.data.options import SlateOptions, WindowOptions
 from sirius_rec.data.prepare import prepare
@@ -52,8 +52,8 @@ def test_flip_p_is_exact_one_sided_and_the_largest_over_groupings() -> None:
 def test_slots_are_learned_from_the_other_half() -> None:
     """Even users' targets stand in slot 0, odd users' in slot 2: what one half teaches is wrong in the other."""
     slates = rows_of([[0, 1, 2]] * 60, [0, 2] * 30)
-    assert channels.position_marginal(slates, None, 0).hr1 == 0.0
-    assert channels.position_marginal(slates, rows_of([[0, 1, 2]] * 30, [2] * 30), 0).hr1 == 0.5
+    assert slots.position_marginal(slates, None, 0).hr1 == 0.0
+    assert slots.position_marginal(slates, rows_of([[0, 1, 2]] * 30, [2] * 30), 0).hr1 == 0.5
 
 
 def test_no_row_teaches_itself_its_home_slot() -> None:
@@ -67,13 +67,13 @@ def test_no_row_teaches_itself_its_home_slot() -> None:
         slate[place] = target
         slates.append(slate)
         places.append(place)
-    evidence = channels.position_per_target(rows_of(slates, places), None, 0)
+    evidence = slots.position_per_target(rows_of(slates, places), None, 0)
     assert (evidence.hits_R[:200] == 1.0).all()
     # neither taught by itself nor by others, and no rival was a target either: all five tie
     assert evidence.hits_R[200:] == pytest.approx(0.2)
 
 
-def test_no_row_is_its_own_companion() -> None:
+def test_no_row_teaches_itself_its_negatives() -> None:
     """Four targets of 10 rows share their negatives; 60 targets of one row have negatives of their own."""
     rng = np.random.default_rng(0)
     shared = [(100 + rng.permutation(300)[:7]).tolist() for _ in range(4)]
@@ -84,7 +84,7 @@ def test_no_row_is_its_own_companion() -> None:
         place = int(rng.integers(8))
         slates.append([*negatives[:place], target, *negatives[place:]])
         places.append(place)
-    evidence = companions(rows_of(slates, places), None, 0)
+    evidence = recurring_negatives(rows_of(slates, places), None, 0)
     assert (evidence.hits_R[:40] == 1.0).all()
     assert evidence.hits_R[40:].mean() < 0.35
     assert evidence.control_R is not None and evidence.control_R.mean() == pytest.approx(1 / 8, abs=0.08)
@@ -151,7 +151,7 @@ def test_exact_copies_are_not_near_copies() -> None:
 
 def test_windows_of_one_user_count_an_item_once() -> None:
     slates = rows_of([[3, 0], [4, 0], [3, 0]], [0, 0, 0], history=[[1, 2], [2, 3], [1, 2]], groups=[0, 0, 1])
-    assert floors.interaction_counts(slates, 5).tolist() == [0, 2, 2, 2, 1]
+    assert baselines.interaction_counts(slates, 5).tolist() == [0, 2, 2, 2, 1]
 
 
 def test_a_run_goes_on_where_both_the_target_and_the_item_before_it_fit() -> None:
@@ -161,7 +161,7 @@ def test_a_run_goes_on_where_both_the_target_and_the_item_before_it_fit() -> Non
     assert _runs(history, target).tolist() == [0, 0, 1, 1]
 
 
-def test_a_guesser_of_some_rows_gives_away_those_rows_only(tmp_path: Path) -> None:
+def test_a_probe_of_some_rows_gives_away_those_rows_only(tmp_path: Path) -> None:
     slates = rows_of([[0, 1]] * 4, [0] * 4)
     (tmp_path / "s.jsonl").write_text("".join(f'{{"row": {k}, "scores": [1, 0]}}\n' for k in range(4)))
     some = Evidence("some", "channel", "", np.array([0.0, 1.0]), np.array([1, 3]), verdict=LEAK)
