@@ -133,6 +133,26 @@ def test_one_seed_of_a_trained_method_gets_no_verdict():
     assert two["seeds"] == [0, 1] and decision(two) == "better"
 
 
+def test_seeds_that_differ_more_than_users_get_no_verdict():
+    """Three seeds of +0.6, +0.2 and +0.3 on 15 users: clear on these seeds; t of two seeds' freedom says no more."""
+    wins = [lambda r: r % 5 < 3, lambda r: r % 5 < 1, lambda r: r % 10 < 3]
+    tables = [table("dpo", seed, wins=won) for seed, won in enumerate(wins)]
+    tables += [table("sft", seed, wins=lambda r: False) for seed in range(3)]
+    (test,) = build(tables, baseline="sft")["paired"]
+    assert test["p_holm_these_seeds"] < 0.001 < 0.05 < test["p_holm"] and test["low"] < 0
+    assert decision(test) == "on these seeds only"
+    steady = [table("dpo", seed, wins=lambda r: r % 5 < 2) for seed in range(3)] + tables[3:]
+    (test,) = build(steady, baseline="sft")["paired"]
+    assert decision(test) == "better"
+    assert decision({**test, "difference": -test["difference"]}) == "worse"
+
+
+def test_intervals_of_shares_end_at_0_and_1():
+    """Two seeds of HR@1 0.5 and 0.8 leave an interval of t 12.7; beyond 0 and 1 there is nothing."""
+    summary = {row["method"]: row for row in build()["summary"]}
+    assert (summary["dpo"]["hr@1_low"], summary["dpo"]["hr@1_high"]) == (0.0, 1.0)
+
+
 def test_missing_baseline_is_noted_and_trivial_baselines_are_not_tested():
     results = build([table("dpo", wins=lambda r: True), table("popularity", wins=lambda r: False)])
     assert results["paired"] == []
