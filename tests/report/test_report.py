@@ -72,12 +72,13 @@ def test_page(written, text):
     assert all(b - a <= 1 for a, b in zip(page.headings, page.headings[1:], strict=False))
     for words in ("A &lt;b&gt;run&lt;/b&gt; &amp; co", "0.450", "[0.430, 0.470]", "−0.012", "[−0.021, −0.003]", "worse",
                   "&lt; 0.001", "abc123", "a note", "no clear difference", "20 candidates, uniform", "True reward",
-                  "margin rose while HR@1 fell", "sirius audit toy/data", "9.8.7", "@unpublished",
+                  "onset: step 20 (HR@1 0.010 below its peak", "sirius audit toy/data", "9.8.7", "@unpublished",
                   "Mitigating Reward Hacking"):  # fmt: skip
         assert words in text, words
     assert "Valid ratio" not in text
-    # one of the two tests is decided; the fall of HR@1 has an interval off zero for dpo (two seeds) only
+    # one of the two tests is decided; one of the two methods has an onset
     assert (text.count('class="text decided"'), text.count('class="prose verdict warn"')) == (1, 1)
+    assert "margin rose while HR@1 fell" not in text and "flagged" not in text
     assert "Onset in 1 of 2 methods: DPO at step 20." in text
     assert (
         "moved p_ik by 0.42 (DPO) where p_ij is steeper than p_ik, and −0.10 (DPO) where p_ij is flatter than p_ik, of "
@@ -131,7 +132,8 @@ def test_untrained_margins_raise_no_alarm(run, results, tmp_path):
     from sirius_rec.diagnostics.curves import diagnose
 
     results["methods"] = results["methods"] | {"dpo": results["methods"]["dpo"] | {"comparison": "none"}}
-    text = page_of(replace(run, diagnostics=diagnose(results)), tmp_path)
+    text = page_of(replace(run, diagnostics=run.diagnostics | diagnose(results)), tmp_path)
+    assert "Onset: none in 1 method." in text  # the other's
     assert "no margin is trained" in text and "prose verdict warn" not in text
 
 

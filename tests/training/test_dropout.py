@@ -113,11 +113,11 @@ def test_noise_of_another_kind_is_refused_before_the_first_step(
 
 
 def test_the_check_leaves_the_random_state_and_the_mode(tiny_llama: Callable[..., Any], tokenizer: Any) -> None:
-    """OPT draws a number per layer even with layerdrop 0."""
+    """XGLM draws a number per layer even with layerdrop 0."""
     from sirius_rec.scoring.rows import PromptCompletions
     from sirius_rec.training.dropout import check_no_noise, disable_dropout
 
-    model = model_of("OPTConfig", tokenizer).eval()
+    model = model_of("XGLMConfig", tokenizer).eval()
     disable_dropout(model)
     before = torch.random.get_rng_state()
     check_no_noise(model, [PromptCompletions([5, 6], [[7, 2], [8, 2]])], 0, "naive")

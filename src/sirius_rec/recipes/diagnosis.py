@@ -116,7 +116,8 @@ def diagnose_run(run: Run, *, influence_rows: int = 0, log: Callable[[str], None
             seed: read_held_out(folder / "held_out") for seed, folder in seeds.items()
         }
         margins = {seed: [p.get(MARGIN) for p in points[seed]] for seed in snapshots}
-        if all(value is not None for line in margins.values() for value in line):
+        tested = diagnostics["methods"][method]["margin_trained"]
+        if tested and all(value is not None for line in margins.values() for value in line):
             diagnostics["onset"][method] = onset_over_seeds(snapshots, margins, users, f"onset of {method}")
         diagnostics["golden_fit"][method] = golden_over_seeds(points).as_dict()
     if influence_rows:
