@@ -12,7 +12,7 @@ import numpy as np
 from sirius_rec.config import Config
 from sirius_rec.errors import ConfigError
 from sirius_rec.recipes.run_folder import RunFolder
-from sirius_rec.schema import CANDIDATES, HISTORY, SlateName
+from sirius_rec.schema import CANDIDATES, HISTORY, USER_ID, SlateName
 
 if TYPE_CHECKING:
     from sirius_rec.data.store import Dataset
@@ -86,6 +86,21 @@ class Run:
         n_rows = self.dataset.examples("val").height
         wanted = min(n_rows, self.config.evaluation.validation_rows or n_rows)
         return np.sort(np.random.default_rng(0).permutation(n_rows)[:wanted])
+
+    @property
+    def selecting(self) -> np.ndarray | None:
+        """Which of `validation_rows` choose SFT's best epoch, [rows] bool: those of half the users, drawn once.
+
+        Alignment starts from that epoch, whose HR@1 is flattered on the rows that chose it; its onset of hacking is
+        looked for on the others. None where all rows are one user's.
+        """
+        users = self.dataset.examples("val")[USER_ID].gather(self.validation_rows.tolist())
+        labels = np.arange(len(users)) if users.null_count() else users.to_numpy()
+        groups, codes = np.unique(labels, return_inverse=True)
+        if len(groups) < 2:
+            return None
+        chosen = np.random.default_rng([0, 1]).permutation(len(groups)) < len(groups) // 2
+        return np.asarray(chosen[codes.reshape(-1)])
 
     @property
     def test_slates(self) -> list[str]:
