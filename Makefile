@@ -1,5 +1,5 @@
 # make demo   the whole story on a simulated catalogue
-# make test   the fast test suite
+# make test   the fast test suite; make test-slow the slow layer (several processes, killed runs); make test-all both
 # make check  ruff and strict types
 PYTHON ?= python3
 # More arguments for pip; on Linux, where the default index serves torch with CUDA, name the index of its CPU wheels.
@@ -8,13 +8,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check clean
+.PHONY: demo test test-slow test-all check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/sirius demo --out runs/demo
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-slow: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n 2 -m slow
+
+test-all: test test-slow
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

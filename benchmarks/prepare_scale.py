@@ -133,22 +133,20 @@ def peak_mib() -> int:
 
 
 def slates(rows: int) -> dict[str, Any]:
-    """Seconds for `rows` uniform slates of 100 over 50,000 items, 50 of them touched by each of the users."""
-    from sirius_rec.data.slates import TouchedItems, uniform_slates
+    """Seconds for `rows` uniform slates of 100 over 50,000 items, 50 of them excluded by each of the users."""
+    from sirius_rec.data.slates import ExcludedItems, uniform_slates
     from sirius_rec.schema import SlateName
 
     rng = np.random.default_rng(0)
     groups = rows // 40
-    touched = np.sort(rng.integers(0, N_ITEMS - 50, (groups, 50)) + np.arange(50), axis=1)
+    excluded = np.sort(rng.integers(0, N_ITEMS - 50, (groups, 50)) + np.arange(50), axis=1)
     group = np.repeat(np.arange(groups), 40)[:rows]
-    target = touched[group, rng.integers(0, 50, rows)].astype(np.int32)
-    offsets = np.arange(groups + 1) * 50
+    target = excluded[group, rng.integers(0, 50, rows)].astype(np.int32)
+    ranges = ExcludedItems(excluded.ravel(), group * 50, group * 50 + 50)
     examples = pl.DataFrame({"row_id": np.arange(rows), "target": target})
     start = time.perf_counter()
     name = SlateName("test", "uniform", SLATE_SIZE, 0)
-    made = uniform_slates(
-        examples, TouchedItems(offsets, touched.ravel(), group), n_items=N_ITEMS, name=name, fingerprint="f"
-    )
+    made = uniform_slates(examples, ranges, n_items=N_ITEMS, name=name, fingerprint="f")
     seconds = time.perf_counter() - start
     return {"rows": made.height, "size": SLATE_SIZE, "n_items": N_ITEMS, "seconds": round(seconds, 2)}
 

@@ -239,7 +239,8 @@ def test_evaluate_diagnose_report(sirius: Sirius, finished: Path, tmp_path: Path
     assert "Item-kNN (directed)" in outcome.out and "DPO + SIRIUS" in outcome.out
     assert (run / "results.json").read_bytes() == results
     assert json.loads((tmp_path / "r.json").read_text()) == json.loads(results)
-    assert json.loads(results)["objectives"]["sft"]["comparison"] == "none"
+    facts = json.loads(results)["methods"]
+    assert facts["sft"]["role"] == "sft" and facts["dpo_sirius"]["comparison"] == "pairwise"
     outcome = sirius("diagnose", run)
     assert outcome.code == 0 and "HR@1 first / peak / last" in outcome.out
     diagnostics = json.loads((run / "diagnostics.json").read_text())["methods"]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, StrictInt, model_validator
+from pydantic import Field
 
+from sirius_rec.data.options import FilterOptions, SlateOptions, SplitOptions, WindowOptions
 from sirius_rec.options import Count, Flag, NotNegative, Number, Options, Positive, Rate, Seed
 from sirius_rec.training.options import LoraOptions, PretrainOptions, StageOptions, TinyOptions
 
@@ -16,46 +17,6 @@ if TYPE_CHECKING:
 
 # Ω_ε: a sensitivity below ε; from 1 on the unsampled pair moves as much as the sampled one.
 Epsilon = Annotated[Number, Field(gt=0, le=1)]
-
-
-class SplitSection(Options):
-    kind: Literal["user", "time", "leave_last_out"] = "user"
-    seed: Seed = 0
-    ratios: tuple[Count, Count, Count] = (8, 1, 1)
-
-
-class FilterSection(Options):
-    min_item: Positive = 1
-    min_user: Positive = 1
-    min_sequence: Positive = 1
-
-
-class WindowSection(Options):
-    max_history: Positive = 10
-    min_history: Count = 10
-
-
-class SlateSection(Options):
-    """`full` is the whole catalogue: it takes no size, and only floors are scored on it (splits: [test])."""
-
-    protocol: Literal["uniform", "popularity", "hard", "full", "sdpo-legacy", "given"] = "uniform"
-    size: Annotated[StrictInt, Field(ge=2)] | None = 20
-    seed: Seed = 0
-    splits: tuple[Literal["train", "val", "test"], ...] = ("train", "val", "test")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _full_has_no_size(cls, value: Any) -> Any:
-        """Protocol full stands without a size; any other has one."""
-        if not isinstance(value, dict):
-            return value
-        if value.get("protocol") != "full":
-            if "size" in value and value["size"] is None:
-                raise ValueError("size: null is for protocol full only: give a number")
-            return value
-        if value.get("size") is not None:
-            raise ValueError(f"size: protocol full takes the whole catalogue: remove size {value['size']}")
-        return {**value, "size": None}
 
 
 class DataSection(Options):
@@ -69,10 +30,10 @@ class DataSection(Options):
     prepared: Path | None = None
     options: dict[str, Any] = Field(default_factory=dict)
     seed: Seed = 0
-    filter: FilterSection = FilterSection()
-    split: SplitSection = SplitSection()
-    window: WindowSection = WindowSection()
-    slates: tuple[SlateSection, ...] = (SlateSection(),)
+    filter: FilterOptions = FilterOptions()
+    split: SplitOptions = SplitOptions()
+    window: WindowOptions = WindowOptions()
+    slates: tuple[SlateOptions, ...] = (SlateOptions(),)
     limits: dict[Literal["train", "val", "test"], Positive] = Field(default_factory=dict)
 
 

@@ -79,18 +79,20 @@ class SlateName:
     """Name of one frozen set of slates, e.g. `test-uniform-20-s0`.
 
     The name of a leaky protocol's slates says so, `test-sdpo-legacy-LEAKY-20-s0`, and with it every file, table, label
-    and report that names them.
+    and report that names them. So does that of slates whose excluded items tell later targets
+    (`exclude: interacted-LEAKY`), `train-uniform-LEAKY-20-s0`.
     """
 
     split: str
     protocol: str
     size: int
     seed: int
+    exclusion_leaks: bool = field(default=False, repr=False)
 
     @property
     def leaky(self) -> bool:
-        """Whether the protocol gives the target away."""
-        return self.protocol in LEAKY_PROTOCOLS
+        """Whether the slates give targets away on purpose."""
+        return self.exclusion_leaks or self.protocol in LEAKY_PROTOCOLS
 
     def __str__(self) -> str:
         return f"{self.split}-{self.protocol}{_LEAKY_MARK if self.leaky else ''}-{self.size}-s{self.seed}"
@@ -104,4 +106,6 @@ class SlateName:
         """
         split, rest = text.split("-", 1)
         protocol, size, seed = rest.rsplit("-", 2)
-        return cls(split, protocol.removesuffix(_LEAKY_MARK), int(size), int(seed.removeprefix("s")))
+        plain = protocol.removesuffix(_LEAKY_MARK)
+        marked = plain != protocol and plain not in LEAKY_PROTOCOLS
+        return cls(split, plain, int(size), int(seed.removeprefix("s")), marked)

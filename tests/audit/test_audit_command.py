@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lines += [f"u{user},{item},{1000 + 50 * k}" for k, item in enumerate(chosen)]
     (here / "interactions.csv").write_text("\n".join(lines) + "\n")
     (here / "items.csv").write_text("item_id,title\n" + "".join(f"{k},Item {k:03d}\n" for k in range(200)))
-    slates = [SlateOptions("uniform", 10), SlateOptions("sdpo-legacy", 10)]
+    slates = [SlateOptions(protocol="uniform", size=10), SlateOptions(protocol="sdpo-legacy", size=10)]
     prepare("table", here, here / "data", window=WindowOptions(min_history=5), slates=slates)
     return here / "data"
 

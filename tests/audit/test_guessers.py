@@ -169,6 +169,12 @@ def test_a_guesser_of_some_rows_gives_away_those_rows_only(tmp_path: Path) -> No
 
 
 def test_val_slates_of_a_folder_learn_from_train_alone(tmp_path: Path) -> None:
-    prepare("simulated", None, tmp_path / "data", window=WindowOptions(5, 5), slates=(SlateOptions(size=10),))
+    prepare(
+        "simulated",
+        None,
+        tmp_path / "data",
+        window=WindowOptions(max_history=5, min_history=5),
+        slates=(SlateOptions(size=10),),
+    )
     result = audit(tmp_path / "data", slates="val-uniform-10-s0", write=False)
     assert list(result["learned_from"]) == ["train"]

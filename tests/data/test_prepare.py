@@ -20,6 +20,7 @@ from sirius_rec.data.sources.simulated import SimulatedWorld
 from sirius_rec.data.statistics import summary_lines
 from sirius_rec.data.store import Dataset, check_slates, open_dataset
 from sirius_rec.errors import ConfigError, DataError, RunError
+from sirius_rec.schema import SlateName
 
 SMALL: dict[str, Any] = {"options": {"n_items": 120, "n_users": 40, "events_per_user": 16}}
 
@@ -30,8 +31,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return prepare("simulated", None, tmp_path_factory.mktemp("data") / "world", slates=slates, **SMALL)
 
 
+def window(max_history: int, min_history: int) -> WindowOptions:
+    return WindowOptions(max_history=max_history, min_history=min_history)
+
+
 def small(table: Path, out: Path, **kwargs: Any) -> Dataset:
-    defaults: dict[str, Any] = {"window": WindowOptions(3, 2), "slates": (SlateOptions(size=4),)}
+    defaults: dict[str, Any] = {
+        "window": window(3, 2),
+        "slates": (SlateOptions(size=4),),
+    }
     return prepare("table", table, out, **{**defaults, **kwargs})
 
 
@@ -70,12 +78,14 @@ def test_user_splits_are_disjoint_and_slates_hold(world: Dataset) -> None:
         "test-uniform-50-s3",
     ]
     everything = pl.concat([world.examples(split) for split in ("train", "val", "test")])
-    touched = everything.select("user_id", pl.concat_list("history", "target").alias("item")).explode("item").unique()
+    interacted = (
+        everything.select("user_id", pl.concat_list("history", "target").alias("item")).explode("item").unique()
+    )
     for name in world.slate_names:
         rows = world.examples(name.split("-")[0]).join(world.slates(name), on="row_id")
         assert not rows.select(pl.col("history").list.contains(pl.col("target")).any()).item()
         pairs = rows.select("user_id", "target", pl.col("candidates").alias("item")).explode("item")
-        seen = pairs.join(touched, on=["user_id", "item"], how="semi")
+        seen = pairs.join(interacted, on=["user_id", "item"], how="semi")
         assert (seen["item"] == seen["target"]).all() and seen.height == rows.height
 
 
@@ -162,9 +172,13 @@ def test_nothing_is_left_of_a_failed_run(table: Path, tmp_path: Path, monkeypatc
             ConfigError,
             "train-uniform-4-s0 are asked for twice",
         ),
-        ({"window": WindowOptions(10, 10)}, DataError, "the longest of 5 sequences has 7 events.*need 11"),
+        (
+            {"window": window(10, 10)},
+            DataError,
+            "the longest of 5 sequences has 7 events.*need 11",
+        ),
         ({"filter": FilterOptions(min_user=8)}, DataError, "leave none of 35 events"),
-        ({"slates": (SlateOptions("given", size=4),)}, DataError, "brings no candidates"),
+        ({"slates": (SlateOptions(protocol="given", size=4),)}, DataError, "brings no candidates"),
     ],
 )
 def test_bad_requests(table: Path, tmp_path: Path, kwargs: Any, error: type[Exception], message: str) -> None:
@@ -174,14 +188,14 @@ def test_bad_requests(table: Path, tmp_path: Path, kwargs: Any, error: type[Exce
 
 def test_bad_options() -> None:
     for make, message in (
-        (lambda: SplitOptions(kind="users"), "split kind 'users' is unknown; use one of user, time, leave_last_out"),
-        (lambda: SplitOptions(ratios=(8, 2)), "are not three whole numbers"),  # type: ignore[arg-type]
-        (lambda: SplitOptions(ratios=(0, 0, 1)), r"split ratios \[0, 0, 1\] leave nothing to train on"),
-        (lambda: FilterOptions(min_item=0), "filter min_item=0 is not a whole number of at least 1"),
-        (lambda: WindowOptions(5, 6), "min_history=6 is above max_history=5"),
-        (lambda: SlateOptions("random"), "slate protocol 'random' is unknown"),
-        (lambda: SlateOptions(size=1), "slate size=1 is not a whole number of at least 2"),
-        (lambda: SlateOptions(splits=("dev",)), "slate split 'dev' is unknown"),
+        (lambda: SplitOptions(kind="users"), "kind: must be 'user', 'time' or 'leave_last_out', got 'users'"),
+        (lambda: SplitOptions(ratios=(8, 2)), "ratios: needs at least 3 entries"),  # type: ignore[arg-type]
+        (lambda: SplitOptions(ratios=(0, 0, 1)), r"ratios \[0, 0, 1\] leave nothing to train on"),
+        (lambda: FilterOptions(min_item=0), "min_item: must be at least 1, got 0"),
+        (lambda: window(5, 6), "min_history 6 is above max_history 5"),
+        (lambda: SlateOptions(protocol="random"), "protocol: must be 'uniform', .*, got 'random'"),
+        (lambda: SlateOptions(size=1), "size: must be at least 2, got 1"),
+        (lambda: SlateOptions(splits=("dev",)), "splits.0: must be 'train', 'val' or 'test', got 'dev'"),
         (lambda: prepare("csv", None, Path("x")), "source 'csv' is unknown; use one of table"),
         (lambda: prepare("table", None, Path("x")), "source 'table' needs an input"),
     ):
@@ -197,8 +211,8 @@ def test_ready_made_windows(tmp_path: Path) -> None:
     ]
     (tmp_path / "windows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     (tmp_path / "items.csv").write_text("item_id,title\n" + "".join(f"{c},T{c}\n" for c in "abcdef"), encoding="utf-8")
-    slates = (SlateOptions("given", size=2), SlateOptions("uniform", size=3))
-    dataset = prepare("windows", tmp_path, tmp_path / "out", window=WindowOptions(2, 2), slates=slates)
+    slates = (SlateOptions(protocol="given", size=2), SlateOptions(protocol="uniform", size=3))
+    dataset = prepare("windows", tmp_path, tmp_path / "out", window=window(2, 2), slates=slates)
     assert dataset.examples("train")["history"].to_list() == [[1, 2]]
     assert dataset.examples("test")["row_id"].to_list() == [2]
     assert dataset.slates("test-given-2-s0")["candidates"].to_list() == [[1, 5]]
@@ -209,9 +223,21 @@ def test_ready_made_windows(tmp_path: Path) -> None:
     assert "train-uniform-3-s0" in dataset.slate_names and "val-uniform-3-s0" not in dataset.slate_names
     dataset.verify()
     with pytest.raises(ConfigError, match="min_item=2: this source brings ready-made windows"):
-        prepare("windows", tmp_path, tmp_path / "o2", filter=FilterOptions(min_item=2), window=WindowOptions(2, 2))
+        prepare(
+            "windows",
+            tmp_path,
+            tmp_path / "o2",
+            filter=FilterOptions(min_item=2),
+            window=window(2, 2),
+        )
     with pytest.raises(ConfigError, match="split: these rows come with their split"):
-        prepare("windows", tmp_path, tmp_path / "o2", split=SplitOptions("time"), window=WindowOptions(2, 2))
+        prepare(
+            "windows",
+            tmp_path,
+            tmp_path / "o2",
+            split=SplitOptions(kind="time"),
+            window=window(2, 2),
+        )
 
 
 def test_opening_what_is_no_dataset(world: Dataset, tmp_path: Path) -> None:
@@ -330,40 +356,75 @@ def test_options_of_the_right_type_pass(table: Path, tmp_path: Path) -> None:
     assert small(table, tmp_path / "two", options={"items": str(table / "items.csv"), "min_rating": None}).n_items == 14
 
 
-@pytest.mark.parametrize(
-    ("split", "later"),
-    [
-        ("user", {"train": None, "val": None, "test": None}),
-        ("leave_last_out", {"train": "val and test", "val": "test", "test": None}),
-        # users follow one another in time: of 35 events the first 28 are those of users 0 to 3, the 32nd is user 4's
-        # fourth; so user 4 alone has rows in val and test, and none in train
-        ("time", {"train": None, "val": "test", "test": None}),
-    ],
-)
-def test_slates_that_leave_out_later_items_say_so(
-    table: Path, tmp_path: Path, split: str, later: dict[str, str | None]
-) -> None:
-    dataset = small(table, tmp_path / "out", split=SplitOptions(kind=split))
-    described = {name.split("-")[0]: about for name, about in dataset.info["slates"].items()}
-    for name, about in described.items():
-        if later[name] is None:
-            assert "caution" not in about
-        else:
-            assert f"have rows in {later[name]} too" in about["caution"]
+@pytest.mark.parametrize("protocol", ["uniform", "popularity", "hard"])
+@pytest.mark.parametrize("split", ["user", "time", "leave_last_out"])
+def test_negatives_exclude_what_the_split_asks_for(tmp_path: Path, split: str, protocol: str) -> None:
+    """By user nothing of the user, ever; by time, nothing up to the target, while later items are drawn like any other.
+
+    40 users with 5 + 4 + … + 1 later items over their rows, 9 negatives of about 110: 49 later ones are expected.
+    """
+    slates = (SlateOptions(protocol=protocol, size=10),)
+    dataset = prepare(
+        "simulated", None, tmp_path / "out", split=SplitOptions(kind=split), **{**SMALL, "slates": slates}
+    )
+    rows = pl.concat([dataset.examples(s).join(dataset.slates(n), on="row_id")
+                      for n in dataset.slate_names for s in [n.split("-")[0]]]).sort("row_id")  # fmt: skip
+    later_negatives = 0
+    for _, user in rows.group_by("user_id"):
+        user = user.sort("row_id")
+        sequence = [*user["history"][0].to_list(), *user["target"].to_list()]
+        before = len(sequence) - user.height
+        for k, (target, slate) in enumerate(zip(user["target"], user["candidates"].to_list(), strict=True)):
+            negatives = set(slate) - {target}
+            assert not negatives & set(sequence[: before + k + 1])
+            later_negatives += len(negatives & set(sequence[before + k + 1 :]))
+    assert (later_negatives == 0) if split == "user" else (later_negatives > 25)
+    expected = "interacted" if split == "user" else "past"
+    assert {about["exclude"] for about in dataset.info["slates"].values()} == {expected}
+    assert not any("LEAKY" in about.get("caution", "") for about in dataset.info["slates"].values())
 
 
-def test_windows_of_a_user_in_several_splits_are_cautioned_and_given_slates_are_not(tmp_path: Path) -> None:
-    row = {"history": ["a", "b"], "target": "d", "candidates": ["d", "e"], "user_id": "u"}
-    rows = [{**row, "split": "train"}, {**row, "split": "test", "target": "e"}, {**row, "split": "val", "user_id": "v"}]
+@pytest.mark.parametrize("split", ["time", "leave_last_out"])
+def test_the_leaking_combination_is_refused_unless_it_says_so(table: Path, tmp_path: Path, split: str) -> None:
+    with pytest.raises(ConfigError, match="would tell their later targets; use past, or interacted-LEAKY"):
+        small(table, tmp_path / "a", split=SplitOptions(kind=split), slates=(SlateOptions(exclude="interacted"),))
+    assert not (tmp_path / "a").exists()
+    slates = (SlateOptions(size=3, exclude="interacted-LEAKY"), SlateOptions(size=3))
+    dataset = small(table, tmp_path / "b", split=SplitOptions(kind=split), slates=slates)
+    leaky = [name for name in dataset.slate_names if "LEAKY" in name]
+    assert len(leaky) * 2 == len(dataset.slate_names)
+    for name in leaky:
+        assert SlateName.parse(name).leaky and str(SlateName.parse(name)) == name
+        assert dataset.info["slates"][name]["caution"].startswith("LEAKY: ")
+    with pytest.raises(ConfigError, match="no user has rows in two splits; use interacted"):
+        small(table, tmp_path / "c", slates=(SlateOptions(size=3, exclude="interacted-LEAKY"),))
+
+
+def test_exclude_is_checked() -> None:
+    with pytest.raises(ConfigError, match="exclude: must be 'past', 'interacted' or 'interacted-LEAKY', got 'future'"):
+        SlateOptions(exclude="future")
+    with pytest.raises(ConfigError, match="protocol given draws no negatives; leave it out"):
+        SlateOptions(protocol="given", exclude="past")
+
+
+def test_windows_of_a_user_in_several_splits_exclude_the_past_and_given_slates_stay(tmp_path: Path) -> None:
+    """The user's later item e must be able to be a negative in train: 30 rows of 2 from c, e, f, g."""
+    row = {"history": ["a", "b"], "target": "d", "candidates": ["d", "e"], "user_id": "u", "timestamp": 1}
+    rows = [{**row, "split": "train"}] * 30 + [{**row, "split": "test", "target": "e", "timestamp": 9}]
     (tmp_path / "windows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     (tmp_path / "items.csv").write_text("item_id,title\n" + "".join(f"{c},T{c}\n" for c in "abcdefg"), encoding="utf-8")
-    slates = (SlateOptions("given", size=2), SlateOptions("uniform", size=3))
-    dataset = prepare("windows", tmp_path, tmp_path / "out", window=WindowOptions(2, 2), slates=slates)
-    cautioned = {name: "rows in test too" in about.get("caution", "") for name, about in dataset.info["slates"].items()}
-    assert cautioned == {
-        **dict.fromkeys(dataset.info["slates"], False),
-        "train-uniform-3-s0": True,
-    }
+    slates = (SlateOptions(protocol="given", size=2), SlateOptions(protocol="uniform", size=3))
+    dataset = prepare("windows", tmp_path, tmp_path / "out", window=window(2, 2), slates=slates)
+    assert dataset.info["slates"]["train-uniform-3-s0"]["exclude"] == "past"
+    assert "exclude" not in dataset.info["slates"]["train-given-2-s0"]
+    drawn = set(dataset.slates("train-uniform-3-s0")["candidates"].explode().to_list())
+    assert drawn == {2, 3, 4, 5, 6}
+    later = set(dataset.slates("test-uniform-3-s0")["candidates"][0].to_list())
+    assert 4 in later and not later & {0, 1, 3}
+    with pytest.raises(ConfigError, match="would tell their later targets"):
+        prepare("windows", tmp_path, tmp_path / "no", window=window(2, 2),
+                slates=(SlateOptions(protocol="uniform", size=3, exclude="interacted"),))  # fmt: skip
+    assert not (tmp_path / "no").exists()
 
 
 def test_each_slate_fault_names_its_row() -> None:
@@ -398,7 +459,7 @@ def test_splits_by_time_may_reach_back(tmp_path: Path) -> None:
     ends = [dataset.examples(split)["timestamp"] for split in ("train", "val", "test")]
     users = {split: set(dataset.examples(split)["user_id"]) for split in ("train", "val", "test")}
     assert users["train"] & users["val"] and not users["train"] & users["test"]
-    assert "have rows in val too" in dataset.info["slates"]["train-uniform-20-s0"]["caution"]
+    assert dataset.info["slates"]["train-uniform-20-s0"]["exclude"] == "past"
     assert int(ends[0].max()) < int(ends[1].min()) <= int(ends[1].max()) < int(ends[2].min())  # type: ignore[arg-type]
 
 
@@ -421,3 +482,32 @@ def test_lastfm_real(shared_data: Path, tmp_path: Path) -> None:
 def test_simulated_slates_are_pinned(world: Dataset) -> None:
     """The same bytes on any machine: a change here changes every simulated result."""
     assert world.fingerprint == "9f7b4dc7a1bb8c0b9cf38b47d815b3bae6eb94b5e44a6a2db18f6c09bfb5672b"
+
+
+@pytest.mark.parametrize("split", ["user", "time"])
+def test_a_folder_made_before_exclude_is_read_and_taken_for_what_it_is(tmp_path: Path, split: str) -> None:
+    """By user its slates are today's. By time they leave out later items: they open, but are no default of today."""
+    options: dict[str, Any] = {"split": SplitOptions(kind=split), **SMALL, "slates": (SlateOptions(size=10),)}
+    made = prepare("simulated", None, tmp_path / "out", **options)
+    file = tmp_path / "out" / "dataset.json"
+    info = json.loads(file.read_text())
+    del info["recipe"]["slates"][0]["exclude"]
+    for about in info["slates"].values():
+        del about["exclude"]
+    file.write_text(json.dumps(info))
+    assert open_dataset(tmp_path / "out").slates("train-uniform-10-s0").height
+    if split == "user":
+        assert prepare("simulated", None, tmp_path / "out", **options).fingerprint == made.fingerprint
+    else:
+        with pytest.raises(RunError, match="slates, whose negatives leave out what users interacted with later"):
+            prepare("simulated", None, tmp_path / "out", **options)
+
+
+def test_slates_of_movielens_by_user_are_those_of_the_committed_tables(shared_data: Path, tmp_path: Path) -> None:
+    """Fingerprints from before negatives could exclude the past only; benchmarks/results were made on such slates."""
+    slates = (SlateOptions(splits=("test",)), SlateOptions(protocol="popularity", splits=("test",)))
+    dataset = prepare("movielens", shared_data / "movielens_100k", tmp_path / "out", slates=slates)
+    assert {name: about["fingerprint"][:16] for name, about in dataset.info["slates"].items()} == {
+        "test-uniform-20-s0": "fd90943395e3a5ac",
+        "test-popularity-20-s0": "eafdcb0346119e38",
+    }

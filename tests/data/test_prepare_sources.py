@@ -136,7 +136,13 @@ def test_ties_and_seed_are_part_of_what_is_prepared(tmp_path: Path) -> None:
     made = {}
     for name, options, seed in (("a", {}, 0), ("b", {}, 1), ("c", {"ties": "file"}, 0), ("d", {"ties": "file"}, 1)):
         dataset = prepare(
-            "table", tmp_path, tmp_path / name, options=options, seed=seed, slates=(), window=WindowOptions(5, 5)
+            "table",
+            tmp_path,
+            tmp_path / name,
+            options=options,
+            seed=seed,
+            slates=(),
+            window=WindowOptions(max_history=5, min_history=5),
         )
         targets = [row for split in ("train", "val", "test") for row in dataset.examples(split)["target"].to_list()]
         made[name] = targets
@@ -150,7 +156,7 @@ def test_ties_and_seed_are_part_of_what_is_prepared(tmp_path: Path) -> None:
 def test_progress_is_no_option_and_reaches_the_end(shared_data: Path, tmp_path: Path) -> None:
     calls: list[tuple[str, int, int]] = []
     path = shared_data / "raw_samples" / "amazon"
-    window = WindowOptions(10, 3)
+    window = WindowOptions(max_history=10, min_history=3)
     prepare("amazon", path, tmp_path / "out", slates=(), window=window, advance=lambda *call: calls.append(call))
     assert calls[-1][1] == calls[-1][2] == (path / "reviews_Musical_Instruments_5.json.gz").stat().st_size
     with pytest.raises(ConfigError, match="source 'amazon' has no option 'advance'; it has metadata, min_rating"):

@@ -13,7 +13,7 @@ from scipy import stats
 from sirius_rec.data.options import SlateOptions, WindowOptions
 from sirius_rec.data.prepare import prepare
 from sirius_rec.data.protocols import CoOccurrence, hard_slates, legacy_slates, popularity_slates, train_counts
-from sirius_rec.data.slates import touched_items
+from sirius_rec.data.slates import interacted_items
 from sirius_rec.errors import ConfigError, DataError
 from sirius_rec.recipes.configuration import parse_config
 from sirius_rec.schema import SlateName
@@ -32,7 +32,7 @@ def table(slates: pl.DataFrame) -> np.ndarray:
 
 def popular(rows: pl.DataFrame, counts: np.ndarray, size: int, seed: int = 0) -> np.ndarray:
     name = SlateName("test", "popularity", size, seed)
-    return table(popularity_slates(rows, touched_items(rows), counts, name=name, fingerprint="f"))
+    return table(popularity_slates(rows, interacted_items(rows), counts, name=name, fingerprint="f"))
 
 
 def check_valid(rows: pl.DataFrame, got: np.ndarray) -> None:
@@ -109,7 +109,8 @@ def test_hard_negatives_are_near_and_do_not_give_the_target_away() -> None:
     )
     train = train.with_columns(target=train_far).filter(~pl.col("history").list.contains(pl.col("target")))
     name = SlateName("test", "hard", 5, 0)
-    got = table(hard_slates(test, touched_items(test), train, n_items=240, name=name, fingerprint="f"))
+    own, of_train = interacted_items(test), interacted_items(train)
+    got = table(hard_slates(test, own, train, of_train, n_items=240, name=name, fingerprint="f"))
     check_valid(test, got)
     scores = CoOccurrence(train, 240).nearness(test["history"])
     shown = np.take_along_axis(scores, got, axis=1)
@@ -151,11 +152,11 @@ def small_source(folder: Path) -> Path:
 
 def test_prepared_folder_says_what_its_slates_are(tmp_path: Path) -> None:
     protocols = [
-        SlateOptions("uniform", 5),
-        SlateOptions("popularity", 5),
-        SlateOptions("hard", 5),
-        SlateOptions("sdpo-legacy", 5),
-        SlateOptions("full", splits=("test",)),
+        SlateOptions(protocol="uniform", size=5),
+        SlateOptions(protocol="popularity", size=5),
+        SlateOptions(protocol="hard", size=5),
+        SlateOptions(protocol="sdpo-legacy", size=5),
+        SlateOptions(protocol="full", splits=("test",)),
     ]
     window = WindowOptions(min_history=2)
     dataset = prepare("windows", small_source(tmp_path / "in"), tmp_path / "out", window=window, slates=protocols)
@@ -175,7 +176,7 @@ def test_prepared_folder_says_what_its_slates_are(tmp_path: Path) -> None:
 
 def test_limits_do_not_change_popularity_slates(tmp_path: Path) -> None:
     source, window = small_source(tmp_path / "in"), WindowOptions(min_history=2)
-    options = {"window": window, "slates": [SlateOptions("popularity", 5)]}
+    options = {"window": window, "slates": [SlateOptions(protocol="popularity", size=5)]}
     whole = prepare("windows", source, tmp_path / "a", **options).slates("test-popularity-5-s0")
     part = prepare("windows", source, tmp_path / "b", limits={"train": 3, "test": 4}, **options)
     some = part.slates("test-popularity-5-s0")
@@ -183,13 +184,11 @@ def test_limits_do_not_change_popularity_slates(tmp_path: Path) -> None:
 
 
 def test_options_are_checked() -> None:
-    assert SlateOptions().size == 20 and SlateOptions("full").size is None
-    with pytest.raises(ConfigError, match="protocol full takes the whole catalogue; leave size out"):
-        SlateOptions("full", 20)
-    with pytest.raises(
-        ConfigError, match=r"'nearest' is unknown; use one of uniform, popularity, hard, full, sdpo-lega"
-    ):
-        SlateOptions("nearest")
+    assert SlateOptions().size == 20 and SlateOptions(protocol="full").size is None
+    with pytest.raises(ConfigError, match="size: protocol full takes the whole catalogue: remove size 20"):
+        SlateOptions(protocol="full", size=20)
+    with pytest.raises(ConfigError, match=r"protocol: must be 'uniform', .*, got 'nearest'"):
+        SlateOptions(protocol="nearest")
     sampled = {"protocol": "uniform", "size": 20}
     good = parse_config({"data": {"slates": [sampled, {"protocol": "full", "splits": ["test"]}]}}, "x")
     assert [slate.size for slate in good.data.slates] == [20, None]
@@ -207,7 +206,7 @@ def test_published_slates_are_repeated_exactly(shared_data: Path, tmp_path: Path
         shared_data / "lastfm" / "sdpo_slates.jsonl",
         tmp_path / "out",
         window=WindowOptions(min_history=3),
-        slates=[SlateOptions("sdpo-legacy", splits=splits), SlateOptions("given", splits=splits)],
+        slates=[SlateOptions(protocol="sdpo-legacy", splits=splits), SlateOptions(protocol="given", splits=splits)],
     )
     titles = np.array(dataset.titles)
     for split, rows in (("val", 2767), ("test", 2495)):

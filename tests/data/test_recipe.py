@@ -15,8 +15,15 @@ from sirius_rec.data.store import Dataset
 from sirius_rec.errors import ConfigError, DataError, RunError
 
 
+def window(max_history: int, min_history: int) -> WindowOptions:
+    return WindowOptions(max_history=max_history, min_history=min_history)
+
+
 def small(table: Path | None, out: Path, **kwargs: Any) -> Dataset:
-    defaults: dict[str, Any] = {"window": WindowOptions(3, 2), "slates": (SlateOptions(size=4),)}
+    defaults: dict[str, Any] = {
+        "window": window(3, 2),
+        "slates": (SlateOptions(size=4),),
+    }
     return prepare("table", table, out, **{**defaults, **kwargs})
 
 
@@ -27,7 +34,7 @@ def test_reuse_and_refusal(table: Path, tmp_path: Path) -> None:
     assert small(table, out).fingerprint == first.fingerprint
     assert (out / "dataset.json").stat().st_mtime_ns == stamp
     with pytest.raises(RunError, match=r"another recipe \(differs in: slates, window\)"):
-        small(table, out, window=WindowOptions(4, 2), slates=(SlateOptions(size=5),))
+        small(table, out, window=window(4, 2), slates=(SlateOptions(size=5),))
     with (table / "interactions.csv").open("a", encoding="utf-8") as stream:
         stream.write("u9,i1,5\n")
     with pytest.raises(RunError, match=r"interactions.csv has changed"):

@@ -11,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from sirius_rec.data.slates import TouchedItems, draws, row_states, slates_from_examples, touched_items, uniform_slates
+from sirius_rec.data.slates import (
+    ExcludedItems,
+    draws,
+    interacted_items,
+    past_items,
+    row_states,
+    slates_from_examples,
+    uniform_slates,
+)
 from sirius_rec.errors import DataError
 from sirius_rec.schema import SlateName
 
@@ -40,7 +48,7 @@ def make(
     rows: pl.DataFrame, n_items: int, size: int, seed: int = 0, split: str = "test", fingerprint: str = "f"
 ) -> np.ndarray:
     name = SlateName(split, "uniform", size, seed)
-    return table(uniform_slates(rows, touched_items(rows), n_items=n_items, name=name, fingerprint=fingerprint))
+    return table(uniform_slates(rows, interacted_items(rows), n_items=n_items, name=name, fingerprint=fingerprint))
 
 
 def test_splitmix_reference_values() -> None:
@@ -54,10 +62,24 @@ def test_row_streams_are_pinned() -> None:
     assert row_states("key", np.array([0, 1])).tolist() == [17469231361921562828, 6195841237200540160]
 
 
-def test_touched_items_are_per_user_over_all_rows() -> None:
+def excluded_lists(excluded: ExcludedItems) -> list[list[int]]:
+    return [
+        excluded.item[a:b].tolist() for a, b in zip(excluded.start_R.tolist(), excluded.stop_R.tolist(), strict=True)
+    ]
+
+
+def test_past_items_are_those_of_earlier_rows_and_the_rows_own() -> None:
+    """Rows of one time do not say which came first; rows without a user or a time stand alone."""
+    rows = examples(
+        [("u", [1, 2], 3), ("u", [2, 3], 6), ("u", [3], 7), ("u", [3], 8), ("v", [9], 4), (None, [4], 5), ("u", [1], 9)]
+    ).with_columns(timestamp=pl.Series([10, 20, 30, 30, 5, 1, None], dtype=pl.Int64))
+    got = excluded_lists(past_items(rows))
+    assert got == [[1, 2, 3], [1, 2, 3, 6], [1, 2, 3, 6, 7], [1, 2, 3, 6, 8], [4, 9], [4, 5], [1, 9]]
+
+
+def test_interacted_items_are_per_user_over_all_rows() -> None:
     rows = examples([("u", [1, 2], 3), (None, [4], 5), ("u", [2, 3], 6), (None, [4], 7)])
-    touched = touched_items(rows)
-    got = [touched.item[touched.offset_G[g] : touched.offset_G[g + 1]].tolist() for g in touched.group_R]
+    got = excluded_lists(interacted_items(rows))
     assert got == [[1, 2, 3, 6], [4, 5], [1, 2, 3, 6], [4, 7]]
 
 
@@ -72,16 +94,15 @@ def test_touched_items_are_per_user_over_all_rows() -> None:
     st.integers(0, 3),
 )
 def test_slate_properties(rows: list[tuple[str | None, set[int]]], size: int, seed: int) -> None:
-    """Target once, no repeats, no touched item among the negatives, also when few items are free."""
+    """Target once, no repeats, no interacted item among the negatives, also when few items are free."""
     frame = examples([(user, sorted(items)[1:], min(items)) for user, items in rows])
-    touched = touched_items(frame)
-    free = 30 - max(np.diff(touched.offset_G))
+    excluded = interacted_items(frame)
+    free = 30 - max(excluded.count_R)
     size = min(size, free + 1)
     got = make(frame, 30, size, seed) if size > 1 else np.empty((0, 0))
     for r, slate in enumerate(got.tolist()):
         target = frame["target"][r]
-        group = touched.group_R[r]
-        own = set(touched.item[touched.offset_G[group] : touched.offset_G[group + 1]].tolist())
+        own = set(excluded_lists(excluded)[r])
         assert slate.count(target) == 1
         assert len(set(slate)) == size
         assert set(slate) & own == {target}
@@ -108,14 +129,14 @@ def test_a_row_does_not_depend_on_the_rows_beside_it() -> None:
 
 
 def test_negatives_and_place_do_not_depend_on_the_target() -> None:
-    """With the same touched items, swapping the target against a history item changes only its own slot."""
+    """With the same excluded items, swapping the target against a history item changes only its own slot."""
     one, two = examples([(None, [1, 2], 3)] * 40), examples([(None, [3, 2], 1)] * 40)
     a, b = make(one, 100, 10), make(two, 100, 10)
     assert np.array_equal(a == 3, b == 1)
     assert np.array_equal(np.where(a == 3, -1, a), np.where(b == 1, -1, b))
 
 
-def test_no_companion_leak() -> None:
+def test_negatives_do_not_recur_with_their_target() -> None:
     """Two rows of one target share as many negatives as chance has it: hypergeometric mean 19·19/497."""
     rows = examples([(None, [1, 2], 3)] * 2000)
     got = make(rows, 500, 20)
@@ -141,7 +162,9 @@ def test_place_and_negatives_are_uniform(n_items: int) -> None:
 
 def test_too_large_a_size_names_row_and_numbers() -> None:
     rows = examples([(None, [0], 1), (None, [0, 2, 3], 1)])
-    with pytest.raises(DataError, match=r"slates test-uniform-8-s0: row 1 needs 7 negatives, but only 6 of 10 items"):
+    with pytest.raises(
+        DataError, match=r"slates test-uniform-8-s0: row 1 needs 7 negatives, but its user leaves only 6 of 10"
+    ):
         make(rows, 10, 8)
 
 
@@ -161,8 +184,8 @@ def test_given_slates() -> None:
 def test_a_hundred_thousand_slates_of_a_hundred_are_quick() -> None:
     n, n_items = 100_000, 4_600
     rows = pl.DataFrame({"row_id": np.arange(n), "target": np.zeros(n, dtype=np.int32)})
-    touched = TouchedItems(np.array([0, 40]), np.arange(40), np.zeros(n, dtype=np.int64))
+    excluded = ExcludedItems(np.arange(40), np.zeros(n, dtype=np.int64), np.full(n, 40))
     start = time.perf_counter()
-    got = uniform_slates(rows, touched, n_items=n_items, name=SlateName("test", "uniform", 100, 0), fingerprint="f")
+    got = uniform_slates(rows, excluded, n_items=n_items, name=SlateName("test", "uniform", 100, 0), fingerprint="f")
     assert time.perf_counter() - start < 15  # about 3 s alone on one core; room for a busy machine
     assert got["candidates"].list.n_unique().min() == 100

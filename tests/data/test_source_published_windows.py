@@ -149,8 +149,12 @@ def test_sdpo_equals_the_independent_extract(shared_data: Path, tmp_path: Path) 
     ]
     assert loaded.rows.rows() == expected
     assert loaded.notes["names_mapped"] == {"Florence and the Machine": 131, "Plus 44": 38}
-    slates = (SlateOptions("given", size=20, splits=("val", "test")),)
+    slates = (SlateOptions(protocol="given", size=20, splits=("val", "test")),)
     dataset = prepare(
-        "sdpo", shared_data / "lastfm" / "raw", tmp_path / "out", window=WindowOptions(10, 3), slates=slates
+        "sdpo",
+        shared_data / "lastfm" / "raw",
+        tmp_path / "out",
+        window=WindowOptions(max_history=10, min_history=3),
+        slates=slates,
     )
     assert dataset.info["statistics"]["rows"] == {"train": 0, "val": 2767, "test": 2495}

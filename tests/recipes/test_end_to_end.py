@@ -137,7 +137,7 @@ def test_diagnosis(whole: Path, tmp_path: Path) -> None:
     command = ["diagnose", str(run), "--influence", "6", "--csv", str(tmp_path / "c.csv")]
     result = CliRunner().invoke(cli.app, command)
     assert result.exit_code == 0, result.output
-    assert "of what Eq. 10 predicts" in result.output and "onset" in result.output
+    assert "of what Eq. 10 predicts" in " ".join(result.output.split()) and "onset" in result.output
     probed = json.loads((run / "diagnostics.json").read_text())["influence"]
     # 6 candidates: one positive, one sampled, four unsampled
     assert {name: (entry["examples"], entry["n"]) for name, entry in probed.items()} == dict.fromkeys(aligned, (6, 24))

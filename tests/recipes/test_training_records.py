@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 from transformers import TrainerControl, TrainerState
 
@@ -17,6 +19,8 @@ from sirius_rec.prompts.templates import get_template
 from sirius_rec.recipes import records as recipe_records
 from sirius_rec.recipes.arguments import accumulation
 from sirius_rec.recipes.callbacks import Clock, EpochLines
+from sirius_rec.recipes.run import Run
+from sirius_rec.recipes.run_folder import RunFolder
 from sirius_rec.schema import SlateName
 
 TRAIN = SlateName("train", "uniform", 6, 0)
@@ -65,13 +69,15 @@ def test_stage_rows(mini: Callable[..., Config]) -> None:
 
 
 def test_validation_rows_are_the_same_for_everybody(mini: Callable[..., Config]) -> None:
-    rows = recipe_records.validation_rows(mini("evaluation.validation_rows=10"), 200)
-    assert len(set(rows.tolist())) == 10
-    assert (
-        rows.tolist()
-        == recipe_records.validation_rows(mini("evaluation.validation_rows=10", "seeds=[3]"), 200).tolist()
-    )
-    assert recipe_records.validation_rows(mini(), 20).tolist() == list(range(20))
+    def rows(n_rows: int, *overrides: str) -> list[int]:
+        run = Run(RunFolder(Path("nowhere")), mini(*overrides))
+        run.__dict__["dataset"] = SimpleNamespace(examples=lambda split: pl.DataFrame({"row_id": range(n_rows)}))
+        return run.validation_rows.tolist()
+
+    few = "evaluation.validation_rows=10"
+    assert len(set(rows(200, few))) == 10
+    assert rows(200, few) == rows(200, few, "seeds=[3]") != list(range(10))
+    assert rows(20) == list(range(20))
 
 
 @pytest.mark.parametrize(("batch", "micro", "processes", "steps"), [(128, 128, 1, 1), (128, 16, 1, 8), (128, 16, 4, 2)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy.typing as npt
 import polars as pl
 
 from sirius_rec.data.filtering import FilterStep, filter_events
-from sirius_rec.data.slates import TouchedItems, touched_items
+from sirius_rec.data.slates import ExcludedItems, interacted_items, past_items
 from sirius_rec.data.splitting import by_time, by_user, leave_last_out
 from sirius_rec.data.titles import distinct_titles
 from sirius_rec.data.windows import sliding_windows
@@ -48,13 +48,14 @@ class Material:
 
     items: item, item_id, title (distinct).
     examples: as in examples.parquet, plus `candidates` (list[int32]) where the source brings slates.
-    touched: aligned with examples.
+    interacted, past: aligned with examples; what the row's user ever interacted with, and what up to the row's target.
     statistics, filters, titles: for dataset.json.
     """
 
     items: pl.DataFrame
     examples: pl.DataFrame
-    touched: TouchedItems
+    interacted: ExcludedItems
+    past: ExcludedItems
     statistics: dict[str, Any]
     filters: dict[str, Any]
     titles: dict[str, Any]
@@ -62,8 +63,8 @@ class Material:
     def select(self, rows: npt.NDArray[np.bool_]) -> Material:
         """The same with a selection of examples."""
         chosen = self.examples.filter(pl.Series(rows))
-        touched = self.touched.select(rows)
-        return Material(self.items, chosen, touched, self.statistics, self.filters, self.titles)
+        interacted, past = self.interacted.select(rows), self.past.select(rows)
+        return replace(self, examples=chosen, interacted=interacted, past=past)
 
 
 def from_interactions(
@@ -123,9 +124,11 @@ def from_interactions(
         schema_overrides=EXAMPLE_SCHEMA,
     )
     count_U = np.bincount(user_E, minlength=len(users))
-    touched = TouchedItems(np.r_[0, count_U.cumsum()], item_E, user_E[target_R])
+    start_R, stop_R = (count_U.cumsum() - count_U)[user_E[target_R]], count_U.cumsum()[user_E[target_R]]
+    interacted = ExcludedItems(item_E, start_R, stop_R)
+    past = ExcludedItems(item_E, start_R, target_R + 1)
     statistics = _statistics(count_U, items.height, item_E, len(np.unique(user_E[target_R])))
-    return Material(items, examples, touched, statistics, _filter_report(events, steps), titles)
+    return Material(items, examples, interacted, past, statistics, _filter_report(events, steps), titles)
 
 
 def _statistics(
@@ -194,7 +197,9 @@ def from_examples(source: Examples, *, max_history: int, min_history: int) -> Ma
         "rows_with_short_history_dropped": rows.height - examples.height,
         "targets_in_own_history": int(examples.select(pl.col(HISTORY).list.contains(pl.col(TARGET)).sum()).item()),
     }
-    return Material(items, examples, touched_items(examples), statistics, filters, titles)
+    interacted = interacted_items(examples)
+    past = past_items(examples) if examples[USER_ID].drop_nulls().len() else interacted
+    return Material(items, examples, interacted, past, statistics, filters, titles)
 
 
 def number_items(catalogue: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, Any]]:

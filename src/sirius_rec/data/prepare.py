@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import types
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -15,8 +14,16 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from sirius_rec.data.fingerprint import combined_fingerprint, table_fingerprint
 from sirius_rec.data.material import EXAMPLE_SCHEMA, Material, check_no_filters, from_examples, from_interactions
-from sirius_rec.data.options import FilterOptions, SlateOptions, SplitOptions, WindowOptions, check_whole
+from sirius_rec.data.options import (
+    INTERACTED_LEAKY,
+    PAST,
+    FilterOptions,
+    SlateOptions,
+    SplitOptions,
+    WindowOptions,
+)
 from sirius_rec.data.protocols import (
+    EXCLUSION_WARNING,
     HARD_CAUTION,
     LEGACY_WARNING,
     hard_slates,
@@ -25,7 +32,7 @@ from sirius_rec.data.protocols import (
     train_counts,
 )
 from sirius_rec.data.recipe import NO_OPTIONS, adopted, make_recipe, reusable
-from sirius_rec.data.slates import slates_from_examples, uniform_slates
+from sirius_rec.data.slates import interacted_items, slates_from_examples, uniform_slates
 from sirius_rec.data.sources import SOURCES
 from sirius_rec.data.sources.simulated import SimulatedWorld
 from sirius_rec.data.statistics import paper_statistics, row_statistics
@@ -87,7 +94,7 @@ def prepare(
     say = progress or (lambda line: None)
     out, input = Path(out), None if input is None else Path(input)
     options, limits = dict(options or {}), dict(limits or {})
-    _check_request(source, prepared or input, options, slates, limits, seed)
+    _check_request(source, prepared or input, options, slates, limits, seed, split.kind)
     recipe = make_recipe(source, input, options, filter, split, window, slates, seed, limits)
     if prepared is not None:
         say(f"{out}: as {prepared}")
@@ -111,13 +118,14 @@ def prepare(
     base = combined_fingerprint(
         {"items": table_fingerprint(material.items), "examples": table_fingerprint(material.examples)}
     )
-    continued = _continued_splits(material)
+    excludes = _excludes(slates, split.kind != "user" or _shares_users(material))
     learns = any(option.protocol in _LEARNING for option in slates)  # before the limits, which are no reason to unlearn
-    train = material.examples.filter(pl.lit(learns) & (pl.col(SPLIT) == "train"))
+    train = material.select(learns & (material.examples[SPLIT] == "train").to_numpy())
     material = _limited(material, limits, seed)
     examples = material.examples.select(list(EXAMPLE_SCHEMA))
     world = SimulatedWorld.from_notes(notes) if "world" in notes else None
-    frozen, described = _frozen_slates(material, _slate_names(slates, material), train, base, world, continued, say)
+    names = _slate_names(slates, excludes, material)
+    frozen, described = _frozen_slates(material, names, train, base, world, say)
     info = {
         "recipe": recipe,
         "source": {"name": source, "notes": notes},
@@ -132,17 +140,19 @@ def prepare(
 
 def _frozen_slates(
     material: Material,
-    names: Sequence[SlateName],
-    train: pl.DataFrame,
+    names: Mapping[SlateName, str | None],
+    train: Material,
     fingerprint: str,
     world: SimulatedWorld | None,
-    continued: Mapping[str, Sequence[str]],
     say: Callable[[str], None],
 ) -> tuple[dict[str, pl.DataFrame], dict[str, Any]]:
-    """Tables `slates/NAME` (and `truth/NAME` in a simulated world), and a description of each set of slates."""
+    """Tables `slates/NAME` (and `truth/NAME` in a simulated world), and a description of each set of slates.
+
+    names: with what each set excludes.
+    """
     tables: dict[str, pl.DataFrame] = {}
     described: dict[str, Any] = {}
-    for name in names:
+    for name, exclude in names.items():
         say(f"slates {name}")
         part = material.select((material.examples[SPLIT] == name.split).to_numpy())
         if name.protocol == "full":
@@ -152,40 +162,40 @@ def _frozen_slates(
                 frozen = full_slates(part.examples, material.items.height)
                 tables[f"truth/{name}"] = true_utilities(world, material.items, part.examples, frozen)
             continue
-        frozen = _freeze(part, name, train, fingerprint)
+        frozen = _freeze(part, name, exclude, train, fingerprint)
         check_slates(f"slates {name}", frozen, part.examples, material.items.height)
         tables[f"slates/{name}"] = frozen
         described[str(name)] = {"rows": frozen.height, "size": name.size, "fingerprint": table_fingerprint(frozen)}
-        if cautions := _cautions(name, " and ".join(continued[name.split])):
+        if exclude is not None:
+            described[str(name)]["exclude"] = exclude
+        if cautions := _cautions(name):
             described[str(name)]["caution"] = "; ".join(cautions)
         if world is not None:
             tables[f"truth/{name}"] = true_utilities(world, material.items, part.examples, frozen)
     return tables, described
 
 
-def _cautions(name: SlateName, later: str) -> list[str]:
-    """What to know before these slates are trusted. later: splits in which the same users have rows too."""
+def _cautions(name: SlateName) -> list[str]:
+    """What to know before these slates are trusted."""
     found = []
-    if name.leaky:
+    if name.exclusion_leaks:
+        found.append(EXCLUSION_WARNING)
+    elif name.leaky:
         found.append(LEGACY_WARNING)
     if name.protocol == "hard":
         found.append(HARD_CAUTION)
-    if later and name.protocol in ("uniform", "popularity", "hard"):
-        found.append(
-            f"users of these rows have rows in {later} too, and an item that a user touches in any split is no "
-            f"negative of that user: what is missing here hints at the targets of {later}"
-        )
     return found
 
 
-def _continued_splits(material: Material) -> dict[str, list[str]]:
-    """For each split, the later ones in which users of its rows have rows too."""
-    split_R = material.examples[SPLIT].to_numpy()
-    groups = [np.unique(material.touched.group_R[split_R == name]) for name in SPLITS]
-    return {
-        name: [SPLITS[j] for j in range(k + 1, len(SPLITS)) if np.isin(groups[k], groups[j]).any()]
-        for k, name in enumerate(SPLITS)
-    }
+def _shares_users(material: Material) -> bool:
+    """Whether a user has rows in more than one split."""
+    pairs = material.examples.select(USER_ID, SPLIT).drop_nulls(USER_ID).unique()
+    return pairs[USER_ID].n_unique() < pairs.height
+
+
+def _excludes(slates: Sequence[SlateOptions], shared_users: bool) -> list[str | None]:
+    """What each entry excludes. ConfigError where that leaks and is not called so."""
+    return [option.excludes(shared_users) for option in slates]
 
 
 def true_utilities(
@@ -207,12 +217,17 @@ def _material(
     loaded: Interactions | Examples, filter: FilterOptions, split: SplitOptions, window: WindowOptions
 ) -> Material:
     if isinstance(loaded, Examples):
-        check_no_filters(**asdict(filter))
+        check_no_filters(**filter.model_dump())
         if split != SplitOptions():
             raise ConfigError("split: these rows come with their split; leave the options of split out")
-        return from_examples(loaded, **asdict(window))
+        return from_examples(loaded, **window.model_dump())
     return from_interactions(
-        loaded, **asdict(filter), split=split.kind, ratios=split.ratios, split_seed=split.seed, **asdict(window)
+        loaded,
+        **filter.model_dump(),
+        split=split.kind,
+        ratios=split.ratios,
+        split_seed=split.seed,
+        **window.model_dump(),
     )
 
 
@@ -227,24 +242,36 @@ def _limited(material: Material, limits: Mapping[str, int], seed: int) -> Materi
     return material if keep.all() else material.select(keep)
 
 
-def _slate_names(slates: Sequence[SlateOptions], material: Material) -> list[SlateName]:
+def _slate_names(
+    slates: Sequence[SlateOptions], excludes: Sequence[str | None], material: Material
+) -> dict[SlateName, str | None]:
+    """Names of the sets of slates, with what each excludes."""
     present = set(material.examples[SPLIT].unique())
     every = material.items.height
-    return [SlateName(s, o.protocol, o.size or every, o.seed) for o in slates for s in o.splits if s in present]
+    return {
+        SlateName(split, option.protocol, option.size or every, option.seed, exclude == INTERACTED_LEAKY): exclude
+        for option, exclude in zip(slates, excludes, strict=True)
+        for split in option.splits
+        if split in present
+    }
 
 
-def _freeze(part: Material, name: SlateName, train: pl.DataFrame, fingerprint: str) -> pl.DataFrame:
+def _freeze(part: Material, name: SlateName, exclude: str | None, train: Material, fingerprint: str) -> pl.DataFrame:
     n_items = part.items.height
     if name.protocol == "given":
         return slates_from_examples(part.examples, name=name)
     if name.protocol == "sdpo-legacy":
         return legacy_slates(part.examples, n_items=n_items, name=name)
+    excluded = part.past if exclude == PAST else part.interacted
     if name.protocol == "popularity":
-        counts = train_counts(train, n_items)
-        return popularity_slates(part.examples, part.touched, counts, name=name, fingerprint=fingerprint)
+        counts = train_counts(train.examples, n_items)
+        return popularity_slates(part.examples, excluded, counts, name=name, fingerprint=fingerprint)
     if name.protocol == "hard":
-        return hard_slates(part.examples, part.touched, train, n_items=n_items, name=name, fingerprint=fingerprint)
-    return uniform_slates(part.examples, part.touched, n_items=n_items, name=name, fingerprint=fingerprint)
+        of_train = train.past if exclude == PAST else interacted_items(train.examples)
+        return hard_slates(
+            part.examples, excluded, train.examples, of_train, n_items=n_items, name=name, fingerprint=fingerprint
+        )
+    return uniform_slates(part.examples, excluded, n_items=n_items, name=name, fingerprint=fingerprint)
 
 
 def _check_request(
@@ -254,6 +281,7 @@ def _check_request(
     slates: Sequence[SlateOptions],
     limits: Mapping[str, int],
     seed: int,
+    split_kind: str,
 ) -> None:
     if source not in SOURCES:
         raise ConfigError(f"source {source!r} is unknown; use one of {', '.join(SOURCES)}")
@@ -265,15 +293,26 @@ def _check_request(
         if name not in known:
             raise ConfigError(f"source {source!r} has no option {name!r}; it has {', '.join(known) or 'none'}")
     _check_option_types(source, options)
-    check_whole("seed", seed, 0)
+    _check_whole("seed", seed, 0)
     for name, limit in limits.items():
         if name not in SPLITS:
             raise ConfigError(f"limit for split {name!r}: use some of {', '.join(SPLITS)}")
-        check_whole(f"limit for {name}", limit, 1)
-    names = [str(SlateName(s, o.protocol, o.size or 0, o.seed)) for o in slates for s in o.splits]
+        _check_whole(f"limit for {name}", limit, 1)
+    if split_kind != "user":  # with users split, only the rows say whether a source's own splits share users
+        _excludes(slates, True)
+    names = [
+        str(SlateName(s, o.protocol, o.size or 0, o.seed, o.exclude == INTERACTED_LEAKY))
+        for o in slates
+        for s in o.splits
+    ]
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"slates {name} are asked for twice; give one of them another size or seed")
+
+
+def _check_whole(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{name}={value!r} is not a whole number of at least {least}")
 
 
 def _check_option_types(source: str, options: Mapping[str, Any]) -> None:

@@ -17,14 +17,13 @@ from scipy import sparse
 
 from sirius_rec.data.slates import (
     Bits,
+    ExcludedItems,
     Int,
-    TouchedItems,
     below,
     by_rejection,
+    check_enough,
     draws,
     row_states,
-    touched_bitmap,
-    touched_items,
     with_target,
 )
 from sirius_rec.data.windows import as_lists
@@ -41,6 +40,10 @@ _FREE_MASS = 0.25  # least weight left to draw from, below which every item gets
 LEGACY_WARNING: Final = (
     "LEAKY: seeded by the target, as published (S-DPO). The target's slot and its negatives are functions of the "
     "target, so slates can be solved without looking at the user; for repeating published figures only"
+)
+EXCLUSION_WARNING: Final = (
+    "LEAKY: an item that a user ever interacts with is no negative of that user, and users have rows in several "
+    "splits; the candidate that was never a negative of the user in train is likely the target"
 )
 HARD_CAUTION: Final = (
     "negatives are as near to the history (co-occurrence in train) as targets are, so co-occurrence cannot rank them; "
@@ -63,35 +66,35 @@ def _train_pairs(examples: pl.DataFrame) -> pl.DataFrame:
 
 
 def popularity_slates(
-    examples: pl.DataFrame, touched: TouchedItems, counts_I: Int, *, name: SlateName, fingerprint: str
+    examples: pl.DataFrame, excluded: ExcludedItems, counts_I: Int, *, name: SlateName, fingerprint: str
 ) -> pl.DataFrame:
-    """Negatives drawn one after another with probability ∝ train count + 1 among the items not touched and not drawn.
+    """Negatives drawn one after another with probability ∝ train count + 1 among the items not excluded and not drawn.
 
     The + 1 matters: if an item without train events could not be a negative, it would have to be the target.
 
     Args:
-        examples: row_id, target of R rows of one split. touched: for the same rows. counts_I: int64[n_items].
+        examples: row_id, target of R rows of one split. excluded: for the same rows. counts_I: int64[n_items].
 
     Raises:
-        DataError: a row has fewer untouched items than negatives asked for.
+        DataError: a row excludes so many items that too few are left.
     """
     row_id_R, target_R = _rows(examples)
     n, weight_I = name.size - 1, counts_I + 1
-    _check_enough(row_id_R, touched, len(weight_I), name)
+    check_enough(excluded, row_id_R, len(weight_I), name)
     cumulated = weight_I.cumsum()
     total = int(cumulated[-1])
 
     def pick(bits: Bits) -> Int:
         return np.searchsorted(cumulated, below(bits, total), side="right").astype(np.int64)
 
-    mass_G = np.add.reduceat(np.append(weight_I[touched.item], 0), touched.offset_G[:-1])
+    mass = np.append(0, weight_I[excluded.item].cumsum())
     heaviest = int(np.sort(weight_I)[::-1][:n].sum())
-    crowded = (mass_G[touched.group_R] + heaviest) > (1 - _FREE_MASS) * total
+    crowded = (mass[excluded.stop_R] - mass[excluded.start_R] + heaviest) > (1 - _FREE_MASS) * total
     state_R, place_R = _streams(row_id_R, name, fingerprint)
     table = np.empty((len(row_id_R), name.size), dtype=np.int32)
     for keyed in (False, True):
         rows = np.flatnonzero(crowded == keyed)
-        for part, bitmap, local in _blocks(rows, touched, len(weight_I)):
+        for part, bitmap, local in _blocks(rows, excluded, len(weight_I)):
             if keyed:
                 negatives = _by_weighted_keys(state_R[part], bitmap, local, weight_I, n)
             else:
@@ -136,8 +139,9 @@ class CoOccurrence:
 
 def hard_slates(
     examples: pl.DataFrame,
-    touched: TouchedItems,
+    excluded: ExcludedItems,
     train: pl.DataFrame,
+    train_excluded: ExcludedItems,
     *,
     n_items: int,
     name: SlateName,
@@ -145,23 +149,23 @@ def hard_slates(
 ) -> pl.DataFrame:
     """Negatives near the history by train co-occurrence, as near as targets are.
 
-    Untouched items are ranked by nearness to the row's history; negatives stand at ranks drawn from where the targets
-    of train rows stand (their own user left out). Taking the nearest items as they come would give the target away: it
-    would be the candidate farthest from the history.
+    Items not excluded are ranked by nearness to the row's history; negatives stand at ranks drawn from where the
+    targets of train rows stand (their own user left out). Taking the nearest items as they come would give the target
+    away: it would be the candidate farthest from the history.
 
     Args:
-        examples: row_id, history, target of R rows of one split. touched: for the same rows.
-        train: user_id, row_id, history, target of the train rows.
+        examples: row_id, history, target of R rows of one split. excluded: for the same rows.
+        train: user_id, row_id, history, target of the train rows. train_excluded: for these.
     """
     row_id_R, target_R = _rows(examples)
-    _check_enough(row_id_R, touched, n_items, name)
+    check_enough(excluded, row_id_R, n_items, name)
     near = CoOccurrence(train, n_items)
-    weight_I = _rank_weights(near, train, touched_items(train), n_items, fingerprint, name)
+    weight_I = _rank_weights(near, train, train_excluded, n_items, fingerprint, name)
     n = name.size - 1
     state_R, place_R = _streams(row_id_R, name, fingerprint)
     toss_R = row_states(f"{fingerprint}|{name.split}|{name.seed}|{name.protocol}|ties", row_id_R)
     table = np.empty((len(row_id_R), name.size), dtype=np.int32)
-    for part, bitmap, local in _blocks(np.arange(len(row_id_R)), touched, n_items):
+    for part, bitmap, local in _blocks(np.arange(len(row_id_R)), excluded, n_items):
         order = _nearest_first(near.nearness(examples[HISTORY].gather(part)), bitmap[local], toss_R[part])
         taken = np.arange(n_items)[None, :] >= (~bitmap[local]).sum(axis=1)[:, None]
         ranks = _by_weighted_keys(state_R[part], taken, np.arange(len(part)), weight_I, n)
@@ -169,25 +173,25 @@ def hard_slates(
     return pl.DataFrame({ROW_ID: row_id_R, CANDIDATES: as_lists(CANDIDATES, table)})
 
 
-def _nearest_first(scores_RI: Floats, touched_RI: npt.NDArray[np.bool_], toss_R: Bits) -> Int:
-    """int64[R, n_items]: items by falling score (to 2^-31), ties in random order, touched ones last."""
+def _nearest_first(scores_RI: Floats, excluded_RI: npt.NDArray[np.bool_], toss_R: Bits) -> Int:
+    """int64[R, n_items]: items by falling score (to 2^-31), ties in random order, excluded ones last."""
     falling = np.uint64(_TOP) - np.minimum(scores_RI * 2.0**31, _TOP).astype(np.uint64)
     keys = (falling << np.uint64(26)) | (draws(toss_R, 0, scores_RI.shape[1]) >> np.uint64(38))
-    keys[touched_RI] = np.iinfo(np.uint64).max
+    keys[excluded_RI] = np.iinfo(np.uint64).max
     return np.argsort(keys, axis=1)
 
 
 def _rank_weights(
-    near: CoOccurrence, train: pl.DataFrame, touched: TouchedItems, n_items: int, fingerprint: str, name: SlateName
+    near: CoOccurrence, train: pl.DataFrame, excluded: ExcludedItems, n_items: int, fingerprint: str, name: SlateName
 ) -> Floats:
-    """float64[n_items]: how often train targets stand at each rank among untouched items, even in doubling bins."""
+    """float64[n_items]: how often train targets stand at each rank of items not excluded, even in doubling bins."""
     chosen = np.argsort(row_states(f"{fingerprint}|{name.seed}|ranks", train[ROW_ID].to_numpy()))[:_RANK_ROWS]
     rows = train[np.sort(chosen)]
-    part_touched = touched.select(np.sort(chosen))
+    part_excluded = excluded.select(np.sort(chosen))
     target_R = rows[TARGET].to_numpy().astype(np.int64)
     toss = below(row_states(f"{fingerprint}|{name.seed}|toss", rows[ROW_ID].to_numpy()), 1 << 20) / (1 << 20)
     rank_R = np.empty(rows.height, dtype=np.int64)
-    for part, bitmap, local in _blocks(np.arange(rows.height), part_touched, n_items):
+    for part, bitmap, local in _blocks(np.arange(rows.height), part_excluded, n_items):
         scores = near.nearness(rows[HISTORY].gather(part))
         histories = rows[HISTORY].gather(part)
         own = np.array([near.scale[np.asarray(h)].sum() for h in histories.to_list()]) * near.scale[target_R[part]]
@@ -240,20 +244,9 @@ def _streams(row_id_R: Int, name: SlateName, fingerprint: str) -> tuple[Bits, In
     return row_states(f"{key}|negatives", row_id_R), below(row_states(f"{key}|place", row_id_R), name.size)
 
 
-def _check_enough(row_id_R: Int, touched: TouchedItems, n_items: int, name: SlateName) -> None:
-    available_R = n_items - np.diff(touched.offset_G)[touched.group_R]
-    if (short := available_R < name.size - 1).any():
-        row = int(np.flatnonzero(short)[0])
-        raise DataError(
-            f"slates {name}: row {row_id_R[row]} needs {name.size - 1} negatives, but only {available_R[row]} of "
-            f"{n_items} items were never touched by its user ({int(short.sum())} such rows); use a smaller size"
-        )
-
-
-def _blocks(rows: Int, touched: TouchedItems, n_items: int) -> Iterator[tuple[Int, npt.NDArray[np.bool_], Int]]:
-    """(rows, bool[groups, n_items] of touched items, group of each row in it), bounded in size."""
+def _blocks(rows: Int, excluded: ExcludedItems, n_items: int) -> Iterator[tuple[Int, npt.NDArray[np.bool_], Int]]:
+    """(rows, bool[ranges, n_items] of excluded items, range of each row in it), bounded in size."""
     step = max(1, _CELLS // n_items)
     for start in range(0, len(rows), step):
         part = rows[start : start + step]
-        groups, local = np.unique(touched.group_R[part], return_inverse=True)
-        yield part, touched_bitmap(touched, groups, n_items), local
+        yield part, *excluded.bitmap(part, n_items)

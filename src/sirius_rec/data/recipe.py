@@ -7,16 +7,16 @@ import inspect
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from sirius_rec import atomic
-from sirius_rec.data.options import FilterOptions, SlateOptions, SplitOptions, WindowOptions
+from sirius_rec.data.options import DRAWN, FilterOptions, SlateOptions, SplitOptions, WindowOptions
 from sirius_rec.data.sources import SOURCES
 from sirius_rec.data.store import FORMAT, INFO_FILE, Dataset, open_dataset
 from sirius_rec.errors import ConfigError, DataError, RunError
 
+_LATER_TOO = "interacted, in any split"  # no value of the option: folders made before it are not taken for such
 NO_OPTIONS = ("path", "seed", "advance")  # parameters of a source that have a place of their own
 
 
@@ -37,10 +37,10 @@ def make_recipe(
         "source": source,
         "input": None if input is None else str(input),
         "options": _with_defaults(source, options),
-        "filter": asdict(filter),
-        "split": asdict(split),
-        "window": asdict(window),
-        "slates": [asdict(option) for option in slates],
+        "filter": filter.model_dump(),
+        "split": split.model_dump(),
+        "window": window.model_dump(),
+        "slates": [option.model_dump() for option in slates],
         "seed": seed,
         "limits": limits,
     }
@@ -95,10 +95,25 @@ def adopted(folder: Path, out: Path, recipe: dict[str, Any]) -> Dataset:
 
 def _differences(dataset: Dataset, recipe: dict[str, Any]) -> str:
     """The parts in which a dataset's recipe is another one; options that it does not name are at their defaults."""
-    there = dict(dataset.info.get("recipe", {}))
-    if there.get("source") == recipe["source"]:
-        there["options"] = _with_defaults(recipe["source"], there.get("options", {}))
-    return ", ".join(sorted(k for k in recipe.keys() | there.keys() if recipe.get(k) != there.get(k)))
+    saved = dict(dataset.info.get("recipe", {}))
+    if saved.get("source") == recipe["source"]:
+        saved["options"] = _with_defaults(recipe["source"], saved.get("options", {}))
+    excluded = _excluded_before_the_option(dataset)
+    saved["slates"] = [
+        {"exclude": excluded if entry.get("protocol") in DRAWN else None, **entry} for entry in saved.get("slates", [])
+    ]
+    differing = sorted(k for k in recipe.keys() | saved.keys() if recipe.get(k) != saved.get(k))
+    if "slates" in differing and excluded == _LATER_TOO:
+        differing[differing.index("slates")] = "slates, whose negatives leave out what users interacted with later"
+    return ", ".join(differing)
+
+
+def _excluded_before_the_option(dataset: Dataset) -> str | None:
+    """What slates excluded when entries had no `exclude`: the default of today, unless users are in several splits."""
+    split = dataset.info.get("recipe", {}).get("split", {}).get("kind", "user")
+    described = dataset.info.get("slates", {}).values()
+    shared = any("hints at the targets of" in str(about.get("caution", "")) for about in described)
+    return _LATER_TOO if shared or split != "user" else None
 
 
 def _with_defaults(source: str, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import polars as pl
 
 from sirius_rec.data.windows import as_lists
 from sirius_rec.errors import DataError
-from sirius_rec.schema import CANDIDATES, HISTORY, ROW_ID, TARGET, USER_ID, SlateName
+from sirius_rec.schema import CANDIDATES, HISTORY, ROW_ID, TARGET, TIMESTAMP, USER_ID, SlateName
 
 Int = npt.NDArray[np.int64]
 Bits = npt.NDArray[np.uint64]
@@ -29,24 +29,55 @@ _CELLS = 1 << 24  # bound on the entries of one working table: 128 MB of uint64
 
 
 @dataclass(frozen=True)
-class TouchedItems:
-    """The items that may not be negatives, per group of rows (a user, or a single row where there are no users).
+class ExcludedItems:
+    """The items that may not be negatives of a row.
 
-    offset_G: int64[G+1]; group g touched item[offset_G[g]:offset_G[g+1]], each once, the rows' targets among them.
-    item: int64[…].
-    group_R: int64[R], the group of each row.
+    item: int64[…]. start_R, stop_R: int64[R]; row r excludes item[start_R[r]:stop_R[r]], each once, its target among
+    them. Rows may share a range: all rows of a user, or the beginnings of one sequence.
     """
 
-    offset_G: Int
     item: Int
-    group_R: Int
+    start_R: Int
+    stop_R: Int
 
-    def select(self, rows: npt.NDArray[np.generic]) -> TouchedItems:
+    @property
+    def count_R(self) -> Int:
+        """How many items each row excludes."""
+        return self.stop_R - self.start_R
+
+    def select(self, rows: npt.NDArray[np.generic]) -> ExcludedItems:
         """The same for a selection of rows (mask or positions)."""
-        return TouchedItems(self.offset_G, self.item, self.group_R[rows])
+        return ExcludedItems(self.item, self.start_R[rows], self.stop_R[rows])
+
+    def bitmap(self, rows: Int, n_items: int) -> tuple[npt.NDArray[np.bool_], Int]:
+        """(bool[G, n_items] of what each distinct range of these rows excludes, int64[len(rows)] range of each row)."""
+        start_R, stop_R = self.start_R[rows], self.stop_R[rows]
+        _, first, local_R = np.unique(start_R * (len(self.item) + 1) + stop_R, return_index=True, return_inverse=True)
+        start, length = start_R[first], (stop_R - start_R)[first]
+        row = np.repeat(np.arange(len(first)), length)
+        within = np.arange(length.sum()) - np.repeat(length.cumsum() - length, length)
+        excluded = np.zeros((len(first), n_items), dtype=bool)
+        excluded[row, self.item[np.repeat(start, length) + within]] = True
+        return excluded, local_R
 
 
-def touched_items(examples: pl.DataFrame) -> TouchedItems:
+def check_enough(excluded: ExcludedItems, row_id_R: Int, n_items: int, name: SlateName) -> Int:
+    """int64[R]: how many items each row may draw from.
+
+    Raises:
+        DataError: fewer than the negatives asked for.
+    """
+    available_R = n_items - excluded.count_R
+    if (short := available_R < name.size - 1).any():
+        row = int(np.flatnonzero(short)[0])
+        raise DataError(
+            f"slates {name}: row {row_id_R[row]} needs {name.size - 1} negatives, but its user leaves only "
+            f"{available_R[row]} of {n_items} items to draw from ({int(short.sum())} such rows); use a smaller size"
+        )
+    return available_R
+
+
+def interacted_items(examples: pl.DataFrame) -> ExcludedItems:
     """Items in any history or target of a row's user, over all the rows given; rows without user_id stand alone."""
     rows = examples.select(
         pl.int_range(pl.len()).alias("row"),
@@ -60,7 +91,30 @@ def touched_items(examples: pl.DataFrame) -> TouchedItems:
     group_R = np.unique(rows["number"].to_numpy(), return_inverse=True)[1]
     pairs = rows.select(pl.Series("group", group_R), "item").explode("item").unique().sort("group", "item")
     counts = np.bincount(pairs["group"].to_numpy(), minlength=int(group_R.max(initial=-1)) + 1)
-    return TouchedItems(np.r_[0, counts.cumsum()], pairs["item"].to_numpy().astype(np.int64), group_R.astype(np.int64))
+    stop_G = counts.cumsum()
+    return ExcludedItems(
+        pairs["item"].to_numpy().astype(np.int64), (stop_G - counts)[group_R], stop_G[group_R].astype(np.int64)
+    )
+
+
+def past_items(examples: pl.DataFrame) -> ExcludedItems:
+    """Items of a row's own history and target, and those in rows of its user with an earlier timestamp.
+
+    Rows of one user at one time do not say which came first, and neither do rows without a timestamp: of those, each
+    excludes its own items only.
+    """
+    rows = examples.select(
+        pl.int_range(pl.len()).alias("row"),
+        pl.col(USER_ID).alias("user"),
+        pl.col(TIMESTAMP).alias("time"),
+        pl.concat_list(HISTORY, TARGET).alias("item"),
+    )
+    own = rows.explode("item")
+    since = own.drop_nulls(["user", "time"]).group_by("user", "item").agg(pl.col("time").min().alias("since"))
+    earlier = rows.drop("item").join(since, on="user").filter(pl.col("since") < pl.col("time"))
+    pairs = pl.concat([own.select("row", "item"), earlier.select("row", "item")]).unique().sort("row", "item")
+    stop_R = np.bincount(pairs["row"].to_numpy(), minlength=examples.height).cumsum().astype(np.int64)
+    return ExcludedItems(pairs["item"].to_numpy().astype(np.int64), np.r_[0, stop_R[:-1]], stop_R)
 
 
 def mix64(state: Bits) -> Bits:
@@ -88,32 +142,26 @@ def below(bits: Bits, bound: int) -> Int:
 
 
 def uniform_slates(
-    examples: pl.DataFrame, touched: TouchedItems, *, n_items: int, name: SlateName, fingerprint: str
+    examples: pl.DataFrame, excluded: ExcludedItems, *, n_items: int, name: SlateName, fingerprint: str
 ) -> pl.DataFrame:
-    """Slates of `name.size`: the target and size - 1 items that the row's user never touched, in random order.
+    """Slates of `name.size`: the target and size - 1 items that the row does not exclude, in random order.
 
     The negatives are drawn uniformly without replacement; the target's place is uniform.
 
     Args:
         examples: row_id, target of R rows of one split.
-        touched: for the same R rows.
+        excluded: for the same R rows.
         fingerprint: of the data set's items and examples.
 
     Returns:
         row_id, candidates (list[int32]).
 
     Raises:
-        DataError: a row has fewer untouched items than negatives asked for.
+        DataError: a row excludes so many items that too few are left.
     """
     row_id_R, target_R = examples[ROW_ID].to_numpy(), examples[TARGET].to_numpy().astype(np.int64)
     n_negatives = name.size - 1
-    available_R = n_items - np.diff(touched.offset_G)[touched.group_R]
-    if (short := available_R < n_negatives).any():
-        row = int(np.flatnonzero(short)[0])
-        raise DataError(
-            f"slates {name}: row {row_id_R[row]} needs {n_negatives} negatives, but only {available_R[row]} of "
-            f"{n_items} items were never touched by its user ({int(short.sum())} such rows); use a smaller size"
-        )
+    available_R = check_enough(excluded, row_id_R, n_items, name)
     key = f"{fingerprint}|{name.split}|{name.seed}"
     state_R = row_states(f"{key}|negatives", row_id_R)
     # Rejection needs few draws while most items are free; where they are not, every item gets a random key.
@@ -124,8 +172,7 @@ def uniform_slates(
     for method, rows in ((by_rejection, np.flatnonzero(~crowded)), (_by_random_keys, np.flatnonzero(crowded))):
         for start in range(0, len(rows), max(1, _CELLS // width)):
             part = rows[start : start + max(1, _CELLS // width)]
-            groups, local = np.unique(touched.group_R[part], return_inverse=True)
-            negatives = method(state_R[part], touched_bitmap(touched, groups, n_items), local, n_negatives)
+            negatives = method(state_R[part], *excluded.bitmap(part, n_items), n_negatives)
             table[part] = with_target(negatives, target_R[part], place_R[part])
     return pl.DataFrame({ROW_ID: row_id_R, CANDIDATES: as_lists(CANDIDATES, table)})
 
@@ -139,17 +186,6 @@ def with_target(negatives: Int, target_R: Int, place_R: Int) -> npt.NDArray[np.i
     return table
 
 
-def touched_bitmap(touched: TouchedItems, groups: Int, n_items: int) -> npt.NDArray[np.bool_]:
-    """bool[len(groups), n_items]: which items each group touched."""
-    start, stop = touched.offset_G[groups], touched.offset_G[groups + 1]
-    length = stop - start
-    row = np.repeat(np.arange(len(groups)), length)
-    within = np.arange(length.sum()) - np.repeat(length.cumsum() - length, length)
-    bitmap = np.zeros((len(groups), n_items), dtype=bool)
-    bitmap[row, touched.item[np.repeat(start, length) + within]] = True
-    return bitmap
-
-
 def by_rejection(
     state_R: Bits,
     bitmap: npt.NDArray[np.bool_],
@@ -157,7 +193,7 @@ def by_rejection(
     n: int,
     pick: Callable[[Bits], Int] | None = None,
 ) -> Int:
-    """The first `n` distinct untouched items in each row's stream of draws; int64[R, n].
+    """The first `n` distinct items not excluded in each row's stream of draws; int64[R, n].
 
     pick: random bits → items; uniform over the bitmap's items when not given.
     """
@@ -185,7 +221,7 @@ def by_rejection(
 
 
 def _by_random_keys(state_R: Bits, bitmap: npt.NDArray[np.bool_], local_R: Int, n: int) -> Int:
-    """The `n` untouched items with the smallest random keys, in order of key; int64[R, n]."""
+    """The `n` items not excluded with the smallest random keys, in order of key; int64[R, n]."""
     keys = draws(state_R, 0, bitmap.shape[1])
     keys[bitmap[local_R]] = np.iinfo(np.uint64).max
     return np.argsort(keys, axis=1, kind="stable")[:, :n]

@@ -14,8 +14,6 @@ import numpy.typing as npt
 from sirius_rec.errors import ConfigError, DataError
 from sirius_rec.schema import SPLITS
 
-KINDS = ("user", "time", "leave_last_out")
-
 Labels = npt.NDArray[np.int8]
 Int = npt.NDArray[np.int64]
 

@@ -198,6 +198,10 @@ class Objective:
     def uses_negatives(self) -> bool:
         return self.comparison != "none"
 
+    def parts(self) -> dict[str, str]:
+        """The names of what it is composed of."""
+        return {"reward": self.reward, "comparison": self.comparison, "anchor": self.anchor}
+
     def base(self) -> Objective | None:
         """The same objective without the anchor; None where nothing else is trained on."""
         if self.comparison == "none" and not self.nll_weight:

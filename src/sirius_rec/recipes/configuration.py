@@ -74,9 +74,6 @@ def _data(config: Config) -> Iterator[str]:
             f"data.slates: protocol full covers {', '.join(dict.fromkeys(full))}: language models train and "
             "validate on slates of a size; give it splits: [test]"
         )
-    low, high = data.window.min_history, data.window.max_history
-    if low > high:
-        yield f"data.window: min_history {low} is above max_history {high}: lower it"
 
 
 def _backbone(config: Config) -> Iterator[str]:

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 Curves = dict[str, dict[str, list[dict[str, Any]]]]
 SAME_ROWS = (
     "SFT's best epoch was chosen on the rows that the onset looks at (a run of an earlier version, or one user's rows "
-    "alone), which flatters the start of alignment: the test leaves the start out."
+    "alone), which flatters the start of alignment: the test leaves the start out, and finds an onset in 6 to 7 % of "
+    "runs without one instead of 5 %."
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sirius_rec.config import Config
+from sirius_rec.data.options import INTERACTED_LEAKY
 from sirius_rec.errors import ConfigError
 from sirius_rec.recipes.run_folder import RunFolder
 from sirius_rec.schema import CANDIDATES, HISTORY, USER_ID, SlateName
@@ -71,13 +73,12 @@ class Run:
         """The slates that training uses."""
         slate = next(s for s in self.config.data.slates if "train" in s.splits)
         assert slate.size is not None, "only protocol full has no size, and it covers no train split"
-        return SlateName("train", slate.protocol, slate.size, slate.seed)
+        return SlateName("train", slate.protocol, slate.size, slate.seed, slate.exclude == INTERACTED_LEAKY)
 
     @property
     def validation_slates(self) -> SlateName | None:
         """The validation slates of the training protocol; None where the data has none."""
-        train = self.train_slates
-        name = SlateName("val", train.protocol, train.size, train.seed)
+        name = replace(self.train_slates, split="val")
         return name if str(name) in self.dataset.slate_names and self.dataset.examples("val").height else None
 
     @property

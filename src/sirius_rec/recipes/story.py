@@ -27,7 +27,6 @@ Log = Callable[[str], None]
 
 def prepare_data(config: Config, out: RunFolder | Path, log: Log, advance: Advance | None = None) -> Dataset:
     """Prepare the configured data set into the run folder, or any other; reuses one of the same recipe."""
-    from sirius_rec.data.options import FilterOptions, SlateOptions, SplitOptions, WindowOptions
     from sirius_rec.data.prepare import prepare
 
     data = config.data
@@ -37,10 +36,10 @@ def prepare_data(config: Config, out: RunFolder | Path, log: Log, advance: Advan
         data.input,
         target,
         options=data.options,
-        filter=FilterOptions(**data.filter.model_dump()),
-        split=SplitOptions(**data.split.model_dump()),
-        window=WindowOptions(**data.window.model_dump()),
-        slates=[SlateOptions(**slate.model_dump()) for slate in data.slates],
+        filter=data.filter,
+        split=data.split,
+        window=data.window,
+        slates=data.slates,
         seed=data.seed,
         limits={str(split): rows for split, rows in data.limits.items()},
         prepared=data.prepared,

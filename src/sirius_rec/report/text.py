@@ -55,6 +55,8 @@ def slates_in_words(name: str) -> str:
     if slate.protocol == "full":
         return f"{slate.split} split, the whole catalogue of {slate.size:,} items"
     leaky = "LEAKY, seeded by the target as published: " if slate.leaky else ""
+    if slate.exclusion_leaks:
+        leaky = "LEAKY, negatives leave out what users interacted with later: "
     negatives = f"{slate.protocol} negatives, slate seed {slate.seed}"
     return f"{leaky}{slate.split} split, {slate.size} candidates, {negatives}"
 

@@ -47,8 +47,7 @@ class Arm(Finetuned):
         return next((other.key for other in others if self.config.objective(other).is_base_of(own)), None)
 
     def facts(self) -> dict[str, Any]:
-        own = self.objective
-        return {**super().facts(), "reward": own.reward, "comparison": own.comparison, "anchor": own.anchor}
+        return {**super().facts(), **self.objective.parts()}
 
     def prerequisites(self) -> tuple[Prerequisite, ...]:
         if not self.objective.needs_reference:

@@ -24,6 +24,11 @@ class Sft(Finetuned):
         super().__init__(config, MethodSection(method=self.name))
         self.training = config.sft
 
+    def facts(self) -> dict[str, Any]:
+        from sirius_rec.objectives.losses import build_objective
+
+        return {**super().facts(), **build_objective(self.name).parts()}
+
     def folder(self, run: Run, seed: int) -> Path:
         return run.folder.sft(seed)
 
