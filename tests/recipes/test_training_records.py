@@ -20,8 +20,10 @@ from sirius_rec.prompts.templates import get_template
 from sirius_rec.recipes import records as recipe_records
 from sirius_rec.recipes.arguments import accumulation
 from sirius_rec.recipes.callbacks import Clock, EpochLines
+from sirius_rec.recipes.methods import arms, build_methods, finetuned
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.run_folder import RunFolder
+from sirius_rec.recipes.scoring import answered_rows
 from sirius_rec.schema import SlateName
 
 TRAIN = SlateName("train", "uniform", 6, 0)
@@ -77,6 +79,48 @@ def test_validation_rows_are_the_same_for_everybody(mini: Callable[..., Config])
     assert len(set(rows(200, few))) == 10
     assert rows(200, few) == rows(200, few, "seeds=[3]") != list(range(10))
     assert rows(20) == list(range(20))
+
+
+def test_every_draw_of_a_seed_has_a_stream_of_its_own(trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SFT and alignment see different rows of a large set; shared streams would show both the same."""
+    streams = [recipe_records.PRETRAIN_STREAM, recipe_records.SFT_STREAM, recipe_records.ALIGN_STREAM]
+    assert len({*streams, recipe_records.QUESTION_STREAM}) == 4
+
+    class Asked(Exception):
+        pass
+
+    def asked(n_rows: int, stage: Any, seed: int, stream: int) -> np.ndarray:
+        raise Asked(stream)
+
+    methods = build_methods(trained.config)
+    for key, module in (("sft", finetuned), ("dpo_sirius", arms)):
+        monkeypatch.setattr(module, "stage_rows", asked)
+        with pytest.raises(Asked) as caught:
+            methods[key].fit(trained, 1)  # seed 0 of SFT is done
+        assert caught.value.args == ({"sft": streams[1], "dpo_sirius": streams[2]}[key],)
+
+
+def test_questions_draw_their_negatives_by_row(trained: Run) -> None:
+    """Each row its own: neither the same place of every slate, nor another draw where other rows are asked too."""
+    rows = np.arange(40)
+    pairs = recipe_records.question_pairs(trained.dataset, TRAIN, rows, 2, 0)
+    slates = trained.dataset.slates(TRAIN)["candidates"].to_list()
+    targets = trained.dataset.examples("train")["target"].to_list()
+    places = [[item for item in slates[r] if item != targets[r]].index(item) for r, item in pairs if item != targets[r]]
+    assert Counter(r for r, _ in pairs) == dict.fromkeys(range(40), 3)
+    first = Counter(places[::2])
+    assert set(first) == set(range(5)) and max(first.values()) < 20
+    some = recipe_records.question_pairs(trained.dataset, TRAIN, rows[7:9], 2, 0)
+    assert some == pairs[21:27]
+    assert pairs != recipe_records.question_pairs(trained.dataset, TRAIN, rows, 2, 1)
+
+
+def test_answered_rows_are_a_sample() -> None:
+    """Examples come user by user, so the first ones would be a few users'."""
+    rows = answered_rows(50, 1000)
+    assert rows == sorted(set(rows)) == answered_rows(50, 1000) and len(rows) == 50
+    assert sum(r < 500 for r in rows) in range(12, 39) and rows[-1] > 900
+    assert answered_rows(50, 7) == list(range(7))
 
 
 def run_over(users: list[str | None], config: Config) -> Run:

@@ -114,6 +114,19 @@ def test_numbers_are_those_of_the_results(results, text):
 def test_a_title_cannot_end_the_script(explorer, text):
     (found,) = re.findall(r'<script type="application/json" id="explorer-data">(.*?)</script>', text, re.DOTALL)
     assert json.loads(found) == [{"run": "toy", **explorer}]
+    assert not set("<>&") & set(found)  # "<!--<script>" in a title would swallow the page up to the next "-->"
+
+
+def test_a_tie_with_the_strongest_trivial_baseline_is_not_above_it(run, results, make_summary, tmp_path):
+    results["summary"] = [
+        make_summary("dpo", "DPO", 0.45), make_summary("dpo_sirius", "DPO + SIRIUS", 0.40),
+        make_summary("popularity", "popularity", 0.40, seeds=(0,)),
+    ]  # fmt: skip
+    text = page_of(replace(run, results=results), tmp_path)
+    assert "Strongest trivial baseline: popularity, 0.400; not above it: DPO + SIRIUS." in text
+    results["summary"][0]["hr@1"] = 0.40
+    text = page_of(replace(run, results=results), tmp_path)
+    assert "popularity, 0.400; no trained method is above it." in text
 
 
 def test_the_audit(run, tmp_path):
