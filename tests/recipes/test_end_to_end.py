@@ -155,6 +155,11 @@ def test_diagnosis(whole: Path, tmp_path: Path) -> None:
     done.write_text(json.dumps({**json.loads(done.read_text()), "steps": 1}))
     assert CliRunner().invoke(cli.app, ["diagnose", str(run)]).exit_code == 0
     assert json.loads((run / "diagnostics.json").read_text())["influence"] == {"dpo_sirius": probed["dpo_sirius"]}
+    # a margin that no loss trains is not tested
+    results = read_results(run / "results.json")
+    untrained = {**results["methods"], "softmax_dpo": {**results["methods"]["softmax_dpo"], "comparison": "none"}}
+    (run / "results.json").write_text(json.dumps({**results, "methods": untrained}))
+    assert set(diagnose_run(opened)["onset"]) == {"dpo_sirius"}
     # SFT of an earlier version was chosen on all rows: the start of alignment is flattered and left out
     sft = json.loads((run / "sft/s0/done.json").read_text())
     (run / "sft/s0/done.json").write_text(json.dumps({k: v for k, v in sft.items() if k != "best_by"}))

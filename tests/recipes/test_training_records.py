@@ -222,3 +222,13 @@ def test_sft_is_chosen_on_the_selecting_rows_and_nothing_else_is(trained: Run) -
     assert whole is not None and chosen is not None
     assert chosen["records"] == whole["records"] and "best_by" not in whole
     assert "true_reward" in chosen["hook"](snapshot.logp_R)  # what the other hook measures is measured still
+
+
+def test_a_training_that_an_earlier_version_began_was_not_chosen_apart() -> None:
+    from sirius_rec.recipes.records import SELECTION
+    from sirius_rec.recipes.training import chosen_by
+
+    old, new = {"hr@1": 0.3}, {"hr@1": 0.3, SELECTION: 0.2}
+    assert chosen_by(SELECTION, [new, new]) == SELECTION
+    assert chosen_by(SELECTION, [old, new]) == chosen_by("hr@1", [old, new]) == "hr@1"
+    assert chosen_by(None, []) is None  # without validation rows the last epoch is taken

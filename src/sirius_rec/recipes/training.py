@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +139,6 @@ def _finish(trainer: Any, folder: Path, seconds: float) -> None:
     last = checkpoints[-1]
     best_step = trainer.state.best_global_step
     evaluated = [line for line in read_metrics(folder / "metrics.jsonl") if line["kind"] == "eval"]
-    best_by = trainer.args.metric_for_best_model
     best = folder / "checkpoints" / f"{PREFIX}{best_step}" if best_step else last
     for source, target in ((best, folder / "best"), (last, folder / "last")):
         if target.exists():
@@ -155,11 +154,15 @@ def _finish(trainer: Any, folder: Path, seconds: float) -> None:
             "steps": trainer.state.global_step,
             "best_step": best_step or trainer.state.global_step,
             "best_hr@1": next((line[HIT] for line in evaluated if line["step"] == best_step), None),
-            # what a version without that metric began was chosen by HR@1
-            "best_by": best_by if all(best_by in line for line in evaluated) else HIT,
+            "best_by": chosen_by(trainer.args.metric_for_best_model, evaluated),
             "parameters": sum(p.numel() for p in trainer.model.parameters()),
             "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
             "seconds": round(seconds, 1),
         },
     )
     shutil.rmtree(folder / "checkpoints")
+
+
+def chosen_by(metric: str | None, evaluated: Sequence[Mapping[str, Any]]) -> str | None:
+    """The metric that chose the best epoch: HR@1 where a version without `metric` made some of the evaluations."""
+    return metric if metric is None or all(metric in line for line in evaluated) else HIT
