@@ -210,3 +210,16 @@ def test_holm_by_hand():
     assert holm([0.04, 0.005, 0.02, 0.011]) == pytest.approx([0.04, 0.02, 0.04, 0.033])
     assert holm([0.6, 0.7]) == [1.0, 1.0]
     assert holm([]) == []
+
+
+def test_flips_are_pinned() -> None:
+    """The same p on any machine: 13 users leave three bits of a second byte unused, 999 flips are an odd number."""
+    sums = np.array([3.0, -1, 2, 2, -2, 1, 4, -3, 1, 1, -1, 2, 1])
+    assert sign_flip_p(sums, flips=999, seed=0) == 0.251
+    exact = np.mean(np.abs(np.array(list(itertools.product((-1, 1), repeat=13))) @ sums) >= sums.sum())
+    assert sign_flip_p(sums, flips=50_000, seed=1) == pytest.approx(exact, abs=0.01)
+
+
+def test_a_difference_far_below_its_error_has_p_one() -> None:
+    a = np.array([[1.0, -1.0] * 20, [1.0, -1.0 + 1e-14] * 20])
+    assert paired_test(a, np.zeros((2, 40)), flips=99).p == pytest.approx(1, abs=1e-9)
