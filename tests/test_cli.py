@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import os
 import re
@@ -431,3 +432,98 @@ def test_the_code_of_the_page_on_extending_runs(sirius: Sirius, finished: Path, 
     results = json.loads((tmp_path / "runs" / "mine" / "results.json").read_text())
     assert "Nearest id" in {row["label"] for row in results["summary"]}
     assert ("nearest", "softmax_dpo") in {(test["method"], test["against"]) for test in results["paired"]}
+
+
+# what is missing, and where it is said
+
+
+@pytest.mark.parametrize(
+    ("package", "extra", "arguments"),
+    [
+        ("torch", "train", ["run", MINI]),
+        ("torch", "train", ["evaluate", "FINISHED"]),
+        ("torch", "train", ["bench", "step"]),
+        ("matplotlib", "report", ["theory"]),
+        ("matplotlib", "report", ["report", "FINISHED"]),
+    ],
+)
+def test_a_missing_extra_is_one_line_before_any_work(
+    refused: Callable[..., str], finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    package: str, extra: str, arguments: list[Any],
+) -> None:  # fmt: skip
+    without(monkeypatch, package)
+    out = ["--out", tmp_path / "run"] if arguments[0] == "run" else []
+    said = refused(*[finished if part == "FINISHED" else part for part in arguments], *out)
+    assert said == f"this needs {package}: pip install 'sirius-rec[{extra}]'"
+    assert not (tmp_path / "run").exists()
+
+
+def without(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    """As if a package were not installed."""
+    from sirius_rec import extras
+
+    def load(name: str) -> Any:
+        if name == package:
+            raise ModuleNotFoundError(f"No module named '{name}'", name=name)
+        return importlib.import_module(name)
+
+    monkeypatch.setattr(extras, "import_module", load)
+
+
+def test_a_run_without_the_packages_of_the_report_ends_with_its_table(
+    sirius: Sirius, tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without(monkeypatch, "matplotlib")
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / "report.html").unlink()
+    outcome = sirius("run", MINI, "evaluation.generation_rows=0", "--out", tmp_path / "run")
+    assert outcome.code == 0 and "DPO + SIRIUS" in outcome.out
+    assert "no report: this needs matplotlib: pip install 'sirius-rec[report]'" in outcome.out
+    assert "report:  " not in outcome.out and not (tmp_path / "run" / "report.html").exists()
+
+
+def test_a_log_that_is_not_utf8_gets_the_whole_table(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "sirius_rec", "theory", "--points", "1000", "--out", str(tmp_path / "t")],
+        capture_output=True, check=False, env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"},
+    )  # fmt: skip
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert b"Example 1" in done.stdout and b"figure5.png" in done.stdout and b"?" in done.stdout
+
+
+def test_version(sirius: Sirius) -> None:
+    from sirius_rec import __version__
+
+    assert sirius("--version").out == f"sirius-rec {__version__}\n"
+
+
+def test_the_audit_of_a_run_is_that_of_its_data(sirius: Sirius, finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    outcome = sirius("audit", tmp_path / "run")
+    assert outcome.code == 0 and f"auditing the data of this run: {tmp_path / 'run' / 'data'}" in outcome.out
+
+
+def test_a_split_without_test_rows_is_named(refused: Callable[..., str], tmp_path: Path) -> None:
+    said = refused("run", MINI, "data.split.ratios=[9, 1, 0]", "--out", tmp_path / "run")
+    assert said.startswith("data.split: kind user leaves the test split without rows (users of train, val, test: ")
+    assert "use leave_last_out or time, or other ratios" in said and not (tmp_path / "run").exists()
+
+
+def test_options_of_plain_models_are_refused_for_runs(
+    refused: Callable[..., str], finished: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "q.jsonl").write_text("")
+    said = refused("rank", "--model", finished, "--input", tmp_path / "q.jsonl", "--out", tmp_path / "a", "--chat")
+    assert said.startswith("--chat: is for plain models;")
+
+
+def test_a_run_folder_is_no_configuration(refused: Callable[..., str], finished: Path) -> None:
+    assert "is a run folder: give its configuration" in refused("run", finished)
+
+
+def test_the_packaged_demo_wins_over_a_folder_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sirius_rec.commands.common import load
+
+    (tmp_path / "demo").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load(Path("demo"), None).name == "demo"

@@ -233,8 +233,10 @@ def test_files_that_are_no_configuration(tmp_path: Path) -> None:
     file.write_bytes(b"name: \xff\xfe\n")
     with pytest.raises(ConfigError, match="not UTF-8 text"):
         load_config(file)
-    file.write_text("")
-    assert load_config(file) == Config()
+    file.write_text("# nothing yet\n")
+    with pytest.raises(ConfigError, match=r"the file is empty: start from configs/table\.yaml"):
+        load_config(file)
+    assert parse_config({}, "c") == Config()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import NoReturn
@@ -27,15 +28,19 @@ def _fail(message: str) -> NoReturn:
 def main() -> None:
     """Entry point: what a user can mend becomes one line on stderr and exit code 2; a bug of ours a traceback.
 
-    SIGTERM in a training saves its step, says how to go on, and exits with 0; elsewhere it exits with 143.
+    SIGTERM ends with 143, 128 + 15, as for any process; in a training its step is saved first, and the line says that
+    the work can be resumed. 0 is for work that is done.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal or log that is not UTF-8 shows '?' for what it lacks
+            stream.reconfigure(errors="replace")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     stopping.listen()
     try:
         code = app(prog_name="sirius", standalone_mode=False)
     except Stopped as stopped:
-        print(f"sirius: {stopped}; start the same command again to go on", file=sys.stderr)
-        sys.exit(0 if stopped.saved else _TERMINATED)
+        print(f"sirius: {stopped}; resumable: start the same command again to go on", file=sys.stderr)
+        sys.exit(_TERMINATED)
     except SiriusError as error:
         _fail(str(error))
     except _UsageError as error:

@@ -28,9 +28,9 @@ class _UniqueKeys(yaml.SafeLoader):  # type: ignore[misc, unused-ignore]  # wher
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; an empty file is an empty mapping.
+    """The mapping in a YAML file.
 
-    Raises ConfigError, naming the line, for a file that cannot be read, is not YAML, holds no mapping or a key twice.
+    Raises ConfigError, naming the line, for a file that cannot be read, is empty, is no YAML, or has a key twice.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -45,7 +45,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         line = f", line {where.line + 1}" if where else ""
         raise ConfigError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from error
     if raw is None:
-        return {}
+        raise ConfigError(f"{path}: the file is empty: start from configs/table.yaml, or run `sirius demo`")
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: a configuration is a mapping of sections, found {type(raw).__name__}")
     return raw

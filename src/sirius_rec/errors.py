@@ -52,11 +52,7 @@ class RunError(SiriusError, RuntimeError):
 
 
 class Stopped(BaseException):
-    """SIGTERM ended the work. saved: a training saved its step, and the same command goes on there."""
-
-    def __init__(self, message: str, *, saved: bool = False) -> None:
-        super().__init__(message)
-        self.saved = saved
+    """SIGTERM ended the work; the same command goes on with it."""
 
 
 def storage_error(error: BaseException) -> str | None:

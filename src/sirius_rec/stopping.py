@@ -55,4 +55,4 @@ def after_a_checkpoint() -> Iterator[None]:
     finally:
         _State.trainings -= 1
     if _State.requested and not _State.trainings:
-        raise Stopped("stopped by SIGTERM", saved=True)
+        raise Stopped("stopped by SIGTERM")

@@ -122,6 +122,20 @@ def test_same_seed_same_fingerprints_another_seed_others(world: Dataset, tmp_pat
     assert not reseeded.slates("test-uniform-20-s1").equals(world.slates("test-uniform-20-s0"))
 
 
+def test_a_limit_of_train_rows_starves_nobody_but_language_models(tmp_path: Path) -> None:
+    """Item-kNN on 25 rows would be no baseline: it learns from what it would learn from without the limit."""
+    world = prepare("simulated", None, tmp_path / "all", **SMALL)
+    few = prepare("simulated", None, tmp_path / "few", limits={"train": 25}, **SMALL)
+    assert few.examples("train").height == 25 < world.examples("train").height
+    assert few.all_train_examples().equals(world.examples("train"))
+    assert [s.tolist() for s in few.train_sequences()] == [s.tolist() for s in world.train_sequences()]
+    read = {item for sequence in few.train_sequences(limited=True) for item in sequence.tolist()}
+    rows = few.examples("train")
+    assert read == {*rows["history"].explode().to_list(), *rows["target"].to_list()}
+    whole = prepare("simulated", None, tmp_path / "whole", limits={"train": 10**6}, **SMALL)
+    assert whole.fingerprint == world.fingerprint
+
+
 def test_limits_keep_the_same_rows_with_the_same_slates(world: Dataset, tmp_path: Path) -> None:
     few = prepare("simulated", None, tmp_path / "few", limits={"train": 25}, **SMALL)
     assert few.info["statistics"]["rows"] == {**world.info["statistics"]["rows"], "train": 25}

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import polars as pl
 import pytest
 
 from sirius_rec.recipes.configuration import parse_config
 from sirius_rec.recipes.methods import build_methods
+from sirius_rec.recipes.run import Run
+from sirius_rec.recipes.run_folder import RunFolder
 
 
 @pytest.mark.parametrize(
@@ -88,7 +93,11 @@ def test_a_variant_is_compared_with_its_base_whatever_they_are_called() -> None:
 
 def test_objectives_say_what_is_compared() -> None:
     config = parse_config({"arms": ["sft_continued", "dpo", {"loss": "softmax_ref_free", "name": "whole"}]}, "c")
-    facts = {key: method.facts() for key, method in build_methods(config).items()}
+    rows = pl.DataFrame({"row_id": [1, 2]})
+    run = Run(RunFolder(Path("nowhere")), config)
+    run.__dict__["dataset"] = SimpleNamespace(examples=lambda split: rows[:1], all_train_examples=lambda: rows)
+    facts = {key: method.facts(run) for key, method in build_methods(config).items()}
+    assert {facts[key]["train_rows"] for key in ("sft", "dpo")} == {1} and facts["popularity"]["train_rows"] == 2
     assert [facts[key]["role"] for key in ("popularity", "sft", "dpo")] == ["trivial", "sft", "arm"]
     assert {key: (facts[key]["reward"], facts[key]["comparison"]) for key in ("sft_continued", "dpo", "whole")} == {
         "sft_continued": ("simpo_no_ln", "none"),

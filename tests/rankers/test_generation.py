@@ -115,7 +115,14 @@ def test_a_checkpoints_own_generation_settings_do_not_count(tokenizer: Any, tiny
     model.generation_config.repetition_penalty = 5.0
     model.generation_config.no_repeat_ngram_size = 1
     model.generation_config.do_sample = True
+    model.generation_config.suppress_tokens = Encoder(tokenizer).completion("Red")
+    model.generation_config.return_dict_in_generate = True
+    model.generation_config.num_return_sequences = 2
+    model.generation_config.stop_strings = ["e"]
+    model.generation_config.max_time = 1e-9
+    inherited = model.generation_config
     assert generate_answers(model, Encoder(tokenizer), prompts, [SLATE] * 2, ["Red"] * 2) == plain
+    assert model.generation_config is inherited  # it is the checkpoint's own again
 
 
 def test_a_title_token_with_accents_is_recognised() -> None:

@@ -245,13 +245,14 @@ def before_alignment(whole: Path, out: Path) -> Path:
 
 
 @pytest.mark.parametrize(("stage", "jobs"), [("run", 1), ("align", 2)])
-def test_sigterm_saves_and_ends_well(whole: Path, tmp_path: Path, here: Here, stage: str, jobs: int) -> None:
-    """A batch system's SIGTERM: exit code 0, one line, no step lost; in the end the same weights, log and results."""
+def test_sigterm_saves_and_is_not_done(whole: Path, tmp_path: Path, here: Here, stage: str, jobs: int) -> None:
+    """A batch system's SIGTERM: exit code 143, so that nothing behind && starts; one line, no step lost; in the end
+    the same weights, log and results."""
     out = before_alignment(whole, tmp_path / "run")
     override = f"compute.jobs={jobs}"
     arm, code, said = kill_in_alignment(out, override, stage=stage, sent=signal.SIGTERM)
-    assert code == 0, said
-    assert re.fullmatch(r"sirius: stopped by SIGTERM.*; start the same command again to go on\n", said)
+    assert code == 143, said
+    assert re.fullmatch(r"sirius: stopped by SIGTERM.*; resumable: start the same command again to go on\n", said)
     assert not (arm / "done.json").exists() and not (out / "results.json").exists()
     lines = read_metrics(arm / "metrics.jsonl")
     newest = max(int(path.name.removeprefix("checkpoint-")) for path in arm.glob("checkpoints/checkpoint-*"))

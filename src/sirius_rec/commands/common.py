@@ -23,6 +23,24 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from sirius_rec import __version__
+
+        print(f"sirius-rec {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="The version, and nothing else.")
+    ] = False,
+) -> None:
+    pass
+
+
 ConfigArg = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file; the packaged ones go by name: demo.")]
 OverridesArg = Annotated[
     list[str] | None, typer.Argument(metavar="[key=value]...", help="Overrides, for example align.epochs=3.")
@@ -40,9 +58,12 @@ def say(text: str) -> None:
 
 def load(config: Path, overrides: list[str] | None) -> Config:
     from sirius_rec.recipes.configuration import load_config
+    from sirius_rec.recipes.run_folder import RunFolder
 
     packaged = Path(__file__).parents[1] / "configs" / f"{config}.yaml"
-    return load_config(packaged if not config.exists() and packaged.is_file() else config, overrides)
+    if RunFolder(config).config_file.is_file():
+        raise ConfigError(f"{config}: is a run folder: give its configuration, {RunFolder(config).config_file}")
+    return load_config(packaged if not config.is_file() and packaged.is_file() else config, overrides)
 
 
 def open_run_folder(config: Path, overrides: list[str] | None, out: Path | None) -> Run:
@@ -79,8 +100,14 @@ def write_json(path: Path | None, content: Any) -> None:
 
 
 def train_stages(config: Path, overrides: list[str] | None, out: Path | None, stages: tuple[str, ...]) -> Run:
+    from sirius_rec.extras import missing, require
+
+    require("train")  # before the folder is made
     from sirius_rec.recipes.story import run_stages
 
+    without_report = missing("report") if "evaluate" in stages else None
+    if without_report:
+        say(f"there will be no report: {without_report}")
     run = open_run_folder(config, overrides, out)
     run_stages(run, stages, say)
     return run

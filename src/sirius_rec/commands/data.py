@@ -11,7 +11,7 @@ from sirius_rec.commands.common import JsonOption, OverridesArg, app, check_json
 from sirius_rec.errors import ConfigError
 
 
-@app.command()
+@app.command(short_help="Events or windows in, frozen slates out.")
 def prepare(
     config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help="YAML file with a data section.")] = None,
     overrides: OverridesArg = None,
@@ -54,9 +54,9 @@ def prepare(
     write_json(json_file, dataset.info)
 
 
-@app.command("audit")
+@app.command("audit", short_help="Blind probes: do slates give answers away?")
 def audit_command(
-    slates: Annotated[Path, typer.Argument(metavar="DATA_OR_SLATES", help="Data folder, JSON list or JSON lines.")],
+    slates: Annotated[Path, typer.Argument(metavar="DATA_OR_SLATES", help="Data or run folder, or a file of slates.")],
     train: Annotated[list[Path] | None, typer.Option(help="What guessers may learn from; may be repeated.")] = None,
     val: Annotated[list[Path] | None, typer.Option(help="The same, of the val split; may be repeated.")] = None,
     ids: Annotated[Path | None, typer.Option(help="CSV of numeric ids by item_id or title: orders to try.")] = None,
@@ -78,8 +78,12 @@ def audit_command(
     """
     from sirius_rec.audit.audit import audit
     from sirius_rec.audit.printing import print_audit
+    from sirius_rec.recipes.run_folder import RunFolder
 
     check_json(json_file)
+    if RunFolder(slates).config_file.is_file():
+        slates = RunFolder(slates).data
+        say(f"auditing the data of this run: {slates}")
     result = audit(
         slates, train=train or (), val=val or (), ids=ids, items=items, slates=name, scores=scores, seed=seed
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,8 +22,11 @@ from sirius_rec.commands.common import (
     write_json,
 )
 
+if TYPE_CHECKING:
+    from sirius_rec.recipes.run import Run
 
-@app.command()
+
+@app.command(short_help="The whole story on a simulated catalogue.")
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Run folder.")] = Path("runs/demo"),
     json_file: JsonOption = None,
@@ -38,7 +41,7 @@ def demo(
     _run(Path("demo"), None, out, json_file)
 
 
-@app.command()
+@app.command(short_help="Everything a configuration asks for; resumable.")
 def run(config: ConfigArg, overrides: OverridesArg = None, out: OutOption = None, json_file: JsonOption = None) -> None:
     """Run everything a configuration asks for; started again, it goes on where it stopped.
 
@@ -60,10 +63,16 @@ def _run(config: Path, overrides: list[str] | None, out: Path | None, json_file:
     print_results(results)
     write_json(json_file, results)
     say(f"results: {run.folder.results}")
-    say(f"report:  {run.folder.path / 'report.html'}")
+    _say_report(run, "report:  ")
 
 
-@app.command()
+def _say_report(run: Run, words: str) -> None:
+    page = run.folder.path / "report.html"
+    if page.is_file():
+        say(f"{words}{page}")
+
+
+@app.command(short_help="Every method on the same slates, tested.")
 def compare(
     config: ConfigArg, overrides: OverridesArg = None, out: OutOption = None, json_file: JsonOption = None
 ) -> None:
@@ -86,10 +95,10 @@ def compare(
     print_comparison(results)
     write_json(json_file, results)
     say(f"comparison: {run.folder.path / comparison.FILE}")
-    say(f"report:     {run.folder.path / 'report.html'}")
+    _say_report(run, "report:     ")
 
 
-@app.command()
+@app.command(short_help="Supervised fine-tuning only.")
 def sft(config: ConfigArg, overrides: OverridesArg = None, out: OutOption = None) -> None:
     """Supervised fine-tuning only (with pretraining for the tiny backbone).
 
@@ -98,7 +107,7 @@ def sft(config: ConfigArg, overrides: OverridesArg = None, out: OutOption = None
     say(f"done: {train_stages(config, overrides, out, ('sft',)).folder.path / 'sft'}")
 
 
-@app.command()
+@app.command(short_help="Every arm's preference alignment.")
 def align(config: ConfigArg, overrides: OverridesArg = None, out: OutOption = None) -> None:
     """Every arm's preference alignment, with what it needs before.
 
@@ -107,12 +116,15 @@ def align(config: ConfigArg, overrides: OverridesArg = None, out: OutOption = No
     say(f"done: {train_stages(config, overrides, out, ('sft', 'align')).folder.path / 'align'}")
 
 
-@app.command()
+@app.command(short_help="Score what is trained; results and table.")
 def evaluate(run: RunArg, json_file: JsonOption = None) -> None:
     """Score the trained methods on the test slates; results.json and the table. Trains nothing.
 
     Example: sirius evaluate runs/lastfm
     """
+    from sirius_rec.extras import require
+
+    require("train")
     from sirius_rec.recipes.results import collect
     from sirius_rec.recipes.run import Run
     from sirius_rec.recipes.scoring import check_trained

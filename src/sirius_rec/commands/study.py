@@ -11,7 +11,7 @@ from sirius_rec.commands.common import JsonOption, app, check_json, say, write_j
 from sirius_rec.errors import ConfigError
 
 
-@app.command()
+@app.command(short_help="Reward-hacking evidence of a run.")
 def diagnose(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, or a RewardHackingMonitor's folder.")],
     influence: Annotated[
@@ -43,7 +43,7 @@ def diagnose(
         say(f"curves: {csv}")
 
 
-@app.command()
+@app.command(short_help="One HTML page of one run, or of several.")
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders over the same data and slates.")],
     baseline: Annotated[str | None, typer.Option(metavar="METHOD", help="What paired tests are against.")] = None,
@@ -55,6 +55,9 @@ def report(
 
     Example: sirius report runs/a runs/b --out compared.html
     """
+    from sirius_rec.extras import require
+
+    require("report")
     from sirius_rec.recipes.reporting import report_run
     from sirius_rec.recipes.run import Run
 
@@ -63,7 +66,7 @@ def report(
     say(f"report: {report_run(*opened, baseline=baseline, out=out)}")
 
 
-@app.command()
+@app.command(short_help="Insensitive regions, areas, the paper's errata.")
 def theory(
     out: Annotated[Path, typer.Option("--out", help="Folder for figure2 and figure5 (PNG and SVG).")] = Path("theory"),
     model: Annotated[str, typer.Option(help="Preference model: bradley_terry or thurstone.")] = "bradley_terry",
@@ -74,6 +77,9 @@ def theory(
 
     Example: sirius theory --out theory --json theory.json
     """
+    from sirius_rec.extras import require
+
+    require("report")
     from sirius_rec.report.theory_plots import write_theory_figures
     from sirius_rec.terminal import print_theory
     from sirius_rec.theory import claims
@@ -97,7 +103,7 @@ def theory(
         say(f"figure: {path}")
 
 
-@app.command("bench")
+@app.command("bench", short_help="Performance figures with their baselines.")
 def bench_command(
     name: Annotated[str, typer.Argument(metavar="NAME", help="step, score, memory, cost, end-to-end or cuda.")],
     quick: Annotated[bool, typer.Option("--quick", help="Smaller batches, fewer rounds: at most 3 minutes.")] = False,
@@ -108,6 +114,9 @@ def bench_command(
 
     Example: sirius bench step --quick --json step.json
     """
+    from sirius_rec.extras import require
+
+    require("train")
     from sirius_rec.bench.run import environment, run_bench
     from sirius_rec.recipes.environment import processor, versions
     from sirius_rec.recipes.run import quiet

@@ -36,7 +36,7 @@ from sirius_rec.data.slates import interacted_items, slates_from_examples, unifo
 from sirius_rec.data.sources import SOURCES
 from sirius_rec.data.sources.simulated import SimulatedWorld
 from sirius_rec.data.statistics import paper_statistics, row_statistics
-from sirius_rec.data.store import Dataset, check_slates, full_slates, write_dataset
+from sirius_rec.data.store import ALL_TRAIN, Dataset, check_slates, full_slates, write_dataset
 from sirius_rec.data.windows import as_lists
 from sirius_rec.errors import ConfigError, DataError
 from sirius_rec.progress import Advance
@@ -80,7 +80,7 @@ def prepare(
         out: the folder to write; it appears only when it is complete.
         seed: of the source (ties, simulated world) and of the rows that limits choose.
         limits: at most so many rows per split, drawn at random; the rows kept are the same rows, with the same slates,
-            as without a limit.
+            as without a limit. Train rows beyond the limit stay in a table of their own, for all but language models.
         prepared: a folder that this recipe has made, on this machine or another: it is copied, so that its rows and
             slates stay as they were frozen, and input is not needed.
         progress: called with one line per stage.
@@ -121,8 +121,10 @@ def prepare(
     excludes = _excludes(slates, split.kind != "user" or _shares_users(material))
     learns = any(option.protocol in _LEARNING for option in slates)  # before the limits, which are no reason to unlearn
     train = material.select(learns & (material.examples[SPLIT] == "train").to_numpy())
+    every = material.examples.filter(pl.col(SPLIT) == "train").select(list(EXAMPLE_SCHEMA))
     material = _limited(material, limits, seed)
     examples = material.examples.select(list(EXAMPLE_SCHEMA))
+    cut = every.height > examples.filter(pl.col(SPLIT) == "train").height
     world = SimulatedWorld.from_notes(notes) if "world" in notes else None
     names = _slate_names(slates, excludes, material)
     frozen, described = _frozen_slates(material, names, train, base, world, say)
@@ -135,7 +137,9 @@ def prepare(
         "slates": described,
     }
     say(f"writing {out}")
-    return write_dataset(out, {"items": material.items, "examples": examples, **frozen}, info)
+    return write_dataset(
+        out, {"items": material.items, "examples": examples, **({ALL_TRAIN: every} if cut else {}), **frozen}, info
+    )
 
 
 def _frozen_slates(

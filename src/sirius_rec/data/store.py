@@ -23,6 +23,7 @@ _FULL_CELLS = 400_000_000  # scores of full slates held at once: 1.6 GB per colu
 INFO_FILE = "dataset.json"
 ITEMS_FILE = "items.parquet"
 EXAMPLES_FILE = "examples.parquet"
+ALL_TRAIN = "all_train"  # every train row, where a limit leaves language models fewer
 
 
 @dataclass(frozen=True)
@@ -136,9 +137,20 @@ class Dataset:
         for name in self.info["fingerprints"]:
             self._read_unchanged(name)
 
-    def train_sequences(self) -> list[npt.NDArray[np.int32]]:
-        """The distinct items of each train user's windows, oldest first; of each train row where there are no users."""
-        train = self.examples("train").select(
+    def all_train_examples(self) -> pl.DataFrame:
+        """Every train row, also those that `limits` keeps from language models; columns as `examples`."""
+        if ALL_TRAIN not in self.info["fingerprints"]:
+            return self.examples("train")
+        if ALL_TRAIN not in self._kept:
+            self._kept[ALL_TRAIN] = self._read_unchanged(ALL_TRAIN)
+        return self._kept[ALL_TRAIN]
+
+    def train_sequences(self, *, limited: bool = False) -> list[npt.NDArray[np.int32]]:
+        """The distinct items of each train user's windows, oldest first; of each train row where there are no users.
+
+        limited: of the rows that `limits` leaves alone, which language models train on.
+        """
+        train = (self.examples("train") if limited else self.all_train_examples()).select(
             pl.coalesce("u" + pl.col(USER_ID), "r" + pl.col(ROW_ID).cast(pl.String)).alias("who"),
             pl.concat_list(HISTORY, TARGET).alias(ITEM),
         )

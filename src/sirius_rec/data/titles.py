@@ -18,6 +18,15 @@ def collapse_whitespace(titles: pl.Series) -> tuple[pl.Series, int]:
     return tidy, int((tidy != titles).sum())
 
 
+def tidy_title(title: str) -> str:
+    """One title, as `collapse_whitespace` has it.
+
+    >>> tidy_title(" House\\n Painters ")
+    'House Painters'
+    """
+    return " ".join(title.split())
+
+
 def distinct_titles(titles: Sequence[str]) -> tuple[list[str], list[int]]:
     """Append " (2)", " (3)" … to later holders of a title, in item order, passing over titles already in use.
 

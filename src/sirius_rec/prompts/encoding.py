@@ -31,7 +31,8 @@ class Encoder:
         self.tokenizer = tokenizer
         self.chat = chat
         self.eos_id: int = tokenizer.eos_token_id
-        self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos_id
+        # Padding is masked everywhere; a tokenizer's own pad token may lie outside the embeddings (added, not resized).
+        self.pad_id: int = tokenizer.eos_token_id
         # What the tokenizer itself puts before any text (BOS for Llama, nothing for GPT-2).
         own = tokenizer("")["input_ids"]
         self._prefix: list[int] = [i for i in own if i != self.eos_id or i == tokenizer.bos_token_id]
@@ -74,6 +75,11 @@ class Encoder:
     def _rendered(self, messages: Sequence[Mapping[str, str]], **options: Any) -> str:
         """Chat messages as text."""
         return str(self.tokenizer.apply_chat_template(messages, tokenize=False, enable_thinking=False, **options))
+
+    @cached_property
+    def special(self) -> set[int]:
+        """Ids that no title may contain: the tokenizer's special tokens, but for the one of unknown characters."""
+        return set(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}
 
     def prompt(self, text: str) -> list[int]:
         """Ids of the prompt, with the tokenizer's own beginning-of-sequence token, without an end of sequence."""
@@ -138,9 +144,8 @@ class Encoder:
     def check_distinct(self, titles: Iterable[str]) -> None:
         """PromptError if no model could tell titles apart: equal token ids, or a special token inside a title."""
         seen: dict[tuple[int, ...], str] = {}
-        special = set(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}
         for title in titles:
-            if special.intersection(self.completion(title)[:-1]):
+            if self.special.intersection(self.completion(title)[:-1]):
                 raise PromptError(f"title {title!r} contains a special token of the tokenizer: change the title")
             other = seen.setdefault(tuple(self.completion(title)), title)
             if other != title:

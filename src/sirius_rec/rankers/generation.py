@@ -10,6 +10,7 @@ from transformers import GenerationConfig
 
 from sirius_rec.prompts.encoding import Encoder, normalise_title
 from sirius_rec.rankers.protocol import Answer
+from sirius_rec.scoring.packed import unwrapped
 
 
 def judge(text: str, slate: Sequence[str], target: str) -> Answer:
@@ -55,6 +56,26 @@ def generate_answers(
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
+    inherited, base = unwrapped(model).generation_config, unwrapped(model)
+    try:
+        # `generate` fills what a configuration leaves open from the checkpoint's own, which may suppress or stop.
+        base.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
+        return _generated(model, encoder, prompts, slates, targets, batch_size, device, progress)
+    finally:
+        base.generation_config = inherited
+        model.train(was_training)
+
+
+def _generated(
+    model: Any,
+    encoder: Encoder,
+    prompts: Sequence[str],
+    slates: Sequence[Sequence[str]],
+    targets: Sequence[str],
+    batch_size: int,
+    device: torch.device,
+    progress: Callable[[int], None] | None,
+) -> list[Answer]:
     prompt_ids = encoder.prompts(prompts)
     order = sorted(range(len(prompts)), key=lambda r: len(prompt_ids[r]))
     out: list[Answer | None] = [None] * len(prompts)
@@ -70,13 +91,9 @@ def generate_answers(
         said_BT = model.generate(
             input_ids=input_ids_BT.to(device),
             attention_mask=mask_BT.to(device),
-            # A fresh configuration: a checkpoint's own may carry penalties or sampling, which are not greedy.
             generation_config=GenerationConfig(  # type: ignore[no-untyped-call]
                 max_new_tokens=longest,
                 do_sample=False,
-                num_beams=1,
-                repetition_penalty=1.0,
-                no_repeat_ngram_size=0,
                 eos_token_id=encoder.eos_id,
                 pad_token_id=encoder.pad_id,
             ),
@@ -87,5 +104,4 @@ def generate_answers(
             out[r] = judge(_said(ids, encoder, slates[r]), slates[r], targets[r])
         if progress:
             progress(len(rows))
-    model.train(was_training)
     return [answer for answer in out if answer is not None]

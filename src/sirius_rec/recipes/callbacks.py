@@ -41,9 +41,7 @@ class SaveOnStop(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._stops or (processes.count() == 1 and stopping.requested()):
-            raise Stopped(
-                f"stopped by SIGTERM after step {state.global_step} of {state.max_steps}, which is saved", saved=True
-            )
+            raise Stopped(f"stopped by SIGTERM after step {state.global_step} of {state.max_steps}, which is saved")
 
 
 class Clock(TrainerCallback, ExportableState):

@@ -41,7 +41,7 @@ def _train_tokenizer(folder: RunFolder, config: Config, dataset: Dataset) -> Non
     from sirius_rec.training.tiny import train_tokenizer
 
     counts = np.zeros(dataset.n_items, dtype=np.int64)
-    for sequence in dataset.train_sequences():
+    for sequence in dataset.train_sequences(limited=True):
         counts[sequence] += 1
     order = np.argsort(-counts, kind="stable")
     template = config.prompts.form()

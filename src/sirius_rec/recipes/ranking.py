@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from sirius_rec.data.store import Dataset
+from sirius_rec.data.titles import tidy_title
 from sirius_rec.errors import PromptError, RunError
 from sirius_rec.rankers.llm import LLMRanker
 from sirius_rec.rankers.requests import Request
@@ -71,7 +72,13 @@ def _chosen(run: Run, key: str | None, seed: int | None) -> tuple[Method, int]:
 
 
 def load_plain_model(
-    name: str, *, template: str, shows_slate: bool, max_history: int, chat: bool = False, dtype: str = "float32"
+    name: str,
+    *,
+    template: str = "generic",
+    shows_slate: bool = True,
+    max_history: int = 10,
+    chat: bool = False,
+    dtype: str = "float32",
 ) -> Served:
     """Any causal language model by hub id or folder (of SiriusTrainer, say); requests hold titles.
 
@@ -127,11 +134,25 @@ class TextRequests:
             for item in (*self._shown(request), *request.candidates):
                 if item not in self.texts:
                     return f"item {item!r} is not in the catalogue; give titles with --titles, or leave it out"
+        from sirius_rec.training.inputs import embedding_count
+
+        titles = [self._title(item) for item in (*self._shown(request), *request.candidates)]
+        candidates = titles[len(titles) - len(request.candidates) :]
+        twice = next((title for n, title in enumerate(candidates) if title in candidates[:n]), None)
+        if twice is not None:
+            return f"candidate {twice!r} is duplicated"
         try:
-            longest = max(len(self.encoder.completion(self._title(c))) for c in request.candidates)
+            encoded = [self.encoder.completion(title) for title in titles]
             prompt = self.encoder.prompt(self._prompt(request))
         except PromptError as error:
             return str(error)
+        for title, ids in zip(titles, encoded, strict=True):
+            if self.encoder.special.intersection(ids[:-1]):
+                return f"title {title!r} contains a special token of the tokenizer: change the title"
+        highest = max(i for ids in (prompt, *encoded) for i in ids)
+        if highest >= (size := embedding_count(self.model)):
+            return f"token id {highest} lies outside the model's {size} embeddings"
+        longest = max(map(len, encoded[len(titles) - len(request.candidates) :]))
         if self.context is not None and len(prompt) + longest - 1 > self.context:
             return (
                 f"prompt and longest candidate take {len(prompt) + longest - 1} tokens, the context is {self.context}"
@@ -143,7 +164,7 @@ class TextRequests:
         return request.history[max(0, len(request.history) - self.max_history) :]
 
     def _title(self, item: str) -> str:
-        return item if self.texts is None else self.texts[item]
+        return tidy_title(item) if self.texts is None else self.texts[item]
 
     def _prompt(self, request: Request) -> str:
         history = [self._title(item) for item in self._shown(request)]

@@ -64,7 +64,7 @@ def pretraining_records(dataset: Dataset, template: Template, *, piece: int, epo
     header = template.history + "\n"
     titles = dataset.titles
     rng = np.random.default_rng([seed, PRETRAIN_STREAM])
-    sequences = dataset.train_sequences()
+    sequences = dataset.train_sequences(limited=True)
     out: list[Record] = []
     for _ in range(epochs):
         for sequence in sequences:

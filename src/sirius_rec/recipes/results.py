@@ -36,7 +36,7 @@ def gather(run: Run, baseline: str) -> dict[str, Any]:
     splits = sorted({SlateName.parse(name).split for name in names})
     examples = pl.concat([dataset.examples(split).select(ROW_ID, USER_ID, TARGET) for split in splits])
     answers = [json.loads(file.read_text()) for file in sorted(run.folder.generation.glob("*.json"))]
-    return build_results(
+    results = build_results(
         tables,
         examples=examples,
         truths={name: truth for name, truth in truths.items() if truth is not None},
@@ -53,9 +53,16 @@ def gather(run: Run, baseline: str) -> dict[str, Any]:
         methods=_facts(run, tables),
         baseline=baseline,
     )
+    few, every = dataset.examples("train").height, dataset.all_train_examples().height
+    if few < every:
+        results["notes"].append(
+            f"data.limits.train: language models learned from {few:,} of {every:,} train rows; all other methods from "
+            "all of them."
+        )
+    return results
 
 
 def _facts(run: Run, tables: Sequence[ScoreTable]) -> dict[str, Any]:
     """What each method is; a score table that somebody put beside the run's own is a baseline's."""
     foreign = {t.method: {"label": t.label, "role": "baseline", "random": True, "base": None} for t in tables}
-    return foreign | {key: method.facts() for key, method in build_methods(run.config).items()}
+    return foreign | {key: method.facts(run) for key, method in build_methods(run.config).items()}

@@ -14,7 +14,7 @@ from sirius_rec.config import Config
 from sirius_rec.data.options import INTERACTED_LEAKY
 from sirius_rec.errors import ConfigError
 from sirius_rec.recipes.run_folder import RunFolder
-from sirius_rec.schema import CANDIDATES, HISTORY, USER_ID, SlateName
+from sirius_rec.schema import CANDIDATES, HISTORY, SPLITS, USER_ID, SlateName
 
 if TYPE_CHECKING:
     from sirius_rec.data.store import Dataset
@@ -110,13 +110,25 @@ class Run:
         chosen = self.config.evaluation.slates
         if chosen is None:
             if not prepared:
-                raise ConfigError("data.slates: no slates cover the test split, so nothing can be evaluated")
+                raise ConfigError(self._why_nothing_is_tested())
             return prepared
         for name in chosen:
             if name not in prepared:
                 have = ", ".join(prepared) or "none"
                 raise ConfigError(f"evaluation.slates: no test slates '{name}'; there are {have}")
         return list(chosen)
+
+    def _why_nothing_is_tested(self) -> str:
+        if not any("test" in slate.splits for slate in self.config.data.slates):
+            return "data.slates: no slates cover the test split, so nothing can be evaluated"
+        split = self.config.data.split
+        users = [self.dataset.examples(part)[USER_ID].n_unique() for part in SPLITS]
+        rows = [self.dataset.examples(part).height for part in SPLITS]
+        return (
+            f"data.split: kind {split.kind} leaves the test split without rows (users of train, val, test: "
+            f"{', '.join(map(str, users))}; rows: {', '.join(map(str, rows))}): use leave_last_out or time, or other "
+            "ratios"
+        )
 
     @property
     def sized_test_slates(self) -> list[str]:
@@ -139,3 +151,5 @@ def quiet() -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
+    # PEFT still asks by the names that transformers has just renamed.
+    warnings.filterwarnings("ignore", category=FutureWarning, message=".*gradient_checkpointing.*")

@@ -187,7 +187,7 @@ def _run_in_workers(
         _end(set(multiprocessing.active_children()) - others, _TO_SAVE if stopped else _TO_END)
         pool.shutdown(wait=False, cancel_futures=True)
         if stopped:
-            raise Stopped("stopped by SIGTERM", saved=True) from None
+            raise Stopped("stopped by SIGTERM") from None
         if isinstance(error, BrokenProcessPool):
             raise TrainingError(
                 "the process of a job was killed (out of memory?): start the same command again to go on"

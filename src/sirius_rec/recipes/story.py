@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from sirius_rec import processes
 from sirius_rec.config import Config
 from sirius_rec.errors import DataError, SiriusError
+from sirius_rec.extras import missing
 from sirius_rec.recipes import diagnosis, models, scoring
 from sirius_rec.recipes.adoption import adopt
 from sirius_rec.recipes.methods import build_methods, in_order_of_check
@@ -127,4 +128,8 @@ def finish(run: Run, log: Log) -> None:
         diagnosis.diagnose_run(run)
     except DataError as error:
         log(f"no diagnosis: {error}")
-    report_run(run)
+    without_report = missing("report")
+    if without_report:
+        log(f"no report: {without_report}")
+    else:
+        report_run(run)

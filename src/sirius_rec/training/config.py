@@ -86,6 +86,10 @@ class SiriusConfig(TrainingArguments):
                 "dataloader_persistent_workers: every epoch would repeat the first: set "
                 "dataloader_persistent_workers=False"
             )
+        for name, neutral in (("label_smoothing_factor", 0.0), ("train_sampling_strategy", "random")):
+            value = getattr(self, name, neutral)
+            if value != neutral:  # the Trainer would take it and nothing would change
+                raise ConfigError(f"{name}={value!r} has no effect on preference losses: leave it out")
         if self.auto_find_batch_size:
             # Examples are weighted for the batch size that was configured.
             raise ConfigError(

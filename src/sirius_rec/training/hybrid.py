@@ -37,6 +37,7 @@ class HybridEmbedding(nn.Module):
         width = tokens.weight.shape[1]
         self.tokens = tokens
         self.first_virtual = tokens.weight.shape[0]
+        self.num_embeddings = self.first_virtual + items_ID.shape[0]
         items_ID = items_ID.detach().float()
         self.register_buffer("items_ID", items_ID / items_ID.square().mean().sqrt().clamp(min=1e-8))
         with torch.no_grad():

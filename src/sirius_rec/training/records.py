@@ -70,6 +70,9 @@ def encode_records(records: Iterable[Mapping[str, Any]], encoder: Encoder) -> li
         prompts.append(record["prompt"])
         encode = encoder.completion if isinstance(record["prompt"], str) else encoder.turn
         completions.append([encode(text) for text in (chosen, *rejected)])
+        for text, ids in zip((chosen, *rejected), completions[-1], strict=True):
+            if encoder.special.intersection(ids[:-1]):
+                raise DataError(f"record {number}: {text!r} contains a special token of the tokenizer: change the text")
     if not prompts:
         raise DataError("the data set has no records")
     if isinstance(prompts[0], str):

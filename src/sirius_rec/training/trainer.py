@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
-from sirius_rec.errors import TrainingError
+from sirius_rec.errors import ConfigError, TrainingError
 from sirius_rec.evaluation.metrics import METRICS, per_example
 from sirius_rec.objectives.evidence import evidence
 from sirius_rec.objectives.losses import LossOutput, compute_loss
@@ -41,6 +41,7 @@ from sirius_rec.training.checkpoints import (
 from sirius_rec.training.config import SiriusConfig
 from sirius_rec.training.dropout import check_no_noise, disable_dropout
 from sirius_rec.training.held_out import HeldOutLog
+from sirius_rec.training.inputs import check_trainable, check_vocabulary, policy_of, records_of
 from sirius_rec.training.memory import MemoryEstimate, estimate
 from sirius_rec.training.metrics_log import MetricsLog
 from sirius_rec.training.records import PackingCollator, PreferenceDataset, check_context, encode_records
@@ -53,8 +54,9 @@ _SELF_CHECK_ROWS = 2
 class SiriusTrainer(Trainer):
     """Trains a causal LM on preference records (`prompt`, `chosen`, `rejected`: a text or a list of texts).
 
-    model: any `AutoModelForCausalLM`, or a PEFT model. args: `SiriusConfig`. processing_class: its tokenizer.
-    train_dataset, eval_dataset: sequences of records (lists, Hugging Face data sets).
+    model: any `AutoModelForCausalLM` in float32, a PEFT model, or a hub id or folder. args: `SiriusConfig`.
+    processing_class: its tokenizer.
+    train_dataset, eval_dataset: records: lists, Hugging Face data sets, pandas or polars frames.
     peft_config: wrap the model in a new adapter first.
     ref_logps, eval_ref_logps: log π_ref per record and completion (nats), where they are cached already; otherwise
         the model as it is before the first step is the reference, and its log-probs are computed once.
@@ -84,21 +86,31 @@ class SiriusTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         args.check()
+        if kwargs.pop("ref_model", None) is not None:
+            raise ConfigError(
+                "ref_model: the reference is the model as it is before its first step, scored once: leave it out, or "
+                "give log-probs as ref_logps"
+            )
         self.objective = args.objective()
+        model = policy_of(model)
         if peft_config is not None:
             from peft import get_peft_model
 
             model = get_peft_model(model, peft_config)
+        check_trainable(model)
+        self._own_pad_id = getattr(unwrapped(model).config, "pad_token_id", None)
         self._no_dropout = self.objective.uses_negatives if args.disable_dropout is None else args.disable_dropout
         if self._no_dropout:
             disable_dropout(model)
         self.encoder = encoder or Encoder(processing_class, chat=args.chat)
         self.scoring = resolve_mode(model, args.scoring)
         context = args.max_length or getattr(unwrapped(model).config, "max_position_embeddings", None)
-        train_rows = encode_records(train_dataset, self.encoder)
-        check_context(train_rows, context)
-        self.eval_rows = encode_records(eval_dataset, self.encoder) if eval_dataset is not None else []
-        check_context(self.eval_rows, context)
+        train_rows = encode_records(records_of(train_dataset, "train_dataset"), self.encoder)
+        evaluated = [] if eval_dataset is None else records_of(eval_dataset, "eval_dataset")
+        self.eval_rows = [] if eval_dataset is None else encode_records(evaluated, self.encoder)
+        for rows in (train_rows, self.eval_rows):
+            check_context(rows, context)
+            check_vocabulary(model, rows, self.encoder.tokenizer)
         dataset = self._training_set(train_rows, args)
         self.collator = PackingCollator(train_rows, self.encoder.pad_id, with_rows=self.scoring == "naive")
         self.collator.ref_logps = ref_logps
@@ -171,6 +183,11 @@ class SiriusTrainer(Trainer):
         result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         self._check_weights()
         return result
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        # The Trainer writes the tokenizer's pad token into the configuration; without an embedding it cannot be loaded.
+        unwrapped(self.model).config.pad_token_id = self._own_pad_id
+        super()._save(output_dir, state_dict)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """In order: the data set shuffles itself by (seed, epoch), which also makes resuming exact."""

@@ -46,8 +46,8 @@ class Arm(Finetuned):
         others = (other for other in self.config.arms if other.learning_rate == self.arm.learning_rate)
         return next((other.key for other in others if self.config.objective(other).is_base_of(own)), None)
 
-    def facts(self) -> dict[str, Any]:
-        return {**super().facts(), **self.objective.parts()}
+    def facts(self, run: Run) -> dict[str, Any]:
+        return {**super().facts(run), **self.objective.parts()}
 
     def prerequisites(self) -> tuple[Prerequisite, ...]:
         if not self.objective.needs_reference:

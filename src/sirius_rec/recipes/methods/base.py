@@ -89,9 +89,13 @@ class Method:
         """Key of the method that it is a variant of, and is compared with: + SIRIUS of what has no anchor."""
         return None
 
-    def facts(self) -> dict[str, Any]:
-        """What results.json says of it."""
-        return {"label": self.label, "role": self.role, "random": self.random, "base": self.base}
+    def facts(self, run: Run) -> dict[str, Any]:
+        """What results.json says of it; train_rows: that it learns from."""
+        data = run.dataset
+        rows = data.examples("train") if self.uses_backbone else data.all_train_examples()
+        return {
+            "label": self.label, "role": self.role, "random": self.random, "base": self.base, "train_rows": rows.height,
+        }  # fmt: skip
 
     # What it needs
 

@@ -75,7 +75,7 @@ class ItemKnnDirected(ClosedForm):
     role: ClassVar[Role] = "trivial"
 
     def fitted(self, run: Run) -> Any:
-        train = run.dataset.examples("train")
+        train = run.dataset.all_train_examples()
         histories = [row.to_numpy() for row in train[HISTORY]]
         return DirectedItemKNN().fit(histories, train[TARGET].to_numpy(), run.dataset.n_items)
 
@@ -88,11 +88,11 @@ class Recency(ClosedForm):
     name, title = "recency", "Recency"
 
     def check(self, run: Run) -> None:
-        train = run.dataset.examples("train")
+        train = run.dataset.all_train_examples()
         checked_times(train[TIMESTAMP].to_numpy(), train.height)
 
     def fitted(self, run: Run) -> Any:
-        train = run.dataset.examples("train")
+        train = run.dataset.all_train_examples()
         return RecencyRanker().fit(train[TARGET].to_numpy(), train[TIMESTAMP].to_numpy(), run.dataset.n_items)
 
 

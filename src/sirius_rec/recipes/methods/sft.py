@@ -24,10 +24,10 @@ class Sft(Finetuned):
         super().__init__(config, MethodSection(method=self.name))
         self.training = config.sft
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self, run: Run) -> dict[str, Any]:
         from sirius_rec.objectives.losses import build_objective
 
-        return {**super().facts(), **build_objective(self.name).parts()}
+        return {**super().facts(run), **build_objective(self.name).parts()}
 
     def folder(self, run: Run, seed: int) -> Path:
         return run.folder.sft(seed)

@@ -1,0 +1,29 @@
+"""Optional packages: what is missing is said in one line, with the command that installs it, before any work."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from sirius_rec.errors import ConfigError
+
+_PACKAGES = {
+    "train": ("torch", "transformers", "peft", "accelerate"),
+    "report": ("matplotlib", "jinja2"),
+}
+
+
+def missing(extra: str) -> str | None:
+    """Why what an extra brings cannot be used, and what to do; None where all of it is there."""
+    for package in _PACKAGES[extra]:
+        try:
+            import_module(package)
+        except ImportError:
+            return f"this needs {package}: pip install 'sirius-rec[{extra}]'"
+    return None
+
+
+def require(extra: str) -> None:
+    """ConfigError where a package of an extra is missing."""
+    problem = missing(extra)
+    if problem:
+        raise ConfigError(problem)

@@ -1,0 +1,73 @@
+"""What people hand to `SiriusTrainer`: a model or its name, records in any usual container; refused in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from sirius_rec.errors import ConfigError, DataError
+from sirius_rec.scoring.packed import unwrapped
+from sirius_rec.scoring.rows import PromptCompletions
+
+
+def policy_of(model: Any) -> nn.Module:
+    """The model itself, or the one of a hub id or folder, in float32."""
+    if isinstance(model, nn.Module):
+        return model
+    if isinstance(model, str):
+        from sirius_rec.training.backbones import load_backbone
+
+        loaded: nn.Module = load_backbone(model)
+        return loaded
+    raise ConfigError(f"model: got a {type(model).__name__}: give a causal language model, its hub id or its folder")
+
+
+def records_of(data: Any, argument: str) -> Any:
+    """Records as a sequence of mappings, from lists, Hugging Face data sets and data frames."""
+    if isinstance(data, Mapping):
+        first = next(iter(data), "train")
+        what = f"several data sets ({', '.join(map(str, data))})" if data else "an empty dict"
+        raise DataError(f"{argument}: got {what}: hand over one of them, {argument}=data[{first!r}]")
+    if hasattr(data, "to_dicts"):  # polars
+        return data.to_dicts()
+    if hasattr(data, "iterrows"):  # pandas
+        return data.to_dict("records")
+    if isinstance(data, str) or not hasattr(data, "__iter__"):
+        raise DataError(f"{argument}: got {data!r}: hand over records, a list of {{'prompt', 'chosen', 'rejected'}}")
+    return data
+
+
+def check_trainable(model: nn.Module) -> None:
+    """ConfigError where no weight would be trained, or weights in half precision would be."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trainable:
+        raise ConfigError(
+            "no weight of the model is trainable: load the adapter with is_trainable=True, or give peft_config"
+        )
+    half = {p.dtype for p in trainable} & {torch.float16, torch.bfloat16}
+    if half:
+        name = str(half.pop()).removeprefix("torch.")
+        raise ConfigError(
+            f"the model's trainable weights are {name}, which loses steps of 1e-5 or blows them up: load it with "
+            "dtype=torch.float32 (bf16=True still computes in bfloat16), or train an adapter"
+        )
+
+
+def embedding_count(model: nn.Module) -> int:
+    """How many ids the model has an embedding for."""
+    embeddings = unwrapped(model).get_input_embeddings()
+    return int(getattr(embeddings, "num_embeddings", 0) or embeddings.weight.shape[0])
+
+
+def check_vocabulary(model: nn.Module, rows: Sequence[PromptCompletions], tokenizer: Any) -> None:
+    """ConfigError naming the first token of the rows that the model has no embedding for."""
+    size = embedding_count(model)
+    highest = max((i for row in rows for ids in (row.prompt, *row.completions) for i in ids), default=0)
+    if highest >= size:
+        raise ConfigError(
+            f"the tokenizer's id {highest} ({tokenizer.convert_ids_to_tokens(highest)!r}) lies outside the model's "
+            f"{size} embeddings: resize them, or take the token out of the tokenizer"
+        )
