@@ -15,11 +15,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sirius_rec.recipes.evaluation import gather
-
-from sirius_rec.data.store import open_dataset
 from sirius_rec.evaluation.results import decision
-from sirius_rec.recipes.run_folder import RunFolder
+from sirius_rec.recipes.results import gather
+from sirius_rec.recipes.run import Run
 
 HERE = Path(__file__).parent / "results"
 
@@ -53,8 +51,7 @@ def main(run: Path, name: str, hardware: str, date: str) -> None:
     results = json.loads((compared if compared.is_file() else run / "results.json").read_text())
     environment = json.loads((run / "environment.json").read_text())
     environment.pop("argv")  # paths of one machine
-    folder = RunFolder(run)
-    tests = gather(folder, folder.config(), open_dataset(folder.data), "item_knn")["paired"]
+    tests = gather(Run.open(run), "item_knn")["paired"]
     results["paired_item_knn"] = [test for test in tests if test["against"] == "item_knn"]
     results["run"] = {
         "environment": environment,

@@ -45,6 +45,15 @@ def test_an_unknown_key_without_a_neighbour_lists_what_is_known() -> None:
     assert said == "unknown key 'backbone.lora.zzz' (known: rank, alpha, dropout)"
 
 
+def test_names_of_jobs_and_of_what_is_always_there_are_taken() -> None:
+    """A job's name is its key and seed: an arm called `reference` took that of the reference cache, and lost it."""
+    for key in ("reference", "pretrain", "sft", "popularity"):
+        assert f"arms.0.name: '{key}' is taken: give the arm another name" in problem(
+            f"arms: [{{loss: dpo, name: {key}}}]"
+        )
+        assert f"'{key}' is taken: give the method another name" in problem(f"methods: [{{method: ease, name: {key}}}]")
+
+
 def test_all_problems_come_at_once() -> None:
     assert problem("sft: {epochs: 0}\nalign: {batch_size: many}\nfoo: 1\narms: [{los: dpo}, 5]").split("; ") == [
         "sft.epochs: must be at least 1, got 0",

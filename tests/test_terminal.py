@@ -24,7 +24,8 @@ def row(method: str, label: str, hit: float, **more: Any) -> dict[str, Any]:
 def pair(method: str, against: str, difference: float, p: float, low: float, high: float) -> dict[str, Any]:
     names = {"method": method, "against": against, "slates": "test-uniform-20-s0", "checkpoint": "best"}
     base = against == method.removesuffix("_sirius")
-    return {**names, "difference": difference, "p_holm": p, "low": low, "high": high, "against_base": base}
+    ps = {"p_holm": p, "p_holm_these_seeds": p, "one_seed": False}
+    return {**names, "difference": difference, **ps, "low": low, "high": high, "against_base": base}
 
 
 RESULTS = {
@@ -112,9 +113,11 @@ def test_diagnostics_are_blocks() -> None:
     moved = {"first": 0.1, "last": 0.9, "peak": 0.95}
     shares = ("insensitive@0.1", "insensitive@0.5", "misordered")
     mean = {"hr@1": moved, "reward_margin": moved, **dict.fromkeys(shares, moved)}
-    entry = {"label": "DPO", "seeds": {"0": {"hr@1": {"best_epoch": 2}}}, "mean": mean, "hacking": None}
-    lines = printed(print_diagnostics, {"methods": {"dpo": entry}, "notes": []})
-    assert lines[1] == "DPO: no reward margin logged"
+    entry = {"label": "DPO", "seeds": {"0": {"hr@1": {"best_epoch": 2}}}, "mean": mean, "margin_trained": True}
+    onset = {"step": None, "peak_step": 8, "fall": 0.01, "p": 0.3, "margin_rise": 0.1, "looks": 4}
+    content = {"methods": {"dpo": entry}, "onset": {"dpo": {"all": onset, "seeds": {}}}, "notes": []}
+    lines = printed(print_diagnostics, content)
+    assert lines[1] == "DPO: onset: none in 4 evaluations (HR@1 0.010 below its peak at step 8, p 0.300)"
     assert "  margin first → last       0.10 → 0.90" in lines
     assert "  HR@1 first / peak / last  0.100 / 0.950 / 0.900" in lines
 

@@ -130,7 +130,8 @@ class EvaluationSection(Options):
     """checkpoints: the best epoch by held-out HR@1, the last, or both. slates: null means all test slates.
 
     generation_rows: how many test prompts are answered by greedy generation (ValidRatio); 0 for none.
-    validation_rows: how many validation rows are ranked after each epoch; null for all.
+    validation_rows: how many validation rows are ranked after each epoch; null for all. Those of half the users choose
+        SFT's best epoch, and the onset of hacking is looked for on the others.
     """
 
     HOW: ClassVar[frozenset[str]] = frozenset({"batch_tokens"})

@@ -143,16 +143,16 @@ def _number(value: float | None, best: float | None, column: Sequence[float]) ->
 
 
 def print_diagnostics(diagnostics: Mapping[str, Any], console: Console | None = None) -> None:
-    """One block per method: what moved between the first epoch and the last, and the verdict."""
+    """One block per method: the onset test, and what moved between the first epoch and the last."""
     from sirius_rec.diagnostics.curves import HEADER, lines
-    from sirius_rec.diagnostics.wording import golden_line, influence_line, onset_line
+    from sirius_rec.diagnostics.wording import golden_line, influence_line, verdict
 
-    more = (("onset", onset_line), ("golden_fit", golden_line), ("influence", influence_line))
+    more = (("golden_fit", golden_line), ("influence", influence_line))
     console = console or Console(highlight=False)
-    names = [name for name in HEADER if name not in ("method", "verdict")]
+    names = HEADER[1:]
     for method, line in zip(diagnostics["methods"], lines(diagnostics), strict=True):
         entry = dict(zip(HEADER, line, strict=True))
-        console.print(Text(f"\n{entry['method']}: {entry['verdict']}", style="bold"))
+        console.print(Text(f"\n{entry['method']}: {verdict(diagnostics, method)}", style="bold"))
         facts = {name: str(entry[name]) for name in names}
         for key, in_words in more:
             if method in diagnostics.get(key, {}):

@@ -189,3 +189,17 @@ def test_a_hundred_thousand_slates_of_a_hundred_are_quick() -> None:
     got = uniform_slates(rows, excluded, n_items=n_items, name=SlateName("test", "uniform", 100, 0), fingerprint="f")
     assert time.perf_counter() - start < 15  # about 3 s alone on one core; room for a busy machine
     assert got["candidates"].list.n_unique().min() == 100
+
+
+def test_slates_are_pinned_however_few_items_are_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With rejection (27 and 20 items free), without (18 and 14), in parts of any size: the same slates for ever."""
+    rows = examples([(None, list(range(n)), n) for n in (2, 9, 11, 15)])
+    got = make(rows, 30, 11).tolist()
+    assert got == [
+        [2, 23, 9, 7, 4, 25, 24, 8, 26, 10, 18],
+        [10, 27, 29, 16, 9, 15, 22, 13, 23, 28, 18],
+        [25, 18, 29, 15, 24, 19, 27, 14, 16, 23, 11],
+        [19, 17, 28, 29, 22, 15, 26, 20, 21, 23, 24],
+    ]
+    monkeypatch.setattr("sirius_rec.data.slates._CELLS", 1)
+    assert make(rows, 30, 11).tolist() == got

@@ -7,7 +7,8 @@ import math
 import pytest
 from scipy import stats
 
-from sirius_rec.diagnostics.curves import HEADER, diagnose, lines, mean_interval, verdict
+from sirius_rec.diagnostics.curves import HEADER, diagnose, lines, mean_interval
+from sirius_rec.diagnostics.wording import onset_found, verdict
 from sirius_rec.errors import DataError
 
 
@@ -33,61 +34,42 @@ def test_one_seed_by_hand():
     assert seed["reward_margin"] == {"first": 0.0, "last": 3.0, "change": 3.0}
     assert seed["insensitive@0.1"]["change"] == pytest.approx(0.04)
     assert seed["misordered"] is None
-    assert seed["hacking"]["flagged"] and seed["hacking"]["margin_rise"] == 2.0
-    assert found["hacking"]["hr@1_fall"] == pytest.approx(0.1) and found["hacking"]["hr@1_fall_low"] is None
     assert found["label"] == "DPO"
-    assert "one seed" in verdict(found)
 
 
 def test_seed_interval_is_students():
-    falls = [0.10, 0.06]
-    by_seed = {str(s): curve([0.3, 0.5, 0.5 - fall], [0, 1, 2]) for s, fall in enumerate(falls)}
-    hacking = diagnose(results(dpo=by_seed))["methods"]["dpo"]["hacking"]
     half = stats.t.ppf(0.975, 1) * 0.04 / math.sqrt(2) / math.sqrt(2)
-    assert hacking["hr@1_fall"] == pytest.approx(0.08)
-    assert hacking["hr@1_fall_low"] == pytest.approx(0.08 - half)
-    assert hacking["hr@1_fall_high"] == pytest.approx(0.08 + half)
-    assert hacking["seeds_flagged"] == 2 and hacking["peak_epoch"] == 1
-
-
-@pytest.mark.parametrize(
-    ("hits", "margins", "flagged"),
-    [
-        ([0.3, 0.4, 0.5], [0, 1, 2], False),  # still improving
-        ([0.3, 0.5, 0.4], [0, 2, 1], False),  # both fell
-        ([0.5, 0.5, 0.5], [0, 1, 2], False),  # flat
-        ([0.5, 0.4, 0.3], [0, 1, 2], True),
-    ],
-)
-def test_flag_needs_both(hits, margins, flagged):
-    found = diagnose(results(dpo={"0": curve(hits, margins)}))["methods"]["dpo"]
-    assert found["hacking"]["flagged"] is flagged is found["seeds"]["0"]["hacking"]["flagged"]
+    assert mean_interval([0.10, 0.06]) == pytest.approx((0.08, 0.08 - half, 0.08 + half))
 
 
 def test_methods_without_a_margin_are_listed_only():
     found = diagnose(results(dpo={"0": curve([0.3, 0.4], [0, 1])}, sft={"0": curve([0.2])}))
-    assert found["methods"]["sft"]["hacking"] is None
     rows = lines(found)
     assert [len(row) for row in rows] == [len(HEADER)] * 2
-    assert rows[1][0] == "SFT" and rows[1][-1] == "no reward margin logged"
+    assert rows[1][0] == "SFT" and rows[1][1] == "–"
+    assert verdict(found, "sft") == "not tested: no log-probs of held-out slates"
 
 
-def test_a_margin_that_nothing_trains_is_never_hacking():
-    """The same curve is a sign of hacking where a comparison is trained, and none in continued SFT."""
+def test_the_verdict_is_the_onset_test_and_nothing_else():
+    """A margin that rises while HR@1 falls is what noise does after a peak: without an onset nothing is claimed."""
     hacked = {"0": curve([0.5, 0.4, 0.3], [0, 1, 2]), "1": curve([0.5, 0.4, 0.2], [0, 1, 3])}
-    found = results(dpo=hacked, sft_continued=hacked, old=hacked)
-    found["methods"] = {
-        "dpo": {"reward": "dpo", "comparison": "pairwise"},
-        "sft_continued": {"reward": "simpo_no_ln", "comparison": "none"},
-    }
+    found = results(dpo=hacked, simpo=hacked, sft_continued=hacked, old=hacked)
+    found["methods"] = {"dpo": {"comparison": "pairwise"}, "sft_continued": {"comparison": "none"}}
     diagnostics = diagnose(found)
     methods = diagnostics["methods"]
-    assert [methods[name]["margin_trained"] for name in ("dpo", "sft_continued", "old")] == [True, False, True]
-    assert methods["dpo"]["hacking"]["flagged"] and methods["old"]["hacking"]["flagged"]
-    continued = methods["sft_continued"]
-    assert continued["hacking"] is None and all(seed["hacking"] is None for seed in continued["seeds"].values())
-    assert continued["mean"]["reward_margin"]["change"] == 2.5
-    assert verdict(continued) == "no margin is trained"
+    assert {name: entry["margin_trained"] for name, entry in methods.items()} == {
+        "dpo": True, "simpo": True, "sft_continued": False, "old": True,
+    }  # fmt: skip
+    assert methods["sft_continued"]["mean"]["reward_margin"]["change"] == 2.5
+    onset = {"step": 20, "peak_step": 0, "fall": 0.25, "p": 0.0004, "margin_rise": 2.5, "looks": 3}
+    none = {**onset, "step": None, "p": 0.2}
+    diagnostics["onset"] = {"dpo": {"all": onset, "seeds": {}}, "simpo": {"all": none, "seeds": {}}}
+    diagnostics["onset"]["sft_continued"] = diagnostics["onset"]["dpo"]  # of a version that tested it
+    assert verdict(diagnostics, "dpo").startswith("onset: step 20 (HR@1 0.250 below its peak at step 0, p < 0.001")
+    assert verdict(diagnostics, "simpo").startswith("onset: none in 3 evaluations")
+    assert verdict(diagnostics, "sft_continued") == "not tested: no margin is trained"
+    assert set(onset_found(diagnostics)) == {"dpo", "simpo"}
+    assert not any("fell" in cell for row in lines(diagnostics) for cell in row)
 
 
 @pytest.mark.parametrize(

@@ -54,12 +54,79 @@ def test_coverage_of_the_grouped_interval():
     assert 0.89 <= hits / 200 <= 0.985
 
 
-def test_seeds_are_resampled_too():
-    # users carry no noise, two seeds differ by 1: resampled seed means are 0, 1/2, 1 with weights 1/4, 1/2, 1/4
-    values = np.array([np.zeros(50), np.ones(50)])
-    got = bootstrap_mean(values)
-    assert (got.mean, got.low, got.high) == (0.5, 0.0, 1.0)
-    assert bootstrap_mean(values, level=0.4).low == 0.5  # the lower 30 % point of 0 (1/4), 1/2 (1/2), 1 (1/4)
+def test_interval_over_seeds_by_hand():
+    """Two seeds and two users, hits ((1, 0), (0, 0)) + constants: each part by hand, quantiles from a table.
+
+    Seed means 1/2 and 0: variance 1/8, over 2 seeds 1/16. User means over seeds 1/2 and 0: the same. t of one degree of
+    freedom at 97.5 % is 12.706.
+    """
+    got = bootstrap_mean([[1.0, 0.0], [0.0, 0.0]])
+    assert got.mean == 0.25
+    assert got.high - got.mean == pytest.approx(12.7062 * np.sqrt(1 / 16 + 1 / 16), rel=1e-4)
+    assert got.mean - got.low == pytest.approx(got.high - got.mean)
+    narrower = bootstrap_mean([[1.0, 0.0], [0.0, 0.0]], level=0.5)  # its t is 1
+    assert narrower.high - narrower.mean == pytest.approx(np.sqrt(1 / 8))
+
+
+def test_interval_over_seeds_has_the_t_intervals_as_limits():
+    """Seeds that agree leave the t interval over users; users that agree leave the t interval over seeds."""
+    rng = np.random.default_rng(10)
+    per_user = rng.normal(size=40)
+    users = bootstrap_mean(np.tile(per_user, (3, 1)))
+    theirs = stats.ttest_1samp(per_user, 0).confidence_interval()
+    assert (users.low, users.high) == pytest.approx((theirs.low, theirs.high))
+    per_seed = rng.normal(size=4)
+    seeds = bootstrap_mean(np.repeat(per_seed[:, None], 40, axis=1))
+    theirs = stats.ttest_1samp(per_seed, 0).confidence_interval()
+    assert (seeds.low, seeds.high) == pytest.approx((theirs.low, theirs.high))
+
+
+def test_users_of_uneven_size_have_the_linearised_standard_error():
+    """Against the sandwich estimate of a regression on a constant, clustered by user (statsmodels' formula)."""
+    rng = np.random.default_rng(11)
+    users = rng.integers(0, 12, size=90)
+    row = rng.normal(size=90) + users / 6
+    got = bootstrap_mean(np.stack([row, row]), users)
+    scores = np.array([(row[users == user] - row.mean()).sum() for user in range(12)])
+    error = np.sqrt(12 / 11 * (scores**2).sum()) / 90
+    assert got.high - got.mean == pytest.approx(stats.t.ppf(0.975, 11) * error)
+
+
+def test_p_over_seeds_is_where_its_interval_reaches_zero():
+    rng = np.random.default_rng(12)
+    a = rng.normal(0.5, 1, size=(3, 50)) + rng.normal(0, 0.2, size=(3, 1))
+    got = paired_test(a, np.zeros((3, 50)), flips=500)
+    assert got.p > got.p_these_seeds  # the seeds' part is what sign flips do not see
+    reaching = paired_test(a, np.zeros((3, 50)), level=1 - got.p, flips=500)
+    assert reaching.low == pytest.approx(0, abs=1e-9)
+    alone = paired_test(a[0], np.zeros(50), flips=500)
+    assert alone.p == alone.p_these_seeds
+
+
+@pytest.mark.parametrize(("seeds", "spread"), [(3, 0.0), (3, 1.0), (3, 2.0), (3, 4.0), (2, 4.0)])
+def test_wrong_verdicts_over_few_seeds(seeds, spread):
+    """No more than 5 % of intervals miss the truth, however much seeds differ (spread times the users' error).
+
+    60 users, 800 trials: 7.3 % would be three standard errors too many. Satterthwaite's degrees of freedom give 12 %
+    with two seeds and a spread of 4, a percentile bootstrap more than 30 %.
+    """
+    rng, users, trials, wrong = np.random.default_rng([13, seeds, int(spread)]), 60, 800, 0
+    zeros = np.zeros((seeds, users))
+    for _ in range(trials):
+        user = rng.normal(size=users)
+        own = rng.normal(size=(seeds, users)) * 0.5  # what one seed gets right and another does not
+        seed = rng.normal(size=(seeds, 1)) * spread / np.sqrt(users)
+        wrong += paired_test(user + own + seed, zeros, flips=99).p < 0.05
+    assert wrong / trials < 0.073
+
+
+def test_seeds_that_agree_cost_nothing():
+    """A difference of 3.6 standard errors is found in about 95 % of trials, as with users alone."""
+    rng, found = np.random.default_rng(14), 0
+    for _ in range(300):
+        user = rng.normal(3.6 / np.sqrt(60), 1, size=60)
+        found += bootstrap_mean(np.tile(user, (3, 1))).low > 0
+    assert found / 300 > 0.9
 
 
 def test_blocks_and_series_do_not_change_the_draws(monkeypatch):
@@ -134,6 +201,8 @@ def test_p_is_uniform_without_an_effect():
 def test_equal_methods():
     got = paired_test([0.0, 1.0, 1.0], [0.0, 1.0, 1.0])
     assert (got.difference, got.low, got.high, got.p) == (0, 0, 0, 1)
+    seeds = paired_test(np.ones((3, 9)), np.ones((3, 9)))
+    assert (seeds.low, seeds.high, seeds.p) == (0, 0, 1)
 
 
 def test_holm_by_hand():
@@ -141,3 +210,16 @@ def test_holm_by_hand():
     assert holm([0.04, 0.005, 0.02, 0.011]) == pytest.approx([0.04, 0.02, 0.04, 0.033])
     assert holm([0.6, 0.7]) == [1.0, 1.0]
     assert holm([]) == []
+
+
+def test_flips_are_pinned() -> None:
+    """The same p on any machine: 13 users leave three bits of a second byte unused, 999 flips are an odd number."""
+    sums = np.array([3.0, -1, 2, 2, -2, 1, 4, -3, 1, 1, -1, 2, 1])
+    assert sign_flip_p(sums, flips=999, seed=0) == 0.251
+    exact = np.mean(np.abs(np.array(list(itertools.product((-1, 1), repeat=13))) @ sums) >= sums.sum())
+    assert sign_flip_p(sums, flips=50_000, seed=1) == pytest.approx(exact, abs=0.01)
+
+
+def test_a_difference_far_below_its_error_has_p_one() -> None:
+    a = np.array([[1.0, -1.0] * 20, [1.0, -1.0 + 1e-14] * 20])
+    assert paired_test(a, np.zeros((2, 40)), flips=99).p == pytest.approx(1, abs=1e-9)

@@ -47,6 +47,18 @@ def test_arms(arm: Any, label: str) -> None:
     assert labels == {"sft": "SFT", config.arms[0].key: label}
 
 
+def test_morec_says_that_its_own_encoder_is_not_pretrained() -> None:
+    entries = [
+        "morec",
+        {"method": "morec", "name": "mine"},
+        {"method": "morec", "preset": "paper", "options": {"encoder": "some/bert"}},
+    ]
+    methods = build_methods(parse_config({"arms": [], "methods": entries}, "c"))
+    assert methods["morec"].label == "MoRec (SASRec over titles, encoder from scratch)"
+    assert methods["mine"].label == "mine"
+    assert methods["morec_paper"].label == "MoRec (SASRec over titles), paper's settings, encoder=some/bert"
+
+
 def test_trivial_baselines_are_always_there() -> None:
     labels = {key: m.label for key, m in build_methods(parse_config({"arms": ["dpo"]}, "c")).items()}
     assert list(labels.items())[:4] == [

@@ -124,3 +124,8 @@ def test_true_reward_refuses_what_it_cannot_scale():
         true_reward([[1.0, 2.0]], [[3.0, 3.0]])
     with pytest.raises(DataError, match="not the same number"):
         true_reward([[1.0, 2.0]], [[3.0]])
+
+
+def test_one_list_is_no_table_of_scores():
+    with pytest.raises(DataError, match="every row must be one list of numbers"):
+        per_example(np.array([0.1, 0.2]), [0])

@@ -97,6 +97,8 @@ def test_paired_tests():
     assert (test["low"], test["high"], test["p"]) == pytest.approx((alone.low, alone.high, alone.p))
     assert all(test["p_holm"] >= test["p"] for test in results["paired"])
     assert results["curves"] == {} and results["notes"]
+    given = {"config": {"a": 1}, "environment": {"b": 2}, "data": {"c": 3}, "curves": {"dpo": {"0": []}}}
+    assert {key: build(**given)[key] for key in given} == given
 
 
 def test_a_method_without_seeds_stands_against_every_seed():
@@ -133,6 +135,41 @@ def test_one_seed_of_a_trained_method_gets_no_verdict():
     assert two["seeds"] == [0, 1] and decision(two) == "better"
 
 
+def test_seeds_that_differ_more_than_users_get_no_verdict():
+    """Three seeds of +0.6, +0.2 and +0.3 on 15 users: clear on these seeds; t of two seeds' freedom says no more."""
+    wins = [lambda r: r % 5 < 3, lambda r: r % 5 < 1, lambda r: r % 10 < 3]
+    tables = [table("dpo", seed, wins=won) for seed, won in enumerate(wins)]
+    tables += [table("sft", seed, wins=lambda r: False) for seed in range(3)]
+    (test,) = build(tables, baseline="sft")["paired"]
+    assert test["p_holm_these_seeds"] < 0.001 < 0.05 < test["p_holm"] and test["low"] < 0
+    assert decision(test) == "on these seeds only"
+    steady = [table("dpo", seed, wins=lambda r: r % 5 < 2) for seed in range(3)] + tables[3:]
+    (test,) = build(steady, baseline="sft")["paired"]
+    assert decision(test) == "better"
+    assert decision({**test, "difference": -test["difference"]}) == "worse"
+
+
+@pytest.mark.parametrize(
+    ("difference", "low", "high", "words"),
+    [
+        (0.1, 0.05, 0.15, "better"), (-0.1, -0.15, -0.05, "worse"), (-0.1, -0.2, 0.0, "on these seeds only"),
+        (0.1, 0.0, 0.2, "on these seeds only"), (0.1, -0.1, 0.3, "on these seeds only"),
+        (0.1, None, None, "on these seeds only"),
+    ],
+)  # fmt: skip
+def test_a_verdict_needs_an_interval_off_zero(difference, low, high, words):
+    test = {"p_holm": 0.01, "p_holm_these_seeds": 0.01, "one_seed": False}
+    test |= {"difference": difference, "low": low, "high": high}
+    assert decision(test) == words
+    assert decision({**test, "p_holm": 0.05, "p_holm_these_seeds": 0.05}) == "no clear difference"
+
+
+def test_intervals_of_shares_end_at_0_and_1():
+    """Two seeds of HR@1 0.5 and 0.8 leave an interval of t 12.7; beyond 0 and 1 there is nothing."""
+    summary = {row["method"]: row for row in build()["summary"]}
+    assert (summary["dpo"]["hr@1_low"], summary["dpo"]["hr@1_high"]) == (0.0, 1.0)
+
+
 def test_missing_baseline_is_noted_and_trivial_baselines_are_not_tested():
     results = build([table("dpo", wins=lambda r: True), table("popularity", wins=lambda r: False)])
     assert results["paired"] == []
@@ -163,8 +200,20 @@ def test_generation_counts_all_prompts():
     assert summary["dpo"]["valid_ratio"] is None  # seed 1 generated nothing
     with pytest.raises(DataError, match="row_id 0 is neither 0 nor 1, or a hit without being valid"):
         build(generation=[generation(hit=[1, 0, 1, 0])])
-    with pytest.raises(DataError, match="has no score table"):
+    with pytest.raises(DataError, match="row_id 4 is neither 0 nor 1, or a hit without being valid"):
+        build(generation=[generation(valid=[1, 1, 1, 2], hit=[0, 0, 0, 2], row_id=[0, 1, 2, 4])])
+    with pytest.raises(DataError, match=f"generation: simpo, seed 0, {SLATES}, last has no score table"):
         build(generation=[generation(method="simpo")])
+
+
+def test_many_generated_answers():
+    """More than 256: Python's small integers are all one object, larger ones are not."""
+    users = pl.DataFrame(
+        {"row_id": range(300), "user_id": [str(r) for r in range(300)], "target": [r % 4 for r in range(300)]}
+    )
+    answers = generation(row_id=list(range(300)), valid=[1] * 300, hit=[0] * 300)
+    (row,) = build([table("dpo", wins=bool, rows=300)], examples=users, generation=[answers])["rows"]
+    assert row["n_generated"] == 300
 
 
 def test_two_runs_write_the_same_bytes(tmp_path):

@@ -115,3 +115,11 @@ def test_no_gradient_is_recorded() -> None:
 def test_log_slope_equals_the_oracle_far_out() -> None:
     x = torch.tensor([-1e4, -700.0, -1.0, 0.0, 2.0, 700.0, 1e4])
     np.testing.assert_allclose(log_slope(x).numpy(), BRADLEY_TERRY.log_slope(x.numpy()), rtol=1e-6)
+
+
+def test_evidence_is_outside_the_graph() -> None:
+    """It is kept for the logs of a whole step: with gradients it would keep every micro-batch's activations."""
+    logp = torch.randn(2, 4, requires_grad=True)
+    sampled = torch.tensor([[False, True, False, False]] * 2)
+    sums = evidence(logp * 2, logp, sampled, torch.ones(2, 4, dtype=torch.bool), (0.1,))
+    assert not any(total.requires_grad for total, _ in sums.values())

@@ -413,3 +413,10 @@ def test_an_anchor_alone_has_no_base() -> None:
     alone = Objective(reward="simpo", comparison="none", anchor="constant")
     assert alone.base() is None
     assert not any(build_objective(name).is_base_of(alone) for name in LOSSES)
+
+
+def test_parts_are_compared_by_value() -> None:
+    """A configuration's strings are objects of their own."""
+    none = "".join(["no", "ne"])
+    assert not build_objective("dpo").is_base_of(build_objective("dpo", anchor=none))
+    assert build_objective("dpo").is_base_of(build_objective("dpo_sirius"))

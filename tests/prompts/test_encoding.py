@@ -116,6 +116,75 @@ def test_completions_end_as_the_templates_assistant_turns_do(tokenizer: Any) -> 
         assert Encoder(tokenizer, chat=True).eos_id == tokenizer.eos_token_id
 
 
+LLAMA2 = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}{{ bos_token + '[INST] ' + m['content'].strip() + ' [/INST]' }}"
+    "{% else %}{{ ' ' + m['content'].strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+CHATML = (
+    "{% for m in messages %}<|im|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im|>assistant\n{% endif %}"
+)
+
+
+def conversation(tokenizer: Any, question: str, answer: str) -> list[int]:
+    """Ids of the whole conversation in one piece, as a model was tuned on it."""
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    text = tokenizer.apply_chat_template(turns, tokenize=False)
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+@pytest.mark.parametrize("template", [LLAMA2, CHATML])
+def test_prompt_and_completion_are_the_templates_own_conversation(
+    tokenizer: Any, catalogue: tuple[str, ...], template: str
+) -> None:
+    """ "[/INST] Air </s>", with both spaces; what ChatML writes behind the end of a turn is not of the answer."""
+    tokenizer.bos_token = "<s>"
+    tokenizer.add_tokens(["<|im|>", "<|end|>"], special_tokens=True)
+    tokenizer.chat_template = template
+    encoder = Encoder(tokenizer, chat=True)
+    for title in catalogue:
+        ids = encoder.prompt("Next artist:") + encoder.completion(title)
+        whole = conversation(tokenizer, "Next artist:", title)
+        assert ids == whole[: len(ids)]
+        assert tokenizer.decode(whole[len(ids) :]) == ("\n" if template == CHATML else "")
+        assert encoder.completion(title)[-1] == encoder.eos_id
+        assert Encoder(tokenizer).turn(title) == encoder.completion(title)
+    assert encoder.turn_end == tokenizer.convert_tokens_to_ids("</s>" if template == LLAMA2 else "<|end|>")
+    encoder.check_distinct(catalogue)
+
+
+def test_what_stands_before_an_answer_is_not_part_of_it_unless_it_is_white(tokenizer: Any) -> None:
+    """Thoughts that a template writes into past turns alone are nothing that a candidate should be scored by."""
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'assistant' %}(none) {% endif %}{{ m['content'] }}.</s>{% endfor %}"
+    )
+    encoder = Encoder(tokenizer, chat=True)
+    assert tokenizer.decode(encoder.completion("Red")) == "Red.</s>"
+
+
+def test_a_merge_over_the_answers_border_is_not_made(tokenizer: Any) -> None:
+    """The prompt ends with "R": a conversation in one piece has the merge "Red", and no candidate's ids begin it."""
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}R{% endif %}"
+    )
+    encoder = Encoder(tokenizer, chat=True)
+    assert tokenizer.decode(encoder.completion("ed")[:-1]) == "ed"
+    assert encoder.completion("ed") == Encoder(tokenizer).completion("ed")
+
+
+def test_llama2_conversations(shared_models: Path) -> None:
+    """SentencePiece puts a space before a text of its own: tokenised apart, " Air " would begin with two."""
+    real = real_tokenizer(shared_models / "llama2")
+    real.chat_template = LLAMA2
+    encoder = Encoder(real, chat=True)
+    for title in ["Air", "Red House Painters", "Björk", "!!!", "50 Cent", "東京事変"]:
+        assert encoder.prompt("Next:\n") + encoder.completion(title) == conversation(real, "Next:\n", title)
+    assert real.convert_ids_to_tokens(encoder.completion("Air")) == ["▁Air", "▁", "</s>"]
+    real.chat_template = CHATML.replace("<|im|>", "<s>").replace("<|end|>", "</s>")
+    assert real.convert_ids_to_tokens(Encoder(real, chat=True).completion("Air")) == ["A", "ir", "</s>"]
+
+
 def test_a_missing_chat_template_or_end_of_sequence_is_refused(tokenizer: Any) -> None:
     with pytest.raises(PromptError, match="no chat template: turn it off"):
         Encoder(tokenizer, chat=True)

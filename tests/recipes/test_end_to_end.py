@@ -20,10 +20,13 @@ from typer.testing import CliRunner
 
 from sirius_rec import cli
 from sirius_rec.data.store import open_dataset
+from sirius_rec.diagnostics.slates import hits
 from sirius_rec.errors import SiriusError
 from sirius_rec.evaluation.results import read_results
 from sirius_rec.evaluation.tables import read_tables
+from sirius_rec.recipes.diagnosis import SAME_ROWS, diagnose_run
 from sirius_rec.recipes.methods.closed_form import TRIVIAL
+from sirius_rec.recipes.run import Run
 from sirius_rec.training.checkpoints import mark_complete
 from sirius_rec.training.held_out import read_held_out
 from sirius_rec.training.metrics_log import read_metrics
@@ -134,6 +137,12 @@ def test_diagnosis(whole: Path, tmp_path: Path) -> None:
     assert set(found["onset"]) == set(found["golden_fit"]) == aligned
     assert found["onset"]["dpo_sirius"]["all"]["looks"] == 3
     assert "2 points" in found["golden_fit"]["dpo_sirius"]["failed"]
+    opened = Run.open(run)
+    others = ~opened.selecting
+    hits_TR = np.stack([hits(s.logp_R)[others] for s in read_held_out(run / "align/dpo_sirius/s0/held_out")])
+    assert found["onset"]["dpo_sirius"]["all"]["fall"] == pytest.approx(
+        hits_TR[:-1].mean(axis=1).max() - hits_TR[-1].mean()
+    )
     command = ["diagnose", str(run), "--influence", "6", "--csv", str(tmp_path / "c.csv")]
     result = CliRunner().invoke(cli.app, command)
     assert result.exit_code == 0, result.output
@@ -146,6 +155,17 @@ def test_diagnosis(whole: Path, tmp_path: Path) -> None:
     done.write_text(json.dumps({**json.loads(done.read_text()), "steps": 1}))
     assert CliRunner().invoke(cli.app, ["diagnose", str(run)]).exit_code == 0
     assert json.loads((run / "diagnostics.json").read_text())["influence"] == {"dpo_sirius": probed["dpo_sirius"]}
+    # a margin that no loss trains is not tested
+    results = read_results(run / "results.json")
+    untrained = {**results["methods"], "softmax_dpo": {**results["methods"]["softmax_dpo"], "comparison": "none"}}
+    (run / "results.json").write_text(json.dumps({**results, "methods": untrained}))
+    assert set(diagnose_run(opened)["onset"]) == {"dpo_sirius"}
+    # SFT of an earlier version was chosen on all rows: the start of alignment is flattered and left out
+    sft = json.loads((run / "sft/s0/done.json").read_text())
+    (run / "sft/s0/done.json").write_text(json.dumps({k: v for k, v in sft.items() if k != "best_by"}))
+    old = diagnose_run(opened)
+    assert old["onset"]["dpo_sirius"]["all"]["looks"] == 2 and SAME_ROWS in old["notes"]
+    assert SAME_ROWS not in found["notes"]
     curves = read_results(run / "results.json")["curves"]
     assert (tmp_path / "c.csv").read_text().count("\n") == 1 + sum(len(p) for s in curves.values() for p in s.values())
     start = curves["dpo_sirius"]["0"][0]

@@ -17,7 +17,10 @@ from sirius_rec.errors import ConfigError, DataError, RunError, SiriusError
 from sirius_rec.evaluation.tables import read_table, table_name
 from sirius_rec.prompts.templates import get_template
 from sirius_rec.rankers.requests import Request
-from sirius_rec.recipes.ranking import TextRequests
+from sirius_rec.recipes.configuration import parse_config
+from sirius_rec.recipes.methods import build_methods
+from sirius_rec.recipes.ranking import TextRequests, _chosen
+from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.run_folder import RunFolder
 from sirius_rec.recipes.scoring import score_only
 
@@ -89,6 +92,40 @@ def test_titles_also_of_unknown_items_and_a_plain_model(
         assert [title[i] for i in answer["candidates"]] == other["candidates"] == third["candidates"]
         np.testing.assert_allclose(answer["scores"], other["scores"], atol=2e-5)
         np.testing.assert_allclose(answer["scores"], third["scores"], atol=2e-5)
+
+
+def test_the_best_on_validation_is_ranked_with(ready: tuple[Path, Path, Any], tmp_path: Path) -> None:
+    """Of everything that is trained, by what its training measured; another one, or a seed, where it is asked for."""
+    shutil.copytree(ready[0], tmp_path / "run")
+    run = Run.open(tmp_path / "run")
+    measured = {"sft": 0.4, "dpo_sirius": 0.6, "softmax_dpo": 0.5}
+    for key, hit in measured.items():
+        folder = build_methods(run.config)[key].folder(run, 0)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "done.json").write_text(json.dumps({"best_hr@1": hit}))
+
+    def chosen(key: str | None = None, seed: int | None = None) -> tuple[str, int]:
+        method, of = _chosen(run, key, seed)
+        return method.key, of
+
+    assert chosen() == chosen(seed=0) == ("dpo_sirius", 0)
+    assert chosen("sft") == ("sft", 0)
+    (run.folder.sft(0) / "done.json").write_text(json.dumps({"best_hr@1": 0.7}))
+    assert chosen() == ("sft", 0)
+    with pytest.raises(RunError, match="a model of seed 3 is not trained"):
+        chosen(seed=3)
+
+
+def test_a_network_counts_by_the_epoch_that_was_kept(tmp_path: Path) -> None:
+    """Its weights are those of the highest NDCG@10: HR@1 of that epoch, not the last's, the worst's or the highest."""
+    config = parse_config({"arms": [], "methods": ["sasrec"]}, "c")
+    run, method = Run(RunFolder(tmp_path), config), build_methods(config)["sasrec"]
+    folder = method.folder(run, 0)
+    folder.mkdir(parents=True)
+    points = [(0.10, 0.20), (0.31, 0.50), (0.35, 0.45), (0.28, 0.48)]
+    history = [{"loss": 1.0, "hr@1": hit, "ndcg@10": gain} for hit, gain in points]
+    (folder / "ranker.json").write_text(json.dumps({"history": [*history, {"loss": 0.5}]}))
+    assert method.validation_hit(run, 0) == 0.31
 
 
 def test_the_newest_of_the_history_are_shown_and_none_if_so_asked() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +20,10 @@ from sirius_rec.prompts.templates import get_template
 from sirius_rec.recipes import records as recipe_records
 from sirius_rec.recipes.arguments import accumulation
 from sirius_rec.recipes.callbacks import Clock, EpochLines
+from sirius_rec.recipes.methods import arms, build_methods, finetuned
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.run_folder import RunFolder
+from sirius_rec.recipes.scoring import answered_rows
 from sirius_rec.schema import SlateName
 
 TRAIN = SlateName("train", "uniform", 6, 0)
@@ -70,14 +73,80 @@ def test_stage_rows(mini: Callable[..., Config]) -> None:
 
 def test_validation_rows_are_the_same_for_everybody(mini: Callable[..., Config]) -> None:
     def rows(n_rows: int, *overrides: str) -> list[int]:
-        run = Run(RunFolder(Path("nowhere")), mini(*overrides))
-        run.__dict__["dataset"] = SimpleNamespace(examples=lambda split: pl.DataFrame({"row_id": range(n_rows)}))
-        return run.validation_rows.tolist()
+        return run_over([None] * n_rows, mini(*overrides)).validation_rows.tolist()
 
     few = "evaluation.validation_rows=10"
     assert len(set(rows(200, few))) == 10
     assert rows(200, few) == rows(200, few, "seeds=[3]") != list(range(10))
     assert rows(20) == list(range(20))
+
+
+def test_every_draw_of_a_seed_has_a_stream_of_its_own(trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SFT and alignment see different rows of a large set; shared streams would show both the same."""
+    streams = [recipe_records.PRETRAIN_STREAM, recipe_records.SFT_STREAM, recipe_records.ALIGN_STREAM]
+    assert len({*streams, recipe_records.QUESTION_STREAM}) == 4
+
+    class Asked(Exception):
+        pass
+
+    def asked(n_rows: int, stage: Any, seed: int, stream: int) -> np.ndarray:
+        raise Asked(stream)
+
+    methods = build_methods(trained.config)
+    for key, module in (("sft", finetuned), ("dpo_sirius", arms)):
+        monkeypatch.setattr(module, "stage_rows", asked)
+        with pytest.raises(Asked) as caught:
+            methods[key].fit(trained, 1)  # seed 0 of SFT is done
+        assert caught.value.args == ({"sft": streams[1], "dpo_sirius": streams[2]}[key],)
+
+
+def test_questions_draw_their_negatives_by_row(trained: Run) -> None:
+    """Each row its own: neither the same place of every slate, nor another draw where other rows are asked too."""
+    rows = np.arange(40)
+    pairs = recipe_records.question_pairs(trained.dataset, TRAIN, rows, 2, 0)
+    slates = trained.dataset.slates(TRAIN)["candidates"].to_list()
+    targets = trained.dataset.examples("train")["target"].to_list()
+    places = [[item for item in slates[r] if item != targets[r]].index(item) for r, item in pairs if item != targets[r]]
+    assert Counter(r for r, _ in pairs) == dict.fromkeys(range(40), 3)
+    first = Counter(places[::2])
+    assert set(first) == set(range(5)) and max(first.values()) < 20
+    some = recipe_records.question_pairs(trained.dataset, TRAIN, rows[7:9], 2, 0)
+    assert some == pairs[21:27]
+    assert pairs != recipe_records.question_pairs(trained.dataset, TRAIN, rows, 2, 1)
+
+
+def test_answered_rows_are_a_sample() -> None:
+    """Examples come user by user, so the first ones would be a few users'."""
+    rows = answered_rows(50, 1000)
+    assert rows == sorted(set(rows)) == answered_rows(50, 1000) and len(rows) == 50
+    assert sum(r < 500 for r in rows) in range(12, 39) and rows[-1] > 900
+    assert answered_rows(50, 7) == list(range(7))
+
+
+def run_over(users: list[str | None], config: Config) -> Run:
+    """A run with one validation row per entry."""
+    run = Run(RunFolder(Path("nowhere")), config)
+    frame = pl.DataFrame({"row_id": range(len(users)), "user_id": pl.Series(users, dtype=pl.String)})
+    run.__dict__["dataset"] = SimpleNamespace(examples=lambda split: frame)
+    return run
+
+
+def test_half_of_the_users_choose_the_epoch_of_sft(mini: Callable[..., Config]) -> None:
+    """All rows of a user on one side: the other side knows nothing of the choice. The same draw for every seed."""
+    users: list[str | None] = [f"u{row % 30}" for row in range(100)]
+    run = run_over(users, mini("evaluation.validation_rows=80"))
+    selecting = run.selecting
+    assert selecting is not None and len(selecting) == 80 == len(run.validation_rows)
+    sides = [
+        {users[r] for r, one in zip(run.validation_rows, selecting, strict=True) if one == side} for side in (0, 1)
+    ]
+    assert not sides[0] & sides[1] and abs(len(sides[0]) - len(sides[1])) <= 1
+    assert sides[1] != set(sorted(sides[0] | sides[1])[: len(sides[1])])  # drawn, not the first ones
+    again = run_over(users, mini("evaluation.validation_rows=80", "seeds=[3]")).selecting
+    assert again is not None and again.tolist() == selecting.tolist()
+    unnamed = run_over([None] * 9, mini()).selecting
+    assert unnamed is not None and unnamed.sum() == 4
+    assert run_over(["u"] * 9, mini()).selecting is None
 
 
 @pytest.mark.parametrize(("batch", "micro", "processes", "steps"), [(128, 128, 1, 1), (128, 16, 1, 8), (128, 16, 4, 2)])
@@ -99,7 +168,7 @@ def test_more_processes_than_examples_in_a_batch(
     config = mini("align.batch_size=4")
     monkeypatch.setattr(arguments, "count", lambda: 8)
     with pytest.raises(ConfigError, match="batch_size 4 is less than one example for each of 8 processes: raise it"):
-        arguments.training_arguments(config, config.align, tmp_path, {"loss": "dpo"}, 0, n_records=100, validates=True)
+        arguments.training_arguments(config, config.align, tmp_path, {"loss": "dpo"}, 0, n_records=100, best_by="hr@1")
 
 
 def test_warmup_is_a_share_of_the_steps(mini: Callable[..., Config], tmp_path: Any) -> None:
@@ -107,7 +176,7 @@ def test_warmup_is_a_share_of_the_steps(mini: Callable[..., Config], tmp_path: A
     from sirius_rec.recipes.arguments import training_arguments
 
     config = mini("align.warmup=0.25")
-    args = training_arguments(config, config.align, tmp_path, {"loss": "dpo"}, 0, n_records=100, validates=True)
+    args = training_arguments(config, config.align, tmp_path, {"loss": "dpo"}, 0, n_records=100, best_by="hr@1")
     assert args.warmup_steps == 2
     assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (32, 1)
 
@@ -130,3 +199,36 @@ def test_the_clock_goes_on_from_a_checkpoint_and_starts_without_one() -> None:
         clock.on_train_begin(None, state, None)
         assert low <= clock.seconds < low + 10
         assert "Clock" in state.stateful_callbacks  # also from a checkpoint that had none
+
+
+def test_sft_is_chosen_on_the_selecting_rows_and_nothing_else_is(trained: Run) -> None:
+    """HR@1 on those rows by hand, from the log-probs of the evaluation; best_hr@1 stays that of all rows."""
+    from sirius_rec.diagnostics.slates import hits
+    from sirius_rec.recipes.records import SELECTION, selection_set, validation_set
+    from sirius_rec.training.held_out import read_held_out
+    from sirius_rec.training.metrics_log import read_metrics
+
+    folder, selecting = trained.folder.sft(0), trained.selecting
+    assert selecting is not None
+    evaluated = [line for line in read_metrics(folder / "metrics.jsonl") if line["kind"] == "eval"]
+    for line, snapshot in zip(evaluated, read_held_out(folder / "held_out"), strict=True):
+        assert line[SELECTION] == pytest.approx(hits(snapshot.logp_R)[selecting].mean())
+    assert any(line[SELECTION] != line["hr@1"] for line in evaluated)
+    done = json.loads((folder / "done.json").read_text())
+    best = max(evaluated[1:], key=lambda line: line[SELECTION])
+    assert (done["best_by"], done["best_step"], done["best_hr@1"]) == (SELECTION, best["step"], best["hr@1"])
+    assert json.loads((trained.folder.pretrain(0) / "done.json").read_text())["best_by"] == "hr@1"
+    whole, chosen = validation_set(trained), selection_set(trained)
+    assert whole is not None and chosen is not None
+    assert chosen["records"] == whole["records"] and "best_by" not in whole
+    assert "true_reward" in chosen["hook"](snapshot.logp_R)  # what the other hook measures is measured still
+
+
+def test_a_training_that_an_earlier_version_began_was_not_chosen_apart() -> None:
+    from sirius_rec.recipes.records import SELECTION
+    from sirius_rec.recipes.training import chosen_by
+
+    old, new = {"hr@1": 0.3}, {"hr@1": 0.3, SELECTION: 0.2}
+    assert chosen_by(SELECTION, [new, new]) == SELECTION
+    assert chosen_by(SELECTION, [old, new]) == chosen_by("hr@1", [old, new]) == "hr@1"
+    assert chosen_by(None, []) is None  # without validation rows the last epoch is taken

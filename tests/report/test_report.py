@@ -72,12 +72,13 @@ def test_page(written, text):
     assert all(b - a <= 1 for a, b in zip(page.headings, page.headings[1:], strict=False))
     for words in ("A &lt;b&gt;run&lt;/b&gt; &amp; co", "0.450", "[0.430, 0.470]", "−0.012", "[−0.021, −0.003]", "worse",
                   "&lt; 0.001", "abc123", "a note", "no clear difference", "20 candidates, uniform", "True reward",
-                  "margin rose while HR@1 fell", "sirius audit toy/data", "9.8.7", "@unpublished",
+                  "onset: step 20 (HR@1 0.010 below its peak", "sirius audit toy/data", "9.8.7", "@unpublished",
                   "Mitigating Reward Hacking"):  # fmt: skip
         assert words in text, words
     assert "Valid ratio" not in text
-    # one of the two tests is decided; the fall of HR@1 has an interval off zero for dpo (two seeds) only
+    # one of the two tests is decided; one of the two methods has an onset
     assert (text.count('class="text decided"'), text.count('class="prose verdict warn"')) == (1, 1)
+    assert "margin rose while HR@1 fell" not in text and "flagged" not in text
     assert "Onset in 1 of 2 methods: DPO at step 20." in text
     assert (
         "moved p_ik by 0.42 (DPO) where p_ij is steeper than p_ik, and −0.10 (DPO) where p_ij is flatter than p_ik, of "
@@ -113,6 +114,19 @@ def test_numbers_are_those_of_the_results(results, text):
 def test_a_title_cannot_end_the_script(explorer, text):
     (found,) = re.findall(r'<script type="application/json" id="explorer-data">(.*?)</script>', text, re.DOTALL)
     assert json.loads(found) == [{"run": "toy", **explorer}]
+    assert not set("<>&") & set(found)  # "<!--<script>" in a title would swallow the page up to the next "-->"
+
+
+def test_a_tie_with_the_strongest_trivial_baseline_is_not_above_it(run, results, make_summary, tmp_path):
+    results["summary"] = [
+        make_summary("dpo", "DPO", 0.45), make_summary("dpo_sirius", "DPO + SIRIUS", 0.40),
+        make_summary("popularity", "popularity", 0.40, seeds=(0,)),
+    ]  # fmt: skip
+    text = page_of(replace(run, results=results), tmp_path)
+    assert "Strongest trivial baseline: popularity, 0.400; not above it: DPO + SIRIUS." in text
+    results["summary"][0]["hr@1"] = 0.40
+    text = page_of(replace(run, results=results), tmp_path)
+    assert "popularity, 0.400; no trained method is above it." in text
 
 
 def test_the_audit(run, tmp_path):
@@ -131,7 +145,8 @@ def test_untrained_margins_raise_no_alarm(run, results, tmp_path):
     from sirius_rec.diagnostics.curves import diagnose
 
     results["methods"] = results["methods"] | {"dpo": results["methods"]["dpo"] | {"comparison": "none"}}
-    text = page_of(replace(run, diagnostics=diagnose(results)), tmp_path)
+    text = page_of(replace(run, diagnostics=run.diagnostics | diagnose(results)), tmp_path)
+    assert "Onset: none in 1 method." in text  # the other's
     assert "no margin is trained" in text and "prose verdict warn" not in text
 
 

@@ -112,3 +112,11 @@ def test_pieces_give_every_column_all_that_it_may_see(monkeypatch: pytest.Monkey
                     if segment_T[query] != rows.PAD_SEGMENT:
                         sees = {k for k in range(query + 1) if segment_T[k] in (rows.PROMPT_SEGMENT, segment_T[query])}
                         assert sees <= given
+
+
+def test_a_chunk_that_cuts_no_candidate_starts_at_its_border() -> None:
+    """Candidates of as many inputs as fit a chunk evenly: nothing before the border is read again."""
+    batch = pack([PromptCompletions([5], [[7] * 25] * 12)], pad_id=0)  # 24 inputs each, four to a chunk
+    assert [(c.first, c.end, c.back) for c in batch.chunks] == [(1, 97, 1), (97, 193, 97), (193, 289, 193)]
+    cut = pack([PromptCompletions([5], [[7] * 31] * 10)], pad_id=0)  # 30 inputs each: the border is in the fourth
+    assert [(c.first, c.end, c.back) for c in cut.chunks] == [(1, 97, 1), (97, 193, 91), (193, 301, 181)]

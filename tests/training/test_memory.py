@@ -15,10 +15,10 @@ from sirius_rec.training.memory import allocated_peak, estimate, step_peak
 ROWS = [PromptCompletions(list(range(5, 105)), [[7, 8, 9, 10, 2]] * 4) for _ in range(12)]
 
 
-def build(adapter: bool, checkpointing: bool) -> Any:
+def build(adapter: bool, checkpointing: bool, vocabulary: int = 1000) -> Any:
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=1000, hidden_size=64, intermediate_size=172, num_hidden_layers=4, num_attention_heads=4,
+        vocab_size=vocabulary, hidden_size=64, intermediate_size=172, num_hidden_layers=4, num_attention_heads=4,
         max_position_embeddings=256, attn_implementation="sdpa",
     )  # fmt: skip
     model: Any = LlamaForCausalLM(config)
@@ -41,6 +41,16 @@ def test_within_a_fifth_of_what_is_allocated(adapter: bool, checkpointing: bool)
     assert (found.rows, found.tokens) == (12, 100 + 4 * 4)
     real = weights + 2 * trained + step_peak(model, ROWS, 0)
     assert 0.8 <= found.total / real <= 1.2
+
+
+def test_logits_count_once() -> None:
+    """With a large vocabulary they are most of a step: parts add up to what is measured."""
+    model, rows = build(True, False, vocabulary=20_000), ROWS[:3]
+    found = estimate(model, rows, 0, 3)
+    assert found.logits == 3 * (1 + 4 * 4) * 20_000 * 4 * 2
+    peak = step_peak(model, rows, 0)
+    assert found.logits > 0.5 * peak
+    assert found.gradients + found.activations + found.logits == pytest.approx(peak, rel=0.02)
 
 
 def test_checkpointing_needs_less_and_shards_share() -> None:

@@ -1,4 +1,4 @@
-"""Reward hacking in training curves: the margin rises while the held-out ranking falls. Descriptive; see `NOTE`."""
+"""What training curves did: margin, held-out ranking and shares over epochs. Descriptive; `onset` is the test."""
 
 from __future__ import annotations
 
@@ -16,11 +16,9 @@ HIT: Final = "hr@1"
 SHARES: Final = ("insensitive@0.1", "insensitive@0.5", "misordered")
 
 NOTE: Final = (
-    "Descriptive, not a test. A seed is flagged when its reward margin rose from the epoch of its highest HR@1 to the "
-    "last epoch while HR@1 fell. Over seeds, the fall is measured from the highest epoch of the seed-mean curve (one "
-    "epoch for all seeds, so a single seed's fall may be negative), with a 95 % t interval over seeds. That epoch is "
-    "chosen from the same data, so the fall leans upwards. A method whose loss compares no pairs (continued SFT) has a "
-    "margin that nothing pushes up: it is never flagged."
+    "First, peak and last are descriptive: the best epoch is chosen from the same rows, so every curve falls a little "
+    "after it. Whether HR@1 fell while the margin rose is what the onset tests. A method whose loss compares no pairs "
+    "(continued SFT) has a margin that nothing pushes up, and is not tested."
 )
 
 Point = Mapping[str, Any]
@@ -68,46 +66,19 @@ def _ends(values: list[float] | None) -> dict[str, float] | None:
     return None if values is None else {"first": values[0], "last": values[-1], "change": values[-1] - values[0]}
 
 
-def _one_seed(points: Sequence[Point], where: str, trained: bool) -> dict[str, Any]:
+def _one_seed(points: Sequence[Point], where: str) -> dict[str, Any]:
     hits = series(points, HIT, where)
     if hits is None:
         raise DataError(f"{where}: the curve has no {HIT}; evaluate every epoch on held-out rows")
     margin = series(points, MARGIN, where)
     epochs = [point["epoch"] for point in points]
     peak = int(np.argmax(hits))  # the earliest, where several epochs tie
-    entry: dict[str, Any] = {
+    return {
         "epochs": [epochs[0], epochs[-1]],
         HIT: {"first": hits[0], "peak": hits[peak], "last": hits[-1], "best_epoch": epochs[peak]},
         MARGIN: _ends(margin),
         **{share: _ends(series(points, share, where)) for share in SHARES},
-        "hacking": None,
     }
-    if margin is not None and trained:
-        rise, fall = margin[-1] - margin[peak], hits[peak] - hits[-1]
-        entry["hacking"] = {"flagged": rise > 0 and fall > 0, "margin_rise": rise, "hr@1_fall": fall}
-    return entry
-
-
-def _over_seeds(by_seed: Mapping[str, Sequence[Point]], method: str) -> dict[str, Any] | None:
-    """Fall of HR@1 and rise of the margin from the peak epoch of the seed-mean curve."""
-    common = sorted(set.intersection(*({float(p["epoch"]) for p in points} for points in by_seed.values())))
-    if len(common) < 2:
-        raise DataError(f"curves of {method}: the seeds share fewer than two epochs; log every seed at the same epochs")
-    common_points = {seed: [p for p in points if float(p["epoch"]) in common] for seed, points in by_seed.items()}
-    hits = np.array([series(points, HIT, f"curve of {method}, seed {seed}") for seed, points in common_points.items()])
-    margins = [series(points, MARGIN, f"curve of {method}, seed {seed}") for seed, points in common_points.items()]
-    if any(margin is None for margin in margins):
-        return None
-    margin_matrix = np.array(margins)
-    peak = int(np.argmax(hits.mean(axis=0)))
-    fall, low, high = mean_interval((hits[:, peak] - hits[:, -1]).tolist())
-    rise, rise_low, rise_high = mean_interval((margin_matrix[:, -1] - margin_matrix[:, peak]).tolist())
-    return {
-        "peak_epoch": common[peak], "last_epoch": common[-1], "seeds": len(common_points),
-        "hr@1_fall": fall, "hr@1_fall_low": low, "hr@1_fall_high": high,
-        "margin_rise": rise, "margin_rise_low": rise_low, "margin_rise_high": rise_high,
-        "flagged": rise > 0 and fall > 0,
-    }  # fmt: skip
 
 
 def _mean_ends(seeds: Sequence[Mapping[str, Any]], key: str) -> dict[str, float] | None:
@@ -121,11 +92,9 @@ def diagnose(results: Mapping[str, Any]) -> dict[str, Any]:
     """Evidence per method from `results["curves"]` and `results["methods"]`.
 
     Returns {"methods": {method: {"label", "margin_trained", "seeds": {seed: evidence}, "mean": evidence averaged over
-    seeds, "hacking"}}, "notes": [...]}. `margin_trained` is False where the objective's comparison is "none".
-    Evidence holds `reward_margin`, `insensitive@0.1`, `insensitive@0.5`, `misordered` as {first, last, change} and
-    `hr@1` as {first, peak, last, best_epoch}; a key that was not logged is None. `hacking` is None for methods whose
-    margin is not trained (continued SFT) or not logged; else rise, fall and their t intervals over seeds (None with one
-    seed), `flagged`, and `seeds_flagged`.
+    seeds}}, "notes": [...]}. `margin_trained` is False where the objective's comparison is "none". Evidence holds
+    `reward_margin`, `insensitive@0.1`, `insensitive@0.5`, `misordered` as {first, last, change} and `hr@1` as {first,
+    peak, last, best_epoch}; a key that was not logged is None.
 
     Raises DataError, in one line, when there are no curves, a curve of rewards has one epoch only, or a value is NaN.
     """
@@ -151,16 +120,11 @@ def diagnose(results: Mapping[str, Any]) -> dict[str, Any]:
                 f"diagnose: the curve of {method}, seed {short[0]} has one epoch only; "
                 "log the start and at least one epoch more"
             )
-        seeds = {
-            seed: _one_seed(points, f"curve of {method}, seed {seed}", trained) for seed, points in by_seed.items()
-        }
+        seeds = {seed: _one_seed(points, f"curve of {method}, seed {seed}") for seed, points in by_seed.items()}
         keys = (HIT, MARGIN, *SHARES)
-        hacking = _over_seeds(by_seed, method) if rewarded else None
-        if hacking is not None:
-            hacking["seeds_flagged"] = sum(bool(s["hacking"] and s["hacking"]["flagged"]) for s in seeds.values())
         methods[method] = {
             "label": labels.get(method, method), "margin_trained": trained, "seeds": seeds,
-            "mean": {key: _mean_ends(list(seeds.values()), key) for key in keys}, "hacking": hacking,
+            "mean": {key: _mean_ends(list(seeds.values()), key) for key in keys},
         }  # fmt: skip
     return {"methods": methods, "notes": [NOTE]}
 
@@ -173,28 +137,11 @@ HEADER: Final = (
     "Ω_0.1",
     "Ω_0.5",
     "misordered",
-    "verdict",
 )
 
 
 def _arrow(ends: Mapping[str, float] | None, digits: int) -> str:
     return "–" if ends is None else f"{ends['first']:.{digits}f} → {ends['last']:.{digits}f}"
-
-
-def verdict(entry: Mapping[str, Any]) -> str:
-    """One method's evidence in words."""
-    hacking = entry["hacking"]
-    if hacking is None:
-        return "no reward margin logged" if entry.get("margin_trained", True) else "no margin is trained"
-    if not hacking["flagged"]:
-        ended_best = hacking["hr@1_fall"] <= 0
-        return "no sign: mean HR@1 ends at its peak" if ended_best else "HR@1 fell, the margin did not rise"
-    text = f"margin rose while HR@1 fell by {hacking['hr@1_fall']:.3f}"
-    if hacking["hr@1_fall_low"] is None:
-        return f"{text} (one seed: no interval)"
-    within = "" if hacking["hr@1_fall_low"] > 0 else ", within seed noise"
-    seeds = f"; flagged in {hacking['seeds_flagged']} of {hacking['seeds']} seeds"
-    return f"{text} [{hacking['hr@1_fall_low']:.3f}, {hacking['hr@1_fall_high']:.3f}]{within}{seeds}"
 
 
 def lines(diagnostics: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -206,6 +153,6 @@ def lines(diagnostics: Mapping[str, Any]) -> list[tuple[str, ...]]:
         rows.append((
             entry["label"], _arrow(mean[MARGIN], 2),
             f"{hits['first']:.3f} / {hits['peak']:.3f} / {hits['last']:.3f}", ", ".join(best),
-            _arrow(mean[SHARES[0]], 3), _arrow(mean[SHARES[1]], 3), _arrow(mean[SHARES[2]], 3), verdict(entry),
+            _arrow(mean[SHARES[0]], 3), _arrow(mean[SHARES[1]], 3), _arrow(mean[SHARES[2]], 3),
         ))  # fmt: skip
     return rows

@@ -30,7 +30,8 @@ class RewardHackingMonitor(TrainerCallback):
     """Scores the same held-out slates at chosen steps and records what reward hacking looks like.
 
     records: held-out preference records (`prompt`, `chosen`, `rejected`: a list of at least two texts), never trained
-        on. tokenizer: the policy's.
+        on, nor used to choose the checkpoint that training starts from (the onset would be found twice as often as it
+        should where there is none). tokenizer: the policy's.
     every: evaluate after every so many optimiser steps, besides the start and the end of training.
     reward, beta: how log-probs become rewards: "dpo", "simpo" or "simpo_no_ln", scaled by beta.
     ref_logps: log π_ref per record and completion (nats, the chosen first); None takes the model at the start of

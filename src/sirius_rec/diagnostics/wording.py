@@ -6,6 +6,20 @@ from collections.abc import Mapping
 from typing import Any
 
 
+def verdict(diagnostics: Mapping[str, Any], method: str) -> str:
+    """The onset test of a method in words, or why there was none."""
+    onset = (diagnostics.get("onset") or {}).get(method)
+    if not diagnostics["methods"][method].get("margin_trained", True):
+        return "not tested: no margin is trained"
+    return f"onset: {onset_line(onset)}" if onset else "not tested: no log-probs of held-out slates"
+
+
+def onset_found(diagnostics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Method → onset over its seeds, of the methods whose margin is trained; `step` None where there is none."""
+    trained = {m for m, entry in diagnostics["methods"].items() if entry.get("margin_trained", True)}
+    return {m: onset["all"] for m, onset in (diagnostics.get("onset") or {}).items() if m in trained}
+
+
 def onset_line(onset: Mapping[str, Any]) -> str:
     """`onset_over_seeds` in words."""
     whole, seeds = onset["all"], onset["seeds"]

@@ -6,7 +6,7 @@ of y after exactly that prompt.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -18,8 +18,8 @@ _ANSWER = "an answer of the assistant"
 class Encoder:
     """Token ids of prompts and completions for one tokenizer; completions are cached by text.
 
-    chat: wrap the prompt in the tokenizer's chat template as one user turn; completions then end as its assistant's
-    turns do (`turn_end`), and templates that know `enable_thinking` open no thoughts before the answer.
+    chat: wrap the prompt in the tokenizer's chat template as one user turn; completions then begin and end as its
+    assistant's turns do (`turn`), and templates that know `enable_thinking` open no thoughts before the answer.
     Raises PromptError if the tokenizer has no end-of-sequence token, or no chat template where one is asked for.
     """
 
@@ -39,24 +39,42 @@ class Encoder:
         if tokenizer.bos_token_id == self.eos_id and len(self._prefix) > 1:
             self._prefix = self._prefix[:1]
         self._completions: dict[str, list[int]] = {}
+        self._turns: dict[str, list[int]] = {}
         if chat:
             self.eos_id = self.turn_end
 
-    @cached_property
+    @property
     def turn_end(self) -> int:
         """The id that ends an assistant's turn in the chat template (Gemma: <end_of_turn>), else of the sequence."""
+        return self._assistant[3]
+
+    @cached_property
+    def _assistant(self) -> tuple[str, str, str, int]:
+        """An assistant's turn: text of a prompt up to it, text before and behind the answer, the id that ends it.
+
+        Llama-2: `<s>[INST] a [/INST]`, " ", " ", </s>. Before an answer only white space is part of it, not thoughts. A
+        template that refuses these turns says nothing about them.
+        """
         from jinja2 import TemplateError
 
-        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _ANSWER}]
+        user, answer = {"role": "user", "content": "a"}, {"role": "assistant", "content": _ANSWER}
+        end = int(self.tokenizer.eos_token_id)
         try:
-            said = str(self.tokenizer.apply_chat_template(turns, tokenize=False, enable_thinking=False))
-        except (TemplateError, TypeError, ValueError):  # it refuses these turns, and so says nothing about their end
-            return int(self.tokenizer.eos_token_id)
-        if _ANSWER not in said:
-            return int(self.tokenizer.eos_token_id)
-        tail = self.tokenizer(said.rpartition(_ANSWER)[2], add_special_tokens=False)["input_ids"]
-        known = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
-        return int(tail[0]) if tail and tail[0] in known else int(self.tokenizer.eos_token_id)
+            opened = self._rendered([user], add_generation_prompt=True)
+            whole = self._rendered([user, answer])
+        except (TemplateError, TypeError, ValueError):
+            return "", "", "", end
+        head, found, tail = whole.rpartition(_ANSWER)
+        before = head.removeprefix(opened) if found and head.startswith(opened) else ""
+        special = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
+        ids = self.tokenizer(tail, add_special_tokens=False)["input_ids"] if found else []
+        ending = next((int(i) for i in ids if i in special), None)
+        after = "" if ending is None else tail.partition(self.tokenizer.convert_ids_to_tokens(ending))[0]
+        return opened, "" if before.strip() else before, after, end if ending is None else ending
+
+    def _rendered(self, messages: Sequence[Mapping[str, str]], **options: Any) -> str:
+        """Chat messages as text."""
+        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, enable_thinking=False, **options))
 
     @cached_property
     def special(self) -> set[int]:
@@ -77,15 +95,7 @@ class Encoder:
         """What is tokenised: the texts, in the chat template where there is one."""
         if not self.chat:
             return list(texts)
-        turns = [[{"role": "user", "content": text}] for text in texts]
-        return [
-            str(
-                self.tokenizer.apply_chat_template(
-                    turn, tokenize=False, add_generation_prompt=True, enable_thinking=False
-                )
-            )
-            for turn in turns
-        ]
+        return [self._rendered([{"role": "user", "content": text}], add_generation_prompt=True) for text in texts]
 
     def _begun(self, ids: Sequence[list[int]]) -> list[list[int]]:
         """Ids with the beginning of sequence. An empty prompt is a PromptError naming its number."""
@@ -97,14 +107,38 @@ class Encoder:
         return rows
 
     def completion(self, text: str) -> list[int]:
-        """Ids of a completion and the end of sequence. PromptError for a text without tokens."""
+        """Ids of a completion and the end of sequence; with chat its `turn`. PromptError for a text without tokens."""
+        if self.chat:
+            return self.turn(text)
         ids = self._completions.get(text)
         if ids is None:
-            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-            if not ids:
-                raise PromptError(f"the completion {text!r} has no tokens")
-            ids = [*ids, self.eos_id]
-            self._completions[text] = ids
+            ids = self._completions[text] = [*self._own(text), self.eos_id]
+        return ids
+
+    def turn(self, text: str) -> list[int]:
+        """Ids of a completion as the chat template's assistant says it, to the end of its turn.
+
+        They are what a whole conversation has behind its prompt, if its ids begin with those of the prompt: a
+        SentencePiece tokenizer puts a space before every text of its own, which `[/INST] Air ` has once, not twice.
+        Where a merge crosses the border, the answer is tokenised apart.
+        """
+        ids = self._turns.get(text)
+        if ids is None:
+            own = self._own(text)
+            opened, before, after, end = self._assistant
+            if opened:
+                whole, prompt, apart = self.tokenizer(
+                    [f"{opened}{before}{text}{after}", opened, f"{before}{text}{after}"], add_special_tokens=False
+                )["input_ids"]
+                own = whole[len(prompt) :] if whole[: len(prompt)] == prompt else apart
+            ids = self._turns[text] = [*own, end]
+        return ids
+
+    def _own(self, text: str) -> list[int]:
+        """Ids of a text alone. PromptError where it has none."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if not ids:
+            raise PromptError(f"the completion {text!r} has no tokens")
         return ids
 
     def check_distinct(self, titles: Iterable[str]) -> None:

@@ -36,9 +36,12 @@ def training_arguments(
     seed: int,
     *,
     n_records: int,
-    validates: bool,
+    best_by: str | None,
 ) -> SiriusConfig:
-    """Trainer arguments of one stage; warm-up is a share of its steps."""
+    """Trainer arguments of one stage; warm-up is a share of its steps.
+
+    best_by: the metric of the evaluation after every epoch that chooses the best one; None without an evaluation.
+    """
     processes = count()
     micro = stage.micro_batch_size or stage.batch_size // processes
     steps_per_epoch = math.ceil(min(stage.examples_per_epoch or n_records, n_records) / stage.batch_size)
@@ -58,12 +61,12 @@ def training_arguments(
         seed=seed,
         data_seed=seed,
         logging_steps=stage.logging_steps,
-        eval_strategy="epoch" if validates else "no",
+        eval_strategy="epoch" if best_by else "no",
         save_strategy="epoch" if stage.save_steps is None else "steps",
         save_steps=stage.save_steps or 500,
         save_total_limit=1,
-        metric_for_best_model="hr@1" if validates else None,
-        greater_is_better=True if validates else None,
+        metric_for_best_model=best_by,
+        greater_is_better=True if best_by else None,
         scoring=config.compute.scoring,
         eval_batch_tokens=config.evaluation.batch_tokens,
         chat=config.prompts.chat,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sirius_rec.prompts.templates import Template
 
 Record = dict[str, Any]
+SELECTION = "hr@1_selection"  # HR@1 on the validation rows that choose SFT's best epoch
 # Independent random streams of one seed, so that stages do not share their draws.
 PRETRAIN_STREAM, SFT_STREAM, ALIGN_STREAM, QUESTION_STREAM = 1, 2, 3, 4
 
@@ -105,6 +106,22 @@ def validation_set(
         return None
     records = slate_records(run.dataset, name, template or run.template, rows, prompted)
     return {"records": records, "hook": true_reward_hook(run.dataset, name, rows)}
+
+
+def selection_set(run: Run) -> dict[str, Any] | None:
+    """`validation_set` whose best epoch is chosen on half of the rows, by `SELECTION`; see `Run.selecting`."""
+    validation = validation_set(run)
+    selecting = run.selecting if validation else None
+    if validation is None or selecting is None:
+        return validation
+    from sirius_rec.diagnostics.slates import hits
+
+    further = validation["hook"]
+
+    def hook(logps: list[np.ndarray]) -> dict[str, float]:
+        return {SELECTION: float(hits(logps)[selecting].mean()), **(further(logps) if further else {})}
+
+    return {**validation, "hook": hook, "best_by": SELECTION}
 
 
 def question_records(

@@ -89,6 +89,21 @@ class Run:
         return np.sort(np.random.default_rng(0).permutation(n_rows)[:wanted])
 
     @property
+    def selecting(self) -> np.ndarray | None:
+        """Which of `validation_rows` choose SFT's best epoch, [rows] bool: those of half the users, drawn once.
+
+        Alignment starts from that epoch, whose HR@1 is flattered on the rows that chose it; its onset of hacking is
+        looked for on the others. None where all rows are one user's.
+        """
+        users = self.dataset.examples("val")[USER_ID].gather(self.validation_rows.tolist())
+        labels = np.arange(len(users)) if users.null_count() else users.to_numpy()
+        groups, codes = np.unique(labels, return_inverse=True)
+        if len(groups) < 2:
+            return None
+        chosen = np.random.default_rng([0, 1]).permutation(len(groups)) < len(groups) // 2
+        return np.asarray(chosen[codes.reshape(-1)])
+
+    @property
     def test_slates(self) -> list[str]:
         """Names of the slates that results are measured on; ConfigError naming those that there are."""
         prepared = [name for name in self.dataset.slate_names if SlateName.parse(name).split == "test"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from sirius_rec import stopping
 from sirius_rec.atomic import write_json
+from sirius_rec.diagnostics.curves import HIT
 from sirius_rec.errors import TrainingError
 from sirius_rec.recipes.job import log
 from sirius_rec.recipes.models import initial_model, load_stage_model, select_attention
@@ -89,6 +90,8 @@ def train_stage(
 ) -> None:
     """Train one stage, resuming where it stopped; leaves best/, last/ and done.json.
 
+    validation: `records` and `hook` of the evaluation after each epoch, and by which metric it chooses the best one
+    (`best_by`, HR@1 unless given).
     trainer_class: a `SiriusTrainer` of another kind, which `further` goes to.
     """
     from sirius_rec.recipes.arguments import training_arguments
@@ -98,9 +101,8 @@ def train_stage(
     clock = Clock()
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints = folder / "checkpoints"
-    args = training_arguments(
-        run.config, stage, checkpoints, loss, seed, n_records=len(records), validates=validation is not None
-    )
+    best_by = validation.get("best_by", HIT) if validation else None
+    args = training_arguments(run.config, stage, checkpoints, loss, seed, n_records=len(records), best_by=best_by)
     if stage.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     trainer = (trainer_class or SiriusTrainer)(
@@ -129,12 +131,14 @@ def train_stage(
 def _finish(trainer: Any, folder: Path, seconds: float) -> None:
     """Turn checkpoints into best/ and last/ (weights only), then say done."""
     from sirius_rec.training.checkpoints import PREFIX, list_checkpoints, writing
+    from sirius_rec.training.metrics_log import read_metrics
 
     checkpoints = list_checkpoints(folder / "checkpoints")
     if not checkpoints:
         raise TrainingError(f"{folder}: training ended without a checkpoint: delete the folder and start again")
     last = checkpoints[-1]
     best_step = trainer.state.best_global_step
+    evaluated = [line for line in read_metrics(folder / "metrics.jsonl") if line["kind"] == "eval"]
     best = folder / "checkpoints" / f"{PREFIX}{best_step}" if best_step else last
     for source, target in ((best, folder / "best"), (last, folder / "last")):
         if target.exists():
@@ -149,10 +153,16 @@ def _finish(trainer: Any, folder: Path, seconds: float) -> None:
         {
             "steps": trainer.state.global_step,
             "best_step": best_step or trainer.state.global_step,
-            "best_hr@1": trainer.state.best_metric,
+            "best_hr@1": next((line[HIT] for line in evaluated if line["step"] == best_step), None),
+            "best_by": chosen_by(trainer.args.metric_for_best_model, evaluated),
             "parameters": sum(p.numel() for p in trainer.model.parameters()),
             "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
             "seconds": round(seconds, 1),
         },
     )
     shutil.rmtree(folder / "checkpoints")
+
+
+def chosen_by(metric: str | None, evaluated: Sequence[Mapping[str, Any]]) -> str | None:
+    """The metric that chose the best epoch: HR@1 where a version without `metric` made some of the evaluations."""
+    return metric if metric is None or all(metric in line for line in evaluated) else HIT

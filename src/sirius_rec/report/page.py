@@ -97,7 +97,7 @@ def _run(run: ReportedRun, number: int, folder: Path | None) -> dict[str, Any]:
         "influence_sentence": sections.influence_sentence(diagnostics, labels),
         "epochs": _figures(epoch_figures(curves, labels, diagnostics, run.methods), folder, number),
         "evidence": sections.evidence_rows(diagnostics),
-        "evidence_heads": list(evidence.HEADER[1:-1]),
+        "evidence_heads": list(evidence.HEADER[1:]),
         "evidence_notes": list(diagnostics["notes"]) if diagnostics else [],
         "onset_sentence": sections.onset_sentence(diagnostics, labels),
         "notes": list(results.get("notes", [])),

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from sirius_rec.diagnostics import curves as evidence
-from sirius_rec.diagnostics.wording import golden_line, influence_line, onset_line
+from sirius_rec.diagnostics.wording import golden_line, influence_line, onset_found, verdict
 from sirius_rec.evaluation.metrics import METRICS
 from sirius_rec.evaluation.results import ALL_METRICS, GENERATED, TRIVIAL, TRUE_REWARD, VALID, decision
 from sirius_rec.report.evidence_plots import PAPER_SHARE, shares
@@ -150,29 +150,23 @@ def _side_cell(row: Mapping[str, Any] | None, metric: str) -> dict[str, Any]:
 
 
 def evidence_rows(diagnostics: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """One row per method: verdict, onset, and what moved between the first epoch and the last."""
+    """One row per method: the onset test, and what moved between the first epoch and the last."""
     if not diagnostics:
         return []
-    onsets = diagnostics.get("onset") or {}
-    rows = []
-    for (method, entry), line in zip(diagnostics["methods"].items(), evidence.lines(diagnostics), strict=True):
-        hacking = entry["hacking"] or {"flagged": False}
-        onset = onsets.get(method)
-        rows.append({
-            "label": line[0], "cells": [minus(cell) for cell in line[1:-1]], "verdict": minus(line[-1]),
-            "alarm": hacking["flagged"] and (hacking["hr@1_fall_low"] or 0) > 0,
-            "onset": minus(onset_line(onset)) if onset else "–",
-            "found": bool(onset and onset["all"]["step"] is not None),
-        })  # fmt: skip
-    return rows
+    found = {method for method, onset in onset_found(diagnostics).items() if onset["step"] is not None}
+    return [
+        {"label": line[0], "cells": [minus(cell) for cell in line[1:]], "verdict": minus(verdict(diagnostics, method)),
+         "found": method in found}
+        for method, line in zip(diagnostics["methods"], evidence.lines(diagnostics), strict=True)
+    ]  # fmt: skip
 
 
 def onset_sentence(diagnostics: Mapping[str, Any] | None, labels: Mapping[str, str]) -> str | None:
     """Where hacking set in, over all methods."""
-    onsets = (diagnostics or {}).get("onset")
+    onsets = onset_found(diagnostics) if diagnostics else {}
     if not onsets:
         return None
-    found = {m: o["all"] for m, o in onsets.items() if o["all"]["step"] is not None}
+    found = {method: one for method, one in onsets.items() if one["step"] is not None}
     if not found:
         return f"Onset: none in {_count(len(onsets), 'method')}."
     named = ", ".join(f"{labels.get(m, m)} at step {one['step']}" for m, one in found.items())

@@ -68,7 +68,8 @@ def encode_records(records: Iterable[Mapping[str, Any]], encoder: Encoder) -> li
         if _is_chat(record["prompt"], number) != _is_chat((prompts or [record["prompt"]])[0], 0):
             raise DataError(f"record {number}: 'prompt' is not of the same kind (text or chat messages) as in record 0")
         prompts.append(record["prompt"])
-        completions.append([encoder.completion(text) for text in (chosen, *rejected)])
+        encode = encoder.completion if isinstance(record["prompt"], str) else encoder.turn
+        completions.append([encode(text) for text in (chosen, *rejected)])
         for text, ids in zip((chosen, *rejected), completions[-1], strict=True):
             if encoder.special.intersection(ids[:-1]):
                 raise DataError(f"record {number}: {text!r} contains a special token of the tokenizer: change the text")
@@ -85,7 +86,6 @@ def encode_records(records: Iterable[Mapping[str, Any]], encoder: Encoder) -> li
             )
             for messages in prompts
         ]
-        completions = [[[*ids[:-1], encoder.turn_end] for ids in texts] for texts in completions]
     return [PromptCompletions(ids, ys) for ids, ys in zip(prompt_ids, completions, strict=True)]
 
 

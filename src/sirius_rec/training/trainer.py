@@ -39,6 +39,7 @@ from sirius_rec.training.checkpoints import (
     writing,
 )
 from sirius_rec.training.config import SiriusConfig
+from sirius_rec.training.dropout import check_no_noise, disable_dropout
 from sirius_rec.training.held_out import HeldOutLog
 from sirius_rec.training.inputs import check_trainable, check_vocabulary, policy_of, records_of
 from sirius_rec.training.memory import MemoryEstimate, estimate
@@ -48,15 +49,6 @@ from sirius_rec.training.records import PackingCollator, PreferenceDataset, chec
 EvalHook = Callable[[list[np.ndarray]], dict[str, float]]
 _PACKED_FIELDS = tuple(PackedBatch.__dataclass_fields__)
 _SELF_CHECK_ROWS = 2
-
-
-def disable_dropout(model: torch.nn.Module) -> None:
-    """Set every dropout of the model to 0: a dropped-out policy against a whole reference is a margin of pure noise."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
 
 
 class SiriusTrainer(Trainer):
@@ -107,7 +99,8 @@ class SiriusTrainer(Trainer):
             model = get_peft_model(model, peft_config)
         check_trainable(model)
         self._own_pad_id = getattr(unwrapped(model).config, "pad_token_id", None)
-        if self.objective.uses_negatives if args.disable_dropout is None else args.disable_dropout:
+        self._no_dropout = self.objective.uses_negatives if args.disable_dropout is None else args.disable_dropout
+        if self._no_dropout:
             disable_dropout(model)
         self.encoder = encoder or Encoder(processing_class, chat=args.chat)
         self.scoring = resolve_mode(model, args.scoring)
@@ -167,9 +160,11 @@ class SiriusTrainer(Trainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Train; `resume_from_checkpoint=True` goes on from the newest whole checkpoint, or starts afresh."""
+        rows, pad_id = self.train_dataset.rows[:_SELF_CHECK_ROWS], self.encoder.pad_id
         if self.scoring == "packed":
-            checked = self.train_dataset.rows[:_SELF_CHECK_ROWS]
-            self_check(self.model.to(self.args.device), checked, self.encoder.pad_id)
+            self_check(self.model.to(self.args.device), rows, pad_id)
+        if self._no_dropout:
+            check_no_noise(self.model.to(self.args.device), rows, pad_id, self.scoring)
         if self.objective.needs_reference:
             self._ensure_reference()
         if resume_from_checkpoint is True:

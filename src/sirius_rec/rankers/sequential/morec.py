@@ -1,6 +1,10 @@
 """MoRec (Yuan et al. 2023): SASRec whose item embeddings are its titles, read by a text encoder and projected.
 
 Items have no embedding of their own, so an item that training never saw is ranked by its title like any other.
+
+Unlike the publication: a title is the mean of its tokens' last states, not the first token's ([CLS]), then a LayerNorm
+and a linear projection; its SASRec is ours (`networks.SASRec`, with its differences); negatives are shared by a batch.
+The publication's encoders are pretrained; the default one here is a small BERT from scratch, trained with the rest.
 """
 
 from __future__ import annotations

@@ -40,7 +40,12 @@ class Network(nn.Module):
 
 
 class GRU4Rec(Network):
-    """Hidasi et al. 2016: a GRU over item embeddings."""
+    """Hidasi et al. 2016: a GRU over item embeddings, then a linear layer.
+
+    Unlike the publication: no negatives from the other sessions of a mini-batch (they are drawn uniformly, or all items
+    are scored; its ranking losses BPR-max and TOP1 are not here), whole chunks in place of session-parallel batches, an
+    embedding as input and as output in one table, and a bias per item.
+    """
 
     def __init__(self, n_items: int, *, dimension: int, layers: int, dropout: float, length: int, heads: int) -> None:
         super().__init__(n_items, dimension, dropout)
@@ -63,7 +68,10 @@ class GRU4Rec(Network):
 class SASRec(Network):
     """Kang & McAuley 2018: causal self-attention over item and position embeddings.
 
-    Positions count from the first real item of a row, not from the newest.
+    Unlike the publication: a bias per item; GELU in place of ReLU, in a feed-forward layer twice as wide as the
+    embedding, not as wide; item embeddings are not multiplied by √d; no dropout on attention weights; keys and values
+    are normalised too, not queries alone; positions count from the first real item of a row, not from the newest. The
+    loss is an option (`bce` with one negative is the publication's).
     """
 
     def __init__(self, n_items: int, *, dimension: int, layers: int, dropout: float, length: int, heads: int) -> None:
@@ -111,7 +119,8 @@ class _Block(nn.Module):
 class Caser(Network):
     """Tang & Wang 2018: convolutions over the last items, along time and along the embedding.
 
-    Without its user embedding: test users are new here, so there is none to look up.
+    Unlike the publication: one target per window, the next item, not the next T; no user embedding (test users are new
+    here, so there is none to look up) but a second linear layer in its place; output embeddings are those of the input.
     """
 
     every_position = False

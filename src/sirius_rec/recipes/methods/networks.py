@@ -11,7 +11,7 @@ import numpy as np
 from sirius_rec.atomic import write_json
 from sirius_rec.config import Config, MethodSection
 from sirius_rec.errors import ConfigError
-from sirius_rec.rankers.sequential.options import PRESETS, SequentialOptions, morec_options, with_options
+from sirius_rec.rankers.sequential.options import PRESETS, TINY_ENCODER, SequentialOptions, morec_options, with_options
 from sirius_rec.recipes.job import log
 from sirius_rec.recipes.methods.base import Method
 from sirius_rec.recipes.run import Run
@@ -110,6 +110,14 @@ class SasRec(Network):
 
 class MoRec(Network):
     name, title = "morec", "MoRec (SASRec over titles)"
+
+    @property
+    def label(self) -> str:
+        """The publication's encoders are pretrained; the default one here is not."""
+        scratch = self.options.encoder == TINY_ENCODER and not self.entry.name  # type: ignore[attr-defined]
+        return (
+            super().label.replace(self.title, f"{self.title[:-1]}, encoder from scratch)") if scratch else super().label
+        )
 
     def _options(self, entry: MethodSection) -> SequentialOptions:
         return morec_options(PRESETS[entry.preset][SasRec.name], **entry.options)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sirius_rec.config import Config, MethodSection
 from sirius_rec.recipes.methods.base import Role
 from sirius_rec.recipes.methods.finetuned import Finetuned
+from sirius_rec.recipes.records import SELECTION, selection_set
 from sirius_rec.recipes.run import Run
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Sft(Finetuned):
@@ -27,3 +31,11 @@ class Sft(Finetuned):
 
     def folder(self, run: Run, seed: int) -> Path:
         return run.folder.sft(seed)
+
+    def training_set(self, run: Run, seed: int, rows: np.ndarray) -> dict[str, Any]:
+        """The same, but the best epoch is chosen on rows that the onset of alignment does not look at."""
+        return {**super().training_set(run, seed, rows), "validation": selection_set(run)}
+
+    def chosen_apart(self, run: Run, seed: int) -> bool:
+        """Whether the best epoch was; not in runs of versions that chose it on all validation rows."""
+        return self.done(run, seed).get("best_by") == SELECTION
