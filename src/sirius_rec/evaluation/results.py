@@ -91,7 +91,7 @@ def _open_block(table: ScoreTable, examples: pl.DataFrame, truth: pl.DataFrame |
     frame = table.frame.sort(ROW_ID)
     users = examples.select(pl.col(ROW_ID).cast(pl.Int64), USER_ID, TARGET).unique(ROW_ID, keep="any")
     if len(users) != len(examples):
-        raise DataError("examples: a row_id stands there twice; row ids must be unique")
+        raise DataError("examples: a row_id is duplicated; row ids must be unique")
     joined = frame.select(pl.col(ROW_ID).cast(pl.Int64)).join(users, on=ROW_ID, how="left", maintain_order="left")
     unknown = joined.filter(pl.col(TARGET).is_null())
     if not unknown.is_empty():
@@ -107,7 +107,7 @@ def _open_block(table: ScoreTable, examples: pl.DataFrame, truth: pl.DataFrame |
         beside = joined.select(ROW_ID).join(utilities, on=ROW_ID, how="left", maintain_order="left")
         lost = beside.filter(pl.col(UTILITY).is_null())
         if len(beside) != len(joined) or not lost.is_empty():
-            where = f"row_id {lost[ROW_ID][0]} is missing" if not lost.is_empty() else "a row_id stands there twice"
+            where = f"row_id {lost[ROW_ID][0]} is missing" if not lost.is_empty() else "a row_id is duplicated"
             raise DataError(f"truth of {table.slates}: {where}; prepare the data again")
         block.utility = beside[UTILITY]
     return block
