@@ -116,6 +116,24 @@ def align(config: ConfigArg, overrides: OverridesArg = None, out: OutOption = No
     say(f"done: {train_stages(config, overrides, out, ('sft', 'align')).folder.path / 'align'}")
 
 
+@app.command(short_help="Seeds trained apart become one run.")
+def merge(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, same data, different seeds.")],
+    out: Annotated[Path, typer.Option("--out", help="Run folder to make.")],
+) -> None:
+    """One run folder of several that trained different seeds of the same configuration, in an array job say.
+
+    Then `sirius evaluate OUT` has the table over all seeds.
+
+    Example: sirius merge runs/seed0 runs/seed1 runs/seed2 --out runs/all
+    """
+    from sirius_rec.recipes.merging import merge_runs
+
+    folder = merge_runs(runs, out)
+    seeds = ", ".join(map(str, folder.config().seeds))
+    say(f"done: {folder.path} (seeds {seeds}); `sirius evaluate {folder.path}` makes its table")
+
+
 @app.command(short_help="Score what is trained; results and table.")
 def evaluate(run: RunArg, json_file: JsonOption = None) -> None:
     """Score the trained methods on the test slates; results.json and the table. Trains nothing.
