@@ -28,7 +28,7 @@ The prompt, exactly as it was shown; the answer is the bare title:
 ```text
 {prompt}```
 
-Rank with it: `sirius rank --model RUN --input requests.jsonl --out ranked.jsonl`. It knows the catalogue and the users of
+Rank with it: `sirius rank --model RUN --input requests.jsonl --out ranked.jsonl`. It knows the catalogue and users of
 its data and no others; the licence of the base model and the terms of the data apply.
 """
 
