@@ -13,9 +13,9 @@ import numpy as np
 from sirius_rec.data.store import Dataset
 from sirius_rec.data.titles import tidy_title
 from sirius_rec.errors import PromptError, RunError
-from sirius_rec.rankers.floors import Popularity
 from sirius_rec.rankers.llm import LLMRanker
 from sirius_rec.rankers.requests import Request, Unknown
+from sirius_rec.rankers.trivial import Popularity
 from sirius_rec.recipes.methods import Method, build_methods
 from sirius_rec.recipes.run import Run, quiet
 from sirius_rec.schema import ITEM_ID
