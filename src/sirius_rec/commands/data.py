@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sirius_rec.commands.common import JsonOption, OverridesArg, app, check_json, load, say, write_json
+from sirius_rec.commands.common import JsonOption, OverridesArg, app, check_json, load, log, say, write_json
 from sirius_rec.errors import ConfigError
 
 
@@ -48,7 +48,7 @@ def prepare(
         data = {"source": source, "input": None if input is None else str(input)}
         loaded = parse_config(apply_overrides({"data": data}, extra), "command line")
     with byte_bar("reading") as advance:
-        dataset = prepare_data(loaded, out, say, advance)
+        dataset = prepare_data(loaded, out, log, advance)
     for line in summary_lines(dataset):
         say(line)
     write_json(json_file, dataset.info)
@@ -83,7 +83,7 @@ def audit_command(
     check_json(json_file)
     if RunFolder(slates).config_file.is_file():
         slates = RunFolder(slates).data
-        say(f"auditing the data of this run: {slates}")
+        log(f"auditing the data of this run: {slates}")
     result = audit(
         slates, train=train or (), val=val or (), ids=ids, items=items, slates=name, scores=scores, seed=seed
     )

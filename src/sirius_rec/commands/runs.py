@@ -17,6 +17,7 @@ from sirius_rec.commands.common import (
     RunArg,
     app,
     check_json,
+    log,
     say,
     train_stages,
     write_json,
@@ -35,9 +36,9 @@ def demo(
 
     Example: sirius demo --out runs/demo
     """
-    say("sirius demo: a simulated catalogue whose true preferences are known; a tiny language model learns it (SFT),")
-    say("is aligned by DPO and softmax DPO, each with and without the SIRIUS anchor, on 3 seeds, and is compared with")
-    say("SFT continued for as long. At most 5 minutes on 2 cores. It can be stopped and started again at any time.")
+    log("sirius demo: a simulated catalogue whose true preferences are known; a tiny language model learns it (SFT),")
+    log("is aligned by DPO and softmax DPO, each with and without the SIRIUS anchor, on 3 seeds, and is compared with")
+    log("SFT continued for as long. At most 5 minutes on 2 cores. It can be stopped and started again at any time.")
     _run(Path("demo"), None, out, json_file)
 
 
@@ -56,7 +57,7 @@ def _run(config: Path, overrides: list[str] | None, out: Path | None, json_file:
 
     check_json(json_file)
     run = train_stages(config, overrides, out, STAGES)
-    finish(run, say)
+    finish(run, log)
     if not processes.is_main():
         return
     results = json.loads(run.folder.results.read_text())
@@ -88,7 +89,7 @@ def compare(
 
     check_json(json_file)
     run = train_stages(config, overrides, out, STAGES)
-    finish(run, say)
+    finish(run, log)
     if not processes.is_main():
         return
     results = comparison.compare(run)
@@ -152,7 +153,7 @@ def evaluate(run: RunArg, json_file: JsonOption = None) -> None:
     check_json(json_file)
     opened = Run.open(run)
     check_trained(opened)
-    run_stages(opened, ("evaluate",), say)
+    run_stages(opened, ("evaluate",), log)
     if not processes.is_main():
         return
     results = collect(opened)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from sirius_rec.commands.common import app, check_json, say
+from sirius_rec.commands.common import app, check_json, log, say
 from sirius_rec.errors import ConfigError, DataError
 
 
@@ -61,18 +61,18 @@ def rank(
         given = {"template": template, "shows_slate": slate, "max_history": max_history, "dtype": dtype}
         chosen = {name: value for name, value in given.items() if value is not None}
         served = load_plain_model(model, chat=chat, **chosen)
-    say(f"ranking with {served.name}")
+    log(f"ranking with {served.name}")
     recipe = {**served.recipe, "input": str(input.resolve()), "top": top, "unknown": unknown}
     with AnswerFile(out, recipe) as answers, byte_bar("ranking") as advance:
         if answers.answered:
-            say(f"going on behind line {answers.answered}")
+            log(f"going on behind line {answers.answered}")
         dropping = served.unknown if unknown == "drop" else None
         outcome = rank_file(
             input, answers, served.score, served.check, top=top, skip_bad=skip_bad, unknown=dropping, advance=advance
         )
         answers.finish()
     for warning in served.warnings():
-        say(f"warning: {warning}")
+        log(f"warning: {warning}")
     counts = {"bad lines passed over": outcome.skipped, "unknown history items dropped": outcome.dropped,
               "answered by popularity alone": outcome.by_popularity}  # fmt: skip
     rest = "".join(f"; {what}: {count:,}" for what, count in counts.items() if count or what.startswith("bad"))
