@@ -388,3 +388,8 @@ def test_a_model_is_checked_once_for_each_kernel(
     scorer.check_once(model, rows, 0, "auto")
     scorer.check_once(model, rows, 0, "naive")
     assert len(checked) == 2
+
+
+def test_only_a_gpu_makes_the_host_wait_for_a_count() -> None:
+    """No device is needed to ask."""
+    assert packed._counting_waits(torch.device("cuda", 0)) and not packed._counting_waits(torch.device("cpu"))
