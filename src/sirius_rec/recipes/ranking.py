@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,15 +108,14 @@ def load_plain_model(
 
     from sirius_rec.prompts.encoding import Encoder
     from sirius_rec.prompts.templates import get_template
-    from sirius_rec.training.backbones import is_adapter, load_backbone, load_tokenizer, load_trained
+    from sirius_rec.training.backbones import adapter_base, is_adapter, load_backbone, load_tokenizer, load_trained
 
     quiet()
     form = get_template(template, shows_slate=shows_slate)
     tokenizer = load_tokenizer(name)
     folder = Path(name)
     if is_adapter(folder):
-        base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
-        model = load_trained(folder, base, dtype=dtype)
+        model = load_trained(folder, adapter_base(folder), dtype=dtype)
     else:
         model = load_backbone(name, dtype=dtype)
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
