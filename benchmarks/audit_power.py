@@ -4,7 +4,7 @@
 
 Every set comes from an event log of a made-up world: users with a taste for categories, items with a popularity and a
 release date, 500 test rows of 20 or so. Honest slates are drawn as `sirius prepare` draws them; a plant changes one
-thing in them. About six minutes on two cores.
+thing in them. About five minutes on two idle cores.
 """
 
 from __future__ import annotations

@@ -82,7 +82,8 @@ def position_per_target(
     score(c in slot p) = (n_cp + 1/C) / (n_c + 1), n_cp the learning rows with target c in slot p: a candidate at home
     is likely, one that was never a target less so, one away from home hardly. Without another file the other rows of
     this one teach (a row never teaches itself). Where rows of one target share a slot no more often than chance has it
-    (`agreement`), homes are noise and all candidates tie. popularity: breaks ties, per item. same: that agreement, where it is known.
+    (`agreement`), homes are noise and all candidates tie. popularity: breaks ties, per item. same: that agreement,
+    where it is known.
 
     The p-value is the smaller of two, in a weighted Bonferroni: of the hits, and of all pairs of rows of one target in
     all files, which finds weak habits. The effect is that of knowing every home, where that is more than the hits show.
