@@ -142,11 +142,13 @@ def _slots(given: AuditInput, counts_I: Floats | None, seed: int, found: list[Ev
     ordered = [s for s in given.learn.values() if s.has_slates and s.ordered]
     learn = joined(ordered) if ordered else None
     found.append(slots.position_marginal(slates, learn, seed))
-    found.append(slots.position_per_target(slates, learn, seed))
+    everything = slates if learn is None else joined([learn, slates])
+    same = slots.agreement(everything.target_R, everything, seed)
+    found.append(slots.position_per_target(slates, learn, seed, same=same))
     if counts_I is None:
         skipped.append({"name": "popularity_among_ties", "why": "no popularity; give --train or --val"})
     else:
-        found.append(slots.position_per_target(slates, learn, seed, counts_I))
+        found.append(slots.position_per_target(slates, learn, seed, counts_I, same))
     for name in slots.HOMES:
         keys = slots.keys(name, slates, learn)
         if keys is None:
