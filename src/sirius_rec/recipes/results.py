@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from sirius_rec.errors import RunError
-from sirius_rec.evaluation.results import build_results, write_results
+from sirius_rec.evaluation.results import build_results, read_results, write_results
 from sirius_rec.evaluation.tables import ScoreTable, read_tables
 from sirius_rec.recipes.diagnosis import read_curves
 from sirius_rec.recipes.environment import versions
@@ -19,10 +19,25 @@ from sirius_rec.schema import ROW_ID, TARGET, USER_ID, SlateName
 
 
 def collect(run: Run) -> dict[str, Any]:
-    """Write results.json, with paired tests against the configured baseline."""
-    results = gather(run, run.config.evaluation.baseline)
+    """Write results.json, with paired tests against the folder's baseline: the one that `sirius compare` chose here
+    before, as long as it is still scored, else the configured one."""
+    file, baseline = run.folder.comparison, run.config.evaluation.baseline
+    chosen = read_results(file)["baseline"] if file.is_file() else baseline
+    if chosen != baseline and any(run.folder.scores.glob(f"{chosen}-s[0-9]*")):
+        results = gather(run, chosen)
+        results["notes"].append(chosen_note(results["methods"][chosen]["label"], run.test_slates[0]))
+    else:
+        results = gather(run, baseline)
     write_results(results, run.folder.results)
     return results
+
+
+def chosen_note(label: str, slates: str) -> str:
+    """Where the baseline of a comparison comes from."""
+    return (
+        f"Tests are against {label}, chosen for its HR@1 on {slates}: the choice sees the test rows, which makes it "
+        "harder to beat and easier to lose against."
+    )
 
 
 def gather(run: Run, baseline: str) -> dict[str, Any]:
