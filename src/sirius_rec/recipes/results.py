@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from sirius_rec.errors import RunError
-from sirius_rec.evaluation.results import build_results, read_results, write_results
+from sirius_rec.evaluation.results import build_results, write_results
 from sirius_rec.evaluation.tables import ScoreTable, read_tables
 from sirius_rec.recipes.diagnosis import read_curves
 from sirius_rec.recipes.environment import versions
@@ -20,16 +20,22 @@ from sirius_rec.schema import ROW_ID, TARGET, USER_ID, SlateName
 
 def collect(run: Run) -> dict[str, Any]:
     """Write results.json, with paired tests against the folder's baseline: the one that `sirius compare` chose here
-    before, as long as it is still scored, else the configured one."""
-    file, baseline = run.folder.comparison, run.config.evaluation.baseline
-    chosen = read_results(file)["baseline"] if file.is_file() else baseline
-    if chosen != baseline and any(run.folder.scores.glob(f"{chosen}-s[0-9]*")):
-        results = gather(run, chosen)
+    before, as long as it is scored, else the configured one."""
+    configured, chosen = run.config.evaluation.baseline, _chosen(run)
+    results = gather(run, chosen or configured)
+    if chosen is not None:
         results["notes"].append(chosen_note(results["methods"][chosen]["label"], run.test_slates[0]))
-    else:
-        results = gather(run, baseline)
     write_results(results, run.folder.results)
     return results
+
+
+def _chosen(run: Run) -> str | None:
+    """The baseline in comparison.json, of whatever format; None without one, or where it has no scores any more."""
+    try:
+        chosen = json.loads(run.folder.comparison.read_text())["baseline"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return str(chosen) if any(run.folder.scores.glob(f"{chosen}-s[0-9]*")) else None
 
 
 def chosen_note(label: str, slates: str) -> str:

@@ -155,5 +155,5 @@ def audit_once(run: Run, log: Log) -> None:
         log(f"no audit: {error}")
         return
     found = [f"{word}: {', '.join(names)}" for word in ("leak", "caution")
-             if (names := [one["name"] for one in result["probes"] if one["verdict"] == word])]  # fmt: skip
+             if (names := [one["name"].replace("_", " ") for one in result["probes"] if one["verdict"] == word])]  # fmt: skip
     log(f"audit of {result['slates']}: {'; '.join(found) or result['verdict']}")

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from sirius_rec.diagnostics.wording import onset_found
-from sirius_rec.evaluation.results import TRIVIAL, decision
+from sirius_rec.evaluation.results import TRIVIAL, Facts, decision
 from sirius_rec.report.text import count, interval, number, slate_size
 
 Row = Mapping[str, Any]
@@ -47,7 +47,7 @@ def answer(results: Mapping[str, Any], diagnostics: Mapping[str, Any] | None) ->
     """
     keys = result_keys(results)
     tests, labels = tests_of(results, *keys[0]), {row["method"]: row["label"] for row in results["summary"]}
-    best = best_sentence(rows_of(results, *keys[0]), tests)
+    best = best_sentence(rows_of(results, *keys[0]), tests, results["methods"])
     anchor = anchor_sentence(tests, labels)
     if len(keys) > 1:
         name = section_names(keys)
@@ -83,11 +83,11 @@ def _top(rows: Sequence[Row]) -> Row:
     return max(trained or rows, key=lambda row: (row["hr@1"], row["label"]))
 
 
-def best_sentence(rows: Sequence[Row], tests: Sequence[Row]) -> str:
+def best_sentence(rows: Sequence[Row], tests: Sequence[Row], methods: Facts) -> str:
     """The best trained method of one section, against the best trivial baseline and against chance."""
     top = _top(rows)
     span = interval(top, "hr@1_low", "hr@1_high")
-    seeds = ", one seed" if top["role"] != TRIVIAL and len(top["seeds"]) == 1 else ""
+    seeds = ", one seed" if methods[top["method"]]["random"] and len(top["seeds"]) == 1 else ""
     score = f"{top['label']}, HR@1 {number(top['hr@1'])}{f' {span}' if span else ''}{seeds}"
     strongest, chance = _strongest(rows), _against_chance(top)
     if top["role"] == TRIVIAL:

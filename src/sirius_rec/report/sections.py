@@ -12,7 +12,7 @@ from sirius_rec.evaluation.results import ALL_METRICS, GENERATED, TRIVIAL, TRUE_
 from sirius_rec.report.answer import DECISIONS, anchor_sentence, best_sentence, result_keys, rows_of, tests_of
 from sirius_rec.report.evidence_plots import PAPER_SHARE, shares
 from sirius_rec.report.material import ReportedRun
-from sirius_rec.report.text import NO_MODEL, count, flat, interval, minus, number, p_value, slates_in_words
+from sirius_rec.report.text import NO_MODEL, count, flat, has_model, interval, minus, number, p_value, slates_in_words
 
 _HEADINGS: Final = {TRUE_REWARD: "True reward", VALID: "Valid ratio", GENERATED: "HR@1 generated", "mrr": "MRR"}
 _VERDICTS: Final = {"leak": "leak", "caution": "caution", "clean": "clean"}
@@ -60,12 +60,12 @@ def _test_rows(tests: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) ->
 
 
 def _in_short(
-    rows: Sequence[Mapping[str, Any]], tests: Sequence[Mapping[str, Any]], baseline: str | None, answered: bool
+    run: ReportedRun, rows: Sequence[Mapping[str, Any]], tests: Sequence[Mapping[str, Any]], answered: bool
 ) -> list[str]:
     """Sentences about one slate set; only what the tables below say. answered: the top of the page has the first."""
     trained, trivial = ([row for row in rows if (row["role"] == TRIVIAL) is is_trivial] for is_trivial in (False, True))
-    labels = {row["method"]: row["label"] for row in rows}
-    lines = [] if answered else [best_sentence(rows, tests)]
+    labels, baseline = {row["method"]: row["label"] for row in rows}, run.results.get("baseline")
+    lines = [] if answered else [best_sentence(rows, tests, run.methods)]
     if not answered and any(test["against_base"] for test in tests):
         lines.append(anchor_sentence(tests, labels))
     if trained and trivial:
@@ -98,7 +98,7 @@ def result_sections(run: ReportedRun) -> list[dict[str, Any]]:
         sections.append({
             "slates": slates, "checkpoint": checkpoint, "words": slates_in_words(slates), "n": f"{here[0]['n']:,}",
             "chance": number(here[0]["chance"]),
-            "short": _in_short(here, tests, results.get("baseline"), answered=not sections),
+            "short": _in_short(run, here, tests, answered=not sections),
             "seen": len({run.methods[row["method"]].get("train_rows") for row in here}) > 1,
             "tables": [
                 {"headings": [_HEADINGS.get(metric, metric.upper()) for metric in part],
@@ -106,7 +106,7 @@ def result_sections(run: ReportedRun) -> list[dict[str, Any]]:
                 for part in (ranking, other) if part
             ],
             "valid_note": _valid_note(here), "tests": _test_rows(tests, labels), "rows": here,
-            "marks": any(NO_MODEL in row["label"] for row in here),
+            "marks": any(NO_MODEL in row["label"] for row in here), "models": any(map(has_model, run.methods.values())),
         })  # fmt: skip
     return sections
 
@@ -245,7 +245,7 @@ def audit_facts(run: ReportedRun) -> dict[str, Any] | None:
         return None
     rows = [
         {
-            "name": one["name"], "kind": one["kind"], "text": number(one["hr1"]), "verdict": one["verdict"],
+            "name": one["name"].replace("_", " "), "kind": one["kind"], "text": number(one["hr1"]), "verdict": one["verdict"],
             "value": -1 if one["hr1"] is None else one["hr1"], "why": one["why"],
             "interval": interval(one, "ci_low", "ci_high"), "control": number(one.get("control")),
         }
@@ -278,16 +278,17 @@ def what_was_run(run: ReportedRun) -> list[tuple[str, str]]:
         n = next(row["n"] for row in results["summary"] if row["slates"] == name)
         facts.append(("Slates", f"{slates_in_words(name)}; {n:,} rows"))
     backbone, prompts = config.get("backbone") or {}, config.get("prompts") or {}
-    if backbone.get("name"):
+    models = any(map(has_model, run.methods.values()))
+    if models and backbone.get("name"):
         facts.append(("Language model", _backbone(backbone)))
-    if prompts.get("template"):
+    if models and prompts.get("template"):
         shown = "history and slate" if prompts.get("slate", True) else "history alone"
         facts.append(("Prompt", f"{prompts['template']}, {shown}"))
     lengths = [
         f"{name} {count(config[part]['epochs'], 'epoch')}" for part, name in (("sft", "SFT"), ("align", "alignment"))
         if (config.get(part) or {}).get("epochs") is not None
     ]  # fmt: skip
-    if lengths:
+    if models and lengths:
         facts.append(("Training", ", ".join(lengths)))
     trained = [row for row in results["summary"] if row["role"] != TRIVIAL]
     seeds = sorted({seed for row in trained for seed in row["seeds"]})

@@ -88,12 +88,14 @@
   var hints = [];
   document.querySelectorAll("#content .wide > table").forEach(function (table) {
     var wide = table.parentNode, tools = document.createElement("div"), hint = document.createElement("span");
+    var copy = document.createElement("span");
     tools.className = "tools";
     hint.className = "hint";
     hint.textContent = "\u2194 scroll sideways for more columns";
-    tools.append(hint, "Copy as");
+    copy.append("Copy as");
+    tools.append(hint, copy);
     [["Markdown", markdown], ["CSV", csv], ["LaTeX", latex]].forEach(function (kind) {
-      var button = tools.appendChild(document.createElement("button"));
+      var button = copy.appendChild(document.createElement("button"));
       button.type = "button";
       button.textContent = button.dataset.name = kind[0];
       button.copied = function () { return kind[1](table); };
