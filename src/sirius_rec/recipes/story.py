@@ -154,6 +154,7 @@ def audit_once(run: Run, log: Log) -> None:
     except SiriusError as error:
         log(f"no audit: {error}")
         return
-    found = [f"{word}: {', '.join(names)}" for word in ("leak", "caution")
-             if (names := [one["name"].replace("_", " ") for one in result["probes"] if one["verdict"] == word])]  # fmt: skip
-    log(f"audit of {result['slates']}: {'; '.join(found) or result['verdict']}")
+    found = {word: [one["name"].replace("_", " ") for one in result["probes"] if one["verdict"] == word]
+             for word in ("leak", "caution")}  # fmt: skip
+    named = "; ".join(f"{word}: {', '.join(names)}" for word, names in found.items() if names)
+    log(f"audit of {result['slates']}: {named or result['verdict']}")

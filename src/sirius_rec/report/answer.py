@@ -51,10 +51,9 @@ def answer(results: Mapping[str, Any], diagnostics: Mapping[str, Any] | None) ->
     anchor = anchor_sentence(tests, labels)
     if len(keys) > 1:
         name = section_names(keys)
-        best = f"On {name[keys[0]]}: {best[0].lower()}{best[1:]}{_elsewhere(results, keys, name)}"
-        anchor = (
-            f"On {name[keys[0]]}: {anchor[0].lower()}{anchor[1:]}" if any(t["against_base"] for t in tests) else anchor
-        )
+        best = f"On {name[keys[0]]}, {best[0].lower()}{best[1:]}{_elsewhere(results, keys, name)}"
+        if any(test["against_base"] for test in tests):
+            anchor = f"On {name[keys[0]]}, {anchor[0].lower()}{anchor[1:]}"
     return [best, anchor, hacking_sentence(diagnostics, labels)]
 
 
@@ -93,8 +92,8 @@ def best_sentence(rows: Sequence[Row], tests: Sequence[Row], methods: Facts) -> 
     if top["role"] == TRIVIAL:
         return f"No method was trained; the best trivial baseline is {score}, {chance}."
     if strongest is None:
-        return f"Best trained method: {score}, {chance}; no trivial baseline was scored."
-    return f"Best trained method: {score}, {_against_simple(top, strongest, tests)}, and {chance}."
+        return f"The best trained method is {score}, {chance}; no trivial baseline was scored."
+    return f"The best trained method is {score}, {_against_simple(top, strongest, tests)}, and {chance}."
 
 
 def _strongest(rows: Sequence[Row]) -> Row | None:

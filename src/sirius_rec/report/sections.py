@@ -245,8 +245,8 @@ def audit_facts(run: ReportedRun) -> dict[str, Any] | None:
         return None
     rows = [
         {
-            "name": one["name"].replace("_", " "), "kind": one["kind"], "text": number(one["hr1"]), "verdict": one["verdict"],
-            "value": -1 if one["hr1"] is None else one["hr1"], "why": one["why"],
+            "name": one["name"].replace("_", " "), "kind": one["kind"], "verdict": one["verdict"],
+            "text": number(one["hr1"]), "value": -1 if one["hr1"] is None else one["hr1"], "why": one["why"],
             "interval": interval(one, "ci_low", "ci_high"), "control": number(one.get("control")),
         }
         for one in audit["probes"]
