@@ -52,8 +52,9 @@ def run(config: ConfigArg, overrides: OverridesArg = None, out: OutOption = None
 
 
 def _run(config: Path, overrides: list[str] | None, out: Path | None, json_file: Path | None) -> None:
+    from sirius_rec.recipes.diagnosis import read_diagnostics
     from sirius_rec.recipes.story import STAGES, finish
-    from sirius_rec.terminal import print_results
+    from sirius_rec.terminal import print_answer, print_results
 
     check_json(json_file)
     run = train_stages(config, overrides, out, STAGES)
@@ -62,6 +63,7 @@ def _run(config: Path, overrides: list[str] | None, out: Path | None, json_file:
         return
     results = json.loads(run.folder.results.read_text())
     print_results(results)
+    print_answer(results, read_diagnostics(run))
     write_json(json_file, results)
     say(f"results: {run.folder.results}")
     _say_report(run, "report:  ")
@@ -83,19 +85,20 @@ def compare(
 
     Example: sirius compare configs/compare-lastfm.yaml --out runs/compare --json table.json
     """
-    from sirius_rec.recipes import comparison
+    from sirius_rec.recipes.diagnosis import read_diagnostics
     from sirius_rec.recipes.story import STAGES, finish
-    from sirius_rec.terminal import print_comparison
+    from sirius_rec.terminal import print_answer, print_comparison
 
     check_json(json_file)
     run = train_stages(config, overrides, out, STAGES)
-    finish(run, log)
+    finish(run, log, compared=True)
     if not processes.is_main():
         return
-    results = comparison.compare(run)
+    results = json.loads(run.folder.comparison.read_text())
     print_comparison(results)
+    print_answer(results, read_diagnostics(run))
     write_json(json_file, results)
-    say(f"comparison: {run.folder.path / comparison.FILE}")
+    say(f"comparison: {run.folder.comparison}")
     _say_report(run, "report:     ")
 
 
