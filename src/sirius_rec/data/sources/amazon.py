@@ -13,6 +13,7 @@ from sirius_rec.data.sources.events import Ties
 from sirius_rec.data.sources.files import check_choice, require_file
 from sirius_rec.data.sources.lines import MAX_MALFORMED, check_share, number_of, only_one
 from sirius_rec.data.sources.literals import parse_either
+from sirius_rec.data.sources.span import Moment, TimeSpan
 from sirius_rec.data.sources.timestamps import EARLIEST, LATEST
 from sirius_rec.progress import Advance
 from sirius_rec.schema import Interactions
@@ -28,6 +29,8 @@ def load(
     metadata: Path | str | None = None,
     min_rating: float | None = None,
     missing_titles: MissingTitles = "drop",
+    min_time: Moment = None,
+    max_time: Moment = None,
     ties: Ties = "shuffle",
     max_malformed: float = MAX_MALFORMED,
     advance: Advance | None = None,
@@ -41,6 +44,8 @@ def load(
             which the notes say: such titles tell a language model nothing.
         min_rating: reviews rated lower are dropped.
         missing_titles: products that the metadata gives no title are an 'error', 'drop'ped, or shown by their 'id'.
+        min_time, max_time: events before or after are dropped and counted, as if they had never happened; a date (UTC)
+            or seconds since 1970.
         ties: reviews of one user and day in a seeded random order ('shuffle'), or as in the 'file'.
         max_malformed: the share of malformed lines above which the run stops.
         advance: called as bytes are read.
@@ -54,12 +59,13 @@ def load(
     check_choice("missing_titles", missing_titles, MissingTitles)
     check_choice("ties", ties, Ties)
     check_share(max_malformed)
+    span = TimeSpan.of(min_time, max_time)
     reviews = file_in(Path(path), _REVIEWS, "reviews file")
     titles_path = Path(metadata) if metadata is not None else _metadata_beside(reviews)
     if titles_path is not None:
         require_file(titles_path, "metadata file")
     missing: MissingTitles = "id" if titles_path is None else missing_titles
-    dump = Dump(reviews, titles_path, "reviews", "product", seed, missing, ties, max_malformed, advance)
+    dump = Dump(reviews, titles_path, "reviews", "product", seed, missing, ties, max_malformed, advance, span)
     fields = Fields("reviewerID", "asin", "unixReviewTime", _moment, rating="overall")
     loaded = dump.interactions(
         dump.rated(dump.frames(parse_either, fields), min_rating),

@@ -14,10 +14,12 @@ from typing import Any
 import polars as pl
 
 from sirius_rec.data.sources.catalogue import titled_items
+from sirius_rec.data.sources.csv_table import ROW
 from sirius_rec.data.sources.delimited import delimited, text_rows
 from sirius_rec.data.sources.events import TIME, EventLog, Ties
-from sirius_rec.data.sources.files import ROW, check_choice, file_note, load_items
+from sirius_rec.data.sources.files import check_choice, file_note, load_items
 from sirius_rec.data.sources.lines import MAX_MALFORMED, Account, blocks, check_share, keep, reject
+from sirius_rec.data.sources.span import OUTSIDE, Moment, TimeSpan
 from sirius_rec.data.sources.timestamps import EARLIEST, LATEST
 from sirius_rec.errors import DataError
 from sirius_rec.progress import Advance
@@ -48,6 +50,8 @@ def load(
     *,
     seed: int = 0,
     min_rating: float | None = None,
+    min_time: Moment = None,
+    max_time: Moment = None,
     ties: Ties = "shuffle",
     max_malformed: float = MAX_MALFORMED,
     advance: Advance | None = None,
@@ -59,6 +63,8 @@ def load(
         seed: of the order inside ties. Many ratings of one user carry the same second, because the site shows a page of
             movies to rate at a time; the files list them by movie id or by an order of their own.
         min_rating: ratings below are dropped.
+        min_time, max_time: events before or after are dropped and counted, as if they had never happened; a date (UTC)
+            or seconds since 1970.
         ties: ratings of one user and second in a seeded random order ('shuffle'), or as in the 'file'.
         max_malformed: the share of malformed lines above which the run stops.
         advance: called as bytes are read.
@@ -71,11 +77,12 @@ def load(
     """
     check_choice("ties", ties, Ties)
     check_share(max_malformed)
+    span = TimeSpan.of(min_time, max_time)
     layout, ratings_path, movies_path = _recognise(Path(path))
     titles, of_movies = _movies(movies_path, LAYOUTS[layout], max_malformed, advance)
 
     account = Account(ratings_path)
-    log = EventLog()
+    log = EventLog(span)
     listed = pl.Series(list(titles), dtype=pl.String).cast(pl.Int64, strict=False).drop_nulls().implode()
     wanted = {"userId": pl.Int64, "movieId": pl.Int64, RATING: pl.Float64, TIMESTAMP: pl.Int64}
     form = LAYOUTS[layout]
@@ -97,6 +104,7 @@ def load(
     if not len(log):
         raise DataError(f"{ratings_path}: no ratings left of {account.read:,}; dropped: {dict(account.dropped)}")
     ordered = log.finish(ties=ties, seed=seed)
+    account.drop(OUTSIDE, log.outside)
     account.drop("user rated the movie before", ordered.repeated)
     account.kept = ordered.events.height
     items, item_notes = titled_items(log.items(), titles, "error", movies_path)
@@ -105,6 +113,7 @@ def load(
         "layout": layout,
         "lines": [account.note(), *([of_movies.note()] if of_movies else [])],
         **item_notes,
+        "times": ordered.times,
         "ties": ordered.ties,
     }
     return Interactions(ordered.events, items, notes)
