@@ -23,6 +23,8 @@ class DataSection(Options):
     """What to prepare. `input` is relative to the working directory; `options` go to the source.
 
     prepared: a folder that `sirius prepare` made with this very section, taken over with its frozen slates.
+    unusable: rows and items that cannot be used (no title, one longer than `max_title` characters, unknown items, times
+        that do not parse) stop the preparation, or are dropped and counted; options of a source say it one by one.
     """
 
     source: str = "simulated"
@@ -35,6 +37,8 @@ class DataSection(Options):
     window: WindowOptions = WindowOptions()
     slates: tuple[SlateOptions, ...] = (SlateOptions(),)
     limits: dict[Literal["train", "val", "test"], Positive] = Field(default_factory=dict)
+    unusable: Literal["refuse", "drop"] = "refuse"
+    max_title: Positive | None = None
 
 
 class PromptSection(Options):

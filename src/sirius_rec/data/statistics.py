@@ -69,6 +69,12 @@ def summary_lines(dataset: Dataset) -> list[str]:
         lines.append(
             f"ties: {ties['rows']:,} events share user and time with another one; their order: {ties['broken_by']}"
         )
+    if long := notes.get("long_titles_dropped"):
+        table = "events" if "events" in long else "rows"
+        lines.append(
+            f"titles longer than max_title, dropped: {long['items']:,} items and their {long[table]:,} {table}; the "
+            f"first is item {long['first']['item_id']!r} with {long['first']['characters']:,} characters"
+        )
     if renamed := info["titles"]["renamed_to_be_distinct"]:
         lines.append(f"titles: {renamed} made distinct by a number in brackets")
     lines += time_lines(notes.get("times", {}))

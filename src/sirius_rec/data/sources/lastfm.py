@@ -11,7 +11,15 @@ import polars as pl
 
 from sirius_rec.data.sources.csv_table import ROW, Dialect
 from sirius_rec.data.sources.delimited import delimited
-from sirius_rec.data.sources.files import file_note, place, read_table, require_columns, require_file
+from sirius_rec.data.sources.files import (
+    OnFault,
+    check_choice,
+    file_note,
+    place,
+    read_table,
+    require_columns,
+    require_file,
+)
 from sirius_rec.data.sources.lines import MAX_MALFORMED, Account, check_share
 from sirius_rec.data.sources.span import OUTSIDE, Moment, TimeSpan, time_notes
 from sirius_rec.data.titles import collapse_whitespace
@@ -31,6 +39,7 @@ def load(
     min_year: int = 2005,
     min_time: Moment = None,
     max_time: Moment = None,
+    missing_titles: OnFault = "error",
     max_malformed: float = MAX_MALFORMED,
     advance: Advance | None = None,
 ) -> Interactions:
@@ -46,6 +55,7 @@ def load(
         artists: `artists.dat` (id, name, …); default in the same folder, else in `../raw`.
         min_year: taggings before that year (UTC) are bad dates of the original; dropped and counted.
         min_time, max_time: taggings before or after are dropped and counted, too; a date (UTC) or seconds since 1970.
+        missing_titles: 'drop' drops and counts artists without a name, and their taggings as of artists not listed.
         max_malformed: the share of malformed taggings above which the run stops.
         advance: called as bytes are read.
 
@@ -54,6 +64,7 @@ def load(
         DataError: a file or column is missing, too many taggings are malformed, or an artist is.
     """
     check_share(max_malformed)
+    check_choice("missing_titles", missing_titles, OnFault)
     span = TimeSpan.of(min_time, max_time)
     if not 1 <= min_year <= 9999:
         raise ConfigError(f"min_year={min_year} is not between 1 and 9999")
@@ -61,7 +72,7 @@ def load(
     taggings_path = _first_file([folder / TAGGINGS, folder / f"{TAGGINGS}.gz"], TAGGINGS)
     beside = [folder / ARTISTS, folder.parent / "raw" / ARTISTS]
     artists_path = _first_file([Path(artists)] if artists is not None else beside, ARTISTS)
-    items, item_notes = _read_artists(artists_path)
+    items, item_notes = _read_artists(artists_path, missing_titles)
     account = Account(taggings_path)
     taggings = _read_taggings(taggings_path, account, advance)
     account.check(max_malformed)
@@ -115,12 +126,15 @@ def _first_file(choices: list[Path], what: str) -> Path:
     raise DataError(f"{what} not found (looked for {', '.join(map(str, choices))}); name its folder or file")
 
 
-def _read_artists(path: Path) -> tuple[pl.DataFrame, dict[str, int]]:
+def _read_artists(path: Path, missing_titles: OnFault) -> tuple[pl.DataFrame, dict[str, int]]:
     # names hold quotation marks, so fields are never quoted
     raw = read_table(require_file(path, "artists file"), Dialect(separator="\t", quotes=False)).frame
     require_columns(raw, path, {ITEM_ID: "id", TITLE: "name"}, "artists")
     names, collapsed = collapse_whitespace(raw["name"].fill_null(""))
     items = raw.select(pl.col("id").str.strip_chars().alias(ITEM_ID), names.alias(TITLE))
+    unnamed = int((items[TITLE] == "").sum())
+    if missing_titles == "drop":
+        raw, items = raw.filter(items[TITLE] != ""), items.filter(items[TITLE] != "")
     for mask, reason in (
         (items[TITLE] == "", "empty name of artist"),
         (~items[ITEM_ID].is_first_distinct(), "artist occurs a second time:"),
@@ -128,7 +142,8 @@ def _read_artists(path: Path) -> tuple[pl.DataFrame, dict[str, int]]:
         if mask.any():
             row = int(mask.arg_true()[0])
             raise DataError(f"{place(path, raw[ROW][row])}: {reason} {items[ITEM_ID][row]!r}; mend the row")
-    return items, {"items_read": items.height, "titles_collapsed": collapsed}
+    dropped = {"items_without_title_dropped": unnamed} if missing_titles == "drop" else {}
+    return items, {"items_read": items.height + sum(dropped.values()), "titles_collapsed": collapsed, **dropped}
 
 
 def _read_taggings(path: Path, account: Account, advance: Advance | None) -> pl.DataFrame:
