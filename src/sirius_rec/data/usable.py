@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import polars as pl
 
@@ -13,7 +13,6 @@ from sirius_rec.data.sources import SOURCES
 from sirius_rec.errors import DataError
 from sirius_rec.schema import CANDIDATES, HISTORY, ITEM_ID, TARGET, TITLE, Examples, Interactions
 
-Loaded = TypeVar("Loaded", Interactions, Examples)
 Unusable = Literal["refuse", "drop"]
 # options of sources whose value 'drop' is what `unusable: drop` asks for
 _DROPPABLE = ("bad_rows", "missing_titles", "unknown_items")
@@ -26,7 +25,7 @@ def source_options(source: str, options: Mapping[str, Any], unusable: Unusable) 
     return {**dropping, **options}
 
 
-def short_titles(loaded: Loaded, max_title: int | None, unusable: Unusable) -> Loaded:
+def short_titles(loaded: Interactions | Examples, max_title: int | None, unusable: Unusable) -> Interactions | Examples:
     """What a source handed over, without items whose title has more than `max_title` characters.
 
     Events of such items are dropped; so are ready-made rows that hold one, since a slate or window has no gaps. The
