@@ -98,7 +98,7 @@ def prepare(
         RunError: out holds something else, or the input has changed since it was prepared.
     """
     say = progress or (lambda line: None)
-    out, input = Path(out), None if input is None else Path(input)
+    out, input = Path(out).expanduser(), None if input is None else Path(input).expanduser()
     options, limits = dict(options or {}), dict(limits or {})
     _check_request(source, prepared or input, options, slates, limits, seed, split.kind)
     options = source_options(source, options, unusable)

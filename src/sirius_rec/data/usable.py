@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
 
 import polars as pl
 
@@ -19,8 +20,16 @@ _DROPPABLE = ("bad_rows", "missing_titles", "unknown_items")
 
 
 def source_options(source: str, options: Mapping[str, Any], unusable: Unusable) -> dict[str, Any]:
-    """The options of a source; with `drop`, those that could refuse a row or item drop it, unless they were given."""
+    """The options of a source, `~` in paths expanded.
+
+    With `drop`, options that could refuse a row or item drop it, unless they were given.
+    """
     known = inspect.signature(SOURCES[source]).parameters
+    hints = get_type_hints(SOURCES[source])
+    options = {
+        name: str(Path(value).expanduser()) if isinstance(value, str) and Path in get_args(hints.get(name)) else value
+        for name, value in options.items()
+    }
     dropping = {name: "drop" for name in _DROPPABLE if name in known} if unusable == "drop" else {}
     return {**dropping, **options}
 
@@ -67,4 +76,6 @@ def short_titles(loaded: Interactions | Examples, max_title: int | None, unusabl
         "first": {ITEM_ID: item, "characters": characters},
     }
     notes = {**loaded.notes, "long_titles_dropped": counts}
-    return replace(loaded, items=items, notes=notes, **{table: left})
+    if isinstance(loaded, Interactions):
+        return replace(loaded, items=items, notes=notes, events=left)
+    return replace(loaded, items=items, notes=notes, rows=left)

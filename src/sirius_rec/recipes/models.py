@@ -159,12 +159,11 @@ def context_of(config: Config) -> int | None:
         return config.backbone.tiny.context
     from transformers import AutoConfig
 
+    from sirius_rec.training.backbones import cannot_read
+
     name = config.backbone.name
-    if name.startswith(("/", ".", "~")) and not Path(name).is_dir():
-        raise ConfigError(f"backbone '{name}': no such folder: name a local folder or a Hugging Face id")
     try:
         found = AutoConfig.from_pretrained(name)
     except Exception as error:  # the hub raises many kinds
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"backbone '{name}': cannot read its configuration ({first})") from error
+        raise cannot_read(name, "read its configuration", error) from error
     return getattr(found.get_text_config(), "max_position_embeddings", None)
