@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, field_validator
 
 from sirius_rec.data.options import FilterOptions, SlateOptions, SplitOptions, WindowOptions
 from sirius_rec.options import Count, Flag, NotNegative, Number, Options, Positive, Rate, Seed
@@ -19,15 +19,21 @@ if TYPE_CHECKING:
 Epsilon = Annotated[Number, Field(gt=0, le=1)]
 
 
+HomePath = Annotated[Path, AfterValidator(Path.expanduser)]
+
+
 class DataSection(Options):
-    """What to prepare. `input` is relative to the working directory; `options` go to the source.
+    """What to prepare. `input` is relative to the working directory (`~`: the home directory); `options` go to the
+    source.
 
     prepared: a folder that `sirius prepare` made with this very section, taken over with its frozen slates.
+    unusable: rows and items that cannot be used (no title, one longer than `max_title` characters, unknown items, times
+        that do not parse) stop the preparation, or are dropped and counted; options of a source say it one by one.
     """
 
     source: str = "simulated"
-    input: Path | None = None
-    prepared: Path | None = None
+    input: HomePath | None = None
+    prepared: HomePath | None = None
     options: dict[str, Any] = Field(default_factory=dict)
     seed: Seed = 0
     filter: FilterOptions = FilterOptions()
@@ -35,6 +41,8 @@ class DataSection(Options):
     window: WindowOptions = WindowOptions()
     slates: tuple[SlateOptions, ...] = (SlateOptions(),)
     limits: dict[Literal["train", "val", "test"], Positive] = Field(default_factory=dict)
+    unusable: Literal["refuse", "drop"] = "refuse"
+    max_title: Positive | None = None
 
 
 class OwnTemplate(Options):
@@ -65,7 +73,8 @@ class PromptSection(Options):
 
 
 class BackboneSection(Options):
-    """`name`: tiny, a Hugging Face id, or a local folder. `lora: null` trains all weights; tiny takes no LoRA.
+    """`name`: tiny, a Hugging Face id, or a local folder, kept as an absolute path. `lora: null` trains all
+    weights; tiny takes no LoRA.
 
     dtype bfloat16: with LoRA the frozen base is held in bfloat16; otherwise float32 weights compute in bfloat16.
     attention auto: on CUDA the fastest kernel that is right, measured once per run; on CPU sdpa in parts.
@@ -80,6 +89,15 @@ class BackboneSection(Options):
     dtype: Literal["float32", "bfloat16"] = "float32"
     attention: Literal["auto", "sdpa", "eager", "flex"] = "auto"
     quantization: Literal["4bit"] | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _folders_are_absolute(cls, value: str) -> str:
+        """A run folder is served from other directories than the one in which it was made."""
+        if value == "tiny":
+            return value
+        folder = Path(value).expanduser()
+        return str(folder.absolute()) if folder.is_dir() or value.startswith("~") else value
 
 
 class AlignSection(StageOptions):

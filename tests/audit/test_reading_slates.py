@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 
 from sirius_rec.audit.readers import read_audit_input
@@ -186,7 +187,7 @@ def test_faults_of_the_other_files(tmp_path: Path) -> None:
     for row, message in (
         ("u,,5", "line 3: empty item_id"),
         (",a,5", "line 3: empty user_id"),
-        ("u,a,inf", "line 3: timestamp 'inf' is not"),
+        ("u,a,inf", "line 3: timestamp does not parse: 'inf'"),
     ):
         (tmp_path / "log.csv").write_text(f"user_id,item_id,timestamp\nu,a,1\n{row}\n")
         with pytest.raises(DataError, match=message):
@@ -201,5 +202,30 @@ def test_faults_of_the_other_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no column of numbers beside item_id"):
         read_audit_input(path, ids=tmp_path / "ids.csv")
     (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\nu,100,soon\n")
-    with pytest.raises(DataError, match="line 2: timestamp 'soon' is not a number"):
+    with pytest.raises(DataError, match="line 2: timestamp does not parse: 'soon'"):
         read_audit_input(path, train=[tmp_path / "log.csv"])
+
+
+def test_tables_are_read_as_prepare_reads_them(tmp_path: Path) -> None:
+    """Escaped quotes, ISO times, other separators, Parquet: the same windows from each."""
+    slates = tmp_path / "slates.jsonl"
+    slates.write_text('{"history": ["a"], "target": "b", "candidates": ["b", "c"]}\n')
+    (tmp_path / "items.csv").write_text('item_id,title\na,"7\\" A"\nb,B\nc,"12\\" C"\n')
+    events = [("u", "a", 0), ("u", "b", 86_400), ("v", "c", 0), ("v", "a", 86_400)]
+    plain = "user_id,item_id,timestamp\n" + "".join(f"{u},{i},{t}\n" for u, i, t in events)
+    iso = plain.replace(",86400", ",1970-01-02").replace(",0\n", ",1970-01-01\n")
+    (tmp_path / "plain.csv").write_text(plain)
+    (tmp_path / "iso.csv").write_text(iso)
+    (tmp_path / "tabs.tsv").write_text(plain.replace(",", "\t"))
+    (tmp_path / "quoted.csv").write_text(
+        "user_id,item_id,timestamp,note\n" + "".join(f'{u},{i},{t},"a 5\\" one"\n' for u, i, t in events)
+    )
+    pl.DataFrame(events, schema=["user_id", "item_id", "timestamp"], orient="row").write_parquet(tmp_path / "p.parquet")
+    expected = None
+    for name in ("plain.csv", "iso.csv", "tabs.tsv", "quoted.csv", "p.parquet"):
+        material = read_audit_input(slates, train=[tmp_path / name])
+        assert material.catalogue.titles == ['7" A', "B", '12" C'], name
+        learned = material.learn["train"]
+        found = (learned.history_RH.tolist(), learned.target_R.tolist(), learned.time_R.tolist())
+        expected = expected or found
+        assert found == expected and len(found[1]) == 4, name

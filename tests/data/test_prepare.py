@@ -525,3 +525,17 @@ def test_slates_of_movielens_by_user_are_those_of_the_committed_tables(shared_da
         "test-uniform-20-s0": "fd90943395e3a5ac",
         "test-popularity-20-s0": "eafdcb0346119e38",
     }
+
+
+def test_the_home_directory_is_expanded_in_inputs_and_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "logs").mkdir()
+    rows = "".join(f"u{u},{'abcdef'[(u + k) % 6]},{k}\n" for u in range(4) for k in range(3))
+    (tmp_path / "logs" / "interactions.csv").write_text(f"user_id,item_id,timestamp\n{rows}")
+    (tmp_path / "names.csv").write_text("item_id,title\n" + "".join(f"{c},T{c}\n" for c in "abcdef"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    window = WindowOptions(max_history=1, min_history=1)
+    slates = [SlateOptions(size=2, splits=("train",))]
+    dataset = prepare(
+        "table", Path("~/logs"), Path("~/out"), options={"items": "~/names.csv"}, window=window, slates=slates
+    )
+    assert dataset.path == tmp_path / "out" and dataset.n_items == 6

@@ -76,3 +76,53 @@ def test_musical_instruments_against_the_raw_lines(shared_data: Path) -> None:
     assert loaded.events["user_id"][0] == "A2IBPI20UZIR0U"
     for _, mine in loaded.events.group_by("user_id"):
         assert mine["timestamp"].is_sorted()
+
+
+def of_2023(folder: Path, suffix: str) -> Path:
+    """Three products whose variants have an asin of their own, at times in milliseconds."""
+    rows = [("A", "P2", "B7", 3.0, 3 * DAY), ("A", "P1", "B1", 5.0, DAY), ("C", "P1", "B9", 5.0, 2 * DAY)]
+    if suffix == "csv":
+        lines = [f"{user},{parent},{stars},{time * 1000 + 928}" for user, parent, _, stars, time in rows]
+        (folder / "All_Beauty.csv").write_text("\n".join(["user_id,parent_asin,rating,timestamp", *lines]))
+        (folder / "meta_All_Beauty.jsonl").write_text('{"parent_asin": "P1", "title": "Salt"}\n')
+        return folder
+    records = [
+        {"rating": stars, "title": "good", "asin": asin, "parent_asin": parent, "user_id": user,
+         "timestamp": time * 1000 + 928}
+        for user, parent, asin, stars, time in rows
+    ]  # fmt: skip
+    text = "".join(json.dumps(record) + "\n" for record in records).encode()
+    (folder / f"All_Beauty.{suffix}").write_bytes(gzip.compress(text) if suffix.endswith("gz") else text)
+    (folder / f"meta_All_Beauty.{suffix}").write_bytes(
+        (gzip.compress if suffix.endswith("gz") else bytes)(b'{"parent_asin": "P1", "title": "Salt"}\n')
+    )
+    return folder
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "csv"])
+def test_the_release_of_2023_in_each_of_its_forms(tmp_path: Path, suffix: str) -> None:
+    of_2023(tmp_path, suffix)
+    for path in (tmp_path, tmp_path / f"All_Beauty.{suffix}"):
+        loaded = load(path, missing_titles="id")
+        assert loaded.events.rows() == [("A", "P1", DAY), ("A", "P2", 3 * DAY), ("C", "P1", 2 * DAY)]
+        assert loaded.items.rows() == [("P1", "Salt"), ("P2", "P2")]
+    strict = load(tmp_path, min_rating=4)
+    assert strict.notes["lines"][0]["dropped"] == {"rating below 4": 1} and strict.items["title"].to_list() == ["Salt"]
+
+
+def test_ratings_of_2023_that_do_not_parse_are_malformed(tmp_path: Path) -> None:
+    text = "user_id,parent_asin,rating,timestamp\nA,P1,5,1000\nA,P2,x,1000\n,P2,5,1000\nA,P3,5,soon\n"
+    (tmp_path / "X.csv").write_text(text)
+    loaded = load(tmp_path / "X.csv", max_malformed=0.9)
+    account = loaded.notes["lines"][0]
+    assert (account["read"], account["kept"], account["dropped"]) == (4, 1, {"without user_id": 1})
+    assert [bad["line"] for bad in account["malformed"]["first"]] == [3, 5]
+
+
+def test_a_later_title_fills_an_empty_one_and_entities_escaped_twice_are_read(tmp_path: Path) -> None:
+    meta = (
+        '{"asin": "B1", "title": ""}\n{"asin": "B1", "title": "Salt &amp;amp; Pepper"}\n{"asin": "B2", "title": "C"}\n'
+    )
+    meta += '{"asin": "B2", "title": "Later"}\n'
+    loaded = load(write(tmp_path, meta))
+    assert dict(loaded.items.rows()) == {"B1": "Salt & Pepper", "B2": "C"}

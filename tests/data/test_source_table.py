@@ -157,8 +157,8 @@ def test_bad_files_and_options_are_named(tmp_path: Path) -> None:
     (tmp_path / "broken.csv.gz").write_bytes(gzip.compress(EVENTS.encode())[:-9])
     with pytest.raises(DataError, match=r"broken.csv.gz: "):
         load(tmp_path / "broken.csv.gz")
-    (tmp_path / "latin.csv").write_bytes(HEAD.encode() + b"\xe9,a,1\n")
-    with pytest.raises(DataError, match=r"latin.csv: not UTF-8 text"):
+    (tmp_path / "latin.csv").write_bytes(HEAD.encode() + b"\x81,a,1\n")
+    with pytest.raises(DataError, match=r"latin.csv, line 2: not UTF-8 text .* option encoding"):
         load(tmp_path / "latin.csv")
 
 

@@ -16,7 +16,7 @@ from sirius_rec.prompts.encoding import Encoder
 from sirius_rec.recipes.adoption import open_run
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.story import STAGES, finish, run_stages
-from sirius_rec.training.backbones import load_trained
+from sirius_rec.training.backbones import load_backbone, load_tokenizer, load_trained
 
 Mini = Callable[..., Config]
 
@@ -137,3 +137,33 @@ def test_an_adapter_as_backbone_is_merged_into_its_base(
     assert (merged(ids).logits - load_backbone(folder).eval()(ids).logits).abs().max() > 1e-3
     assert load_tokenizer(tmp_path / "adapter").get_vocab() == tokenizer.get_vocab()
     assert context_of(mini(f"backbone.name={tmp_path / 'adapter'}")) == 1024
+
+
+def test_local_folders_are_absolute_and_the_home_directory_is_expanded(
+    mini: Mini, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run folder is served and gone on with from any directory, whatever the path was when it was made."""
+    monkeypatch.chdir(folder.parent)
+    monkeypatch.setenv("HOME", str(folder.parent))
+    relative = mini(f"backbone.name={folder.name}")
+    assert relative.backbone.name == str(folder) == mini(f"backbone.name=~/{folder.name}").backbone.name
+    run = open_run(tmp_path / "run", relative)
+    monkeypatch.chdir("/")
+    assert run.config().backbone.name == str(folder)
+    load_tokenizer(run.config().backbone.name)
+    assert mini("backbone.name=org/model").backbone.name == "org/model"  # no such folder here: a hub id
+    config = mini("data.source=table", "data.input=~/logs", "data.prepared=~/data")
+    assert (config.data.input, config.data.prepared) == (folder.parent / "logs", folder.parent / "data")
+
+
+@pytest.mark.parametrize("name", ["a/b/c", "./model", "~/none", "model"])
+def test_a_missing_folder_is_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Never with the hub's own words about the form of its ids."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for load in (load_tokenizer, load_backbone):
+        with pytest.raises(
+            ConfigError, match=rf"backbone '{name}': .*(no such folder, seen from|and) {tmp_path}"
+        ) as caught:
+            load(name)
+        assert "Repo id" not in str(caught.value)

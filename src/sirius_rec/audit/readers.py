@@ -12,8 +12,11 @@ import polars as pl
 
 from sirius_rec.audit.records import Record, read_records
 from sirius_rec.audit.slates import NONE, Catalogue, Int, SlateSet, joined
-from sirius_rec.audit.vocabulary import Vocabulary, read_csv, read_id_columns, read_items
+from sirius_rec.audit.vocabulary import Vocabulary, read_id_columns, read_items
 from sirius_rec.audit.wording import mentions
+from sirius_rec.data.sources.csv_table import ROW
+from sirius_rec.data.sources.files import TABLE_SUFFIXES, place, read_table, require_file, short_list
+from sirius_rec.data.sources.timestamps import to_seconds
 from sirius_rec.data.store import Dataset, open_dataset
 from sirius_rec.data.windows import sliding_windows
 from sirius_rec.errors import ConfigError, DataError
@@ -63,7 +66,7 @@ def read_audit_input(
 
     Args:
         path: a dataset folder, S-DPO's JSON, TRL-style records, or JSON lines (history, target, candidates).
-        train, val: in any of these forms, without candidates too, or a CSV of interactions (user_id, item_id,
+        train, val: in any of these forms, without candidates too, or a table of interactions (user_id, item_id,
             timestamp). Of a file whose rows name their split only the rows of that split are used.
         ids: a CSV with numeric id columns, keyed by item_id or title.
         items: a CSV of item_id and title; looked for beside the other files when not given.
@@ -121,7 +124,7 @@ def _by_split(records: list[Record]) -> dict[str | None, list[Record]]:
 
 
 def _learning_set(path: Path, split: str, vocabulary: Vocabulary) -> SlateSet:
-    if path.name.endswith((".csv", ".csv.gz")):
+    if path.name.endswith((*TABLE_SUFFIXES, ".inter")):
         return _interactions(path, vocabulary)
     records, form = read_records(path)
     by_split = _by_split(records)
@@ -211,19 +214,17 @@ def _table(rows: Sequence[Sequence[int]], *, left: bool) -> Int:
 
 def _interactions(path: Path, vocabulary: Vocabulary) -> SlateSet:
     """Windows over a table of user_id, item_id, timestamp; rows of equal time keep the file's order."""
-    frame = read_csv(path, "interactions")
-    for name in (USER_ID, ITEM_ID, TIMESTAMP):
+    needed = (USER_ID, ITEM_ID, TIMESTAMP)
+    frame = read_table(require_file(path, "table of interactions"), wanted=needed).frame
+    for name in needed:
         if name not in frame.columns:
-            raise DataError(
-                f"{path}: no column {name!r} (found {', '.join(frame.columns)}); give user_id, item_id, timestamp"
-            )
-    for name in (USER_ID, ITEM_ID):
+            has = short_list([column for column in frame.columns if column != ROW])
+            raise DataError(f"{path}: no column {name!r} (found {has}); give user_id, item_id, timestamp")
+    frame = frame.with_columns(pl.col(USER_ID, ITEM_ID).cast(pl.String))
+    for name in needed:
         if (empty := frame[name].is_null()).any():
-            raise DataError(f"{path}, line {int(empty.arg_true()[0]) + 2}: empty {name}; fill it in")
-    times = frame[TIMESTAMP].cast(pl.Float64, strict=False)
-    if not (finite := times.is_finite().fill_null(False)).all():
-        row = int((~finite).arg_true()[0])
-        raise DataError(f"{path}, line {row + 2}: timestamp {frame[TIMESTAMP][row]!r} is not a number; give seconds")
+            raise DataError(f"{place(path, frame[ROW][int(empty.arg_true()[0])])}: empty {name}; fill it in")
+    times, _ = to_seconds(frame, path, "auto")
     users = np.unique(frame[USER_ID].to_numpy().astype(str), return_inverse=True)[1]
     order = np.lexsort((np.arange(frame.height), times.to_numpy(), users))
     is_id = vocabulary.speaks_ids(frame[ITEM_ID].to_list())

@@ -9,6 +9,8 @@ import numpy as np
 import polars as pl
 
 from sirius_rec.audit.slates import Catalogue, Floats, Int
+from sirius_rec.data.sources.csv_table import ROW
+from sirius_rec.data.sources.files import place, read_table, require_file, short_list
 from sirius_rec.errors import DataError
 from sirius_rec.schema import ITEM_ID, TITLE
 
@@ -92,27 +94,27 @@ def _as_number(text: str | None) -> float:
     return float(digits) if digits else np.nan
 
 
-def read_csv(path: Path, what: str) -> pl.DataFrame:
-    """A CSV as text columns. DataError when it cannot be read."""
-    try:
-        return pl.read_csv(path, infer_schema=False, null_values=[""])
-    except (pl.exceptions.PolarsError, OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path}: not a readable {what} CSV ({str(error).splitlines()[0]}); correct the file"
-        ) from error
+def _read(path: Path) -> pl.DataFrame:
+    """A table of items as `prepare` reads it, ids and titles as text."""
+    frame = read_table(require_file(path, "file"), wanted=(ITEM_ID, TITLE)).frame
+    return frame.with_columns(pl.col(name).cast(pl.String) for name in (ITEM_ID, TITLE) if name in frame.columns)
+
+
+def _names(frame: pl.DataFrame) -> str:
+    return short_list([name for name in frame.columns if name != ROW])
 
 
 def read_items(path: Path) -> pl.DataFrame:
-    """item_id, title of an items CSV, and category where it has one; rows without a title keep their id as title.
+    """item_id, title of an items table, and category where it has one; rows without a title keep their id as title.
 
     Of a column of several categories (`Comedy|Drama`) the first counts.
     """
-    frame = read_csv(path, "items")
+    frame = _read(path)
     missing = [name for name in (ITEM_ID, TITLE) if name not in frame.columns]
     if missing:
-        raise DataError(f"{path}: no column {missing[0]!r} (found {', '.join(frame.columns)}); an items CSV needs both")
+        raise DataError(f"{path}: no column {missing[0]!r} (found {_names(frame)}); an items file needs both")
     if (empty := frame[ITEM_ID].is_null()).any():
-        raise DataError(f"{path}, line {int(empty.arg_true()[0]) + 2}: empty item_id; fill it in")
+        raise DataError(f"{place(path, frame[ROW][int(empty.arg_true()[0])])}: empty item_id; fill it in")
     columns = [pl.col(ITEM_ID), pl.coalesce(pl.col(TITLE).str.strip_chars(), ITEM_ID)]
     if named := next((name for name in _CATEGORIES if name in frame.columns), None):
         columns.append(pl.col(named).str.split("|").list.first().str.strip_chars().alias(CATEGORY))
@@ -125,12 +127,10 @@ def read_id_columns(path: Path, vocabulary: Vocabulary) -> dict[str, Floats]:
     Raises:
         DataError: no key column, no numeric column, or no row that belongs to an item.
     """
-    frame = read_csv(path, "ids")
+    frame = _read(path)
     keys = [name for name in (ITEM_ID, TITLE) if name in frame.columns]
     if not keys:
-        raise DataError(
-            f"{path}: no column item_id or title (found {', '.join(frame.columns)}); name the key column so"
-        )
+        raise DataError(f"{path}: no column item_id or title (found {_names(frame)}); name the key column so")
     index: Sequence[int | None] = []
     key = keys[0]
     for key in keys:
@@ -147,11 +147,11 @@ def read_id_columns(path: Path, vocabulary: Vocabulary) -> dict[str, Floats]:
     found: dict[str, Floats] = {}
     for name in frame.columns:
         values = frame[name].cast(pl.Float64, strict=False).to_numpy()
-        if name == key or not np.isfinite(values[rows]).any():
+        if name in (key, ROW) or not np.isfinite(values[rows]).any():
             continue
         column = np.full(len(vocabulary.titles), np.nan)
         column[numbers] = values[rows]
         found[name] = column
     if not found:
-        raise DataError(f"{path}: no column of numbers beside {key} (found {', '.join(frame.columns)}); add one")
+        raise DataError(f"{path}: no column of numbers beside {key} (found {_names(frame)}); add one")
     return found

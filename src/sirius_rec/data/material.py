@@ -125,10 +125,15 @@ def from_interactions(
     )
     count_U = np.bincount(user_E, minlength=len(users))
     start_R, stop_R = (count_U.cumsum() - count_U)[user_E[target_R]], count_U.cumsum()[user_E[target_R]]
-    interacted = ExcludedItems(item_E, start_R, stop_R)
-    past = ExcludedItems(item_E, start_R, target_R + 1)
+    # each user's items once, in order of first appearance: a source may keep repeated events
+    pair_E = user_E * items.height + item_E
+    first_E = pl.Series(pair_E).is_first_distinct().to_numpy()
+    before_E = np.r_[0, first_E.cumsum()]
+    interacted = ExcludedItems(item_E[first_E], before_E[start_R], before_E[stop_R])
+    past = ExcludedItems(item_E[first_E], before_E[start_R], before_E[target_R + 1])
+    repeats = int(examples.select(pl.col(HISTORY).list.contains(pl.col(TARGET)).sum()).item())
     statistics = _statistics(count_U, items.height, item_E, len(np.unique(user_E[target_R])))
-    return Material(items, examples, interacted, past, statistics, _filter_report(events, steps), titles)
+    return Material(items, examples, interacted, past, statistics, _filter_report(events, steps, repeats), titles)
 
 
 def _statistics(
@@ -226,7 +231,9 @@ def _numbered(ids: pl.Series, items: pl.DataFrame) -> npt.NDArray[np.int64]:
     return ids.cast(pl.Enum(items[ITEM_ID])).to_physical().cast(pl.Int64).to_numpy()
 
 
-def _filter_report(kept: pl.DataFrame, steps: list[FilterStep]) -> dict[str, Any]:
+def _filter_report(kept: pl.DataFrame, steps: list[FilterStep], repeats: int) -> dict[str, Any]:
     after = {"users": kept[USER_ID].n_unique(), "items": kept[ITEM_ID].n_unique(), "events": kept.height}
     before = {what: count + sum(getattr(step, what) for step in steps) for what, count in after.items()}
-    return {"before": before, "steps": [asdict(step) for step in steps], "after": after}
+    return {"before": before, "steps": [asdict(step) for step in steps], "after": after} | (
+        {"targets_in_own_history": repeats} if repeats else {}
+    )

@@ -37,6 +37,7 @@ from sirius_rec.data.sources import SOURCES
 from sirius_rec.data.sources.simulated import SimulatedWorld
 from sirius_rec.data.statistics import paper_statistics, row_statistics
 from sirius_rec.data.store import ALL_TRAIN, Dataset, check_slates, full_slates, write_dataset
+from sirius_rec.data.usable import Unusable, short_titles, source_options
 from sirius_rec.data.windows import as_lists
 from sirius_rec.errors import ConfigError, DataError
 from sirius_rec.progress import Advance
@@ -69,6 +70,8 @@ def prepare(
     slates: Sequence[SlateOptions] = (SlateOptions(),),
     seed: int = 0,
     limits: Mapping[str, int] | None = None,
+    unusable: Unusable = "refuse",
+    max_title: int | None = None,
     prepared: Path | None = None,
     progress: Callable[[str], None] | None = None,
     advance: Advance | None = None,
@@ -81,6 +84,9 @@ def prepare(
         seed: of the source (ties, simulated world) and of the rows that limits choose.
         limits: at most so many rows per split, drawn at random; the rows kept are the same rows, with the same slates,
             as without a limit. Train rows beyond the limit stay in a table of their own, for all but language models.
+        unusable: rows and items that cannot be used (items without title, rows of unknown items or with times that do
+            not parse, titles beyond `max_title`) are refused, or dropped and counted, as far as the source has such.
+        max_title: longer titles, in characters, cannot be used; None is no bound.
         prepared: a folder that this recipe has made, on this machine or another: it is copied, so that its rows and
             slates stay as they were frozen, and input is not needed.
         progress: called with one line per stage.
@@ -92,10 +98,13 @@ def prepare(
         RunError: out holds something else, or the input has changed since it was prepared.
     """
     say = progress or (lambda line: None)
-    out, input = Path(out), None if input is None else Path(input)
+    out, input = Path(out).expanduser(), None if input is None else Path(input).expanduser()
     options, limits = dict(options or {}), dict(limits or {})
     _check_request(source, prepared or input, options, slates, limits, seed, split.kind)
+    options = source_options(source, options, unusable)
     recipe = make_recipe(source, input, options, filter, split, window, slates, seed, limits)
+    if max_title is not None:  # recipes older than the option stay as they are
+        recipe["titles"] = {"max_title": max_title, "unusable": unusable}
     if prepared is not None:
         say(f"{out}: as {prepared}")
         return adopted(Path(prepared), out, recipe)
@@ -110,7 +119,7 @@ def prepare(
         )
     say(f"reading source {source}")
     bar = {"advance": advance} if "advance" in inspect.signature(SOURCES[source]).parameters else {}
-    loaded = SOURCES[source](input, seed=seed, **options, **bar)
+    loaded = short_titles(SOURCES[source](input, seed=seed, **options, **bar), max_title, unusable)
     say("filtering, splitting and windowing")
     material = _material(loaded, filter, split, window)
     notes = loaded.notes

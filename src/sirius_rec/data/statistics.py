@@ -7,6 +7,7 @@ from typing import Any
 
 import polars as pl
 
+from sirius_rec.data.sources.span import time_lines
 from sirius_rec.data.store import Dataset
 from sirius_rec.schema import HISTORY, SPLIT, SPLITS, TIMESTAMP, USER_ID
 
@@ -52,6 +53,7 @@ def summary_lines(dataset: Dataset) -> list[str]:
     length = numbers["history_length"]
     lines = [
         f"dataset {dataset.path} (source {info['source']['name']}, fingerprint {dataset.fingerprint[:12]})",
+        *_format_lines(notes),
         *_read_lines(notes),
         f"users {_show(numbers['n_users'])}, items {_show(numbers['n_items'])} "
         f"({_show(numbers['n_items_seen'])} seen), interactions {_show(numbers['n_interactions'])}, "
@@ -67,8 +69,20 @@ def summary_lines(dataset: Dataset) -> list[str]:
         lines.append(
             f"ties: {ties['rows']:,} events share user and time with another one; their order: {ties['broken_by']}"
         )
+    if long := notes.get("long_titles_dropped"):
+        table = "events" if "events" in long else "rows"
+        lines.append(
+            f"titles longer than max_title, dropped: {long['items']:,} items and their {long[table]:,} {table}; the "
+            f"first is item {long['first']['item_id']!r} with {long['first']['characters']:,} characters"
+        )
     if renamed := info["titles"]["renamed_to_be_distinct"]:
         lines.append(f"titles: {renamed} made distinct by a number in brackets")
+    lines += time_lines(notes.get("times", {}))
+    if repeats := info["filters"].get("targets_in_own_history"):
+        lines.append(
+            f"caution: {repeats:,} targets are in their own history and negatives are not, so there a candidate that "
+            "is in the history is always the target"
+        )
     if "caution" in notes:
         lines.append(f"caution: {notes['caution']}")
     lines += [f"slates {name}: {slate['rows']:,} rows of {slate['size']}" for name, slate in info["slates"].items()]
@@ -77,6 +91,27 @@ def summary_lines(dataset: Dataset) -> list[str]:
 
 def _show(value: float | None, form: str = ",") -> str:
     return "unknown" if value is None else format(value, form)
+
+
+def _format_lines(notes: Mapping[str, Any]) -> Iterator[str]:
+    """How text files were taken to be written, where that is not the plainest way."""
+    for what in ("events", "items"):
+        found = notes.get(f"{what}_format", {})
+        said = []
+        if found.get("separator", "commas") != "commas":
+            said.append(f"separated by {found['separator']}")
+        if found.get("encoding", "utf-8") not in ("utf-8", "utf-8-sig"):
+            said.append(f"encoding {found['encoding']}")
+        if found.get("header") is False:
+            said.append("without a header line, by the names given")
+        if found.get("header_types_removed"):
+            said.append("types removed from the header's name:type")
+        if count := found.get("quotes_escaped_by_backslash"):
+            said.append(f'{count:,} quotes escaped as \\" read as quotes')
+        if count := found.get("blank"):
+            said.append(f"{count:,} blank lines")
+        if said:
+            yield f"{what} file read as: {'; '.join(said)}"
 
 
 def _read_lines(notes: Mapping[str, Any]) -> Iterator[str]:

@@ -159,14 +159,11 @@ def context_of(config: Config) -> int | None:
         return config.backbone.tiny.context
     from transformers import AutoConfig
 
-    from sirius_rec.training.backbones import adapter_base, is_adapter
+    from sirius_rec.training.backbones import adapter_base, cannot_read, is_adapter
 
     name = config.backbone.name
-    if name.startswith(("/", ".", "~")) and not Path(name).is_dir():
-        raise ConfigError(f"backbone '{name}': no such folder: name a local folder or a Hugging Face id")
     try:
         loaded = AutoConfig.from_pretrained(adapter_base(Path(name)) if is_adapter(Path(name)) else name)
     except Exception as error:  # the hub raises many kinds
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"backbone '{name}': cannot read its configuration ({first})") from error
+        raise cannot_read(name, "read its configuration", error) from error
     return getattr(loaded.get_text_config(), "max_position_embeddings", None)

@@ -43,6 +43,8 @@ def prepare_data(config: Config, out: RunFolder | Path, log: Log, advance: Advan
         slates=data.slates,
         seed=data.seed,
         limits={str(split): rows for split, rows in data.limits.items()},
+        unusable=data.unusable,
+        max_title=data.max_title,
         prepared=data.prepared,
         progress=log,
         advance=advance,

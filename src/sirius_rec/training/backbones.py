@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,25 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sirius_rec.errors import ConfigError, RunError
 
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def cannot_read(name: str | Path, what: str, error: Exception) -> ConfigError:
+    """The error for a backbone that cannot be had; for what may be a folder, that there is none."""
+    if Path(name).is_dir():
+        return ConfigError(f"backbone '{name}': cannot {what} ({_first_line(error)})")
+    if str(name).startswith((".", "/", "~")) or not _HUB_ID.fullmatch(str(name)):
+        return ConfigError(
+            f"backbone '{name}': no such folder, seen from {Path.cwd()}: name a local folder or a Hugging Face id"
+        )
+    return ConfigError(
+        f"backbone '{name}': cannot {what} ({_first_line(error)}), and {Path.cwd()} has no folder of that name"
+    )
 
 
 def load_tokenizer(name: str | Path) -> Any:
@@ -27,7 +42,7 @@ def load_tokenizer(name: str | Path) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(name))
     except Exception as error:  # the hub raises many kinds
-        raise ConfigError(f"backbone '{name}': cannot load its tokenizer ({_first_line(error)})") from error
+        raise cannot_read(name, "load its tokenizer", error) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -75,7 +90,7 @@ def load_backbone(
             str(name), dtype=DTYPES[dtype], attn_implementation=attention, **extra
         )
     except Exception as error:
-        raise ConfigError(f"backbone '{name}': cannot load the model ({_first_line(error)})") from error
+        raise cannot_read(name, "load the model", error) from error
     if extra:
         from peft import prepare_model_for_kbit_training
 

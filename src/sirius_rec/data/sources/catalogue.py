@@ -29,7 +29,8 @@ def gather_titles(
     max_malformed: float,
     advance: Advance | None = None,
 ) -> tuple[dict[str, str], Account]:
-    """id → title ("" where the record has none) of a file with one record per line; a repeated id keeps its first.
+    """id → title ("" where the record has none) of a file with one record per line; a repeated id keeps its first
+    title.
 
     wanted: the ids to keep; a catalogue may hold millions of items that no event names.
 
@@ -53,6 +54,7 @@ def gather_titles(
             elif wanted is not None and item not in wanted:
                 account.drop("without events")
             elif item in titles:
+                titles[item] = titles[item] or title
                 account.drop(f"repeated {id_field}")
             else:
                 titles[item] = title
@@ -90,6 +92,17 @@ def read_id_names(folder: Path, names: Path | str | None, max_malformed: float) 
     return pl.DataFrame({ITEM_ID: list(titles), TITLE: list(titles.values())}), path, account
 
 
+def _unescaped(title: str) -> str:
+    """Without HTML entities, however often they were escaped.
+
+    >>> _unescaped("Salt &amp;amp; Pepper")
+    'Salt & Pepper'
+    """
+    while (plain := html.unescape(title)) != title:
+        title = plain
+    return title
+
+
 def titled_items(
     seen: pl.Series, titles: Mapping[str, str], missing: MissingTitles, where: Path | str
 ) -> tuple[pl.DataFrame, dict[str, Any]]:
@@ -108,7 +121,7 @@ def titled_items(
         DataError: an item without title and `missing` is 'error', or nothing is left.
     """
     raw = pl.Series(TITLE, [titles.get(item, "") for item in seen.to_list()], dtype=pl.String)
-    plain = pl.Series(TITLE, [html.unescape(title) if "&" in title else title for title in raw], dtype=pl.String)
+    plain = pl.Series(TITLE, [_unescaped(title) if "&" in title else title for title in raw], dtype=pl.String)
     tidy, collapsed = collapse_whitespace(plain)
     items = pl.DataFrame({ITEM_ID: seen.alias(ITEM_ID), TITLE: tidy})
     untitled = items.filter(pl.col(TITLE) == "")

@@ -13,6 +13,7 @@ from sirius_rec.data.sources.catalogue import MissingTitles, gather_titles, titl
 from sirius_rec.data.sources.events import TIME, EventLog, Ties
 from sirius_rec.data.sources.files import file_note, require_file
 from sirius_rec.data.sources.lines import Account, keep, number_of, only_one, records, reject, text_id
+from sirius_rec.data.sources.span import OUTSIDE, TimeSpan
 from sirius_rec.errors import DataError
 from sirius_rec.progress import Advance
 from sirius_rec.schema import ITEM_ID, RATING, USER_ID, Interactions
@@ -59,6 +60,7 @@ class Dump:
     ties: Ties
     max_malformed: float
     advance: Advance | None
+    span: TimeSpan
 
     def __post_init__(self) -> None:
         self.account = Account(self.path)
@@ -112,12 +114,13 @@ class Dump:
         titles: ids with events → id → title, and the account of the file of titles if there is one.
         """
         account = self.account
-        log = EventLog()
+        log = EventLog(self.span)
         for frame in frames:
             log.add(frame)
         account.check(self.max_malformed)
         of_items, accounts = titles(set(log.items()))
         ordered = log.finish(ties=self.ties, seed=self.seed, min_user=min_user)
+        account.drop(OUTSIDE, log.outside)
         account.drop(f"user had the {self.item} before", ordered.repeated)
         account.drop(f"user with fewer than {min_user}", ordered.of_short_users)
         events = ordered.events
@@ -134,6 +137,7 @@ class Dump:
             "files": [file_note(file) for file in files],
             "lines": [one.note() for one in (account, *accounts)],
             **item_notes,
+            "times": ordered.times,
             "ties": ordered.ties,
         }
         return Interactions(titled, items, notes)

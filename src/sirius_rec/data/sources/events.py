@@ -16,11 +16,12 @@ import numpy.typing as npt
 import polars as pl
 
 from sirius_rec.data.slates import mix64
+from sirius_rec.data.sources.span import TIME, TimeSpan, time_notes
 from sirius_rec.schema import ITEM_ID, TIMESTAMP, USER_ID
 
 Ties = Literal["shuffle", "file"]
-# exact time of an event, seconds since 1970 (int64 or float64); only equality and order are used beyond whole seconds
-TIME = "__time__"
+
+__all__ = ["TIME", "EventLog", "Ordered", "Ties"]
 
 Codes = npt.NDArray[np.int32]
 
@@ -62,24 +63,33 @@ class Ordered:
     """events: user_id, item_id, timestamp, as `schema.Interactions` wants them.
 
     repeated: events dropped because the user had the item before. of_short_users: of users with too few events.
-    ties: for the notes.
+    ties, times: for the notes.
     """
 
     events: pl.DataFrame
     repeated: int
     of_short_users: int
     ties: dict[str, Any]
+    times: dict[str, Any]
 
 
 class EventLog:
     """Collects events, about 24 bytes each, and puts them in order."""
 
-    def __init__(self) -> None:
+    def __init__(self, span: TimeSpan = TimeSpan()) -> None:
         self._users, self._items = Codebook(), Codebook()
         self._parts: list[tuple[Codes, Codes, npt.NDArray[Any]]] = []
+        self._span = span
+        self.outside = 0
 
     def add(self, frame: pl.DataFrame) -> None:
-        """Add user_id, item_id (text, not null) and `TIME` of a part of the file, in the file's order."""
+        """Add user_id, item_id (text, not null) and `TIME` of a part of the file, in the file's order.
+
+        Events outside the span are counted in `outside` and never happened: not even a later one is a repetition.
+        """
+        inside = self._span.keep(frame)
+        self.outside += frame.height - inside.height
+        frame = inside
         if frame.height:
             user, item = self._users.add(frame[USER_ID]), self._items.add(frame[ITEM_ID])
             self._parts.append((user, item, frame[TIME].to_numpy()))
@@ -91,10 +101,11 @@ class EventLog:
         """The ids of all items added so far."""
         return self._items.texts()
 
-    def finish(self, *, ties: Ties, seed: int, min_user: int = 1) -> Ordered:
+    def finish(self, *, ties: Ties, seed: int, min_user: int = 1, keep_repeats: bool = False) -> Ordered:
         """All events: users in order of first appearance, each user's by time, ties by `ties`; empties the log.
 
-        A repeated (user, item) pair keeps its first event. After that, users with fewer than `min_user` are dropped.
+        A repeated (user, item) pair keeps its first event, or all. After that, users with fewer than `min_user` are
+        dropped.
 
         Args:
             ties: `shuffle`: events of one user and time in an order drawn from the seed, the user and the item, and
@@ -105,7 +116,7 @@ class EventLog:
         user, item, time = user[order], item[order], time[order]
         del order
         pair = user.astype(np.int64) * max(len(self._items), 1) + item
-        first = pl.Series(pair).is_first_distinct().to_numpy()
+        first = np.ones(pair.size, bool) if keep_repeats else pl.Series(pair).is_first_distinct().to_numpy()
         del pair
         selected = first
         if min_user > 1:
@@ -122,7 +133,7 @@ class EventLog:
         )
         by = f"seeded shuffle, seed {seed}" if ties == "shuffle" else "order in the file"
         repeated, short = int((~first).sum()), int(first.sum() - selected.sum())
-        return Ordered(events, repeated, short, {"broken_by": by, **_ties(user, time)})
+        return Ordered(events, repeated, short, {"broken_by": by, **_ties(user, time)}, time_notes(time))
 
     def _gathered(self) -> tuple[Codes, Codes, npt.NDArray[Any]]:
         """user, item and time of all events in the file's order."""

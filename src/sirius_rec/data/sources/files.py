@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -13,15 +12,14 @@ from typing import IO, Any, Literal, get_args
 
 import polars as pl
 
+from sirius_rec.data.sources.csv_table import ROW, SEPARATORS, Dialect, Table, headerless, is_time, read_csv
 from sirius_rec.data.titles import collapse_whitespace
 from sirius_rec.errors import ConfigError, DataError
-from sirius_rec.schema import ITEM_ID, TITLE
+from sirius_rec.schema import ITEM_ID, RATING, TIMESTAMP, TITLE, USER_ID
 
-ROW: str = "__row__"  # 0-based record number in the file; kept through every filter so that a fault can be located
-TABLE_SUFFIXES: tuple[str, ...] = (".parquet", ".csv", ".csv.gz")
+TABLE_SUFFIXES: tuple[str, ...] = (".parquet", ".csv", ".csv.gz", ".tsv", ".tsv.gz")
+_ATOMIC_SUFFIXES = {"interactions": ".inter", "items": ".item"}  # RecBole's files have the data set's name as stem
 OnFault = Literal["error", "drop"]
-Quoting = Literal[0, 3]  # csv.QUOTE_MINIMAL, csv.QUOTE_NONE
-_MEND_QUOTES = "quote the whole field, and double the quotes inside it"
 
 
 def file_note(path: Path) -> dict[str, Any]:
@@ -39,12 +37,13 @@ def require_file(path: Path, what: str) -> Path:
 
 
 def find_table(folder: Path, stem: str) -> Path:
-    """The one file `stem`.parquet, .csv or .csv.gz in a folder.
+    """The one file `stem`.parquet, .csv[.gz] or .tsv[.gz] in a folder, else its one .inter (.item) file.
 
     Raises:
         DataError: none or more than one is there.
     """
     files = [folder / f"{stem}{suffix}" for suffix in TABLE_SUFFIXES if (folder / f"{stem}{suffix}").is_file()]
+    files = files or sorted(folder.glob(f"*{_ATOMIC_SUFFIXES.get(stem, '/')}"))
     if len(files) == 1:
         return files[0]
     names = ", ".join(f"{stem}{suffix}" for suffix in TABLE_SUFFIXES)
@@ -66,90 +65,57 @@ def open_text(path: Path) -> Iterator[IO[str]]:
         raise DataError(f"{path}: not UTF-8 text ({error.reason}); give text (CSV, JSON lines) in UTF-8") from error
 
 
-def place(path: Path, row: int, separator: str = ",", quoting: Quoting = 0) -> str:
-    """Where record `row` (0-based, header not counted) stands: 'FILE, line N', or 'FILE, row N' for Parquet.
-
-    The file is read again, because a quoted field may hold line breaks; that happens only on the way to an error.
-    """
-    if path.suffix == ".parquet":
-        return f"{path}, row {row + 1}"
-    with open_text(path) as stream:
-        reader = csv.reader(stream, delimiter=separator, quoting=quoting)
-        line, seen = 1, -2
-        for record in reader:
-            seen += bool(record)
-            if seen == row:
-                return f"{path}, line {line}"
-            line = reader.line_num + 1
-    return f"{path}, record {row + 1}"
+def place(path: Path, row: int) -> str:
+    """Where the record with `ROW` stands: 'FILE, line N', or 'FILE, row N' for Parquet."""
+    return f"{path}, {'row' if path.suffix == '.parquet' else 'line'} {row}"
 
 
-def read_table(path: Path, separator: str = ",", quote: str | None = '"') -> pl.DataFrame:
-    """CSV (all columns as text) or Parquet (own types), with the record number in column `ROW`.
+def read_table(path: Path, dialect: Dialect = Dialect(), wanted: Collection[str] = ()) -> Table:
+    """CSV (all columns as text, see `csv_table`) or Parquet (own types), with the place of each record in column `ROW`.
+
+    wanted: columns of which the file must have some; by them a separator is sniffed.
 
     Raises:
-        DataError: the file is empty, broken, not UTF-8, or a record has another number of fields than the header.
+        DataError: the file is empty, broken, in another encoding, or its records are not of one shape.
     """
+    if path.suffix != ".parquet":
+        return read_csv(path, dialect, wanted)
     try:
-        if path.suffix == ".parquet":
-            return pl.read_parquet(path).with_row_index(ROW)
-        frame = pl.read_csv(path, separator=separator, quote_char=quote, infer_schema=False)
-    except pl.exceptions.NoDataError as error:
-        raise DataError(f"{path}: the file is empty; a header line and rows are expected") from error
+        frame = pl.read_parquet(path).with_row_index(ROW, offset=1)
     except (pl.exceptions.PolarsError, OSError) as error:
-        _explain_unreadable(path, separator, 0 if quote else 3)
         raise DataError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
-    if any("\n" in name for name in frame.columns):  # a quote in the header that swallows lines
-        _explain_unreadable(path, separator, 0 if quote else 3)
-    # an empty line is no record (polars reads one as a row of nulls)
-    blank = pl.all_horizontal(pl.all().is_null())
-    return frame.filter(~blank).with_row_index(ROW)
-
-
-def _explain_unreadable(path: Path, separator: str, quoting: Quoting) -> None:
-    """Raise a `DataError` naming the first record with a broken quote or another number of fields than the header."""
-    if path.suffix == ".parquet":
-        return
-    quotes = 0
-
-    def counted(stream: IO[str]) -> Iterator[str]:
-        nonlocal quotes
-        for text in stream:
-            quotes += text.count('"')
-            yield text
-
-    with open_text(path) as stream:
-        reader = csv.reader(counted(stream), delimiter=separator, quoting=quoting, strict=True)
-        width, line = 0, 1
-        try:
-            for record in reader:
-                width = width or len(record)
-                if quoting == csv.QUOTE_MINIMAL and quotes % 2:
-                    raise DataError(f"{path}, line {line}: a quote stands alone inside a field; {_MEND_QUOTES}")
-                if record and len(record) != width:
-                    raise DataError(
-                        f"{path}, line {line}: {len(record)} fields, the header has {width}; quote fields that hold "
-                        f"{separator!r}"
-                    )
-                line = reader.line_num + 1
-        except csv.Error as error:
-            raise DataError(
-                f"{path}, line {line}: a quoted field that starts here is not closed properly ({error}); {_MEND_QUOTES}"
-            ) from error
+    return Table(frame.with_columns(pl.col(ROW).cast(pl.Int64)), {"records": frame.height})
 
 
 def require_columns(frame: pl.DataFrame, path: Path, columns: dict[str, str], option: str) -> None:
     """Raise a `DataError` unless every value of `columns` (our name → the file's) is a column of plain values."""
     missing = [theirs for theirs in columns.values() if theirs not in frame.columns]
+    has = [name for name in frame.columns if name != ROW]
+    names_option = option.replace("columns", "names")
+    late = columns.get(TIMESTAMP, "")
+    if path.suffix != ".parquet" and ((missing and headerless(has)) or (late in has and is_time(late))):
+        guess = ", ".join([USER_ID, ITEM_ID, RATING, TIMESTAMP] if len(has) == 4 else columns)
+        raise DataError(
+            f"{path}, line 1: looks like data ({short_list(has)}), a header line is missing; add one, or name all "
+            f"columns in their order with option {names_option}, such as [{guess}]"
+        )
     if missing:
-        have = ", ".join(name for name in frame.columns if name != ROW).replace("\n", "\\n")
-        raise DataError(f"{path}: no column {missing[0]!r} (has: {have}); rename it or map it with option {option}")
+        mixed = next((mark for mark in SEPARATORS if len(has) == 1 and mark in has[0]), None)
+        hint = f"; are fields separated by {SEPARATORS[mixed]}? set option separator" if mixed else ""
+        raise DataError(
+            f"{path}: no column {missing[0]!r} (has: {short_list(has)}); rename it or map it with option {option}{hint}"
+        )
     for theirs in columns.values():
         dtype = frame.schema[theirs]
         if dtype.is_nested() or dtype.base_type() in (pl.Binary, pl.Time, pl.Duration, pl.Object):
             raise DataError(
                 f"{path}: column {theirs!r} has type {dtype}; text, numbers or dates are expected, convert it"
             )
+
+
+def short_list(names: Sequence[str]) -> str:
+    """Names of columns in one line."""
+    return ", ".join(names).replace("\n", "\\n")
 
 
 def check_names(option: str, given: Iterable[str], names: Sequence[str]) -> None:
@@ -176,8 +142,8 @@ def check_choice(option: str, value: str, choices: Any) -> None:
 
 
 def load_items(
-    path: Path, columns: dict[str, str], missing_titles: OnFault
-) -> tuple[pl.DataFrame, list[str], dict[str, int]]:
+    path: Path, columns: dict[str, str], missing_titles: OnFault, dialect: Dialect = Dialect()
+) -> tuple[pl.DataFrame, list[str], dict[str, Any]]:
     """The catalogue: item_id (text, unique) and title (not empty, white space collapsed), in file order.
 
     Returns:
@@ -188,7 +154,8 @@ def load_items(
     """
     check_names("item_columns", columns, (ITEM_ID, TITLE))
     names = {ITEM_ID: ITEM_ID, TITLE: TITLE, **columns}
-    raw = read_table(require_file(path, "items file"))
+    table = read_table(require_file(path, "items file"), dialect, names.values())
+    raw = table.frame
     require_columns(raw, path, names, "item_columns")
     frame = raw.select(ROW, *(pl.col(theirs).cast(pl.String).alias(ours) for ours, theirs in names.items()))
     frame = frame.with_columns(pl.col(ITEM_ID).str.strip_chars())
@@ -204,5 +171,10 @@ def load_items(
     items = frame.filter(pl.col(TITLE) != "").select(ITEM_ID, TITLE)
     if not items.height:
         raise DataError(f"{path}: no items; a catalogue of at least one titled item is needed")
-    notes = {"items_read": frame.height, "items_without_title_dropped": untitled.height, "titles_collapsed": collapsed}
+    notes = {
+        "items_read": frame.height,
+        "items_without_title_dropped": untitled.height,
+        "titles_collapsed": collapsed,
+        "items_format": table.notes,
+    }
     return items, untitled[ITEM_ID].to_list(), notes

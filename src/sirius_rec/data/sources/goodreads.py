@@ -13,12 +13,14 @@ from typing import Literal
 import polars as pl
 
 from sirius_rec.data.sources.catalogue import MissingTitles
+from sirius_rec.data.sources.csv_table import ROW
 from sirius_rec.data.sources.delimited import delimited
 from sirius_rec.data.sources.dumps import Dump, Fields, date_text, file_in
 from sirius_rec.data.sources.events import TIME, Ties
-from sirius_rec.data.sources.files import ROW, check_choice, file_note, require_file
+from sirius_rec.data.sources.files import check_choice, file_note, require_file
 from sirius_rec.data.sources.lines import MAX_MALFORMED, Account, check_share, keep, only_one
 from sirius_rec.data.sources.literals import parse_json
+from sirius_rec.data.sources.span import Moment, TimeSpan
 from sirius_rec.errors import ConfigError, DataError
 from sirius_rec.progress import Advance
 from sirius_rec.schema import ITEM_ID, RATING, TIMESTAMP, USER_ID, Interactions
@@ -40,6 +42,8 @@ def load(
     date: DateField = "date_added",
     undated: Undated = "error",
     missing_titles: MissingTitles = "drop",
+    min_time: Moment = None,
+    max_time: Moment = None,
     ties: Ties = "shuffle",
     max_malformed: float = MAX_MALFORMED,
     advance: Advance | None = None,
@@ -58,6 +62,8 @@ def load(
         undated: the CSV has no dates. 'oldest_first' and 'newest_first' take the rows of a user to be in that order
             (the file does not say which it is), 'shuffle' a random one. Timestamps are then positions, not times.
         missing_titles: books without a title are an 'error', 'drop'ped, or shown by their 'id'.
+        min_time, max_time: events before or after are dropped and counted, as if they had never happened; a date (UTC)
+            or seconds since 1970.
         ties: interactions of one user and second in a seeded random order ('shuffle'), or as in the 'file'.
         max_malformed: the share of malformed lines above which the run stops.
         advance: called as bytes are read.
@@ -76,6 +82,7 @@ def load(
     ):
         check_choice(name, value, choices)
     check_share(max_malformed)
+    span = TimeSpan.of(min_time, max_time)
     if min_user < 1:
         raise ConfigError(f"min_user={min_user} is not at least 1")
     shelved = file_in(Path(path), _EVENTS, "interactions file")
@@ -87,9 +94,11 @@ def load(
     if titles_path is not None:
         require_file(titles_path, "books file")
     is_csv, map_path = ".csv" in shelved.suffixes[-2:], None
+    if is_csv and span:
+        raise ConfigError("min_time, max_time: the CSV has no dates; leave them out, or give the JSON with dates")
     if is_csv and undated == "shuffle":
         ties = "shuffle"
-    dump = Dump(shelved, titles_path, "interactions", "book", seed, missing_titles, ties, max_malformed, advance)
+    dump = Dump(shelved, titles_path, "interactions", "book", seed, missing_titles, ties, max_malformed, advance, span)
     if is_csv:
         frames = dump.rated(_csv_frames(shelved, dump.account, undated, advance), min_rating)
         if (map_path := _map_of_books(folder, book_ids)) is not None:
@@ -107,6 +116,8 @@ def load(
         events = events.with_columns(pl.int_range(pl.len()).over(USER_ID).alias(TIMESTAMP))
     if map_path is not None:
         notes["files"].insert(1, file_note(map_path))
+    if is_csv:
+        notes.pop("times")
     last = {"time": f"none: positions, rows taken as {undated}" if is_csv else date, "ties": notes.pop("ties")}
     return Interactions(events, loaded.items, {**notes, **last})
 

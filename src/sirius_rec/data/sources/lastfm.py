@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,19 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from sirius_rec.data.sources.csv_table import ROW, Dialect
 from sirius_rec.data.sources.delimited import delimited
-from sirius_rec.data.sources.files import file_note, place, read_table, require_columns, require_file
+from sirius_rec.data.sources.files import (
+    OnFault,
+    check_choice,
+    file_note,
+    place,
+    read_table,
+    require_columns,
+    require_file,
+)
 from sirius_rec.data.sources.lines import MAX_MALFORMED, Account, check_share
+from sirius_rec.data.sources.span import OUTSIDE, Moment, TimeSpan, time_notes
 from sirius_rec.data.titles import collapse_whitespace
 from sirius_rec.errors import ConfigError, DataError
 from sirius_rec.progress import Advance
@@ -28,6 +37,9 @@ def load(
     seed: int = 0,
     artists: Path | str | None = None,
     min_year: int = 2005,
+    min_time: Moment = None,
+    max_time: Moment = None,
+    missing_titles: OnFault = "error",
     max_malformed: float = MAX_MALFORMED,
     advance: Advance | None = None,
 ) -> Interactions:
@@ -42,6 +54,8 @@ def load(
         seed: of the order inside ties; the result does not depend on the order of the file's rows.
         artists: `artists.dat` (id, name, …); default in the same folder, else in `../raw`.
         min_year: taggings before that year (UTC) are bad dates of the original; dropped and counted.
+        min_time, max_time: taggings before or after are dropped and counted, too; a date (UTC) or seconds since 1970.
+        missing_titles: 'drop' drops and counts artists without a name, and their taggings as of artists not listed.
         max_malformed: the share of malformed taggings above which the run stops.
         advance: called as bytes are read.
 
@@ -50,19 +64,23 @@ def load(
         DataError: a file or column is missing, too many taggings are malformed, or an artist is.
     """
     check_share(max_malformed)
+    check_choice("missing_titles", missing_titles, OnFault)
+    span = TimeSpan.of(min_time, max_time)
     if not 1 <= min_year <= 9999:
         raise ConfigError(f"min_year={min_year} is not between 1 and 9999")
     folder = Path(path)
     taggings_path = _first_file([folder / TAGGINGS, folder / f"{TAGGINGS}.gz"], TAGGINGS)
     beside = [folder / ARTISTS, folder.parent / "raw" / ARTISTS]
     artists_path = _first_file([Path(artists)] if artists is not None else beside, ARTISTS)
-    items, item_notes = _read_artists(artists_path)
+    items, item_notes = _read_artists(artists_path, missing_titles)
     account = Account(taggings_path)
     taggings = _read_taggings(taggings_path, account, advance)
     account.check(max_malformed)
 
     start = datetime(min_year, 1, 1, tzinfo=UTC).timestamp() * 1000
     dated = taggings.filter(pl.col("ms") >= start)
+    late_enough = dated.height
+    dated = dated.filter(span.inside(pl.col("ms") / 1000))
     first = dated.group_by("user", "artist").agg(pl.col("ms").min())
     listed = first.filter(pl.col("artist").cast(pl.String).is_in(items[ITEM_ID].to_list()))
     if not listed.height:
@@ -72,7 +90,8 @@ def load(
     shuffle = pl.Series("tie", np.random.default_rng(seed).permutation(listed.height))
     events = listed.with_columns(shuffle).sort("user", "ms", "tie")
     tied = events.filter(pl.struct("user", "ms").is_duplicated())
-    account.drop(f"before {min_year}", taggings.height - dated.height)
+    account.drop(f"before {min_year}", taggings.height - late_enough)
+    account.drop(OUTSIDE, late_enough - dated.height)
     account.drop("user tagged the artist before", dated.height - first.height)
     account.drop("artist not listed", first.height - listed.height)
     account.kept = listed.height
@@ -80,11 +99,12 @@ def load(
         "files": [file_note(taggings_path), file_note(artists_path)],
         "lines": [account.note()],
         "taggings_read": taggings.height,
-        "taggings_before_min_year_dropped": taggings.height - dated.height,
+        "taggings_before_min_year_dropped": taggings.height - late_enough,
         "repeated_taggings_merged": dated.height - first.height,
         "events_of_unlisted_artists_dropped": first.height - listed.height,
         "unlisted_artists": first["artist"].n_unique() - listed["artist"].n_unique(),
         **item_notes,
+        "times": time_notes(listed["ms"].to_numpy() / 1000),
         "ties": {
             "broken_by": f"seeded shuffle, seed {seed}",
             "groups": tied.select("user", "ms").n_unique() if tied.height else 0,
@@ -106,22 +126,24 @@ def _first_file(choices: list[Path], what: str) -> Path:
     raise DataError(f"{what} not found (looked for {', '.join(map(str, choices))}); name its folder or file")
 
 
-def _read_artists(path: Path) -> tuple[pl.DataFrame, dict[str, int]]:
+def _read_artists(path: Path, missing_titles: OnFault) -> tuple[pl.DataFrame, dict[str, int]]:
     # names hold quotation marks, so fields are never quoted
-    raw = read_table(require_file(path, "artists file"), separator="\t", quote=None)
+    raw = read_table(require_file(path, "artists file"), Dialect(separator="\t", quotes=False)).frame
     require_columns(raw, path, {ITEM_ID: "id", TITLE: "name"}, "artists")
     names, collapsed = collapse_whitespace(raw["name"].fill_null(""))
     items = raw.select(pl.col("id").str.strip_chars().alias(ITEM_ID), names.alias(TITLE))
+    unnamed = int((items[TITLE] == "").sum())
+    if missing_titles == "drop":
+        raw, items = raw.filter(items[TITLE] != ""), items.filter(items[TITLE] != "")
     for mask, reason in (
         (items[TITLE] == "", "empty name of artist"),
         (~items[ITEM_ID].is_first_distinct(), "artist occurs a second time:"),
     ):
         if mask.any():
             row = int(mask.arg_true()[0])
-            raise DataError(
-                f"{place(path, row, chr(9), csv.QUOTE_NONE)}: {reason} {items[ITEM_ID][row]!r}; mend the row"
-            )
-    return items, {"items_read": items.height, "titles_collapsed": collapsed}
+            raise DataError(f"{place(path, raw[ROW][row])}: {reason} {items[ITEM_ID][row]!r}; mend the row")
+    dropped = {"items_without_title_dropped": unnamed} if missing_titles == "drop" else {}
+    return items, {"items_read": items.height + sum(dropped.values()), "titles_collapsed": collapsed, **dropped}
 
 
 def _read_taggings(path: Path, account: Account, advance: Advance | None) -> pl.DataFrame:

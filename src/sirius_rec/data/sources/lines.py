@@ -17,7 +17,8 @@ from typing import Any
 
 import polars as pl
 
-from sirius_rec.data.sources.files import ROW
+from sirius_rec.data.sources.csv_table import ROW
+from sirius_rec.data.sources.files import OnFault
 from sirius_rec.errors import ConfigError, DataError
 from sirius_rec.progress import Advance
 
@@ -54,6 +55,13 @@ class Account:
         if len(self.first) < _NAMED or line < self.first[-1][0]:
             self.first = sorted([*self.first, (line, why)])[:_NAMED]
 
+    def refuse(self, line: int, error: ValueError, unknown_items: OnFault) -> None:
+        """Count a row as malformed; one of an unknown item as dropped, if that is asked for."""
+        if unknown_items == "drop" and isinstance(error, UnknownItem):
+            self.drop("with an item not listed")
+        else:
+            self.bad(line, str(error))
+
     def drop(self, reason: str, count: int = 1) -> None:
         """Count lines that are in order but not wanted."""
         if count:
@@ -83,6 +91,10 @@ class Account:
             "dropped": dict(sorted(self.dropped.items())),
             "malformed": {"count": self.malformed, "first": named},
         }
+
+
+class UnknownItem(ValueError):
+    """A row names an item that the catalogue lacks."""
 
 
 def check_share(most: float) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import polars as pl
 
 from sirius_rec.data.sources.catalogue import read_id_names
-from sirius_rec.data.sources.files import file_note
-from sirius_rec.data.sources.lines import MAX_MALFORMED, Account, check_share, frame_of, short
+from sirius_rec.data.sources.files import OnFault, check_choice, file_note
+from sirius_rec.data.sources.lines import MAX_MALFORMED, Account, UnknownItem, check_share, frame_of, short
 from sirius_rec.data.sources.pickles import read_frame
 from sirius_rec.errors import DataError
 from sirius_rec.schema import HISTORY, ITEM_ID, SPLIT, TARGET, Examples
@@ -25,6 +25,7 @@ def load(
     *,
     seed: int = 0,
     names: Path | str | None = None,
+    unknown_items: OnFault = "error",
     max_malformed: float = MAX_MALFORMED,
 ) -> Examples:
     """Read windows: seq (10 item numbers, padded behind), len_seq, next.
@@ -35,6 +36,7 @@ def load(
         path: folder with at least `train_data.df`; splits whose file is absent are empty.
         seed: not used.
         names: the titles, `id2name.txt` (`0::Morcheeba`) or MovieLens' `u.item`; default the one in the folder.
+        unknown_items: 'drop' drops and counts rows with an item that the names lack; otherwise they are malformed.
         max_malformed: the share of malformed rows above which the run stops.
 
     The published order of LLaRA's LastFM is not that of time (it follows the HetRec artist id), which the notes say.
@@ -44,6 +46,7 @@ def load(
             or has too many malformed rows.
     """
     check_share(max_malformed)
+    check_choice("unknown_items", unknown_items, OnFault)
     folder = Path(path)
     files = {split: folder / name for split, name in FILES.items() if (folder / name).is_file()}
     if "train" not in files:
@@ -53,7 +56,7 @@ def load(
     parts, accounts = [], []
     for split, file in files.items():
         account = Account(file, what="row")
-        if (part := _windows(file, split, catalogue, account)) is not None:
+        if (part := _windows(file, split, catalogue, account, unknown_items)) is not None:
             parts.append(part)
         account.check(max_malformed)
         accounts.append(account)
@@ -69,7 +72,9 @@ def load(
     return Examples(items, pl.concat(parts).select(list(_SCHEMA)), notes)
 
 
-def _windows(path: Path, split: str, catalogue: set[str], account: Account) -> pl.DataFrame | None:
+def _windows(
+    path: Path, split: str, catalogue: set[str], account: Account, unknown_items: OnFault
+) -> pl.DataFrame | None:
     columns = read_frame(path)
     if missing := [name for name in _COLUMNS if name not in columns]:
         raise DataError(f"{path}: no column {missing[0]!r} (has: {', '.join(columns)}); is it a file of LLaRA's?")
@@ -82,7 +87,7 @@ def _windows(path: Path, split: str, catalogue: set[str], account: Account) -> p
             numbers.append(row)
             account.kept += 1
         except ValueError as error:
-            account.bad(row, str(error))
+            account.refuse(row, error, unknown_items)
     return frame_of(numbers, rows, _SCHEMA) if rows else None
 
 
@@ -98,7 +103,7 @@ def _window(sequence: Any, length: Any, target: Any, catalogue: set[str]) -> tup
         entries = []
     wanted = [*entries, _item(target)]
     if unknown := next((item for item in wanted if item not in catalogue), None):
-        raise ValueError(f"item {unknown!r} is not among the names")
+        raise UnknownItem(f"item {unknown!r} is not among the names")
     return entries, wanted[-1]
 
 

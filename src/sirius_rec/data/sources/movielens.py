@@ -13,11 +13,13 @@ from typing import Any
 
 import polars as pl
 
-from sirius_rec.data.sources.catalogue import titled_items
+from sirius_rec.data.sources.catalogue import MissingTitles, titled_items
+from sirius_rec.data.sources.csv_table import ROW
 from sirius_rec.data.sources.delimited import delimited, text_rows
 from sirius_rec.data.sources.events import TIME, EventLog, Ties
-from sirius_rec.data.sources.files import ROW, check_choice, file_note, load_items
+from sirius_rec.data.sources.files import check_choice, file_note, load_items
 from sirius_rec.data.sources.lines import MAX_MALFORMED, Account, blocks, check_share, keep, reject
+from sirius_rec.data.sources.span import OUTSIDE, Moment, TimeSpan
 from sirius_rec.data.sources.timestamps import EARLIEST, LATEST
 from sirius_rec.errors import DataError
 from sirius_rec.progress import Advance
@@ -48,6 +50,9 @@ def load(
     *,
     seed: int = 0,
     min_rating: float | None = None,
+    missing_titles: MissingTitles = "error",
+    min_time: Moment = None,
+    max_time: Moment = None,
     ties: Ties = "shuffle",
     max_malformed: float = MAX_MALFORMED,
     advance: Advance | None = None,
@@ -59,6 +64,9 @@ def load(
         seed: of the order inside ties. Many ratings of one user carry the same second, because the site shows a page of
             movies to rate at a time; the files list them by movie id or by an order of their own.
         min_rating: ratings below are dropped.
+        missing_titles: movies without a title are an 'error', 'drop'ped, or shown by their 'id'.
+        min_time, max_time: events before or after are dropped and counted, as if they had never happened; a date (UTC)
+            or seconds since 1970.
         ties: ratings of one user and second in a seeded random order ('shuffle'), or as in the 'file'.
         max_malformed: the share of malformed lines above which the run stops.
         advance: called as bytes are read.
@@ -69,13 +77,15 @@ def load(
         ConfigError: an option is not what it may be.
         DataError: no layout is recognised, a file is broken, or has too many malformed lines.
     """
+    check_choice("missing_titles", missing_titles, MissingTitles)
     check_choice("ties", ties, Ties)
     check_share(max_malformed)
+    span = TimeSpan.of(min_time, max_time)
     layout, ratings_path, movies_path = _recognise(Path(path))
     titles, of_movies = _movies(movies_path, LAYOUTS[layout], max_malformed, advance)
 
     account = Account(ratings_path)
-    log = EventLog()
+    log = EventLog(span)
     listed = pl.Series(list(titles), dtype=pl.String).cast(pl.Int64, strict=False).drop_nulls().implode()
     wanted = {"userId": pl.Int64, "movieId": pl.Int64, RATING: pl.Float64, TIMESTAMP: pl.Int64}
     form = LAYOUTS[layout]
@@ -97,17 +107,23 @@ def load(
     if not len(log):
         raise DataError(f"{ratings_path}: no ratings left of {account.read:,}; dropped: {dict(account.dropped)}")
     ordered = log.finish(ties=ties, seed=seed)
+    account.drop(OUTSIDE, log.outside)
     account.drop("user rated the movie before", ordered.repeated)
-    account.kept = ordered.events.height
-    items, item_notes = titled_items(log.items(), titles, "error", movies_path)
+    items, item_notes = titled_items(
+        ordered.events[ITEM_ID].unique(maintain_order=True), titles, missing_titles, movies_path
+    )
+    events = ordered.events.filter(pl.col(ITEM_ID).is_in(items[ITEM_ID].implode()))
+    account.drop("movie without title", ordered.events.height - events.height)
+    account.kept = events.height
     notes: dict[str, Any] = {
         "files": [file_note(ratings_path), file_note(movies_path)],
         "layout": layout,
         "lines": [account.note(), *([of_movies.note()] if of_movies else [])],
         **item_notes,
+        "times": ordered.times,
         "ties": ordered.ties,
     }
-    return Interactions(ordered.events, items, notes)
+    return Interactions(events, items, notes)
 
 
 def _recognise(path: Path) -> tuple[str, Path, Path]:
@@ -137,16 +153,16 @@ def _plain_or_gz(path: Path) -> Path | None:
 def _movies(
     path: Path, layout: Layout, max_malformed: float, advance: Advance | None
 ) -> tuple[dict[str, str], Account | None]:
-    """Movie id → title."""
+    """Movie id → title, "" where there is none."""
     if layout.names is None:  # titles with commas are quoted, so this is a proper CSV
-        items, _, _ = load_items(path, {ITEM_ID: "movieId", TITLE: "title"}, "error")
-        return dict(items.select(ITEM_ID, TITLE).iter_rows()), None
+        items, untitled, _ = load_items(path, {ITEM_ID: "movieId", TITLE: "title"}, "drop")
+        return dict(items.select(ITEM_ID, TITLE).iter_rows()) | dict.fromkeys(untitled, ""), None
     account = Account(path)
     titles: dict[str, str] = {}
     rows = text_rows(path, layout.movie_separator, 2, account, encoding=_encoding(path), advance=advance)
     for number, (movie, title, *_) in rows:
         movie = movie.strip()
-        if not (movie.isascii() and movie.isdigit()) or not title.strip():
+        if not (movie.isascii() and movie.isdigit()):
             account.bad(number, f"movie id {movie!r} and title {title!r}; a whole number and a title are expected")
         elif movie in titles:
             account.drop("repeated movie id")

@@ -14,8 +14,17 @@ from typing import Any
 import polars as pl
 
 from sirius_rec.data.sources.catalogue import read_id_names
-from sirius_rec.data.sources.files import file_note, open_text, require_file
-from sirius_rec.data.sources.lines import MAX_MALFORMED, Account, check_share, frame_of, only_one, short, valid_text
+from sirius_rec.data.sources.files import OnFault, check_choice, file_note, open_text, require_file
+from sirius_rec.data.sources.lines import (
+    MAX_MALFORMED,
+    Account,
+    UnknownItem,
+    check_share,
+    frame_of,
+    only_one,
+    short,
+    valid_text,
+)
 from sirius_rec.data.sources.literals import strict_json
 from sirius_rec.errors import DataError
 from sirius_rec.schema import CANDIDATES, HISTORY, ITEM_ID, SPLIT, SPLITS, TARGET, TITLE, Examples
@@ -32,6 +41,7 @@ def load(
     seed: int = 0,
     names: Path | str | None = None,
     aliases: dict[str, str] | None = None,
+    unknown_items: OnFault = "error",
     max_malformed: float = MAX_MALFORMED,
 ) -> Examples:
     """Read rows with their published slates, in the published order.
@@ -43,12 +53,14 @@ def load(
         names: `id2name.txt` (`0::Morcheeba`) for item ids; default the one in the folder. Without it an item's id is
             its title, and the catalogue is what the rows name.
         aliases: further names as S-DPO writes them → as `names` has them; two are known and always mapped.
+        unknown_items: 'drop' drops and counts rows with an item that the names lack; otherwise they are malformed.
         max_malformed: the share of malformed rows above which the run stops.
 
     Raises:
         DataError: a file is missing or not JSON, or has too many malformed rows.
     """
     check_share(max_malformed)
+    check_choice("unknown_items", unknown_items, OnFault)
     path = Path(path)
     folder = path if path.is_dir() else path.parent
     files = _files(path)
@@ -66,7 +78,7 @@ def load(
     mapped: dict[str, int] = {}
     for split, file in files.items():
         account = Account(file, what="line")
-        if (part := _rows(file, split, known, renamed, mapped, account)) is not None:
+        if (part := _rows(file, split, known, renamed, mapped, account, unknown_items)) is not None:
             parts.append(part)
         account.check(max_malformed)
         accounts.append(account)
@@ -114,6 +126,7 @@ def _rows(
     renamed: Mapping[str, str],
     mapped: dict[str, int],
     account: Account,
+    unknown_items: OnFault,
 ) -> pl.DataFrame | None:
     numbers: list[int] = []
     rows: list[tuple[Any, ...]] = []
@@ -128,7 +141,7 @@ def _rows(
             mapped[title] = mapped.get(title, 0) + 1
             title = renamed[title]
         if title not in known:
-            raise ValueError(f"title {short(title)} is not among the names; add it to option aliases")
+            raise UnknownItem(f"title {short(title)} is not among the names; add it to option aliases")
         return known[title]
 
     for line, record in _elements(path):
@@ -138,7 +151,7 @@ def _rows(
             numbers.append(line)
             account.kept += 1
         except ValueError as error:
-            account.bad(line, str(error))
+            account.refuse(line, error, unknown_items)
     schema = {name: _SCHEMA[name] for name in (HISTORY, CANDIDATES, TARGET, SPLIT)}
     return frame_of(numbers, rows, schema) if rows else None
 

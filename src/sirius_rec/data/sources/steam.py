@@ -18,6 +18,7 @@ from sirius_rec.data.sources.events import Ties
 from sirius_rec.data.sources.files import check_choice, require_file
 from sirius_rec.data.sources.lines import MAX_MALFORMED, check_share, keep
 from sirius_rec.data.sources.literals import parse_either
+from sirius_rec.data.sources.span import Moment, TimeSpan
 from sirius_rec.errors import ConfigError
 from sirius_rec.progress import Advance
 from sirius_rec.schema import ITEM_ID, Interactions
@@ -36,6 +37,8 @@ def load(
     games_share: float = 0.3,
     user: UserField = "username",
     missing_titles: MissingTitles = "drop",
+    min_time: Moment = None,
+    max_time: Moment = None,
     ties: Ties = "shuffle",
     max_malformed: float = MAX_MALFORMED,
     advance: Advance | None = None,
@@ -52,6 +55,8 @@ def load(
         user: which field names the user. 'username' is in every review but may be shared by people; 'user_id' is a
             Steam id but missing in many; reviews without it are dropped.
         missing_titles: games without a title are an 'error', 'drop'ped, or shown by their 'id'.
+        min_time, max_time: events before or after are dropped and counted, as if they had never happened; a date (UTC)
+            or seconds since 1970.
         ties: reviews of one user and day in a seeded random order ('shuffle'), or as in the 'file'.
         max_malformed: the share of malformed lines above which the run stops.
         advance: called as bytes are read.
@@ -69,12 +74,13 @@ def load(
     ):
         check_choice(name, value, choices)
     check_share(max_malformed)
+    span = TimeSpan.of(min_time, max_time)
     if not 0 < games_share <= 1:
         raise ConfigError(f"games_share={games_share!r} is not above 0 and at most 1")
     reviews = file_in(Path(path), _REVIEWS, "reviews file")
     titles_path = Path(games) if games is not None else file_in(reviews.parent, _GAMES, "games file")
     require_file(titles_path, "games file")
-    dump = Dump(reviews, titles_path, "reviews", "game", seed, missing_titles, ties, max_malformed, advance)
+    dump = Dump(reviews, titles_path, "reviews", "game", seed, missing_titles, ties, max_malformed, advance, span)
     titles, accounts = dump.titles(parse_either, "id", ("title", "app_name"))
     chosen = _sample(titles, games_share, seed)
     listed, sampled = pl.Series(list(titles)).implode(), pl.Series(chosen).implode()

@@ -8,7 +8,8 @@ from typing import Literal
 
 import polars as pl
 
-from sirius_rec.data.sources.files import ROW, first_bad, place
+from sirius_rec.data.sources.csv_table import ROW
+from sirius_rec.data.sources.files import first_bad, place
 from sirius_rec.errors import DataError
 from sirius_rec.schema import TIMESTAMP
 
@@ -22,17 +23,22 @@ EARLIEST, LATEST = -62_135_596_800, 253_402_300_799
 _FIX = "give integer seconds, milliseconds or ISO-8601 text"
 
 
-def to_seconds(frame: pl.DataFrame, path: Path, unit: Unit) -> tuple[pl.Series, str]:
+def to_seconds(
+    frame: pl.DataFrame, path: Path, unit: Unit, bad: Literal["error", "null"] = "error"
+) -> tuple[pl.Series, str]:
     """Exact times of `frame`'s timestamp column as float64 seconds since 1970 UTC, and the unit that was found.
 
     `unit='auto'`: a column whose first value is a number is in milliseconds if every absolute value is at least 1e11,
     in seconds if every one is below; otherwise it is ISO-8601 text (text without an offset is taken as UTC).
+    `bad='null'`: values that do not parse become null; the unit is that of most values.
 
     Raises:
         DataError: a value does not parse or lies outside the years 1 to 9999, or numbers lie on both sides of 1e11 and
             `unit` does not settle it.
     """
     column = frame[TIMESTAMP]
+    if bad == "null":
+        return _lenient(column, unit)
     if column.dtype.is_temporal():
         return _from_dates(frame, path, column), column.dtype.base_type().__name__
     text = column.cast(pl.String)
@@ -51,6 +57,32 @@ def to_seconds(frame: pl.DataFrame, path: Path, unit: Unit) -> tuple[pl.Series, 
         reason = f"timestamp taken as {unit} lies outside the years 1 to 9999:"
         raise first_bad(frame.filter(~inside), path, TIMESTAMP, reason, _FIX)
     return seconds, unit
+
+
+def _lenient(column: pl.Series, unit: Unit) -> tuple[pl.Series, str]:
+    """Seconds, null where a value does not parse, lies outside the years 1 to 9999, or is in another unit than most."""
+    if column.dtype.is_temporal():
+        numbers = column.to_physical().cast(pl.Float64)
+        scale = getattr(column.dtype, "time_unit", None)
+        seconds = numbers / _PER_SECOND[scale] if scale else numbers * 86_400
+        found: str = column.dtype.base_type().__name__
+    else:
+        text = column.cast(pl.String).str.strip_chars()
+        numbers = text.cast(pl.Float64, strict=False)
+        numbers = pl.select(pl.when(numbers.is_finite()).then(numbers)).to_series()
+        # 20140321 and 1395273600 are numbers, whatever ISO's basic form says
+        moments = _moments(text if unit == "iso" else pl.select(pl.when(numbers.is_null()).then(text)).to_series())
+        large = numbers.filter(numbers.abs() >= MILLISECONDS_FROM).len()
+        if unit == "auto":
+            counts: list[tuple[int, Unit]] = [
+                (moments.drop_nulls().len(), "iso"), (large, "ms"), (numbers.drop_nulls().len() - large, "s")
+            ]  # fmt: skip
+            unit = max(counts)[1]
+            fits = (numbers.abs() >= MILLISECONDS_FROM) == (unit == "ms")
+            numbers = pl.select(pl.when(fits).then(numbers)).to_series()
+        seconds, found = (moments if unit == "iso" else numbers / 1000 if unit == "ms" else numbers), unit
+    inside = seconds.is_between(EARLIEST, LATEST)
+    return pl.select(pl.when(inside).then(seconds)).to_series().alias(TIMESTAMP), found
 
 
 _PER_SECOND = {"ms": 1e3, "us": 1e6, "ns": 1e9}
@@ -94,6 +126,14 @@ def _detect(frame: pl.DataFrame, path: Path, column: pl.Series, numeric: pl.Seri
 
 
 def _parse_iso(frame: pl.DataFrame, path: Path, text: pl.Series) -> pl.Series:
+    parsed = _moments(text)
+    if parsed.null_count():
+        raise first_bad(frame.filter(parsed.is_null()), path, TIMESTAMP, "timestamp does not parse:", _FIX)
+    return parsed
+
+
+def _moments(text: pl.Series) -> pl.Series:
+    """Seconds of ISO-8601 texts, null where one is none."""
     seconds: dict[str, float | None] = {}
     for value in text.drop_nulls().unique():
         try:
@@ -103,7 +143,4 @@ def _parse_iso(frame: pl.DataFrame, path: Path, text: pl.Series) -> pl.Series:
             continue
         seconds[value] = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     values = [None if value is None else seconds[value] for value in text]
-    parsed = pl.Series(TIMESTAMP, values, dtype=pl.Float64)
-    if parsed.null_count():
-        raise first_bad(frame.filter(parsed.is_null()), path, TIMESTAMP, "timestamp does not parse:", _FIX)
-    return parsed
+    return pl.Series(TIMESTAMP, values, dtype=pl.Float64)

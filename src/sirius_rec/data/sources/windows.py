@@ -16,7 +16,7 @@ from sirius_rec.data.sources.files import (
     load_items,
     require_file,
 )
-from sirius_rec.data.sources.lines import Account, check_share, lines
+from sirius_rec.data.sources.lines import Account, UnknownItem, check_share, lines
 from sirius_rec.data.sources.timestamps import EARLIEST, LATEST
 from sirius_rec.errors import DataError
 from sirius_rec.progress import Advance
@@ -33,6 +33,7 @@ def load(
     items: Path | str | None = None,
     item_columns: dict[str, str] | None = None,
     missing_titles: OnFault = "error",
+    unknown_items: OnFault = "error",
     max_malformed: float = 0.0,
     stitch: bool = False,
     advance: Advance | None = None,
@@ -45,6 +46,7 @@ def load(
         seed: not used.
         items: the items file (item_id, title); default `items.*` beside the windows.
         item_columns, missing_titles: as for the `table` source.
+        unknown_items: 'drop' drops and counts rows with an item that the items file lacks, else they are malformed.
         max_malformed: the share of malformed lines above which the run stops; below it they are dropped and counted.
         stitch: for sliding windows without user ids: rows of which each continues the one before become one user
             ("stitched-1", …), so that train histories are whole, negatives avoid all of a user's items, and intervals
@@ -57,6 +59,7 @@ def load(
             or a slate without its target or with an item twice.
     """
     check_share(max_malformed)
+    check_choice("unknown_items", unknown_items, OnFault)
     check_choice("missing_titles", missing_titles, OnFault)
     path = Path(path)
     if path.is_dir():
@@ -76,7 +79,7 @@ def load(
             try:
                 rows.append(_parse(line, item_ids))
             except ValueError as error:
-                account.bad(number, str(error))
+                account.refuse(number, error, unknown_items)
     account.kept = len(rows)
     account.check(max_malformed)
     if not rows:
@@ -179,7 +182,7 @@ def _text_id(value: object, name: str) -> str:
 def _known_item(value: object, name: str, item_ids: set[str]) -> str:
     text = _text_id(value, name)
     if text not in item_ids:
-        raise ValueError(f"{name} item {text!r} is not in the items file; add it there")
+        raise UnknownItem(f"{name} item {text!r} is not in the items file; add it there, or set unknown_items: drop")
     return text
 
 

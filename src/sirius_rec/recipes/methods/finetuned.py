@@ -20,7 +20,7 @@ from sirius_rec.recipes.records import SFT_STREAM, slate_records, stage_rows, va
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.run_folder import DONE
 from sirius_rec.recipes.training import pretrain, pretrains, starting_model, train_stage
-from sirius_rec.schema import CANDIDATES, HISTORY, SlateName
+from sirius_rec.schema import CANDIDATES, HISTORY, ITEM_ID, SlateName
 from sirius_rec.training.options import StageOptions
 
 if TYPE_CHECKING:
@@ -78,10 +78,26 @@ class LanguageModel(Method):
             lengths += self.lengths(run, encoder, histories[rows], slates[rows])
         too_long = int((np.array(lengths) > context).sum())
         if too_long:
+            what = self._title_beyond(run, encoder, context)
             raise PromptError(
                 f"slates {name}: {too_long} of {len(lengths)} prompts with their longest candidate exceed the context "
-                f"of {context} tokens (longest: {max(lengths)}): shorten histories or slates, or lengthen the context"
+                f"of {context} tokens (longest: {max(lengths)}): "
+                f"{what or 'shorten histories or slates, or lengthen the context'}"
             )
+
+    def _title_beyond(self, run: Run, encoder: Encoder, context: int) -> str | None:
+        """Which title alone is longer than the context, and what to do: then shorter histories do not help."""
+        lengths = [len(encoder.completion(title)) for title in run.dataset.titles]
+        longest = int(np.argmax(lengths))
+        if lengths[longest] <= context:
+            return None
+        item, title = run.dataset.items[ITEM_ID][longest], run.dataset.titles[longest]
+        count = sum(length > context for length in lengths)
+        more = f"; {count} such items" if count > 1 else ""
+        return (
+            f"the title of item {item!r} ({title[:40]!r}…) alone has {lengths[longest]} tokens, {len(title)} "
+            f"characters{more}: shorten it, or drop such items with data.unusable=drop data.max_title=200"
+        )
 
     def lengths(self, run: Run, encoder: Encoder, histories: Ids, slates: Ids) -> list[int]:
         """Tokens of each row's prompt with its longest candidate."""

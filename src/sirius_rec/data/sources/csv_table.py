@@ -1,0 +1,306 @@
+"""One CSV reader for events, catalogues and the audit: every line of the file is a record, part of one, or blank.
+
+A quote escaped by a backslash (`"12\\" rack"`) closes the field for a reader that doubles its quotes, and the records
+up to the next such quote vanish into one field. So a file with quotes is read strictly (RFC 4180); where that fails and
+quotes are escaped by backslashes, it is read so throughout, and the notes say it. Encoding and separator are sniffed
+unless they are given, and what was found is in the notes.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import re
+import zlib
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from sirius_rec.errors import ConfigError, DataError
+
+ROW: str = "__row__"  # line on which the record begins (text) or row number (Parquet), from 1
+SEPARATORS: dict[str, str] = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
+MEND_QUOTES = "quote the whole field, and double the quotes inside it"
+_ATOMIC = re.compile(r"(.+):(?:token|float)(?:_seq)?")  # RecBole's name:type
+_ESCAPED = re.compile(r'\\([\\"])')
+_BLOCK = 100_000
+_LATE = 1e8  # a header of this size is a time, not a column number: 1973 in seconds
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How a text file is written; None is sniffed. names: of all columns, for a file without a header line."""
+
+    separator: str | None = None
+    names: Sequence[str] | None = None
+    encoding: str | None = None
+    quotes: bool = True
+
+    def __post_init__(self) -> None:
+        if self.separator is not None and (len(self.separator) != 1 or self.separator in '"\r\n'):
+            raise ConfigError(f"separator {self.separator!r} is not one character, such as ',' or \"\\t\"")
+        if self.names is not None and len(set(self.names)) < len(self.names):
+            raise ConfigError("names: a column is named twice")
+        if self.encoding is not None:
+            try:
+                "".encode(self.encoding)
+            except LookupError:
+                raise ConfigError(f"encoding {self.encoding!r} is unknown; use utf-8, utf-16 or cp1252") from None
+
+
+@dataclass
+class Table:
+    """A file's records as text columns with `ROW`, and for the notes what was sniffed and where the lines went.
+
+    lines = header + records + blank + continued (line breaks inside quoted fields).
+    """
+
+    frame: pl.DataFrame
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+def read_csv(path: Path, dialect: Dialect = Dialect(), wanted: Collection[str] = ()) -> Table:
+    """All columns as text, "" as null.
+
+    Args:
+        wanted: columns of which the header must have some; by them the separator is sniffed.
+
+    Raises:
+        DataError: the file is empty or broken, has records with more fields than the header, or quotes that are neither
+            doubled nor escaped throughout; naming file and line.
+    """
+    text, encoding = _decoded(path, dialect)
+    if not text.strip():
+        raise DataError(f"{path}: the file is empty; a header line and rows are expected")
+    separator = dialect.separator or _sniff_separator(text, wanted)
+    notes: dict[str, Any] = {"separator": SEPARATORS.get(separator, separator), "encoding": encoding}
+    quoted = dialect.quotes and '"' in text
+    lines = text.count("\n") + (not text.endswith("\n"))
+    if not quoted and (plain := _without_quotes(path, text, separator, dialect, lines)) is not None:
+        frame, header = plain, int(dialect.names is None)
+        blank_lines, continued = lines - header - frame.height, 0
+    else:
+        if quoted and (escaped := _escaped(path, text, separator)):
+            text, count = escaped
+            notes["quotes_escaped_by_backslash"] = count
+        frame, header, blank_lines, continued = _by_record(path, text, separator, dialect)
+    blank = pl.all_horizontal(pl.exclude(ROW).is_null())
+    full = frame.filter(~blank)
+    blank_lines += frame.height - full.height
+    if lines != header + full.height + blank_lines + continued:
+        raise DataError(
+            f"{path}: {lines:,} lines, but {header} of header, {full.height:,} records, {blank_lines:,} blank and "
+            f"{continued:,} inside quoted fields: lines were lost; quote every field and double the quotes inside"
+        )
+    notes |= {"header": bool(header), "lines": lines, "records": full.height, "blank": blank_lines}
+    if continued:
+        notes["inside_quoted_fields"] = continued
+    if len(full.columns) > 1 and all(_ATOMIC.fullmatch(name) for name in full.columns if name != ROW):
+        renamed = {name: name.rpartition(":")[0] for name in full.columns if name != ROW}
+        full, notes["header_types_removed"] = full.rename(renamed), True
+    return Table(full, notes)
+
+
+def headerless(names: Sequence[str]) -> bool:
+    """Whether a first line holds data rather than names: a time, or several numbers that do not count the columns."""
+    numbers = [name for name in names if _number(name) is not None]
+    counting = [str(k) for k in range(len(names))]
+    return any(is_time(name) for name in names) or (len(numbers) > 1 and list(names) != counting)
+
+
+def is_time(name: str) -> bool:
+    """Whether a text is a date, or a number that can only be a moment."""
+    number = _number(name)
+    if number is not None:
+        return abs(number) >= _LATE
+    try:
+        datetime.fromisoformat(name.strip())
+    except ValueError:
+        return False
+    return True
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _decoded(path: Path, dialect: Dialect) -> tuple[str, str]:
+    """Text with `\\n` at the ends of lines, and the encoding."""
+    try:
+        raw = path.read_bytes()
+        if raw[:2] == b"\x1f\x8b" or path.suffix == ".gz":
+            raw = gzip.decompress(raw)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: not a complete gzip file ({error}); fetch it again") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if dialect.encoding is not None:
+        choices = [dialect.encoding]
+    elif raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        choices = ["utf-16"]
+    else:
+        choices = ["utf-8-sig" if raw[:3] == b"\xef\xbb\xbf" else "utf-8", *(["cp1252"] if b"\0" not in raw else [])]
+    reason = ""
+    for encoding in choices:
+        try:
+            text = raw.decode(encoding).removeprefix("\ufeff")
+        except UnicodeDecodeError as error:
+            line = raw.count(b"\n", 0, error.start) + 1
+            reason = reason or f"{path}, line {line}: not {encoding.upper()} text ({error.reason})"
+            continue
+        if "\r" in text:
+            text = text.replace("\r\n", "\n")
+            text = text if "\n" in text else text.replace("\r", "\n")
+        return text, encoding
+    raise DataError(f"{reason}; give option encoding, for example cp1252 or utf-16")
+
+
+def _sniff_separator(text: str, wanted: Collection[str]) -> str:
+    """The separator that makes the first line hold the columns wanted, else the one that most lines agree on."""
+    first = [line for line in text[: 1 << 16].split("\n")[:20] if line.strip()]
+    fits = {}
+    for separator in SEPARATORS:
+        names = [name.strip().strip('"').rpartition(":")[0] or name.strip().strip('"') for name in
+                 first[0].split(separator)]  # fmt: skip
+        names += [name.strip().strip('"') for name in first[0].split(separator)]
+        widths = {line.count(separator) for line in first}
+        steady = widths.pop() if len(widths) == 1 else 0
+        fits[separator] = (sum(name in names for name in wanted), steady, -list(SEPARATORS).index(separator))
+    best = max(fits, key=lambda separator: fits[separator])
+    return best if fits[best][:2] > (0, 0) else ","
+
+
+def _without_quotes(path: Path, text: str, separator: str, dialect: Dialect, lines: int) -> pl.DataFrame | None:
+    """A file without quotes: every line is a record. None where the slow reader must find what is wrong."""
+    try:
+        frame = pl.read_csv(
+            io.BytesIO(text.encode()),
+            separator=separator,
+            quote_char=None,
+            infer_schema=False,
+            has_header=dialect.names is None,
+            new_columns=list(dialect.names) if dialect.names is not None else None,
+        )
+    except (pl.exceptions.PolarsError, UnicodeEncodeError):
+        return None
+    header = int(dialect.names is None)
+    if frame.height + header != lines or (header and _repeated(text.partition("\n")[0].split(separator))):
+        return None
+    if dialect.names is not None and len(dialect.names) != len(frame.columns):
+        return None
+    return frame.with_row_index(ROW, offset=1 + header).with_columns(pl.col(ROW).cast(pl.Int64))
+
+
+def _repeated(names: Sequence[str]) -> str | None:
+    return next((name for at, name in enumerate(names) if name in names[:at]), None)
+
+
+def _escaped(path: Path, text: str, separator: str) -> tuple[str, int] | None:
+    """The text with its escaped quotes doubled, and how many, if that is how it is written; None if it is in order.
+
+    Raises:
+        DataError: it is in order neither way, naming the first fault.
+    """
+    try:
+        _check_quotes(path, text, separator)
+        return None
+    except DataError as error:
+        if '\\"' not in text:
+            raise
+        count = text.count('\\"')
+        doubled = _ESCAPED.sub(lambda found: '""' if found[1] == '"' else "\\", text)
+        try:
+            _check_quotes(path, doubled, separator)
+        except DataError:
+            raise error from None
+        return doubled, count
+
+
+def _check_quotes(path: Path, text: str, separator: str) -> None:
+    """Raise a `DataError` for the first record with a broken quote or another number of fields than the first."""
+    width = 0
+    for line, record in _records(path, text, separator, quotes=True):
+        width = width or len(record)
+        if record and len(record) != width:
+            raise DataError(_misshapen(path, line, len(record), width, separator))
+
+
+def _misshapen(path: Path, line: int, has: int, width: int, separator: str) -> str:
+    return f"{path}, line {line}: {has} fields, the header has {width}; quote fields that hold {separator!r}"
+
+
+def _records(path: Path, text: str, separator: str, *, quotes: bool) -> Iterator[tuple[int, list[str]]]:
+    """Line on which each record begins, and its fields; none for a blank line."""
+    odd, where = False, 1
+
+    def counted() -> Iterator[str]:
+        nonlocal odd
+        for line in io.StringIO(text, newline="\n"):
+            odd ^= line.count('"') % 2 == 1
+            yield line
+
+    reader = csv.reader(
+        counted(), delimiter=separator, quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE, strict=True
+    )
+    try:
+        for record in reader:
+            if quotes and odd:
+                raise DataError(f"{path}, line {where}: a quote stands alone inside a field; {MEND_QUOTES}")
+            yield where, record
+            where = reader.line_num + 1
+    except csv.Error as error:
+        escaped = "; its quotes are escaped by \\, write them twice" if '\\"' in text else ""
+        raise DataError(
+            f"{path}, line {where}: a quoted field that starts here is not closed properly ({error}); "
+            f"{MEND_QUOTES}{escaped}"
+        ) from error
+
+
+def _by_record(path: Path, text: str, separator: str, dialect: Dialect) -> tuple[pl.DataFrame, int, int, int]:
+    """The records, and how many lines are header, blank, and inside quoted fields."""
+    names = list(dialect.names) if dialect.names is not None else None
+    header, blank, continued, after = 0, 0, 0, 0
+    numbers: list[int] = []
+    rows: list[list[str | None]] = []
+    parts: list[pl.DataFrame] = []
+
+    def flush() -> None:
+        assert names is not None
+        columns = list(zip(*rows, strict=True)) or [()] * len(names)
+        data = {
+            name: pl.Series(name, list(values), dtype=pl.String) for name, values in zip(names, columns, strict=True)
+        }
+        parts.append(pl.DataFrame({ROW: pl.Series(ROW, numbers, dtype=pl.Int64), **data}))
+        numbers.clear()
+        rows.clear()
+
+    lines = text.count("\n") + (not text.endswith("\n"))
+    for line, record in _records(path, text, separator, quotes=dialect.quotes):
+        continued += max(line - after - 1, 0)
+        after = line
+        if not record:
+            blank += 1
+        elif names is None:
+            names, header = record, 1
+            if (twice := _repeated(names)) is not None:
+                raise DataError(f"{path}, line {line}: column {twice!r} is in the header twice; rename one of them")
+        elif len(record) > len(names):
+            raise DataError(_misshapen(path, line, len(record), len(names), separator))
+        else:
+            rows.append([value or None for value in record] + [None] * (len(names) - len(record)))
+            numbers.append(line)
+            if len(rows) == _BLOCK:
+                flush()
+    continued += max(lines - after, 0)
+    if names is None:
+        raise DataError(f"{path}: the file is empty; a header line and rows are expected")
+    flush()
+    return pl.concat(parts), header, blank, continued
