@@ -132,6 +132,52 @@ def test_a_tie_with_the_strongest_trivial_baseline_is_not_above_it(run, results,
     assert f"{said}no trained method’s value is higher." in text
 
 
+def test_rows_learned_from_stand_in_the_table_where_they_differ(run, results, tmp_path):
+    def heads():
+        return [cell["text"] for cell in parsed(page_of(replace(run, results=results), tmp_path)).tables[0][0]]
+
+    results["methods"] = {key: facts | {"train_rows": 32} for key, facts in results["methods"].items()}
+    assert "Train rows" not in heads()
+    results["methods"]["popularity"] |= {"train_rows": 35_000}
+    assert heads()[-1] == "Train rows"
+    rows = parsed(page_of(replace(run, results=results), tmp_path)).tables[0][1:]
+    assert {row[0]["text"]: row[-1]["text"] for row in rows}[POPULARITY] == "35,000"
+    assert {row[-1]["text"] for row in rows} == {"32", "35,000"}
+
+
+def test_a_valid_ratio_of_zero_is_explained_and_not_the_best(run, results, tmp_path):
+    def beyond(*ratios):
+        for row, ratio in zip(results["summary"], ratios, strict=False):
+            row |= {"valid_ratio": ratio, "valid_ratio_low": ratio, "valid_ratio_high": ratio}
+        text = page_of(replace(run, results=results), tmp_path)
+        return text, text[text.index("Beyond ranking") : text.index("HR@1 with 95 % intervals")]
+
+    text, table = beyond(0.0, 0.0, 0.0)
+    assert "A valid ratio of 0 means that no greedy answer was" in text
+    assert 'data-value="0.0"><b>0.000</b>' in table and 'data-value="0.0" class="best"' not in table
+    text, table = beyond(0.0, 0.2, 0.0)
+    assert "A low valid ratio means" in text and 'data-value="0.2" class="best"' in table
+    text, _ = beyond(0.9, 0.8, 1.0)
+    assert "valid ratio of 0" not in text and "low valid ratio" not in text
+
+
+def test_methods_without_a_language_model_are_marked_where_others_have_one(run, results, tmp_path):
+    results["methods"]["morec"] |= {"language_model": False}
+    results["methods"]["dpo"] |= {"language_model": True}
+    text = page_of(replace(run, results=results), tmp_path)
+    assert POPULARITY in text and "DPO\u00a0°" not in text and "° marks methods" in text
+    alone = {key: facts | {"language_model": False} for key, facts in results["methods"].items()}
+    text = page_of(replace(run, results=results | {"methods": alone}), tmp_path)
+    assert "\u00a0°" not in text and "No method here has a language model." in text
+
+
+def test_generated_answers(text, run, tmp_path):
+    page = text[text.index('-generated">\n') :]
+    assert "… Low, Pulp →</small> Air" in page and "<b>&lt;i&gt;Can</b><small>a title outside the slate" in page
+    assert "3 the target, 5 valid, of 200" in page and 'href="#r0-generated"' in text
+    assert "Generated answers" not in page_of(replace(run, generated=None), tmp_path)
+
+
 def test_the_audit(run, tmp_path):
     probe = {"name": "popularity", "kind": "baseline", "hr1": 0.2, "ci_low": 0.1, "ci_high": 0.3, "why": "as ever"}
     audit = {
@@ -192,6 +238,9 @@ def test_runs_side_by_side(run, results, make_summary, tmp_path):
     assert len(page.ids) == len(set(page.ids))
     table = page.tables[0]
     assert [c["text"] for c in table[0]] == ["Method", "HR@1, toy", "HR@1, second", "NDCG@10, toy", "NDCG@10, second"]
+    assert (
+        page_of(run, tmp_path, ReportedRun("second", other)).count("The best trained method is") == 4
+    )  # top, each run
     rows = {row[0]["text"]: [cell["text"][:5] for cell in row[1:3]] for row in table[1:]}
     assert rows["DPO"] == ["0.450", "0.310"] and rows["SimPO"] == ["–", "0.200"]
     assert rows["SFT continued"] == ["0.400", "–"]

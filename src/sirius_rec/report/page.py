@@ -16,6 +16,7 @@ from sirius_rec import __version__, atomic
 from sirius_rec.diagnostics import curves as evidence
 from sirius_rec.report import answer, plots, sections, svg
 from sirius_rec.report.evidence_plots import Drawn, epoch_figures, hacking_figures
+from sirius_rec.report.explorer import Explorer
 from sirius_rec.report.material import ReportedRun, check_comparable, check_run
 from sirius_rec.report.text import flat
 from sirius_rec.report.theory_plots import anchor_figure, sensitivity_figure
@@ -56,7 +57,7 @@ def write_report(runs: Sequence[ReportedRun], out: Path | str, figures: Path | s
         names=[run.name for run in runs],
         side_by_side=sections.side_by_side(runs) if len(runs) > 1 else [],
         theory=_theory(folder),
-        explorer=_embedded([{"run": run.name, **run.explorer} for run in runs if run.explorer is not None]),
+        explorer=_embedded([_examples(run, run.explorer) for run in runs if run.explorer is not None]),
         light=Markup(svg.colour_scheme(False)),
         dark=Markup(svg.colour_scheme(True)),
         version=versions.get("sirius-rec", __version__),
@@ -139,6 +140,12 @@ def _drawn_theory(png: bool) -> list[tuple[str, str, str, bytes | None]]:
         (one.name, one.title, plots.as_svg(one.figure), plots.as_png(one.figure) if png else None)
         for one in (two, five)
     ]
+
+
+def _examples(run: ReportedRun, explorer: Explorer) -> dict[str, Any]:
+    """The explorer's data with labels as the tables write them."""
+    methods = [{**one, "label": run.marked.get(one["key"], one["label"])} for one in explorer["methods"]]
+    return {"run": run.name, **explorer, "methods": methods}
 
 
 def _embedded(content: Sequence[Mapping[str, Any]]) -> Markup | None:
