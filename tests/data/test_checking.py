@@ -71,7 +71,7 @@ def test_a_messy_log_is_read_in_one_round(tmp_path: Path, capsys: pytest.Capture
     window, slates = "data.window={max_history: 2, min_history: 1}", "data.slates=[{size: 2, splits: [train]}]"
     assert sirius("prepare", str(config), window, slates, "--out", str(tmp_path / "out")) == 0
     printed = capsys.readouterr().out
-    assert "event times: 2024-03-01T08:00:00Z to" in printed and "titles longer than max_title, dropped: 1" in printed
+    assert "event times: 2024-03-01T10:00:00Z to" in printed and "titles longer than max_title, dropped: 1" in printed
 
 
 def test_clean_files_have_no_problem(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
