@@ -26,8 +26,8 @@ from crosscheck_networks import Rows
 
 from sirius_rec.data.store import Dataset, open_dataset
 from sirius_rec.evaluation.metrics import METRICS, per_example
-from sirius_rec.rankers.floors import ItemKNN
 from sirius_rec.rankers.linear import EASE
+from sirius_rec.rankers.trivial import ItemKNN
 
 
 def means(scores: Rows, position: np.ndarray) -> dict[str, float]:

@@ -35,7 +35,7 @@ A configuration is a YAML file; `key=value` behind it on the command line overri
 def page() -> str:
     """The whole page."""
     parts = [_OPENING, *_sections(Config, ""), *_losses(), *_sources(), *_methods()]
-    parts.append(f"## Prompt templates\n\n{', '.join(f'`{name}`' for name in TEMPLATES)}.\n")
+    parts += _templates()
     return "\n".join(parts)
 
 
@@ -145,6 +145,12 @@ def _own_options(method: type[Method]) -> str:
     if issubclass(method, ClosedForm):
         return ", ".join(f"`{option}`" for option in method.Settings.model_fields) or "none"
     return "see docs/baselines.md"
+
+
+def _templates() -> Iterator[str]:
+    yield "## Prompt templates\n\nExactly what a model reads, for a history of one and a slate of two.\n"
+    for name, template in TEMPLATES.items():
+        yield f"`{name}`:\n\n```text\n{template.render(['Air'], ['Can', 'Low'])}```\n"
 
 
 if __name__ == "__main__":

@@ -252,7 +252,7 @@ def test_a_key_given_twice(tmp_path: Path, text: str, line: int, key: str) -> No
     file.write_text(text)
     with pytest.raises(ConfigError) as caught:
         load_config(file)
-    assert str(caught.value) == f"{file}, line {line}: not valid YAML (the key '{key}' stands twice: keep one of them)"
+    assert str(caught.value) == f"{file}, line {line}: not valid YAML (the key '{key}' is duplicated: keep one of them)"
 
 
 def test_merged_keys_may_be_overridden(tmp_path: Path) -> None:
@@ -280,7 +280,7 @@ def test_overrides() -> None:
         ("=3", "override '=3': write it as key=value, for example align.epochs=3"),
         ("seeds.0=1", "override 'seeds.0=1': 'seeds' is a list: give the whole of it, seeds=[…]"),
         ("name.x=2", "override 'name.x=2': 'name' is a value, not a section"),
-        ("sft={a: 1, a: 2}", "override 'sft={a: 1, a: 2}': the key 'a' stands twice: keep one of them"),
+        ("sft={a: 1, a: 2}", "override 'sft={a: 1, a: 2}': the key 'a' is duplicated: keep one of them"),
         ("sft.epochs=[", "override 'sft.epochs=[': the value is not valid YAML"),
     ],
 )

@@ -10,7 +10,8 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from sirius_rec.terminal import _short, print_comparison, print_diagnostics, print_results
+from sirius_rec.report.answer import answer
+from sirius_rec.terminal import _short, print_answer, print_comparison, print_diagnostics, print_results
 
 
 def row(method: str, label: str, hit: float, **more: Any) -> dict[str, Any]:
@@ -28,7 +29,15 @@ def pair(method: str, against: str, difference: float, p: float, low: float, hig
     return {**names, "difference": difference, **ps, "low": low, "high": high, "against_base": base}
 
 
-RESULTS = {
+METHODS = {
+    "dpo": {"role": "arm", "random": True, "train_rows": 90},
+    "dpo_sirius": {"role": "arm", "random": True, "train_rows": 90},
+    "item_knn": {"role": "trivial", "random": False, "train_rows": 1200},
+    "softmax_dpo": {"role": "arm", "random": True}, "softmax_dpo_sirius": {"role": "arm", "random": True},
+    "softmax_ref_free": {"role": "arm", "random": True},
+}  # fmt: skip
+RESULTS: dict[str, Any] = {
+    "methods": METHODS,
     "summary": [
         row("dpo", "DPO", 0.5, valid_ratio=1.0, true_reward=0.5),
         row("dpo_sirius", "DPO + SIRIUS", 0.45, valid_ratio=0.9, true_reward=0.6),
@@ -57,7 +66,12 @@ def test_table_in_eighty_columns() -> None:
     assert lines[1] == "test-uniform-20-s0, best epoch, 2,495 rows, 2 seeds"
     table = [line for line in lines if "[0." in line]
     # one line a method, none wrapped, by falling HR@1
-    names = ["Item-kNN (cosine)", "Reference-free softmax (whol…", "S-DPO (softmax, 3)", "S-DPO (softmax, 3) + SIRIUS"]
+    names = [
+        "Item-kNN (cosine)\u00a0°",
+        "Reference-free softmax (whol…",
+        "S-DPO (softmax, 3)",
+        "S-DPO (softmax, 3) + SIRIUS",
+    ]
     assert [line[:29].rstrip() for line in table] == [*names, "DPO", "DPO + SIRIUS"]
     assert "0.600* [0.580, 0.620]" in table[0]
     assert "0.500  [0.480, 0.520]" in table[4]
@@ -78,7 +92,7 @@ def test_labels_give_way_and_numbers_never(width: int) -> None:
 def test_labels_of_wide_characters() -> None:
     """A Chinese character takes two columns of a terminal."""
     rows = [row("a", "协同过滤" * 9, 0.5), row("b", "DPO", 0.25), row("c", "[bold] is no markup", 0.25)]
-    lines = printed(print_results, {"summary": rows, "paired": []})
+    lines = printed(print_results, {"summary": rows, "paired": [], "methods": {key: METHODS["dpo"] for key in "abc"}})
     table = [line for line in lines if "[0." in line]
     assert len(table) == 3 and max(map(cell_len, lines)) <= 80
     assert len({cell_len(line[: line.index("0.")]) for line in table}) == 1
@@ -91,7 +105,7 @@ def test_the_wide_table_of_a_comparison() -> None:
     rows = [{**row("dpo", "DPO", 0.5), **rows[0]}, {**row("dpo", "DPO", 0.5), **rows[0], "training_seconds": 110.0}]
     against = pair("dpo", "item_knn", -0.1, 0.0001, -0.12, -0.08)
     lines = printed(print_comparison, {**RESULTS, "rows": rows, "paired": [against], "baseline": "item_knn"})
-    assert lines[1].endswith("2,495 rows; tests: HR@1 against Item-kNN (cosine), p by Holm")
+    assert lines[1].endswith("2,495 rows; tests: HR@1 against Item-kNN (cosine)\u00a0°, p by Holm")
     start = lines.index("") + 3
     head = "method HR@1 HR@5 HR@10 NDCG@5 NDCG@10 Valid 95 % HR@1 seconds trained against"
     assert " ".join(lines[start].split()) == head
@@ -100,13 +114,32 @@ def test_the_wide_table_of_a_comparison() -> None:
     assert any(line.startswith("Reference-free softmax (whole slate)  0.550") for line in lines)
 
 
-def test_sirius_against_its_base_below_the_table() -> None:
+def test_sirius_against_its_base_and_the_legend_stand_below_the_table() -> None:
     lines = printed(print_results, RESULTS)
-    assert lines[-3].startswith("+ SIRIUS against its base")
-    assert lines[-2:] == [
+    start = next(n for n, line in enumerate(lines) if line.startswith("+ SIRIUS against its base"))
+    assert lines[start + 1 :] == [
         "DPO                 -0.050  [-0.080, -0.020]  p < 0.001  worse",
         "S-DPO (softmax, 3)  -0.010  [-0.030, +0.010]  p = 0.210  no clear difference",
+        "",
+        "* best; [95 % interval]; dim: trivial baselines; ° no language model",
+        "learned from 90 train rows: DPO, DPO + SIRIUS",
+        "learned from 1,200 train rows: Item-kNN (cosine)\u00a0°",
     ]
+
+
+def test_where_no_method_has_a_language_model_none_is_marked() -> None:
+    alone = {"summary": [row("item_knn", "Item-kNN", 0.5)], "paired": [], "methods": METHODS}
+    alone["methods"] = {"item_knn": METHODS["item_knn"]}
+    assert "°" not in "".join(printed(print_results, alone))
+
+
+def test_the_answer_is_the_one_of_the_page() -> None:
+    def show(results: Any, console: Console) -> None:
+        print_answer(results, None, console)
+
+    summary = [{**one, "chance": 0.05} for one in RESULTS["summary"]]
+    results = {**RESULTS, "summary": summary}
+    assert " ".join(" ".join(printed(show, results)).split()) == " ".join(answer(results, None))
 
 
 def test_diagnostics_are_blocks() -> None:

@@ -45,18 +45,30 @@ class DataSection(Options):
     max_title: Positive | None = None
 
 
+class OwnTemplate(Options):
+    """The three lines of a prompt, in your words: above the history, above the candidates, before the answer."""
+
+    history: str
+    candidates: str = "Candidates:"
+    answer: str = "Next:"
+
+
 class PromptSection(Options):
-    """How a row becomes text. slate: list the candidates in the prompt, as the paper does; without them the model
+    """How a row becomes text. template: a name (their words stand below), or lines of your own.
+
+    slate: list the candidates in the prompt, as the paper does; without them the model
     answers from the history alone, and rows of one history share one prompt whatever their slate."""
 
-    template: str = "generic"
+    template: str | OwnTemplate = "generic"
     slate: Flag = True
     chat: Flag = False
 
     def form(self) -> Template:
         """The template with these options; ConfigError for an unknown name."""
-        from sirius_rec.prompts.templates import get_template
+        from sirius_rec.prompts.templates import Template, get_template
 
+        if isinstance(self.template, OwnTemplate):
+            return Template("own", **self.template.model_dump(), shows_slate=self.slate)
         return get_template(self.template, shows_slate=self.slate)
 
 

@@ -20,7 +20,7 @@ class _UniqueKeys(yaml.SafeLoader):  # type: ignore[misc, unused-ignore]  # wher
                 continue
             key = self.construct_object(key_node)
             if key in seen:
-                problem = f"the key '{key}' stands twice: keep one of them"
+                problem = f"the key '{key}' is duplicated: keep one of them"
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
             seen.add(key)
         made: dict[Any, Any] = super().construct_mapping(node, deep)
@@ -76,5 +76,5 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         at[last] = yaml.load(value, Loader=_UniqueKeys)
     except yaml.YAMLError as error:
         twice = getattr(error, "problem", None) or ""
-        what = twice if "stands twice" in twice else "the value is not valid YAML"
+        what = twice if "is duplicated" in twice else "the value is not valid YAML"
         raise ConfigError(f"override '{override}': {what}") from error

@@ -1,20 +1,22 @@
-"""A progress bar over bytes, on standard error and only where that is a terminal."""
+"""Progress over bytes, on standard error: a bar in a terminal, elsewhere a line about every ten seconds."""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 # (file name, bytes done, bytes in all or 0 where that is unknown)
 Advance = Callable[[str, int, int], None]
+_EVERY = 10.0  # seconds between lines
 
 
 @contextmanager
-def byte_bar(verb: str) -> Iterator[Advance | None]:
-    """Something to call as bytes are read or fetched, one bar per file; None where nobody would see it."""
+def byte_bar(verb: str) -> Iterator[Advance]:
+    """Something to call as bytes are read or fetched, one bar per file."""
     if not sys.stderr.isatty():
-        yield None
+        yield _Lines(verb)
         return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
@@ -35,3 +37,21 @@ def byte_bar(verb: str) -> Iterator[Advance | None]:
             bar.update(tasks[name], completed=done, total=total or None)
 
         yield advance
+
+
+class _Lines:
+    """`reading log.csv: 40 %, 12 s left`"""
+
+    def __init__(self, verb: str) -> None:
+        self.verb, self.started = verb, dict[str, float]()
+        self.logged = time.monotonic()
+
+    def __call__(self, name: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        began = self.started.setdefault(name, now)
+        if now - self.logged < _EVERY:
+            return
+        self.logged = now
+        left = (now - began) / max(done, 1) * (total - done)
+        share = f"{done / total:.0%}, {left:.0f} s left" if total else f"{done:,} bytes"
+        print(f"{self.verb} {name}: {share}", file=sys.stderr, flush=True)

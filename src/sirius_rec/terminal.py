@@ -12,6 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from sirius_rec.evaluation.results import TRIVIAL, TRUE_REWARD, VALID, decision
+from sirius_rec.report.answer import answer
+from sirius_rec.report.text import NO_MODEL, marked_labels
 
 Row = Mapping[str, Any]
 _COLUMNS = {"hr@1": "HR@1", "ndcg@10": "NDCG@10", "mrr": "MRR", VALID: "Valid", TRUE_REWARD: "Truth"}
@@ -44,6 +46,7 @@ def _print(console: Console, table: Table) -> None:
 def print_comparison(results: Mapping[str, Any], console: Console | None = None) -> None:
     """Per slates: every method by falling HR@1 with the paper's columns, cost, and its test against the baseline."""
     console = console or Console(highlight=False)
+    results = _with_marks(results)
     labels = {row["method"]: row["label"] for row in results["summary"]}
     for slates, checkpoint in sorted({(row["slates"], row["checkpoint"]) for row in results["summary"]}):
         summary, rows, tests = (
@@ -55,6 +58,39 @@ def print_comparison(results: Mapping[str, Any], console: Console | None = None)
         console.print(Text(f"\n{title}; tests: HR@1 against {against}, p by Holm\n"), soft_wrap=True)
         verdicts = {test["method"]: test for test in tests if test["against"] == results["baseline"]}
         _print(console, _comparison(summary, rows, verdicts))
+    _print_legend(console, results, "dim: trivial baselines")
+
+
+def _with_marks(results: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The results with labels as the report's tables write them."""
+    labels = marked_labels(results)
+    return {**results, "summary": [{**row, "label": labels[row["method"]]} for row in results["summary"]]}
+
+
+def _print_legend(console: Console, results: Mapping[str, Any], words: str) -> None:
+    """What marks and shades mean, and how many rows each method learned from where these differ."""
+    if any(NO_MODEL in row["label"] for row in results["summary"]):
+        words += f"; {NO_MODEL} no language model"
+    console.print(f"\n{words}", markup=False)
+    seen: dict[int, list[str]] = {}
+    for method, label in {row["method"]: row["label"] for row in results["summary"]}.items():
+        rows = results["methods"][method].get("train_rows")
+        if rows is not None:
+            seen.setdefault(rows, []).append(label)
+    if len(seen) > 1:
+        for rows, labels in seen.items():
+            console.print(f"learned from {rows:,} train rows: {', '.join(labels)}", markup=False)
+
+
+def print_answer(
+    results: Mapping[str, Any], diagnostics: Mapping[str, Any] | None, console: Console | None = None
+) -> None:
+    """What the top of the report says: the best method, the anchor, reward hacking."""
+    console = console or Console(highlight=False)
+    console.print()
+    for sentence in answer(results, diagnostics):
+        console.print(Text(sentence))
+    console.print()
 
 
 def _comparison(summary: Sequence[Row], rows: Sequence[Row], tests: Mapping[str, Row]) -> Table:
@@ -91,12 +127,14 @@ def _short(number: int) -> str:
 def print_results(results: Mapping[str, Any], console: Console | None = None) -> None:
     """Per slate set and checkpoint: methods by falling HR@1 with its interval, then +SIRIUS against each base."""
     console = console or Console(highlight=False)
+    results = _with_marks(results)
     for slates, checkpoint in sorted({(row["slates"], row["checkpoint"]) for row in results["summary"]}):
         rows, tests = (
             [row for row in results[part] if (row["slates"], row["checkpoint"]) == (slates, checkpoint)]
             for part in ("summary", "paired")
         )
         _print_part(console, slates, checkpoint, rows, tests)
+    _print_legend(console, results, "* best; [95 % interval]; dim: trivial baselines")
 
 
 def _print_part(console: Console, slates: str, checkpoint: str, rows: Sequence[Row], tests: Sequence[Row]) -> None:
@@ -104,7 +142,6 @@ def _print_part(console: Console, slates: str, checkpoint: str, rows: Sequence[R
     many = "" if len(seeds) == 1 else "s"
     console.print(f"\n{slates}, {checkpoint} epoch, {rows[0]['n']:,} rows, {len(seeds)} seed{many}\n", markup=False)
     _print(console, _summary(rows))
-    console.print("\n* best of the column; [95 % interval]; dim: trivial baselines", markup=False)
     labels = {row["method"]: row["label"] for row in rows}
     pairs = [test for test in tests if test["against_base"]]
     if not pairs:

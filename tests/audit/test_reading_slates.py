@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from sirius_rec.audit.readers import read_material
+from sirius_rec.audit.readers import read_audit_input
 from sirius_rec.errors import ConfigError, DataError
 from sirius_rec.prompts.templates import get_template
 
@@ -77,8 +77,8 @@ def trl(folder: Path) -> Path:
 @pytest.mark.parametrize("form", [plain_ids, plain_titles, sdpo, trl])
 def test_all_forms_read_alike(form: Any, tmp_path: Path) -> None:
     items_csv(tmp_path)
-    material = read_material(form(tmp_path))
-    slates = material.audited
+    given = read_audit_input(form(tmp_path))
+    slates = given.audited
     assert slates.candidates_RC.tolist() == [c for _, _, c in ROWS]
     assert slates.target_R.tolist() == [t for _, t, _ in ROWS]
     assert slates.history_RH.tolist() == [[-1, 0, 1], [0, 1, 2], [-1, -1, 4]]
@@ -86,12 +86,12 @@ def test_all_forms_read_alike(form: Any, tmp_path: Path) -> None:
     assert slates.ordered
     # the second window continues the first, the third starts anew
     assert slates.group_R.tolist() == [0, 0, 1]
-    assert material.catalogue.columns["item_id"].tolist() == [100.0 + k for k in range(6)]
+    assert given.catalogue.columns["item_id"].tolist() == [100.0 + k for k in range(6)]
 
 
 def test_trl_without_the_slate_in_the_prompt_has_no_order(tmp_path: Path) -> None:
     path = write(tmp_path / "t.jsonl", [{"prompt": "Liked:\nAir\nNext:", "chosen": "Blur", "rejected": "Air"}] * 2)
-    slates = read_material(path).audited
+    slates = read_audit_input(path).audited
     assert not slates.ordered
     assert [[slates.candidates_RC.shape[1]], slates.history_RH.tolist()] == [[2], [[0], [0]]]
 
@@ -101,7 +101,7 @@ def test_slates_of_different_sizes(tmp_path: Path) -> None:
         {"history": ["a"], "target": "b", "candidates": ["b", "c"]},
         {"history": ["a"], "target": "c", "candidates": ["a", "b", "c"]},
     ]
-    slates = read_material(write(tmp_path / "x.jsonl", rows)).audited
+    slates = read_audit_input(write(tmp_path / "x.jsonl", rows)).audited
     assert slates.size_R.tolist() == [2, 3]
     assert np.allclose(slates.chance_R, [1 / 2, 1 / 3])
 
@@ -111,16 +111,16 @@ def test_rows_that_name_their_split_teach_each_other(tmp_path: Path) -> None:
         {"history": ["a"], "target": "b", "candidates": ["b", "c"], "split": split}
         for split in ("train", "val", "test")
     ]
-    material = read_material(write(tmp_path / "x.jsonl", rows))
-    assert material.audited.n_rows == 1
-    assert {name: s.n_rows for name, s in material.learn.items()} == {"train": 1, "val": 1}
+    given = read_audit_input(write(tmp_path / "x.jsonl", rows))
+    assert given.audited.n_rows == 1
+    assert {name: s.n_rows for name, s in given.learn.items()} == {"train": 1, "val": 1}
 
 
 def test_a_table_of_interactions_teaches_windows(tmp_path: Path) -> None:
     items_csv(tmp_path)
     lines = ["user_id,item_id,timestamp", "u,102,3", "u,100,1", "v,104,9", "u,101,2"]
     (tmp_path / "log.csv").write_text("\n".join(lines) + "\n")
-    train = read_material(sdpo(tmp_path), train=[tmp_path / "log.csv"]).learn["train"]
+    train = read_audit_input(sdpo(tmp_path), train=[tmp_path / "log.csv"]).learn["train"]
     assert train.history_RH.tolist() == [[-1, -1], [-1, 0], [0, 1], [-1, -1]]
     assert train.target_R.tolist() == [0, 1, 2, 4]
     assert train.group_R.tolist() == [0, 0, 0, 1]
@@ -129,11 +129,11 @@ def test_a_table_of_interactions_teaches_windows(tmp_path: Path) -> None:
 def test_id_columns_by_item_id_and_by_title(tmp_path: Path) -> None:
     items_csv(tmp_path)
     (tmp_path / "ids.csv").write_text("item_id,year,note\n101,1995,x\n100,1998,y\n")
-    columns = read_material(sdpo(tmp_path), ids=tmp_path / "ids.csv").catalogue.columns
+    columns = read_audit_input(sdpo(tmp_path), ids=tmp_path / "ids.csv").catalogue.columns
     assert list(columns) == ["item_id", "year"]
     assert columns["year"][:2].tolist() == [1998.0, 1995.0] and np.isnan(columns["year"][2:]).all()
     (tmp_path / "ids.csv").write_text("title,year\nBlur,1995\n")
-    assert read_material(sdpo(tmp_path), ids=tmp_path / "ids.csv").catalogue.columns["year"][1] == 1995.0
+    assert read_audit_input(sdpo(tmp_path), ids=tmp_path / "ids.csv").catalogue.columns["year"][1] == 1995.0
 
 
 GOOD = '{"history": ["a"], "target": "b", "candidates": ["b", "c"]}'
@@ -173,7 +173,7 @@ def test_faults_name_file_line_and_what_to_do(text: str, message: str, tmp_path:
     path = tmp_path / "x.jsonl"
     path.write_text(text)
     with pytest.raises(DataError, match=message) as caught:
-        read_material(path)
+        read_audit_input(path)
     assert "\n" not in str(caught.value)
 
 
@@ -181,9 +181,9 @@ def test_faults_of_the_other_files(tmp_path: Path) -> None:
     items_csv(tmp_path)
     path = sdpo(tmp_path)
     with pytest.raises(DataError, match="slates file not found"):
-        read_material(tmp_path / "none.json")
+        read_audit_input(tmp_path / "none.json")
     with pytest.raises(ConfigError, match="--slates chooses among the slates of a dataset folder"):
-        read_material(path, slates="test-uniform-20-s0")
+        read_audit_input(path, slates="test-uniform-20-s0")
     for row, message in (
         ("u,,5", "line 3: empty item_id"),
         (",a,5", "line 3: empty user_id"),
@@ -191,19 +191,19 @@ def test_faults_of_the_other_files(tmp_path: Path) -> None:
     ):
         (tmp_path / "log.csv").write_text(f"user_id,item_id,timestamp\nu,a,1\n{row}\n")
         with pytest.raises(DataError, match=message):
-            read_material(path, train=[tmp_path / "log.csv"])
+            read_audit_input(path, train=[tmp_path / "log.csv"])
     (tmp_path / "ids.csv").write_text("key,year\n1,2\n")
     with pytest.raises(DataError, match="no column item_id or title"):
-        read_material(path, ids=tmp_path / "ids.csv")
+        read_audit_input(path, ids=tmp_path / "ids.csv")
     (tmp_path / "ids.csv").write_text("item_id,year\n999,2\n")
     with pytest.raises(DataError, match="no item_id belongs to an item of the slates"):
-        read_material(path, ids=tmp_path / "ids.csv")
+        read_audit_input(path, ids=tmp_path / "ids.csv")
     (tmp_path / "ids.csv").write_text("item_id,note\n100,x\n")
     with pytest.raises(DataError, match="no column of numbers beside item_id"):
-        read_material(path, ids=tmp_path / "ids.csv")
+        read_audit_input(path, ids=tmp_path / "ids.csv")
     (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\nu,100,soon\n")
     with pytest.raises(DataError, match="line 2: timestamp does not parse: 'soon'"):
-        read_material(path, train=[tmp_path / "log.csv"])
+        read_audit_input(path, train=[tmp_path / "log.csv"])
 
 
 def test_tables_are_read_as_prepare_reads_them(tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_tables_are_read_as_prepare_reads_them(tmp_path: Path) -> None:
     pl.DataFrame(events, schema=["user_id", "item_id", "timestamp"], orient="row").write_parquet(tmp_path / "p.parquet")
     expected = None
     for name in ("plain.csv", "iso.csv", "tabs.tsv", "quoted.csv", "p.parquet"):
-        material = read_material(slates, train=[tmp_path / name])
+        material = read_audit_input(slates, train=[tmp_path / name])
         assert material.catalogue.titles == ['7" A', "B", '12" C'], name
         learned = material.learn["train"]
         found = (learned.history_RH.tolist(), learned.target_R.tolist(), learned.time_R.tolist())

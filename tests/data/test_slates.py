@@ -203,3 +203,9 @@ def test_slates_are_pinned_however_few_items_are_free(monkeypatch: pytest.Monkey
     ]
     monkeypatch.setattr("sirius_rec.data.slates._CELLS", 1)
     assert make(rows, 30, 11).tolist() == got
+
+
+def test_the_first_row_without_a_slate_is_named() -> None:
+    rows = pl.DataFrame({"row_id": [3, 5, 8], "candidates": [[1, 2], None, None]})
+    with pytest.raises(DataError, match="row 5 has no candidates"):
+        slates_from_examples(rows, name=SlateName("test", "given", 2, 0))

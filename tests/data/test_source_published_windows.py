@@ -106,7 +106,7 @@ def test_sdpo_by_hand(tmp_path: Path) -> None:
     ("change", "why"),
     [
         ({"trueSelection": "Air"}, "trueSelection 'Air' is not in itemList"),
-        ({"itemList": ["Can", "Can"]}, "a title stands twice"),
+        ({"itemList": ["Can", "Can"]}, "a title is duplicated"),
         ({"itemList": ["Can", "Nobody"]}, "title 'Nobody' is not among the names; add it to option aliases"),
         ({"itemList": None}, "field 'itemList' is None"),
         ({"historyList": "Air::"}, "a title is ''"),

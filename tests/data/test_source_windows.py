@@ -48,7 +48,7 @@ def test_absent_optional_fields_give_no_columns(tmp_path: Path) -> None:
         ({**GOOD, "target": True}, "target holds True"),
         ({**GOOD, "split": "dev"}, "unknown split 'dev'; use one of train, val, test"),
         ({**GOOD, "candidates": ["a", "b"]}, "target 'c' is not among the candidates"),
-        ({**GOOD, "candidates": ["c", "b", "b"]}, "item 'b' stands twice in candidates"),
+        ({**GOOD, "candidates": ["c", "b", "b"]}, "item 'b' is duplicated in candidates"),
         ({**GOOD, "candidates": ["c", "zz"]}, "candidates item 'zz' is not in the items file"),
         ({**GOOD, "timestamp": "now"}, "timestamp 'now' is not an integer"),
         ({**GOOD, "timestamp": 99999999999999999999}, "timestamp 9{20} lies outside the years 1 to 9999"),

@@ -80,7 +80,7 @@ def test_the_verdict_is_the_onset_test_and_nothing_else():
         ({"dpo": {"0": curve([0.1], [1])}}, "dpo, seed 0 has one epoch only"),
         ({"dpo": {"0": curve([0.1, math.nan], [1, 2])}}, "hr@1 is not a number at epoch 1"),
         ({"dpo": {"0": curve([0.1, 0.2], [1, None])}}, "reward_margin is not a number at epoch 1"),
-        ({"dpo": {"0": curve([0.1, 0.2], [1, 2]) * 2}}, "an epoch stands there twice"),
+        ({"dpo": {"0": curve([0.1, 0.2], [1, 2]) * 2}}, "an epoch is duplicated"),
         ({"dpo": {"0": [{"epoch": 0, "reward_margin": 1}, {"epoch": 1, "reward_margin": 1}]}}, "has no hr@1"),
     ],
 )

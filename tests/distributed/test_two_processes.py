@@ -45,7 +45,7 @@ def launched(*command: str, out: Path) -> str:
         capture_output=True, text=True, check=False, timeout=900, env={**free, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return done.stdout
+    return done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")

@@ -98,6 +98,7 @@ def test_objectives_say_what_is_compared() -> None:
     run.__dict__["dataset"] = SimpleNamespace(examples=lambda split: rows[:1], all_train_examples=lambda: rows)
     facts = {key: method.facts(run) for key, method in build_methods(config).items()}
     assert {facts[key]["train_rows"] for key in ("sft", "dpo")} == {1} and facts["popularity"]["train_rows"] == 2
+    assert [facts[key]["language_model"] for key in ("popularity", "sft", "dpo")] == [False, True, True]
     assert [facts[key]["role"] for key in ("popularity", "sft", "dpo")] == ["trivial", "sft", "arm"]
     assert {key: (facts[key]["reward"], facts[key]["comparison"]) for key in ("sft_continued", "dpo", "whole")} == {
         "sft_continued": ("simpo_no_ln", "none"),

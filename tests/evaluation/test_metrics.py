@@ -129,3 +129,9 @@ def test_true_reward_refuses_what_it_cannot_scale():
 def test_one_list_is_no_table_of_scores():
     with pytest.raises(DataError, match="every row must be one list of numbers"):
         per_example(np.array([0.1, 0.2]), [0])
+
+
+def test_the_first_missing_row_is_named_and_no_rows_have_no_metrics():
+    with pytest.raises(DataError, match="row 1 is missing"):
+        per_example(pl.Series([[0.1], None, [0.2], None], dtype=pl.List(pl.Float64)), [0, 0, 0, 0])
+    assert per_example([], []).is_empty() and len(target_positions([], [])) == 0

@@ -202,6 +202,8 @@ def test_generation_counts_all_prompts():
         build(generation=[generation(hit=[1, 0, 1, 0])])
     with pytest.raises(DataError, match="row_id 4 is neither 0 nor 1, or a hit without being valid"):
         build(generation=[generation(valid=[1, 1, 1, 2], hit=[0, 0, 0, 2], row_id=[0, 1, 2, 4])])
+    with pytest.raises(DataError, match="row_id 2 is neither 0 nor 1, or a hit without being valid"):
+        build(generation=[generation(valid=[1, 2, 1, 1])])
     with pytest.raises(DataError, match=f"generation: simpo, seed 0, {SLATES}, last has no score table"):
         build(generation=[generation(method="simpo")])
 

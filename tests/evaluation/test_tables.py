@@ -76,7 +76,7 @@ def test_unusable_files(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"row_id": [1, 1]}, "row_id 1 stands there twice"),
+        ({"row_id": [1, 1]}, "row_id 1 is duplicated"),
         ({"scores": [[0.1], [1.0, 2.0, 3.0]]}, "row_id 3 has 2 candidates and 1 scores"),
         ({"scores": [[0.1, 0.2], None]}, "'scores' is null in row 1"),
         ({"row_id": [], "candidates": [], "scores": []}, "no rows"),

@@ -135,3 +135,48 @@ def test_public_names_are_loaded_when_asked_for() -> None:
     assert sirius_rec.SiriusTrainer is SiriusTrainer
     with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
         _ = sirius_rec.Nonsense
+
+
+def test_no_import_circles() -> None:
+    """Of files, imports inside functions and for type checking included."""
+    names = {".".join(path.relative_to(SOURCE.parent).with_suffix("").parts): path for path in FILES}
+    names = {name.removesuffix(".__init__"): path for name, path in names.items()}
+    del names["sirius_rec"]  # the front door, which every file lies behind
+    needs = {
+        name: {other for other in imported(path) if other in names and other != name} for name, path in names.items()
+    }
+    left = set(needs)
+    while free := {name for name in left if not needs[name] & left}:
+        left -= free
+    # What is left lies on a circle or leads to one.
+    on_circle = sorted(name for name in left if any(name in needs[other] for other in left))
+    assert not on_circle, on_circle
+
+
+def test_recipes_know_no_methods_name() -> None:
+    """A method is compared with nothing by its name outside its own file; recipes loop over objects."""
+    from sirius_rec.recipes.methods import METHODS, reserved_keys
+
+    known = {*METHODS, *reserved_keys()}
+    for path in FILES:
+        if "recipes" not in path.parts or path.parent.name == "methods":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(), str(path))):
+            if isinstance(node, ast.Compare):
+                literals = {c.value for c in ast.walk(node) if isinstance(c, ast.Constant) and isinstance(c.value, str)}
+                assert not literals & (known - {"sft"}), f"{path.name}, line {node.lineno}: {literals & known}"
+
+
+def test_a_configuration_with_methods_is_read_without_torch() -> None:
+    """`sirius prepare` needs no extra."""
+    code = (
+        "import sys\n"
+        "class NoTorch:\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'torch': raise ModuleNotFoundError(name, name=name)\n"
+        "sys.meta_path.insert(0, NoTorch())\n"
+        "from sirius_rec.recipes.configuration import parse_config\n"
+        "parse_config({'methods': ['sasrec', 'llara', 'ease'], 'arms': ['dpo']}, 'c')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -420,3 +420,13 @@ def test_parts_are_compared_by_value() -> None:
     none = "".join(["no", "ne"])
     assert not build_objective("dpo").is_base_of(build_objective("dpo", anchor=none))
     assert build_objective("dpo").is_base_of(build_objective("dpo_sirius"))
+    logp, length = torch.tensor([[-2.0, -3.0]]), torch.ones(1, 2)
+    sampled = torch.tensor([[False, True]])
+    valid = torch.ones(1, 2, dtype=torch.bool)
+    losses = [
+        compute_loss(
+            Objective(comparison=word, anchor=word, reward="dpo", nll_weight=1.0), logp, length, sampled, valid
+        )
+        for word in ("none", none)
+    ]
+    assert torch.equal(losses[0].loss_B, losses[1].loss_B)

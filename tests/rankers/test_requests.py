@@ -14,7 +14,9 @@ from sirius_rec.rankers.requests import (
     PARTIAL,
     AnswerFile,
     BadRequest,
+    Outcome,
     Request,
+    Unknown,
     parse_request,
     rank_file,
     read_requests,
@@ -52,7 +54,7 @@ def test_a_request_and_its_answer(tmp_path: Path) -> None:
     source.write_text('{"history": ["a", 7], "candidates": ["bb", "c", "ddd", "ee"], "id": {"session": 1}}\n')
     assert list(read_requests(source)) == [Request(1, ("a", "7"), ("bb", "c", "ddd", "ee"), {"session": 1}, named=True)]
     with AnswerFile(tmp_path / "out.jsonl", RECIPE) as out:
-        assert rank_file(source, out, by_length, accept, top=3) == (1, 0)
+        assert rank_file(source, out, by_length, accept, top=3) == Outcome(1, 0)
         out.finish()
     # "bb" and "ee" tie: in the order given
     wanted = {"line": 1, "id": {"session": 1}, "candidates": ["ddd", "bb", "ee"], "scores": [3.0, 2.0, 2.0]}
@@ -72,7 +74,7 @@ def test_a_request_and_its_answer(tmp_path: Path) -> None:
         (b'{"history": [true], "candidates": ["b"]}', "history holds True"),
         (b'{"history": [], "candidates": ["\\ud800"]}', "which is not valid text"),
         (b'{"history": [], "candidates": []}', "nothing to rank"),
-        (b'{"history": [], "candidates": ["b", "b"]}', "candidate 'b' stands twice"),
+        (b'{"history": [], "candidates": ["b", "b"]}', "candidate 'b' is duplicated"),
         (b'{"history": [], "candidates": ["b"], "user": 1}', "unknown field 'user'; known are id, history, candidates"),
     ],
 )
@@ -88,7 +90,7 @@ def test_a_bad_line_stops_behind_its_predecessors_and_can_be_skipped_on_the_next
     assert not target.exists()
     with AnswerFile(target, RECIPE) as out:
         assert out.answered == 11
-        assert rank_file(source, out, by_length, accept, part=4, skip_bad=True) == (3, 1)
+        assert rank_file(source, out, by_length, accept, part=4, skip_bad=True) == Outcome(3, 1)
         out.finish()
     answers = read(target)
     assert [a["line"] for a in answers] == [2 * k + 1 for k in range(10)]
@@ -155,7 +157,7 @@ def test_requests_that_changed_behind_their_answers_are_refused(tmp_path: Path) 
         assert target.with_name(target.name + PARTIAL).read_bytes() == kept
     source.write_text(good.replace("\n{\n", '\n{"history": [], "candidates": ["mended"]}\n'))
     with AnswerFile(target, RECIPE) as out:
-        assert rank_file(source, out, by_length, accept) == (4, 0)
+        assert rank_file(source, out, by_length, accept) == Outcome(4, 0)
         out.finish()
     assert [a["line"] for a in read(target)] == [2 * k + 1 for k in range(10)]
 
@@ -209,7 +211,39 @@ def test_a_stream_never_holds_more_than_a_part(tmp_path: Path) -> None:
         return by_length(requests)
 
     with AnswerFile(tmp_path / "o", RECIPE) as out:
-        assert rank_file(source, out, score, accept, part=64) == (5000, 0)
+        assert rank_file(source, out, score, accept, part=64) == Outcome(5000, 0)
         out.finish()
     assert largest == 64
     assert [a["id"] for a in read(tmp_path / "o")] == list(range(5000))
+
+
+def test_unknown_history_items_are_dropped_and_said(tmp_path: Path) -> None:
+    """What is left is ranked; where nothing is, popularity answers and the answer says so."""
+    rows = [
+        {"id": "a", "history": ["i1", "gone", "i2"], "candidates": ["i3", "i44"]},
+        {"history": ["gone", "too"], "candidates": ["i3", "i44"]},
+        {"history": [], "candidates": ["i3", "i44"]},
+    ]
+    source = tmp_path / "r.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    seen: list[Request] = []
+
+    def score(requests: list[Request]) -> list[Any]:
+        seen.extend(requests)
+        return by_length(requests)
+
+    unknown = Unknown(lambda item: item.startswith("i"), lambda requests: [[9.0, 1.0]] * len(requests))
+    with AnswerFile(tmp_path / "o.jsonl", {}) as out:
+        assert rank_file(source, out, score, accept, unknown=unknown) == Outcome(3, 0, 3, 1)
+        out.finish()
+    assert [r.history for r in seen] == [("i1", "i2"), ()]
+    first, second, third = (json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines())
+    assert first["unknown"] == 1 and first["id"] == "a" and first["candidates"] == ["i44", "i3"] and "by" not in first
+    assert (second["unknown"], second["by"], second["candidates"]) == (2, "popularity", ["i3", "i44"])
+    assert "unknown" not in third and "by" not in third and third["candidates"] == ["i44", "i3"]
+
+
+def test_what_is_no_json_is_no_request() -> None:
+    """NaN would be copied into an answer that nobody could read."""
+    bad = parse_request(1, b'{"id": NaN, "history": [], "candidates": ["a"]}')
+    assert isinstance(bad, BadRequest) and "NaN is no JSON value" in bad.why

@@ -115,6 +115,30 @@ def test_what_needs_cuda_is_refused_in_one_line_without_it(
         mini(f"backbone.name={folder}", "backbone.quantization=4bit")
 
 
+def test_an_adapter_as_backbone_is_merged_into_its_base(
+    tmp_path: Path, folder: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, mini: Mini
+) -> None:
+    """Its base is written in it; a relative one is found beside the adapter from any directory."""
+    from peft import LoraConfig, get_peft_model
+
+    from sirius_rec.recipes.models import context_of
+    from sirius_rec.training.backbones import load_backbone, load_tokenizer
+
+    torch.manual_seed(0)
+    options = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=2, init_lora_weights=False)
+    adapted = get_peft_model(load_backbone(folder), options).eval()
+    adapted.peft_config["default"].base_model_name_or_path = "model"
+    adapted.save_pretrained(tmp_path / "adapter")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    merged = load_backbone(tmp_path / "adapter").eval()
+    ids = torch.tensor([[5, 6, 7]])
+    torch.testing.assert_close(merged(ids).logits, adapted(ids).logits, atol=1e-5, rtol=0)
+    assert (merged(ids).logits - load_backbone(folder).eval()(ids).logits).abs().max() > 1e-3
+    assert load_tokenizer(tmp_path / "adapter").get_vocab() == tokenizer.get_vocab()
+    assert context_of(mini(f"backbone.name={tmp_path / 'adapter'}")) == 1024
+
+
 def test_local_folders_are_absolute_and_the_home_directory_is_expanded(
     mini: Mini, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

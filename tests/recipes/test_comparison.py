@@ -10,19 +10,26 @@ from typing import Any
 
 import numpy as np
 import pytest
+from markupsafe import escape
 from typer.testing import CliRunner
 
 from sirius_rec import cli
+from sirius_rec.audit.audit import read_audit
 from sirius_rec.errors import ConfigError, DataError, RunError
 from sirius_rec.evaluation.metrics import per_example, target_positions
+from sirius_rec.evaluation.results import read_results
 from sirius_rec.rankers.linear import EASE
 from sirius_rec.rankers.sequential.options import PRESETS
 from sirius_rec.rankers.sequential.ranker import SequentialRanker
 from sirius_rec.recipes.configuration import parse_config
+from sirius_rec.recipes.diagnosis import read_diagnostics
 from sirius_rec.recipes.methods import METHODS, build_methods, closed_form, networks, reserved_keys
+from sirius_rec.recipes.results import collect
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.run_folder import RunFolder
 from sirius_rec.recipes.scoring import check_trained
+from sirius_rec.recipes.story import audit_once
+from sirius_rec.report.answer import answer
 
 TRIVIAL = [method.name for method in closed_form.TRIVIAL]
 
@@ -121,6 +128,54 @@ def test_tests_are_against_the_strongest_baseline(compared: tuple[Path, dict[str
     tested = [t for t in found["paired"] if t["slates"] == "test-uniform-6-s0"]
     assert {t["against"] for t in tested} == {found["baseline"]} and len(tested) >= 6
     assert any("chosen for its HR@1" in note for note in found["notes"]) and "p by Holm" in output
+
+
+def test_a_folder_has_one_baseline(compared: tuple[Path, dict[str, Any], str], tmp_path: Path) -> None:
+    """results.json, the page and a later evaluation test against what the comparison chose, not what is configured."""
+    run, found, _ = compared
+    folder = RunFolder(Path(shutil.copytree(run, tmp_path / "run")))
+    assert Run.open(run).config.evaluation.baseline != found["baseline"]
+
+    def check() -> None:
+        results = read_results(folder.results)
+        assert (results["baseline"], results["paired"]) == (found["baseline"], found["paired"])
+        assert sum("chosen for its HR@1" in note for note in results["notes"]) == 1
+
+    check()
+    label = found["methods"][found["baseline"]]["label"]
+    assert f"Baseline of the paired tests: {label}." in (run / "report.html").read_text(encoding="utf-8")
+    folder.results.unlink()
+    collect(Run.open(folder.path))
+    check()
+    # a comparison of an earlier version chose too; one that cannot be read, or whose choice has no scores, did not
+    folder.comparison.write_text(json.dumps({"format": 1, "baseline": found["baseline"]}))
+    collect(Run.open(folder.path))
+    check()
+    for text in ("{", "[]", '{"baseline": "gone"}'):
+        folder.comparison.write_text(text)
+        assert collect(Run.open(folder.path))["baseline"] == Run.open(run).config.evaluation.baseline
+
+
+def test_the_data_are_audited_once_and_the_answer_ends_the_output(
+    compared: tuple[Path, dict[str, Any], str], tmp_path: Path
+) -> None:
+    run, found, output = compared
+    audit = read_audit(run / "data")
+    assert audit is not None and output.count("audit of test-uniform-6-s0: ") == 1
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert f"Audit of the slates: {audit['verdict']}." in page
+    sentences = answer(found, read_diagnostics(Run.open(run)))
+    assert " ".join(sentences) in " ".join(output.split())
+    assert all(str(escape(sentence)) in page for sentence in sentences)
+    # what was audited is left alone; an audit that fails is said, and stops nothing
+    copied = Run.open(Path(shutil.copytree(run, tmp_path / "run")))
+    lines: list[str] = []
+    audit_once(copied, lines.append)
+    assert lines == []
+    (copied.folder.data / "audit.json").unlink()
+    shutil.rmtree(copied.folder.data / "slates")
+    audit_once(copied, lines.append)
+    assert len(lines) == 1 and lines[0].startswith("no audit: ")
 
 
 def test_a_second_time_nothing_is_trained(compared: tuple[Path, dict[str, Any], str]) -> None:

@@ -126,8 +126,19 @@ def _explorer():
     }  # fmt: skip
 
 
+def _generated():
+    """Two methods, two rows; what they wrote could be mistaken for tags."""
+    kinds = ("the target", "a title outside the slate")
+    answers = [{"text": text, "kind": kind} for text, kind in zip(("Air", "<i>Can"), kinds, strict=True)]
+    return {
+        "slates": SLATES, "checkpoint": "best", "seed": 0,
+        "methods": [{"label": label, "n": 200, "hits": 3, "valid": 5} for label in ("DPO", "SFT")],
+        "rows": [{"id": n, "target": "Air", "history": ["Low", "Pulp"], "answers": answers} for n in (7, 8)],
+    }  # fmt: skip
+
+
 def _run(results, diagnostics, explorer):
-    return ReportedRun("toy", results, diagnostics, None, "sirius audit toy/data", explorer)
+    return ReportedRun("toy", results, diagnostics, None, "sirius audit toy/data", explorer, _generated())
 
 
 @pytest.fixture

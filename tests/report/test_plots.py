@@ -161,7 +161,8 @@ def test_inline_recolours_and_keeps_ids_apart(results, facts):
     ids = re.findall(r'\bid="([^"]+)"', made)
     assert ids and all(name.startswith("one-") for name in ids)
     assert all(link in ids for link in re.findall(r'href="#([^"]+)"', made))
-    assert "#222222" in svg.inline(text, "one", "", recolour=False)
+    shade = '<svg><path d="M 0 0" style="fill: #08306b; stroke: #222222"/></svg>'
+    assert "fill: #08306b; stroke: var(--fig-ink)" in svg.inline(shade, "one", "")
 
 
 def test_a_label_of_many_options_leaves_room_for_the_figure(tmp_path: Path, facts: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from sirius_rec.report.material import ReportedRun
 from sirius_rec.report.page import write_report
 
 SLATES = "test-uniform-20-s0"
+POPULARITY = "popularity\u00a0°"  # the mark of methods without a language model
 VOID = ("meta", "br", "link", "input", "path", "use", "rect")
 
 
@@ -79,7 +80,7 @@ def test_page(written, text):
     # one of the two tests is decided; one of the two methods has an onset
     assert (text.count('class="text decided"'), text.count('class="prose verdict warn"')) == (1, 1)
     assert "margin rose while HR@1 fell" not in text and "flagged" not in text
-    assert "Onset in 1 of 2 methods: DPO at step 20." in text
+    assert text.count("Reward hacking was found in 1 of 2 methods tested: DPO at step 20.") == 2  # top and section
     assert (
         "moved p_ik by 0.42 (DPO) where p_ij is steeper than p_ik, and −0.10 (DPO) where p_ij is flatter than p_ik, of "
         "what Eq. 10 predicts, on 2 held-out slates"
@@ -103,9 +104,10 @@ def test_numbers_are_those_of_the_results(results, text):
     shown = {row[0]["text"]: row for row in page.tables[0][1:]}
     heads = [cell["text"] for cell in page.tables[0][0]]
     assert heads == ["Method", "HR@1", "HR@5", "HR@10", "NDCG@5", "NDCG@10", "MRR", "SD of seeds"]
-    assert [row[0]["text"] for row in page.tables[0][1:]] == ["DPO", "DPO + SIRIUS", "SFT continued", "popularity"]
+    assert [row[0]["text"] for row in page.tables[0][1:]] == ["DPO", "DPO + SIRIUS", "SFT continued", POPULARITY]
+    labels = {row["method"]: row["label"] for row in results["summary"]} | {"popularity": POPULARITY}
     for row in results["summary"]:
-        for cell, metric in zip(shown[row["label"]][1:], ("hr@1", "hr@5", "hr@10"), strict=False):
+        for cell, metric in zip(shown[labels[row["method"]]][1:], ("hr@1", "hr@5", "hr@10"), strict=False):
             assert float(cell["value"]) == row[metric]
             low, high = row[f"{metric}_low"], row[f"{metric}_high"]
             assert cell["text"] == f"{row[metric]:.3f}[{low:.3f}, {high:.3f}]"
@@ -123,10 +125,11 @@ def test_a_tie_with_the_strongest_trivial_baseline_is_not_above_it(run, results,
         make_summary("popularity", "popularity", 0.40, seeds=(0,)),
     ]  # fmt: skip
     text = page_of(replace(run, results=results), tmp_path)
-    assert "Strongest trivial baseline: popularity, 0.400; not above it: DPO + SIRIUS." in text
+    said = "Highest trivial baseline: popularity\u00a0°, 0.400; "
+    assert f"{said}trained methods whose value is not higher: DPO + SIRIUS." in text
     results["summary"][0]["hr@1"] = 0.40
     text = page_of(replace(run, results=results), tmp_path)
-    assert "popularity, 0.400; no trained method is above it." in text
+    assert f"{said}no trained method’s value is higher." in text
 
 
 def test_the_audit(run, tmp_path):
@@ -137,7 +140,7 @@ def test_the_audit(run, tmp_path):
                      {**probe, "name": "position_marginal", "verdict": "leak", "hr1": None, "ci_low": None}],
     }  # fmt: skip
     text = page_of(replace(run, audit=audit), tmp_path)
-    assert "Audit of the slates: leak." in text and "2 blind probes; leak: position_marginal" in text
+    assert "Audit of the slates: leak." in text and "2 blind probes; leak: position marginal" in text
     assert "LEAKY on purpose" in text and "0.200" in text and "were not audited" not in text
 
 
@@ -146,7 +149,7 @@ def test_untrained_margins_raise_no_alarm(run, results, tmp_path):
 
     results["methods"] = results["methods"] | {"dpo": results["methods"]["dpo"] | {"comparison": "none"}}
     text = page_of(replace(run, diagnostics=run.diagnostics | diagnose(results)), tmp_path)
-    assert "Onset: none in 1 method." in text  # the other's
+    assert "No reward hacking was found in the one method tested" in text  # the other's
     assert "no margin is trained" in text and "prose verdict warn" not in text
 
 

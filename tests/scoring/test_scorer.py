@@ -351,19 +351,19 @@ def test_rounding_of_quantized_models_is_allowed_for(model: Any, monkeypatch: py
     assert self_check(adapter, ROWS, 0) == pytest.approx(0.05, abs=1e-3)
 
 
-@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("processes", [2, 4])
 def test_every_row_is_scored_by_one_process(
     tokenizer: Any, tiny_llama: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, processes: int
 ) -> None:
     """In turns, as in a group: who has no batch left scores one for nobody; together they have every row once."""
     model, rows = tiny_llama(tokenizer), [PromptCompletions([5 + r], [[7, 2], [8, 9, 2]]) for r in range(5)]
-    alone = scorer.score_rows(model, rows, 0, max_tokens=10)
+    alone = scorer.score_rows(model, rows, 0, max_tokens=5)
     shares: list[dict[int, Any]] = []
     with monkeypatch.context() as patched:
         patched.setattr(scorer, "_from_all", lambda own, n_rows, n: shares.append(own) or alone)
         for rank in range(processes):
             patched.setattr(scorer, "_place_in_group", lambda rank=rank: (rank, processes))
-            scorer.score_rows(model, rows, 0, max_tokens=10)
+            scorer.score_rows(model, rows, 0, max_tokens=5)
     assert sorted(r for share in shares for r in share) == list(range(5))
     monkeypatch.setattr(torch.distributed, "all_gather_object", lambda into, own: into.__setitem__(slice(None), shares))
     together = scorer._from_all(shares[0], 5, processes)
@@ -377,13 +377,19 @@ def test_every_row_is_scored_by_one_process(
 def test_a_model_is_checked_once_for_each_kernel(
     tokenizer: Any, tiny_llama: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, rows = tiny_llama(tokenizer), [PromptCompletions([5], [[7, 2], [8, 2]])]
+    """On the first row, and not on a slate of hundreds."""
+    model, rows = tiny_llama(tokenizer), [PromptCompletions([n], [[7, 2], [8, 2], [9, 2], [10, 2]]) for n in (5, 6)]
     checked: list[Any] = []
     monkeypatch.setattr(scorer, "self_check", lambda model, some, pad_id: checked.append(some))
     for _ in range(2):
         scorer.check_once(model, rows, 0, "auto")
-    assert len(checked) == 1
+    assert checked == [[PromptCompletions([5], [[7, 2], [8, 2], [9, 2]])]]
     model.set_attn_implementation("eager")
     scorer.check_once(model, rows, 0, "auto")
     scorer.check_once(model, rows, 0, "naive")
     assert len(checked) == 2
+
+
+def test_only_a_gpu_makes_the_host_wait_for_a_count() -> None:
+    """No device is needed to ask."""
+    assert packed._counting_waits(torch.device("cuda", 0)) and not packed._counting_waits(torch.device("cpu"))

@@ -24,7 +24,7 @@ from sirius_rec.audit import (
 from sirius_rec.audit.evidence import ALPHA, CLEAN, LEAK, MIN_EFFECT, Evidence, bootstraps, interval, judge, worst
 from sirius_rec.audit.learned_order import learned_order
 from sirius_rec.audit.model_scores import surviving
-from sirius_rec.audit.readers import Material, read_material
+from sirius_rec.audit.readers import AuditInput, read_audit_input
 from sirius_rec.audit.recurring_negatives import recurring_negatives
 from sirius_rec.audit.slates import Catalogue, Floats, SlateSet, joined
 from sirius_rec.errors import DataError, RunError
@@ -54,7 +54,7 @@ def audit(
     """Run every probe that the files allow and judge them.
 
     Args:
-        path, train, val, ids, items, slates: see `readers.read_material`.
+        path, train, val, ids, items, slates: see `readers.read_audit_input`.
         scores: a model's scores on these slates: a table of a run's `scores/`, or JSON lines of {"row", "scores"}.
         seed: of shuffles, resamples and sign flips.
         write: into a dataset folder also write audit.json, for reports.
@@ -68,7 +68,7 @@ def audit(
         DataError, ConfigError: one line.
     """
     path = Path(path)
-    material = read_material(
+    given = read_audit_input(
         path,
         train=[Path(file) for file in train],
         val=[Path(file) for file in val],
@@ -76,40 +76,40 @@ def audit(
         items=None if items is None else Path(items),
         slates=slates,
     )
-    found, skipped = run_probes(material, seed=seed, progress=progress)
+    found, skipped = run_probes(given, seed=seed, progress=progress)
     judge(found)
-    result = _as_json(material, found, skipped, seed)
+    result = _as_json(given, found, skipped, seed)
     if scores is not None:
-        result["model"] = surviving(Path(scores), material.audited, found, seed)
+        result["model"] = surviving(Path(scores), given.audited, found, seed)
     cleaned: dict[str, Any] = clean(result, "audit")
-    if write and material.form == "folder":
+    if write and given.form == "folder":
         _write(path / AUDIT_FILE, cleaned)
     return cleaned
 
 
 def run_probes(
-    material: Material, *, seed: int = 0, progress: Callable[[str], None] | None = None
+    given: AuditInput, *, seed: int = 0, progress: Callable[[str], None] | None = None
 ) -> tuple[list[Evidence], Skipped]:
-    """Every probe that the material allows, not judged yet, and the others with the reason why they were left out."""
+    """Every probe that the input allows, not judged yet, and the others with the reason why they were left out."""
     say = progress or (lambda line: None)
-    slates, catalogue, learn = material.audited, material.catalogue, material.learn
+    slates, catalogue, learn = given.audited, given.catalogue, given.learn
     found: list[Evidence] = []
     skipped: Skipped = []
     counting = learn.get("train", learn.get("val"))
     counts_I = None if counting is None else baselines.interaction_counts(counting, catalogue.n_items)
     say("slots")
-    _slots(material, counts_I, seed, found, skipped)
+    _slots(given, counts_I, seed, found, skipped)
     say("negatives")
-    _negatives(material, counting, counts_I, seed, found, skipped)
+    _negatives(given, counting, counts_I, seed, found, skipped)
     if counting is None or counts_I is None:
         for name in ("popularity", "first_order_markov", "exact_windows", "near_windows", "split_time_order"):
             skipped.append({"name": name, "why": "nothing to learn from; give --train or --val"})
     else:
         say("popularity, Markov, windows")
         found.append(baselines.popularity(slates, counts_I, counting.where))
-        _against_learning(material, counting, counts_I, found, skipped)
+        _against_learning(given, counting, counts_I, found, skipped)
     say("orders of ids")
-    _orders(material, counting, seed, found, skipped)
+    _orders(given, counting, seed, found, skipped)
     say("titles and repeats")
     found.append(channels.target_in_history(slates, seed))
     found.append(channels.duplicate_titles(slates, catalogue, seed))
@@ -119,10 +119,10 @@ def run_probes(
         skipped.append({"name": "spelling", "why": "items are named by id, or as in the items table"})
     else:
         found.append(wording.spelling(slates, list(learn.values()), catalogue, seed))
-    if material.mentions is None:
+    if given.mentions is None:
         skipped.append({"name": "answer_in_prompt", "why": "the file has no prompts"})
     else:
-        found.append(wording.answer_in_prompt(slates, material.mentions, seed))
+        found.append(wording.answer_in_prompt(slates, given.mentions, seed))
     repeated = contamination.repeated_slates({"audited": slates, **learn})
     if repeated is None:
         skipped.append({"name": "repeated_slates", "why": "no file names epochs (field `epoch`)"})
@@ -131,22 +131,24 @@ def run_probes(
     return found, skipped
 
 
-def _slots(material: Material, counts_I: Floats | None, seed: int, found: list[Evidence], skipped: Skipped) -> None:
-    slates = material.audited
+def _slots(given: AuditInput, counts_I: Floats | None, seed: int, found: list[Evidence], skipped: Skipped) -> None:
+    slates = given.audited
     names = ("position_marginal", "position_per_target", "popularity_among_ties", *slots.HOMES)
     if not slates.ordered:
         skipped += [
             {"name": name, "why": "the file does not say in which order candidates are shown"} for name in names
         ]
         return
-    ordered = [s for s in material.learn.values() if s.has_slates and s.ordered]
+    ordered = [s for s in given.learn.values() if s.has_slates and s.ordered]
     learn = joined(ordered) if ordered else None
     found.append(slots.position_marginal(slates, learn, seed))
-    found.append(slots.position_per_target(slates, learn, seed))
+    everything = slates if learn is None else joined([learn, slates])
+    same = slots.agreement(everything.target_R, everything, seed)
+    found.append(slots.position_per_target(slates, learn, seed, same=same))
     if counts_I is None:
         skipped.append({"name": "popularity_among_ties", "why": "no popularity; give --train or --val"})
     else:
-        found.append(slots.position_per_target(slates, learn, seed, counts_I))
+        found.append(slots.position_per_target(slates, learn, seed, counts_I, same))
     for name in slots.HOMES:
         keys = slots.keys(name, slates, learn)
         if keys is None:
@@ -156,13 +158,13 @@ def _slots(material: Material, counts_I: Floats | None, seed: int, found: list[E
 
 
 def _negatives(
-    material: Material, counting: SlateSet | None, counts_I: Floats | None, seed: int, found: list[Evidence],
+    given: AuditInput, counting: SlateSet | None, counts_I: Floats | None, seed: int, found: list[Evidence],
     skipped: Skipped,
 ) -> None:  # fmt: skip
-    slates, catalogue, n_items = material.audited, material.catalogue, material.catalogue.n_items
-    with_slates = [s for s in material.learn.values() if s.has_slates]
+    slates, catalogue, n_items = given.audited, given.catalogue, given.catalogue.n_items
+    with_slates = [s for s in given.learn.values() if s.has_slates]
     learn = joined(with_slates) if with_slates else None
-    everything = joined(list(material.learn.values())) if material.learn else None
+    everything = joined(list(given.learn.values())) if given.learn else None
     known = alike.interacted(slates, everything, n_items)
     if counting is None or counts_I is None:
         source, counts_I = "other rows of this file", baselines.interaction_counts(slates, n_items)
@@ -207,10 +209,10 @@ def _negatives(
 
 
 def _against_learning(
-    material: Material, counting: SlateSet, counts_I: Floats, found: list[Evidence], skipped: Skipped
+    given: AuditInput, counting: SlateSet, counts_I: Floats, found: list[Evidence], skipped: Skipped
 ) -> None:
-    slates, n_items = material.audited, material.catalogue.n_items
-    everything = joined(list(material.learn.values()))
+    slates, n_items = given.audited, given.catalogue.n_items
+    everything = joined(list(given.learn.values()))
     if not slates.history_RH.shape[1]:
         for name in ("first_order_markov", "exact_windows", "near_windows"):
             skipped.append({"name": name, "why": "the rows show no history"})
@@ -225,8 +227,8 @@ def _against_learning(
         found.append(timed)
 
 
-def _orders(material: Material, counting: SlateSet | None, seed: int, found: list[Evidence], skipped: Skipped) -> None:
-    slates, catalogue = material.audited, material.catalogue
+def _orders(given: AuditInput, counting: SlateSet | None, seed: int, found: list[Evidence], skipped: Skipped) -> None:
+    slates, catalogue = given.audited, given.catalogue
     if not slates.history_RH.shape[1]:
         skipped.append({"name": "order", "why": "the rows show no history"})
         return
@@ -249,13 +251,13 @@ def _orders(material: Material, counting: SlateSet | None, seed: int, found: lis
         found += tried
 
 
-def _as_json(material: Material, found: list[Evidence], skipped: Skipped, seed: int) -> dict[str, Any]:
-    slates = material.audited
+def _as_json(given: AuditInput, found: list[Evidence], skipped: Skipped, seed: int) -> dict[str, Any]:
+    slates = given.audited
     sizes = np.unique(slates.size_R)
     plans = bootstraps(slates, np.arange(slates.n_rows), seed)
     probes = [_entry(one, slates, plans, seed) for one in found]
-    notes = list(material.notes)
-    name = None if material.slates_name is None else SlateName.parse(material.slates_name)
+    notes = list(given.notes)
+    name = None if given.slates_name is None else SlateName.parse(given.slates_name)
     if name is not None and name.exclusion_leaks:
         notes.append("LEAKY: negatives leave out what users interacted with later, as asked for (exclude)")
     elif name is not None and name.leaky:
@@ -265,8 +267,8 @@ def _as_json(material: Material, found: list[Evidence], skipped: Skipped, seed: 
             notes.append(note)
     return {
         "format": FORMAT,
-        "slates": material.slates_name or slates.where,
-        "form": material.form,
+        "slates": given.slates_name or slates.where,
+        "form": given.form,
         "rows": slates.n_rows,
         "slate_size": int(sizes[0]) if len(sizes) == 1 else float(slates.size_R.mean()),
         "chance": float(slates.chance_R.mean()),
@@ -275,7 +277,7 @@ def _as_json(material: Material, found: list[Evidence], skipped: Skipped, seed: 
         "verdict": worst([one.verdict for one in found]),
         "leaks": [one.name for one in found if one.verdict == LEAK],
         "rule": {"family_wise_level": ALPHA, "adjustment": "Holm", "least_excess_for_leak": MIN_EFFECT},
-        "learned_from": {name: s.where for name, s in material.learn.items()},
+        "learned_from": {name: s.where for name, s in given.learn.items()},
         "notes": notes,
         "seed": seed,
     }

@@ -38,7 +38,7 @@ _WINDOW = 10  # history items of the windows made from a table of interactions
 
 
 @dataclass(frozen=True)
-class Material:
+class AuditInput:
     """What is audited, and what probes may learn from: `train` and `val`, with or without slates.
 
     mentions: of records with prompts, how often each item's title stands in each audited row's.
@@ -53,7 +53,7 @@ class Material:
     notes: list[str] = field(default_factory=list)
 
 
-def read_material(
+def read_audit_input(
     path: Path,
     *,
     train: Sequence[Path] = (),
@@ -61,7 +61,7 @@ def read_material(
     ids: Path | None = None,
     items: Path | None = None,
     slates: str | None = None,
-) -> Material:
+) -> AuditInput:
     """Read the slates to be audited and the files to learn from.
 
     Args:
@@ -102,7 +102,7 @@ def read_material(
     columns = read_id_columns(ids, vocabulary) if ids else {}
     prompts = [record.prompt for record in by_split[split] if record.prompt is not None]
     mentioned = mentions(prompts, vocabulary.titles) if prompts else None
-    return Material(audited, learn, vocabulary.catalogue(columns), form, mentions=mentioned, notes=notes)
+    return AuditInput(audited, learn, vocabulary.catalogue(columns), form, mentions=mentioned, notes=notes)
 
 
 def _find_items(files: Sequence[Path]) -> Path | None:
@@ -243,7 +243,7 @@ def _interactions(path: Path, vocabulary: Vocabulary) -> SlateSet:
     )
 
 
-def _from_folder(dataset: Dataset, slates: str | None, ids: Path | None) -> Material:
+def _from_folder(dataset: Dataset, slates: str | None, ids: Path | None) -> AuditInput:
     names = [SlateName.parse(name) for name in dataset.slate_names]
     if not names:
         raise DataError(f"{dataset.path}: no slates in it; prepare it with some")
@@ -267,7 +267,7 @@ def _from_folder(dataset: Dataset, slates: str | None, ids: Path | None) -> Mate
     columns = read_id_columns(ids, vocabulary) if ids else {}
     others = [str(n) for n in names if n.split == name.split and n != name]
     notes = [f"other slates of this folder: {', '.join(others)} (choose with --slates)"] if others else []
-    return Material(
+    return AuditInput(
         _folder_set(dataset, name.split, name),
         learn,
         vocabulary.catalogue(columns),

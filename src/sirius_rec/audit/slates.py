@@ -40,7 +40,7 @@ class SlateSet:
 
     history_RH: the last items before the target, oldest first, padded on the left with -1; its width may be 0.
     candidates_RC: the slate as shown, padded on the right with -1; width 0 where the file has no slates.
-    position_R: place of the target in its slate (its first one if it stands there twice), -1 without slates.
+    position_R: place of the target in its slate (its first one if it is duplicated), -1 without slates.
     ordered: whether the order of the candidates is the one that is shown to a model.
     group_R: dense numbers of users, or of runs of rows that continue each other, or of the rows themselves.
     users: whether group_R are users named in the file. user_R: their names ("" where missing).

@@ -13,7 +13,7 @@ from sirius_rec.audit.slates import NONE, Floats, Hits, Int, SlateSet, expected_
 
 _NOISE = 3.0  # standard deviations within which a preferred slot is taken for noise
 _HABIT = 1e-3  # p above which slots that come back are taken for noise
-_ROUNDS = 400
+_ROUNDS = 200
 _WEAK = 100  # what the p-value of pairs is multiplied by, that of hits by 1.01: no verdict on pairs hangs by a thread
 _ROWS = 30_000  # rows whose slots are compared; a seeded choice above
 HOMES: Final = {
@@ -22,10 +22,13 @@ HOMES: Final = {
 }
 
 
-def _against_shuffles(evidence: Evidence, slates: SlateSet, hits: Hits, seed: int) -> Evidence:
-    """Fill in hits, and the control with every slate in random order."""
+def _against_shuffles(evidence: Evidence, slates: SlateSet, hits: Hits, seed: int, *, habit: bool = True) -> Evidence:
+    """Fill in hits, and the control with every slate in random order, which without a habit is the same."""
     evidence.rows_R = np.arange(slates.n_rows)
     evidence.hits_R = hits(slates.candidates_RC, slates.position_R)
+    if not habit:
+        evidence.control_R, evidence.p = evidence.hits_R, 1.0
+        return evidence
     rounds = rounds_for(slates)
     total_R, sums = np.zeros(slates.n_rows), np.empty(rounds)
     for k, (candidates_RC, position_R) in enumerate(shuffles(slates, rounds, seed)):
@@ -72,14 +75,15 @@ def _slot_scores(position_R: Int, size_R: Int, width: int) -> Floats:
 
 
 def position_per_target(
-    slates: SlateSet, learn: SlateSet | None, seed: int, popularity: Floats | None = None
+    slates: SlateSet, learn: SlateSet | None, seed: int, popularity: Floats | None = None, same: Agreement | None = None
 ) -> Evidence:
     """Each item's home slot: where it stood when it was the target, elsewhere.
 
     score(c in slot p) = (n_cp + 1/C) / (n_c + 1), n_cp the learning rows with target c in slot p: a candidate at home
     is likely, one that was never a target less so, one away from home hardly. Without another file the other rows of
     this one teach (a row never teaches itself). Where rows of one target share a slot no more often than chance has it
-    (`agreement`), homes are noise and all candidates tie. popularity: breaks ties, per item.
+    (`agreement`), homes are noise and all candidates tie. popularity: breaks ties, per item. same: that agreement,
+    where it is known.
 
     The p-value is the smaller of two, in a weighted Bonferroni: of the hits, and of all pairs of rows of one target in
     all files, which finds weak habits. The effect is that of knowing every home, where that is more than the hits show.
@@ -92,7 +96,7 @@ def position_per_target(
     tie_I = np.zeros(len(number_I)) if popularity is None else popularity / (1e6 * (popularity.max() + 1))
     taught = None if learn is None else _home_counts(number_I[learn.target_R], learn.position_R, width, len(targets))
     everything = slates if learn is None else joined([learn, slates])
-    same = agreement(everything.target_R, everything, seed)
+    same = same or agreement(everything.target_R, everything, seed)
     repeated, steady = _repeated(everything)
     row = np.arange(slates.n_rows)
 
@@ -114,7 +118,7 @@ def position_per_target(
 
     name = "position_per_target" if popularity is None else "popularity_among_ties"
     evidence = Evidence(name, "channel", "", learned_from=_source(learn))
-    _against_shuffles(evidence, slates, hits, seed)
+    _against_shuffles(evidence, slates, hits, seed, habit=same.habit)
     what = "each item's home slot" + ("" if popularity is None else ", ties by popularity,")
     evidence.why = f"{what} {compared(evidence, 'slates in random order')}"
     evidence.facts |= {"repeated_targets": repeated, "repeated_targets_in_one_slot": steady}
@@ -155,7 +159,7 @@ def position_per_key(
         return expected_hits(score_RC, position_R, candidates_RC != NONE)
 
     evidence = Evidence(name, "channel", "", learned_from=_source(learn))
-    _against_shuffles(evidence, slates, hits, seed)
+    _against_shuffles(evidence, slates, hits, seed, habit=same.habit)
     habit = "" if same.habit else ": no home slots"
     evidence.why = f"the slot of targets in {HOMES[name]} {compared(evidence, 'slates in random order')}{habit}"
     same.join(evidence)
@@ -222,6 +226,7 @@ def agreement(key_R: Int, rows: SlateSet, seed: int) -> Agreement:
     if not pairs:
         return Agreement(0, 0.0, 0.0, 1.0, 0.0, mean_size)
     width = int(position.max()) + 1
+    one_size = bool((size == size[0]).all())
     by_size = np.argsort(size, kind="stable")
 
     def agreeing(places: Int) -> float:
@@ -230,8 +235,9 @@ def agreement(key_R: Int, rows: SlateSet, seed: int) -> Agreement:
 
     drawn = np.empty(_ROUNDS)
     for k in range(_ROUNDS):
-        dealt = np.empty_like(position)
-        dealt[by_size] = position[np.lexsort((rng.random(len(size)), size))]
+        dealt = rng.permutation(position)
+        if not one_size:  # slots of one size change places among themselves
+            dealt[by_size] = position[np.lexsort((rng.random(len(size)), size))]
         drawn[k] = agreeing(dealt)
     observed, mean, spread = agreeing(position), float(drawn.mean()), float(drawn.std(ddof=1))
     if spread == 0:

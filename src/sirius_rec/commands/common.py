@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -51,9 +52,15 @@ RunArg = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
 
 
 def say(text: str) -> None:
-    """One line; of several processes the main one speaks."""
+    """One line of the outcome, on standard output; of several processes the main one speaks."""
     if processes.is_main():
         print(text, flush=True)
+
+
+def log(text: str) -> None:
+    """One line of progress, on standard error."""
+    if processes.is_main():
+        print(text, file=sys.stderr, flush=True)
 
 
 def load(config: Path, overrides: list[str] | None) -> Config:
@@ -107,7 +114,7 @@ def train_stages(config: Path, overrides: list[str] | None, out: Path | None, st
 
     without_report = missing("report") if "evaluate" in stages else None
     if without_report:
-        say(f"there will be no report: {without_report}")
+        log(f"there will be no report: {without_report}")
     run = open_run_folder(config, overrides, out)
-    run_stages(run, stages, say)
+    run_stages(run, stages, log)
     return run

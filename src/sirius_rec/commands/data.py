@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sirius_rec.commands.common import JsonOption, OverridesArg, app, check_json, load, say, write_json
+from sirius_rec.commands.common import JsonOption, OverridesArg, app, check_json, load, log, say, write_json
 from sirius_rec.errors import ConfigError
 
 
@@ -57,7 +57,7 @@ def prepare(
             say(line)
         raise typer.Exit(1 if problems else 0)
     with byte_bar("reading") as advance:
-        dataset = prepare_data(loaded, out, say, advance)
+        dataset = prepare_data(loaded, out, log, advance)
     for line in summary_lines(dataset):
         say(line)
     write_json(json_file, dataset.info)
@@ -92,7 +92,7 @@ def audit_command(
     check_json(json_file)
     if RunFolder(slates).config_file.is_file():
         slates = RunFolder(slates).data
-        say(f"auditing the data of this run: {slates}")
+        log(f"auditing the data of this run: {slates}")
     result = audit(
         slates, train=train or (), val=val or (), ids=ids, items=items, slates=name, scores=scores, seed=seed
     )

@@ -17,6 +17,7 @@ from sirius_rec.commands.common import (
     RunArg,
     app,
     check_json,
+    log,
     say,
     train_stages,
     write_json,
@@ -35,9 +36,9 @@ def demo(
 
     Example: sirius demo --out runs/demo
     """
-    say("sirius demo: a simulated catalogue whose true preferences are known; a tiny language model learns it (SFT),")
-    say("is aligned by DPO and softmax DPO, each with and without the SIRIUS anchor, on 3 seeds, and is compared with")
-    say("SFT continued for as long. At most 5 minutes on 2 cores. It can be stopped and started again at any time.")
+    log("sirius demo: a simulated catalogue whose true preferences are known; a tiny language model learns it (SFT),")
+    log("is aligned by DPO and softmax DPO, each with and without the SIRIUS anchor, on 3 seeds, and is compared with")
+    log("SFT continued for as long. At most 5 minutes on 2 cores. It can be stopped and started again at any time.")
     _run(Path("demo"), None, out, json_file)
 
 
@@ -51,16 +52,18 @@ def run(config: ConfigArg, overrides: OverridesArg = None, out: OutOption = None
 
 
 def _run(config: Path, overrides: list[str] | None, out: Path | None, json_file: Path | None) -> None:
+    from sirius_rec.recipes.diagnosis import read_diagnostics
     from sirius_rec.recipes.story import STAGES, finish
-    from sirius_rec.terminal import print_results
+    from sirius_rec.terminal import print_answer, print_results
 
     check_json(json_file)
     run = train_stages(config, overrides, out, STAGES)
-    finish(run, say)
+    finish(run, log)
     if not processes.is_main():
         return
     results = json.loads(run.folder.results.read_text())
     print_results(results)
+    print_answer(results, read_diagnostics(run))
     write_json(json_file, results)
     say(f"results: {run.folder.results}")
     _say_report(run, "report:  ")
@@ -82,19 +85,20 @@ def compare(
 
     Example: sirius compare configs/compare-lastfm.yaml --out runs/compare --json table.json
     """
-    from sirius_rec.recipes import comparison
+    from sirius_rec.recipes.diagnosis import read_diagnostics
     from sirius_rec.recipes.story import STAGES, finish
-    from sirius_rec.terminal import print_comparison
+    from sirius_rec.terminal import print_answer, print_comparison
 
     check_json(json_file)
     run = train_stages(config, overrides, out, STAGES)
-    finish(run, say)
+    finish(run, log, compared=True)
     if not processes.is_main():
         return
-    results = comparison.compare(run)
+    results = json.loads(run.folder.comparison.read_text())
     print_comparison(results)
+    print_answer(results, read_diagnostics(run))
     write_json(json_file, results)
-    say(f"comparison: {run.folder.path / comparison.FILE}")
+    say(f"comparison: {run.folder.comparison}")
     _say_report(run, "report:     ")
 
 
@@ -116,6 +120,24 @@ def align(config: ConfigArg, overrides: OverridesArg = None, out: OutOption = No
     say(f"done: {train_stages(config, overrides, out, ('sft', 'align')).folder.path / 'align'}")
 
 
+@app.command(short_help="Seeds trained apart become one run.")
+def merge(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, same data, different seeds.")],
+    out: Annotated[Path, typer.Option("--out", help="Run folder to make.")],
+) -> None:
+    """One run folder of several that trained different seeds of the same configuration, in an array job say.
+
+    Then `sirius evaluate OUT` has the table over all seeds.
+
+    Example: sirius merge runs/seed0 runs/seed1 runs/seed2 --out runs/all
+    """
+    from sirius_rec.recipes.merging import merge_runs
+
+    folder = merge_runs(runs, out)
+    seeds = ", ".join(map(str, folder.config().seeds))
+    say(f"done: {folder.path} (seeds {seeds}); `sirius evaluate {folder.path}` makes its table")
+
+
 @app.command(short_help="Score what is trained; results and table.")
 def evaluate(run: RunArg, json_file: JsonOption = None) -> None:
     """Score the trained methods on the test slates; results.json and the table. Trains nothing.
@@ -134,7 +156,7 @@ def evaluate(run: RunArg, json_file: JsonOption = None) -> None:
     check_json(json_file)
     opened = Run.open(run)
     check_trained(opened)
-    run_stages(opened, ("evaluate",), say)
+    run_stages(opened, ("evaluate",), log)
     if not processes.is_main():
         return
     results = collect(opened)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from sirius_rec.commands.common import app, check_json, say
+from sirius_rec.commands.common import app, check_json, log, say
 from sirius_rec.errors import ConfigError, DataError
 
 
@@ -16,9 +16,7 @@ def rank(
     model: Annotated[str, typer.Option(help="Run folder, or a causal LM: hub id or folder.")],
     input: Annotated[Path, typer.Option(help='JSON lines: {"history": [...], "candidates": [...][, "id": …]}.')],
     out: Annotated[Path, typer.Option("--out", help="JSON lines to write, one answer per request, in their order.")],
-    method: Annotated[
-        str | None, typer.Option(help="Of a run: sft, an arm or a network. Default: best on val.")
-    ] = None,
+    method: Annotated[str | None, typer.Option(help="Any of a run's. Default: best on val.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of a run. Default: the best on val.")] = None,
     checkpoint: Annotated[Literal["best", "last"], typer.Option(help="Of a run's language model.")] = "best",
     titles: Annotated[bool, typer.Option("--titles", help="Requests hold titles instead of item ids.")] = False,
@@ -26,6 +24,9 @@ def rank(
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Pass over bad lines, saying so in their place.")
     ] = False,
+    unknown: Annotated[
+        Literal["drop", "refuse"], typer.Option(help="History items that the ranker does not know.")
+    ] = "drop",
     template: Annotated[str | None, typer.Option(help="Prompt of a plain model. Default: generic.")] = None,
     slate: Annotated[bool | None, typer.Option(help="Whether a plain model's prompt lists the candidates.")] = None,
     max_history: Annotated[int | None, typer.Option(min=0, help="Newest items shown. Default: 10.")] = None,
@@ -60,13 +61,21 @@ def rank(
         given = {"template": template, "shows_slate": slate, "max_history": max_history, "dtype": dtype}
         chosen = {name: value for name, value in given.items() if value is not None}
         served = load_plain_model(model, chat=chat, **chosen)
-    say(f"ranking with {served.name}")
-    recipe = {**served.recipe, "input": str(input.resolve()), "top": top}
+    log(f"ranking with {served.name}")
+    recipe = {**served.recipe, "input": str(input.resolve()), "top": top, "unknown": unknown}
     with AnswerFile(out, recipe) as answers, byte_bar("ranking") as advance:
         if answers.answered:
-            say(f"going on behind line {answers.answered}")
-        answered, skipped = rank_file(
-            input, answers, served.score, served.check, top=top, skip_bad=skip_bad, advance=advance
+            log(f"going on behind line {answers.answered}")
+        dropping = served.unknown if unknown == "drop" else None
+        outcome = rank_file(
+            input, answers, served.score, served.check, top=top, skip_bad=skip_bad, unknown=dropping, advance=advance
         )
         answers.finish()
-    say(f"done: {out} (requests answered: {answered:,}; bad lines passed over: {skipped:,})")
+    for warning in served.warnings():
+        log(f"warning: {warning}")
+    counts = {"bad lines passed over": outcome.skipped, "unknown history items dropped": outcome.dropped,
+              "answered by popularity alone": outcome.by_popularity}  # fmt: skip
+    rest = "".join(f"; {what}: {count:,}" for what, count in counts.items() if count or what.startswith("bad"))
+    say(f"done: {out} (requests answered: {outcome.answered:,}{rest})")
+    if outcome.skipped and not outcome.answered:
+        raise DataError(f"{input}: every request was refused; {out} says why, line by line")

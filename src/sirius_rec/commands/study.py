@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sirius_rec.commands.common import JsonOption, app, check_json, say, write_json
+from sirius_rec.commands.common import JsonOption, app, check_json, log, say, write_json
 from sirius_rec.errors import ConfigError
 
 
@@ -33,7 +33,7 @@ def diagnose(
     check_json(json_file)
     check_json(csv, "--csv")
     if RunFolder(run).config_file.is_file() or not (run / "metrics.jsonl").is_file():
-        diagnostics = diagnosis.diagnose_run(Run.open(run), influence_rows=influence, log=say)
+        diagnostics = diagnosis.diagnose_run(Run.open(run), influence_rows=influence, log=log)
     else:
         diagnostics = diagnosis.diagnose_log(run)
     print_diagnostics(diagnostics)
@@ -124,7 +124,7 @@ def bench_command(
     check_json(json_file)
     check_json(plot, "--plot")
     quiet()
-    rows, seconds = run_bench(name, quick=quick, say=say, plot=plot)
+    rows, seconds = run_bench(name, quick=quick, say=log, plot=plot)
     content = {"environment": environment(processor(), versions()), "quick": quick, "seconds": round(seconds, 1)}
     write_json(json_file, {**content, "rows": rows})
     say(f"done in {seconds:.0f} s")

@@ -43,13 +43,13 @@ def series(points: Sequence[Point], key: str, where: str) -> list[float] | None:
 
 
 def ordered(points: Sequence[Point], where: str) -> list[Point]:
-    """Points by epoch. Raises DataError when an epoch is missing its number or stands there twice."""
+    """Points by epoch. Raises DataError when an epoch is missing its number or is duplicated."""
     epochs = [point.get("epoch") for point in points]
     for epoch in epochs:
         if not isinstance(epoch, (int, float)) or not math.isfinite(epoch):
             raise DataError(f"{where}: epoch is {epoch}; every point of a curve needs its epoch")
     if len(set(epochs)) != len(epochs):
-        raise DataError(f"{where}: an epoch stands there twice; the log holds two runs, start it afresh")
+        raise DataError(f"{where}: an epoch is duplicated; the log holds two runs, start it afresh")
     return sorted(points, key=lambda point: float(point["epoch"]))
 
 

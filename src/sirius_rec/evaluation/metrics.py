@@ -99,7 +99,7 @@ def _checked_scores(scores: Any, row_ids: Sequence[int] | None) -> tuple[Floats,
 def target_positions(candidates: Any, targets: Any, row_ids: Sequence[int] | None = None) -> Ints:
     """Position of each target inside its slate, [rows].
 
-    Raises DataError naming the row when the target is not in its slate or stands there twice.
+    Raises DataError naming the row when the target is not in its slate or is duplicated.
 
     >>> target_positions([[7, 3], [4, 5, 6]], [3, 4])
     array([1, 0])

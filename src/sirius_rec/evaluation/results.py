@@ -91,7 +91,7 @@ def _open_block(table: ScoreTable, examples: pl.DataFrame, truth: pl.DataFrame |
     frame = table.frame.sort(ROW_ID)
     users = examples.select(pl.col(ROW_ID).cast(pl.Int64), USER_ID, TARGET).unique(ROW_ID, keep="any")
     if len(users) != len(examples):
-        raise DataError("examples: a row_id stands there twice; row ids must be unique")
+        raise DataError("examples: a row_id is duplicated; row ids must be unique")
     joined = frame.select(pl.col(ROW_ID).cast(pl.Int64)).join(users, on=ROW_ID, how="left", maintain_order="left")
     unknown = joined.filter(pl.col(TARGET).is_null())
     if not unknown.is_empty():
@@ -107,7 +107,7 @@ def _open_block(table: ScoreTable, examples: pl.DataFrame, truth: pl.DataFrame |
         beside = joined.select(ROW_ID).join(utilities, on=ROW_ID, how="left", maintain_order="left")
         lost = beside.filter(pl.col(UTILITY).is_null())
         if len(beside) != len(joined) or not lost.is_empty():
-            where = f"row_id {lost[ROW_ID][0]} is missing" if not lost.is_empty() else "a row_id stands there twice"
+            where = f"row_id {lost[ROW_ID][0]} is missing" if not lost.is_empty() else "a row_id is duplicated"
             raise DataError(f"truth of {table.slates}: {where}; prepare the data again")
         block.utility = beside[UTILITY]
     return block
@@ -289,11 +289,11 @@ def _notes(examples: pl.DataFrame, baseline: str, missing: list[str]) -> list[st
         "each part with the t quantile of its own degrees of freedom (Banerjee 1960), cut to the metric's range. With "
         "2 seeds t is 12.7 and with 3 it is 4.3: few seeds that differ decide little.",
         "Ties count in expectation over their orders: constant scores give HR@1 = 1/N exactly.",
-        "Paired tests: HR@1, the same rows, seed with seed, the seeds that both have. p_these_seeds: two-sided sign "
-        f"flips of whole users' seed-mean differences, exact up to {EXACT_GROUPS} users, else {FLIPS:,} seeded flips. "
-        "p: with several seeds the larger of it and of the interval's p, which speaks of other seeds too; one seed of "
-        "a trained method gets no verdict.",
-        "p_holm, p_holm_these_seeds: Holm's adjustment over all tests on the same slates and checkpoint.",
+        "Paired tests: HR@1, the same rows, seed with seed, the seeds that both have. The p of these seeds: two-sided "
+        f"sign flips of whole users' seed-mean differences, exact up to {EXACT_GROUPS} users, else {FLIPS:,} seeded "
+        "flips. p: with several seeds the larger of it and of the interval's p, which speaks of other seeds too; one "
+        "seed of a trained method gets no verdict.",
+        "p (Holm): Holm's adjustment over all tests on the same slates and checkpoint; so of the p of these seeds.",
         "Generated HR@1 counts all prompts; an answer that is not exactly one candidate's title is a miss.",
     ]
     if examples[USER_ID].null_count():
@@ -331,8 +331,9 @@ def build_results(
     generation: per method, seed, slates and checkpoint one dict with these four keys and "row_id", "valid", "hit"
     (equally long; 0 or 1; a hit is valid). curves: {method: {seed: [{"epoch", "step", …}]}}. methods:
     what each is: {"label", "role" (trivial, baseline, sft or arm), "random" (whether seeds matter), "base" (the method
-    that it is a variant of, or None)}, of arms also "reward", "comparison" and "anchor", for `diagnose`. baseline: the
-    method that every other one but the trivial is tested against. seed: of resampling.
+    that it is a variant of, or None)}, of arms also "reward", "comparison" and "anchor", for `diagnose`; for tables
+    "train_rows" and "language_model". baseline: the method that every other one but the trivial is tested against.
+    seed: of resampling.
 
     Raises DataError, naming the table and row, when a table does not fit the examples or the other tables.
     """

@@ -101,7 +101,7 @@ class ScoreTable:
             )
         twice = self.frame[ROW_ID].is_duplicated()
         if twice.any():
-            raise DataError(f"{name}: row_id {self.frame[ROW_ID].filter(twice)[0]} stands there twice")
+            raise DataError(f"{name}: row_id {self.frame[ROW_ID].filter(twice)[0]} is duplicated")
 
     @property
     def name(self) -> str:

@@ -35,8 +35,8 @@ def evidence(
     misordered: share of pairs (i, k) over all negatives with r_k > r_i; misranked: the same by log π, which is what
     ranks at inference; logp_positive: log π_θ(y_i|x) in nats.
     """
-    reward_BC = reward_BC.detach().float()
-    logp_BC = logp_BC.detach().float()
+    reward_BC = reward_BC.float()
+    logp_BC = logp_BC.float()
     positive_BC = torch.zeros_like(valid_BC)
     positive_BC[:, 0] = True
     sampled_BC = sampled_BC & valid_BC & ~positive_BC

@@ -1,4 +1,4 @@
-"""Recency, first-order Markov and EASE^R, in the shape of `floors`."""
+"""Recency, first-order Markov and EASE^R, in the shape of `trivial`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy.typing as npt
 from scipy import linalg, sparse
 
 from sirius_rec.errors import ConfigError, DataError, ScoringError
-from sirius_rec.rankers.floors import Floats, Items, _joined, _same_rows, _split
+from sirius_rec.rankers.trivial import Floats, Items, _joined, _same_rows, _split
 
 # A dense float64 matrix of that many items takes 3.2 GB, and its inverse as much again.
 EASE_ITEMS = 20_000
@@ -41,8 +41,8 @@ class Recency:
         target, _ = _joined([np.asarray(targets)], n_items, "targets")
         self.last_I = np.full(n_items, -np.inf)
         np.maximum.at(self.last_I, target, times)
-        floor = times.min() - 1.0 if len(times) else 0.0
-        self.last_I[np.isinf(self.last_I)] = floor
+        earliest = times.min() - 1.0 if len(times) else 0.0
+        self.last_I[np.isinf(self.last_I)] = earliest
         return self
 
     def score(self, histories: Sequence[Items], candidates: Sequence[Items]) -> list[Floats]:

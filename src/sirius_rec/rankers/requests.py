@@ -11,7 +11,7 @@ import math
 import os
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -49,10 +49,14 @@ class BadRequest:
     trail: int = field(default=0, compare=False)
 
 
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON value")
+
+
 def parse_request(line: int, text: bytes) -> Request | BadRequest:
     """One request, or the reason why it is none. Ids may be text or whole numbers; a candidate stands once."""
     try:
-        record = json.loads(text)
+        record = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         return BadRequest(line, f"not a JSON object ({str(error) or type(error).__name__})")
     if not isinstance(record, dict):
@@ -75,7 +79,7 @@ def parse_request(line: int, text: bytes) -> Request | BadRequest:
         return BadRequest(line, "candidates is empty; there is nothing to rank")
     if len(set(candidates)) < len(candidates):
         twice = next(c for i, c in enumerate(candidates) if c in candidates[:i])
-        return BadRequest(line, f"candidate {twice!r} stands twice")
+        return BadRequest(line, f"candidate {twice!r} is duplicated")
     return Request(line, history, candidates, record.get("id"), "id" in record)
 
 
@@ -199,8 +203,11 @@ class AnswerFile:
         self._file.close()
 
 
-def answer(request: Request, scores: Any, top: int | None) -> dict[str, Any]:
-    """Candidates by falling score, ties in the order given; rounded to 1e-6. ScoringError for NaN or infinity."""
+def answer(request: Request, scores: Any, top: int | None, marks: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Candidates by falling score, ties in the order given; rounded to 1e-6. ScoringError for NaN or infinity.
+
+    marks: what else to say of the answer, beside "id".
+    """
     if not all(math.isfinite(float(score)) for score in scores):
         raise ScoringError(
             f"request line {request.line}: a score is not a finite number; the model's weights are damaged"
@@ -210,6 +217,7 @@ def answer(request: Request, scores: Any, top: int | None) -> dict[str, Any]:
     return {
         "line": request.line,
         **named,
+        **(marks or {}),
         "candidates": [request.candidates[c] for c in order],
         "scores": [round(float(scores[c]), 6) for c in order],
     }
@@ -228,6 +236,28 @@ Scorer = Callable[[list[Request]], list[Any]]
 Check = Callable[[Request], str | None]
 
 
+@dataclass(frozen=True)
+class Unknown:
+    """What to do with history items that a ranker does not know, where they are dropped instead of refused.
+
+    known: whether it knows an item. popular: scores of the candidates by popularity, for a history of which nothing is
+    left; such an answer is marked.
+    """
+
+    known: Callable[[str], bool]
+    popular: Scorer
+
+
+@dataclass
+class Outcome:
+    """Of one call: requests answered and bad lines skipped; history items dropped, and answers by popularity alone."""
+
+    answered: int = 0
+    skipped: int = 0
+    dropped: int = 0
+    by_popularity: int = 0
+
+
 def rank_file(
     path: Path,
     out: AnswerFile,
@@ -237,29 +267,62 @@ def rank_file(
     part: int = 256,
     top: int | None = None,
     skip_bad: bool = False,
+    unknown: Unknown | None = None,
     advance: Advance | None = None,
-) -> tuple[int, int]:
-    """Answer every request of `path` behind those answered already; (answered, skipped) of this call.
+) -> Outcome:
+    """Answer every request of `path` behind those answered already.
 
     score: requests → scores per candidate. check: why a request cannot be scored, or None. part: requests in memory.
+    unknown: drop history items that the ranker does not know; None leaves them to `check`.
     Raises DataError at the first bad line, after its predecessors are answered, unless `skip_bad`.
     """
-    answered = skipped = 0
+    outcome = Outcome()
     for requests in in_parts(read_requests(path, out.answered, advance, trail=out.trail), part):
-        checked = [
-            BadRequest(r.line, why, r.trail) if isinstance(r, Request) and (why := check(r)) is not None else r
-            for r in requests
-        ]
+        checked: list[Request | BadRequest] = []
+        marks: dict[int, dict[str, Any]] = {}
+        for request in requests:
+            if isinstance(request, Request) and unknown is not None:
+                request, marks[request.line] = _without_unknown(request, unknown)
+            why = check(request) if isinstance(request, Request) else None
+            checked.append(request if why is None else BadRequest(request.line, why, request.trail))
         first_bad = next((r for r in checked if isinstance(r, BadRequest)), None)
         if first_bad is not None and not skip_bad:
             checked = checked[: checked.index(first_bad)]
         good = [r for r in checked if isinstance(r, Request)]
-        scores = iter(score(good) if good else [])
+        popular = {r.line for r in good if "by" in marks.get(r.line, {})}
+        scores = _scores(good, popular, score, unknown)
         out.write(
-            [answer(r, next(scores), top) if isinstance(r, Request) else refusal(r) for r in checked],
+            [
+                answer(r, scores[r.line], top, marks.get(r.line)) if isinstance(r, Request) else refusal(r)
+                for r in checked
+            ],
             [r.trail for r in checked],
         )
-        answered, skipped = answered + len(good), skipped + len(checked) - len(good)
+        outcome.answered += len(good)
+        outcome.skipped += len(checked) - len(good)
+        outcome.dropped += sum(marks.get(r.line, {}).get("unknown", 0) for r in good)
+        outcome.by_popularity += len(popular)
         if first_bad is not None and not skip_bad:
             raise refuse(path, first_bad)
-    return answered, skipped
+    return outcome
+
+
+def _without_unknown(request: Request, unknown: Unknown) -> tuple[Request, dict[str, Any]]:
+    """The request with the known part of its history, and what its answer will say of the rest."""
+    history = tuple(item for item in request.history if unknown.known(item))
+    dropped = len(request.history) - len(history)
+    if not dropped:
+        return request, {}
+    return replace(request, history=history), {"unknown": dropped, **({} if history else {"by": "popularity"})}
+
+
+def _scores(requests: list[Request], popular: set[int], score: Scorer, unknown: Unknown | None) -> dict[int, Any]:
+    """Scores by line, of the ranker or by popularity."""
+    scores: dict[int, Any] = {}
+    groups: list[tuple[Scorer, list[Request]]] = [(score, [r for r in requests if r.line not in popular])]
+    if unknown is not None:
+        groups.append((unknown.popular, [r for r in requests if r.line in popular]))
+    for scorer, group in groups:
+        if group:
+            scores.update(zip((r.line for r in group), scorer(group), strict=True))
+    return scores

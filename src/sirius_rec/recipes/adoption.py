@@ -32,7 +32,7 @@ def open_run(path: Path, config: Config) -> RunFolder:
     """
     folder = RunFolder(path)
     if folder.config_file.is_file():
-        difference = _first_difference(folder, folder.config(), config)
+        difference = first_difference(folder, folder.config(), config)
         if difference:
             raise RunError(
                 f"{path}: this run folder was made with another configuration ({difference}): choose another --out"
@@ -55,7 +55,7 @@ def adopt(folder: RunFolder, config: Config) -> None:
         folder.write_config(config)
 
 
-def _first_difference(folder: RunFolder, saved: Config, current: Config) -> str | None:
+def first_difference(folder: RunFolder, saved: Config, current: Config) -> str | None:
     """In words, the first thing that the folder holds fast and `current` changes or lacks."""
     before, after = (_held(config, leave_out=_GROW) for config in (saved, current))
     difference = _difference(before, after)

@@ -11,6 +11,7 @@ from transformers.trainer_callback import ExportableState
 
 from sirius_rec import processes, stopping
 from sirius_rec.errors import Stopped
+from sirius_rec.recipes.job import duration
 
 # Asking the others costs a synchronisation; batch systems leave seconds, not one step.
 _AGREE = 5
@@ -72,6 +73,10 @@ class EpochLines(TrainerCallback):
 
     def __init__(self, name: str, log: Callable[[str], None]) -> None:
         self.name, self.log, self.logged = name, log, time.monotonic()
+        self._began, self._first = self.logged, 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._began, self._first = time.monotonic(), state.global_step
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         if _ends_epoch(args, state):
@@ -92,7 +97,11 @@ class EpochLines(TrainerCallback):
             if "eval_true_reward" in logs:
                 line += f"  true reward {logs['eval_true_reward']:.3f}"
         elif "loss" in logs and time.monotonic() - self.logged > 15:
-            line = f"loss {logs['loss']:.4f}  {logs.get('tokens_per_second', 0):.0f} tokens/s"
+            done = state.global_step - self._first
+            left = (time.monotonic() - self._began) / max(done, 1) * (state.max_steps - state.global_step)
+            line = f"loss {logs['loss']:.4f}  {logs.get('tokens_per_second', 0):.0f} packed tokens/s"
+            if done > 0:
+                line += f"  {duration(left)} left"
         else:
             return
         self.logged = time.monotonic()

@@ -9,11 +9,10 @@ from typing import Any
 from sirius_rec.evaluation.results import write_results
 from sirius_rec.rankers.chat.ranker import SPENT
 from sirius_rec.recipes.methods import build_methods
-from sirius_rec.recipes.results import gather
+from sirius_rec.recipes.results import chosen_note, gather
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.run_folder import DONE
 
-FILE = "comparison.json"
 _COSTS = ("parameters", "trainable_parameters", "training_seconds")
 
 
@@ -31,21 +30,20 @@ def strongest_baseline(results: dict[str, Any], slates: str) -> str:
 def compare(run: Run) -> dict[str, Any]:
     """comparison.json: results.json without curves, tests against the strongest baseline, and per row
     `parameters`, `trainable_parameters` and `training_seconds`, null where nothing is trained (pretraining and SFT
-    count for every arm, and what a method builds on for that method); of a remote one what was spent (`SPENT`)."""
+    count for every arm, and what a method builds on for that method); of a remote one what was spent (`SPENT`).
+    results.json is written too, with the same tests: a folder has one baseline."""
     slates = run.test_slates
     results = gather(run, run.config.evaluation.baseline)
     baseline = strongest_baseline(results, slates[0])
     if baseline != results["baseline"]:
         results = gather(run, baseline)
+    results["notes"].append(chosen_note(results["methods"][baseline]["label"], slates[0]))
+    write_results(results, run.folder.results)
     costs = _costs(run)
     for row in results["rows"]:
         row |= dict.fromkeys(_COSTS) | costs.get((row["method"], row["seed"]), {})
-    results["notes"].append(
-        f"Tests are against {baseline}, chosen for its HR@1 on {slates[0]}: the choice sees the test rows, which makes "
-        "it harder to beat and easier to lose against."
-    )
     results = {key: value for key, value in results.items() if key != "curves"}
-    write_results(results, run.folder.path / FILE)
+    write_results(results, run.folder.comparison)
     return results
 
 

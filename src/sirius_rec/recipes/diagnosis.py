@@ -100,6 +100,12 @@ def read_curves(run: Run) -> Curves:
     return curves
 
 
+def read_diagnostics(run: Run) -> dict[str, Any] | None:
+    """diagnostics.json; None where the run was not diagnosed."""
+    file = run.folder.diagnostics
+    return dict(json.loads(file.read_text())) if file.is_file() else None
+
+
 def diagnose_run(run: Run, *, influence_rows: int = 0, log: Callable[[str], None] | None = None) -> dict[str, Any]:
     """Reward-hacking evidence from results.json and the held-out log-probs → diagnostics.json.
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 import time
 
 from sirius_rec.processes import is_main
 
 
 def log(text: str) -> None:
-    """Progress of a job: one flushed line; of several processes the main one speaks."""
+    """Progress: one flushed line on standard error; of several processes the main one speaks."""
     if is_main():
-        print(text, flush=True)
+        print(text, file=sys.stderr, flush=True)
 
 
 class Ticker:

@@ -159,11 +159,11 @@ def context_of(config: Config) -> int | None:
         return config.backbone.tiny.context
     from transformers import AutoConfig
 
-    from sirius_rec.training.backbones import cannot_read
+    from sirius_rec.training.backbones import adapter_base, cannot_read, is_adapter
 
     name = config.backbone.name
     try:
-        found = AutoConfig.from_pretrained(name)
+        loaded = AutoConfig.from_pretrained(adapter_base(Path(name)) if is_adapter(Path(name)) else name)
     except Exception as error:  # the hub raises many kinds
         raise cannot_read(name, "read its configuration", error) from error
-    return getattr(found.get_text_config(), "max_position_embeddings", None)
+    return getattr(loaded.get_text_config(), "max_position_embeddings", None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,8 @@ from sirius_rec.data.store import Dataset
 from sirius_rec.data.titles import tidy_title
 from sirius_rec.errors import PromptError, RunError
 from sirius_rec.rankers.llm import LLMRanker
-from sirius_rec.rankers.requests import Request
+from sirius_rec.rankers.requests import Request, Unknown
+from sirius_rec.rankers.trivial import Popularity
 from sirius_rec.recipes.methods import Method, build_methods
 from sirius_rec.recipes.run import Run, quiet
 from sirius_rec.schema import ITEM_ID
@@ -22,12 +22,17 @@ from sirius_rec.schema import ITEM_ID
 
 @dataclass(frozen=True)
 class Served:
-    """A loaded ranker. name: for people. recipe: what its answers depend on. score, check: see `rank_file`."""
+    """A loaded ranker. name: for people. recipe: what its answers depend on. score, check, unknown: see `rank_file`.
+
+    warnings: what to say once all is answered.
+    """
 
     name: str
     recipe: dict[str, Any]
     score: Callable[[list[Request]], list[Any]]
     check: Callable[[Request], str | None]
+    unknown: Unknown | None = None
+    warnings: Callable[[], list[str]] = list
 
 
 def load_run_ranker(run: Run, *, method: str | None, seed: int | None, checkpoint: str, titles: bool) -> Served:
@@ -50,9 +55,24 @@ def load_run_ranker(run: Run, *, method: str | None, seed: int | None, checkpoin
             ranker.model, ranker.encoder, ranker.template, texts, max_history=max_history, scoring=ranker.scoring,
             batch_tokens=ranker.batch_tokens, bf16=ranker.bf16,
         )  # fmt: skip
-        return Served(f"{name} ({checkpoint} checkpoint)", recipe, requests.score, requests.check)
-    items = CatalogueRequests(ranker, chosen.key, run.dataset.titles if titles else _item_ids(run.dataset))
-    return Served(name, recipe, items.score, items.check)
+        if titles and run.config.backbone.name == "tiny":  # it has read nothing but this catalogue
+            requests.catalogue = set(run.dataset.titles)
+        unknown = None if titles else _unknown(run, titles)
+        name = f"{name} ({checkpoint} checkpoint)"
+        return Served(name, recipe, requests.score, requests.check, unknown, requests.warnings)
+    items = CatalogueRequests(ranker, chosen.key, _names(run, titles))
+    return Served(name, recipe, items.score, items.check, _unknown(run, titles))
+
+
+def _names(run: Run, titles: bool) -> list[str]:
+    """How requests name the items of the catalogue, by dense number."""
+    return run.dataset.titles if titles else _item_ids(run.dataset)
+
+
+def _unknown(run: Run, titles: bool) -> Unknown:
+    popularity = Popularity().fit(run.dataset.train_sequences(), run.dataset.n_items)
+    items = CatalogueRequests(popularity, "popularity", _names(run, titles))
+    return Unknown(lambda item: item in items.number, items.score)
 
 
 def _chosen(run: Run, key: str | None, seed: int | None) -> tuple[Method, int]:
@@ -88,15 +108,14 @@ def load_plain_model(
 
     from sirius_rec.prompts.encoding import Encoder
     from sirius_rec.prompts.templates import get_template
-    from sirius_rec.training.backbones import is_adapter, load_backbone, load_tokenizer, load_trained
+    from sirius_rec.training.backbones import adapter_base, is_adapter, load_backbone, load_tokenizer, load_trained
 
     quiet()
     form = get_template(template, shows_slate=shows_slate)
     tokenizer = load_tokenizer(name)
     folder = Path(name)
     if is_adapter(folder):
-        base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
-        model = load_trained(folder, base, dtype=dtype)
+        model = load_trained(folder, adapter_base(folder), dtype=dtype)
     else:
         model = load_backbone(name, dtype=dtype)
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -126,6 +145,9 @@ class TextRequests:
 
         self.model, self.encoder, self.form, self.texts = model, encoder, form, texts
         self.max_history, self.scoring = max_history, scoring
+        # Titles that a backbone from scratch has read; None where it has read more than a catalogue.
+        self.catalogue: set[str] | None = None
+        self._never_read: set[str] = set()
         self.context = getattr(unwrapped(model).config, "max_position_embeddings", None)
 
     def check(self, request: Request) -> str | None:
@@ -159,6 +181,13 @@ class TextRequests:
             )
         return None
 
+    def warnings(self) -> list[str]:
+        if not self._never_read:
+            return []
+        first = sorted(self._never_read)[0]
+        return [f"{len(self._never_read):,} titles are not in the catalogue ({first!r}, …): this backbone was trained "
+                "from scratch on it and knows nothing of them"]  # fmt: skip
+
     def _shown(self, request: Request) -> tuple[str, ...]:
         """The newest items of the history."""
         return request.history[max(0, len(request.history) - self.max_history) :]
@@ -173,6 +202,8 @@ class TextRequests:
     def score(self, requests: list[Request]) -> list[Any]:
         shown = [([self._title(i) for i in self._shown(r)], [self._title(i) for i in r.candidates]) for r in requests]
         titles = list(dict.fromkeys(title for history, slate in shown for title in (*history, *slate)))
+        if self.catalogue is not None:
+            self._never_read.update(title for title in titles if title not in self.catalogue)
         number = {title: n for n, title in enumerate(titles)}
         ranker = LLMRanker(self.model, self.encoder, self.form, titles, **self.scoring)
         return ranker.score(*_numbered(shown, number))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from sirius_rec.errors import ConfigError, RunError
 from sirius_rec.evaluation.results import read_results
 from sirius_rec.evaluation.tables import read_tables
+from sirius_rec.recipes.diagnosis import read_diagnostics
 from sirius_rec.recipes.results import gather
 from sirius_rec.recipes.run import Run
 
@@ -34,7 +35,9 @@ def report_run(run: Run, *others: Run, baseline: str | None = None, out: Path | 
 def _reported(run: Run, baseline: str | None) -> ReportedRun:
     from sirius_rec.audit.audit import read_audit
     from sirius_rec.report.explorer import sample_examples
+    from sirius_rec.report.generated import sample_answers
     from sirius_rec.report.material import ReportedRun
+    from sirius_rec.report.text import marked_labels
 
     folder = run.folder
     results = read_results(folder.results)
@@ -49,11 +52,13 @@ def _reported(run: Run, baseline: str | None) -> ReportedRun:
         again = gather(run, baseline)
         results |= {key: again[key] for key in ("paired", "baseline", "notes")}
     tables = read_tables(folder.scores) if has_scores else []
+    answers = [json.loads(file.read_text()) for file in sorted(folder.generation.glob("*.json"))]
     return ReportedRun(
         folder.path.resolve().name,
         results,
-        json.loads(folder.diagnostics.read_text()) if folder.diagnostics.is_file() else None,
+        read_diagnostics(run),
         read_audit(folder.data),
         f"sirius audit {folder.data}",
         sample_examples(tables, run.dataset, run.template, results["methods"]) if has_scores else None,
+        sample_answers(answers, run.dataset, marked_labels(results)) if has_scores else None,
     )

@@ -19,10 +19,31 @@ from sirius_rec.schema import ROW_ID, TARGET, USER_ID, SlateName
 
 
 def collect(run: Run) -> dict[str, Any]:
-    """Write results.json, with paired tests against the configured baseline."""
-    results = gather(run, run.config.evaluation.baseline)
+    """Write results.json, with paired tests against the folder's baseline: the one that `sirius compare` chose here
+    before, as long as it is scored, else the configured one."""
+    configured, chosen = run.config.evaluation.baseline, _chosen(run)
+    results = gather(run, chosen or configured)
+    if chosen is not None:
+        results["notes"].append(chosen_note(results["methods"][chosen]["label"], run.test_slates[0]))
     write_results(results, run.folder.results)
     return results
+
+
+def _chosen(run: Run) -> str | None:
+    """The baseline in comparison.json, of whatever format; None without one, or where it has no scores any more."""
+    try:
+        chosen = json.loads(run.folder.comparison.read_text())["baseline"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return str(chosen) if any(run.folder.scores.glob(f"{chosen}-s[0-9]*")) else None
+
+
+def chosen_note(label: str, slates: str) -> str:
+    """Where the baseline of a comparison comes from."""
+    return (
+        f"Tests are against {label}, chosen for its HR@1 on {slates}: the choice sees the test rows, which makes it "
+        "harder to beat and easier to lose against."
+    )
 
 
 def gather(run: Run, baseline: str) -> dict[str, Any]:

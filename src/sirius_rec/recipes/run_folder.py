@@ -9,7 +9,7 @@ RUN/
       metrics.jsonl  held_out/  checkpoints/  best/  last/  done.json
   reference/s<seed>.npz               cached log π_ref
   scores/  generation/                score tables and greedy answers
-  results.json  diagnostics.json  report.html  figures/
+  results.json  comparison.json  diagnostics.json  report.html  figures/
 """
 
 from __future__ import annotations
@@ -53,6 +53,10 @@ class RunFolder:
     @property
     def results(self) -> Path:
         return self.path / "results.json"
+
+    @property
+    def comparison(self) -> Path:
+        return self.path / "comparison.json"
 
     @property
     def diagnostics(self) -> Path:

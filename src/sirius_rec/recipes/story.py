@@ -10,7 +10,7 @@ from sirius_rec import processes
 from sirius_rec.config import Config
 from sirius_rec.errors import DataError, SiriusError
 from sirius_rec.extras import missing
-from sirius_rec.recipes import diagnosis, models, scoring
+from sirius_rec.recipes import comparison, diagnosis, models, scoring
 from sirius_rec.recipes.adoption import adopt
 from sirius_rec.recipes.methods import build_methods, in_order_of_check
 from sirius_rec.recipes.reporting import report_run
@@ -121,11 +121,19 @@ def _check(run: Run, stages: Collection[str]) -> None:
             method.check(run)
 
 
-def finish(run: Run, log: Log) -> None:
-    """Results, diagnostics and report from the finished stages; without curves (no arm, no validation) no diagnosis."""
+def finish(run: Run, log: Log, *, compared: bool = False) -> None:
+    """Results, audit, diagnostics and report from the finished stages.
+
+    compared: also comparison.json; its baseline is from then on that of all tests of this folder. Without curves (no
+    arm, no validation) there is no diagnosis, and what the audit cannot read it leaves alone: both say so.
+    """
     if not processes.is_main():
         return
-    collect(run)
+    if compared:
+        comparison.compare(run)
+    else:
+        collect(run)
+    audit_once(run, log)
     try:
         diagnosis.diagnose_run(run)
     except DataError as error:
@@ -135,3 +143,20 @@ def finish(run: Run, log: Log) -> None:
         log(f"no report: {without_report}")
     else:
         report_run(run)
+
+
+def audit_once(run: Run, log: Log) -> None:
+    """Audit the run's slates if nobody has, so that the report has a verdict on them."""
+    from sirius_rec.audit.audit import AUDIT_FILE, audit
+
+    if (run.folder.data / AUDIT_FILE).is_file():
+        return
+    try:
+        result = audit(run.folder.data)
+    except SiriusError as error:
+        log(f"no audit: {error}")
+        return
+    found = {word: [one["name"].replace("_", " ") for one in result["probes"] if one["verdict"] == word]
+             for word in ("leak", "caution")}  # fmt: skip
+    named = "; ".join(f"{word}: {', '.join(names)}" for word, names in found.items() if names)
+    log(f"audit of {result['slates']}: {named or result['verdict']}")

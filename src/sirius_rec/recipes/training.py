@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from sirius_rec.atomic import write_json
 from sirius_rec.diagnostics.curves import HIT
 from sirius_rec.errors import TrainingError
 from sirius_rec.recipes.job import log
+from sirius_rec.recipes.model_card import write_card
 from sirius_rec.recipes.models import initial_model, load_stage_model, select_attention
 from sirius_rec.recipes.records import Record, continuation_records, pretraining_records, validation_set
 from sirius_rec.recipes.run import Run, quiet
@@ -124,11 +125,11 @@ def train_stage(
     with stopping.after_a_checkpoint():
         trainer.train(resume_from_checkpoint=True)
     if trainer.is_world_process_zero():
-        _finish(trainer, folder, clock.seconds)
+        _finish(trainer, folder, clock.seconds, lambda path: write_card(path, run, name, path.name, loss, records))
     trainer.accelerator.wait_for_everyone()
 
 
-def _finish(trainer: Any, folder: Path, seconds: float) -> None:
+def _finish(trainer: Any, folder: Path, seconds: float, describe: Callable[[Path], None]) -> None:
     """Turn checkpoints into best/ and last/ (weights only), then say done."""
     from sirius_rec.training.checkpoints import PREFIX, list_checkpoints, writing
     from sirius_rec.training.metrics_log import read_metrics
@@ -148,6 +149,7 @@ def _finish(trainer: Any, folder: Path, seconds: float) -> None:
         )
         with writing(target):
             shutil.copytree(source, target, ignore=ignored)
+        describe(target)
     write_json(
         folder / DONE,
         {

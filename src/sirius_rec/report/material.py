@@ -11,6 +11,8 @@ from sirius_rec.diagnostics.curves import HIT, MARGIN, labels_of
 from sirius_rec.errors import DataError
 from sirius_rec.evaluation.results import Facts
 from sirius_rec.report.explorer import Explorer
+from sirius_rec.report.generated import Answers
+from sirius_rec.report.text import marked_labels
 
 
 @dataclass(frozen=True)
@@ -18,8 +20,8 @@ class ReportedRun:
     """One run.
 
     name: what the page calls it. results: what `build_results` or `read_results` gave. diagnostics: what `diagnose_run`
-    gave. audit: what `read_audit` gave. audit_command: what makes one. explorer: what `sample_examples` gave. What is
-    None is left out, and the page says so.
+    gave. audit: what `read_audit` gave. audit_command: what makes one. explorer: what `sample_examples` gave.
+    generated: what `sample_answers` gave. What is None is left out, and the page says so.
     """
 
     name: str
@@ -28,6 +30,7 @@ class ReportedRun:
     audit: Mapping[str, Any] | None = None
     audit_command: str | None = None
     explorer: Explorer | None = None
+    generated: Answers | None = None
 
     @property
     def methods(self) -> Facts:
@@ -37,8 +40,13 @@ class ReportedRun:
 
     @property
     def labels(self) -> dict[str, str]:
-        """Method → how tables call it."""
+        """Method → how sentences and curves call it."""
         return labels_of(self.results)
+
+    @property
+    def marked(self) -> dict[str, str]:
+        """Method → how tables call it: methods without a language model marked, where others have one."""
+        return marked_labels(self.results)
 
 
 def check_run(run: ReportedRun) -> None:

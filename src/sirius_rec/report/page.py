@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from sirius_rec import __version__, atomic
 from sirius_rec.diagnostics import curves as evidence
-from sirius_rec.report import plots, sections, svg
+from sirius_rec.report import answer, plots, sections, svg
 from sirius_rec.report.evidence_plots import Drawn, epoch_figures, hacking_figures
 from sirius_rec.report.material import ReportedRun, check_comparable, check_run
 from sirius_rec.report.text import flat
@@ -80,11 +80,12 @@ def _run(run: ReportedRun, number: int, folder: Path | None) -> dict[str, Any]:
         "id": f"r{number}",
         "name": run.name,
         "title": str(named or "Preference alignment of a recommender"),
+        "answer": answer.answer(results, diagnostics),
         "facts": sections.what_was_run(run),
         "audit": sections.audit_facts(run),
         "audit_command": run.audit_command,
         "sections": found,
-        "baseline": labels.get(results.get("baseline", ""), results.get("baseline", "")),
+        "baseline": labels.get(results.get("baseline", ""), ""),
         "margins": _figures(drawn["margin"], folder, number),
         "margin_reading": _MARGIN,
         "shares": _figures(drawn["share"], folder, number),
@@ -99,7 +100,8 @@ def _run(run: ReportedRun, number: int, folder: Path | None) -> dict[str, Any]:
         "evidence": sections.evidence_rows(diagnostics),
         "evidence_heads": list(evidence.HEADER[1:]),
         "evidence_notes": list(diagnostics["notes"]) if diagnostics else [],
-        "onset_sentence": sections.onset_sentence(diagnostics, labels),
+        "onset_sentence": answer.hacking_sentence(diagnostics, labels),
+        "generated": run.generated,
         "notes": list(results.get("notes", [])),
         "data": sections.data_facts(run),
         "config": json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False),
@@ -119,12 +121,12 @@ def _svg(drawn: Drawn, folder: Path | None, prefix: str) -> Markup:
 
 
 def _theory(folder: Path | None) -> list[dict[str, Any]]:
-    """Figures 2 and 5, on paper white, because their shades are the message."""
+    """Figures 2 and 5. Their shades are the message and stay; what is around them follows light and dark."""
     out = []
     for name, title, text, png in _drawn_theory(folder is not None):
         if folder is not None and png is not None:
             plots.write(folder, name, text, png)
-        out.append({"title": title, "svg": Markup(svg.inline(text, name, title, recolour=False))})
+        out.append({"title": title, "svg": Markup(svg.inline(text, name, title))})
     return out
 
 

@@ -8,17 +8,21 @@ from typing import Any, Final
 from sirius_rec.diagnostics import curves as evidence
 from sirius_rec.diagnostics.wording import golden_line, influence_line, onset_found, verdict
 from sirius_rec.evaluation.metrics import METRICS
-from sirius_rec.evaluation.results import ALL_METRICS, GENERATED, TRIVIAL, TRUE_REWARD, VALID, decision
+from sirius_rec.evaluation.results import ALL_METRICS, GENERATED, TRIVIAL, TRUE_REWARD, VALID, Facts, decision
+from sirius_rec.report.answer import DECISIONS, anchor_sentence, best_sentence, result_keys, rows_of, tests_of
 from sirius_rec.report.evidence_plots import PAPER_SHARE, shares
 from sirius_rec.report.material import ReportedRun
-from sirius_rec.report.text import flat, interval, minus, number, p_value, slate_size, slates_in_words
+from sirius_rec.report.text import NO_MODEL, count, flat, has_model, interval, minus, number, p_value, slates_in_words
 
 _HEADINGS: Final = {TRUE_REWARD: "True reward", VALID: "Valid ratio", GENERATED: "HR@1 generated", "mrr": "MRR"}
 _VERDICTS: Final = {"leak": "leak", "caution": "caution", "clean": "clean"}
 
 
-def _metric_rows(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> list[dict[str, Any]]:
-    best = {metric: max((row[metric] for row in rows if row[metric] is not None), default=None) for metric in metrics}
+def _metric_rows(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str], methods: Facts) -> list[dict[str, Any]]:
+    values = {metric: [row[metric] for row in rows if row[metric] is not None] for metric in metrics}
+    # Where all are equal none is best: a valid ratio of 0 everywhere is nothing to be proud of.
+    best = {metric: max(found) if len(set(found)) > 1 else None for metric, found in values.items()}
+    seen = {row["method"]: methods[row["method"]].get("train_rows") for row in rows}
     shown = []
     for row in sorted(rows, key=lambda row: -row["hr@1"]):
         cells = [
@@ -34,6 +38,8 @@ def _metric_rows(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> l
         shown.append({
             "label": row["label"], "method": row["method"], "trivial": row["role"] == TRIVIAL, "cells": cells,
             "sd": number(sd, 4), "sd_value": -1 if sd is None else sd,
+            "seen": "–" if seen[row["method"]] is None else f"{seen[row['method']]:,}",
+            "seen_value": seen[row["method"]] or -1,
         })  # fmt: skip
     return shown
 
@@ -53,72 +59,71 @@ def _test_rows(tests: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) ->
     return rows
 
 
-def _in_short(rows: Sequence[Mapping[str, Any]], tests: Sequence[Mapping[str, Any]], baseline: str | None) -> list[str]:
-    """Two or three sentences about one slate set; only what the tables below say."""
+def _in_short(
+    run: ReportedRun, rows: Sequence[Mapping[str, Any]], tests: Sequence[Mapping[str, Any]], answered: bool
+) -> list[str]:
+    """Sentences about one slate set; only what the tables below say. answered: the top of the page has the first."""
     trained, trivial = ([row for row in rows if (row["role"] == TRIVIAL) is is_trivial] for is_trivial in (False, True))
-    labels = {row["method"]: row["label"] for row in rows}
-    said = []
-    if trained:
-        top = max(trained, key=lambda row: row["hr@1"])
-        said.append(f"Highest HR@1: {top['label']}, {number(top['hr@1'])} {interval(top, 'hr@1_low', 'hr@1_high')}.")
+    labels, baseline = {row["method"]: row["label"] for row in rows}, run.results.get("baseline")
+    lines = [] if answered else [best_sentence(rows, tests, run.methods)]
+    if not answered and any(test["against_base"] for test in tests):
+        lines.append(anchor_sentence(tests, labels))
     if trained and trivial:
         strongest = max(trivial, key=lambda row: row["hr@1"])
         below = [row["label"] for row in trained if row["hr@1"] <= strongest["hr@1"]]
-        text = f"Strongest trivial baseline: {strongest['label']}, {number(strongest['hr@1'])}"
+        text = f"Highest trivial baseline: {strongest['label']}, {number(strongest['hr@1'])}"
         if not below:
-            said.append(f"{text}; every trained method is above it.")
+            lines.append(f"{text}; every trained method’s value is higher.")
         elif len(below) == len(trained):
-            said.append(f"{text}; no trained method is above it.")
+            lines.append(f"{text}; no trained method’s value is higher.")
         else:
-            said.append(f"{text}; not above it: {', '.join(below)}.")
-    sirius = [test for test in tests if test["against_base"]]
-    against = [test for test in tests if test["against"] == baseline]
-    named = f"Against {labels.get(baseline or '', baseline)}"
-    for name, group in (("+SIRIUS against its base", sirius), (named, against)):
-        if group:
-            words = [decision(test) for test in group]
-            up, down = words.count("better"), words.count("worse")
-            said.append(f"{name}: {up} of {len(group)} better, {down} worse, {len(group) - up - down} undecided.")
-    return said
-
-
-def result_keys(results: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(slates, checkpoint) of every section, small slates first; slates with trivial baselines alone have their own."""
-    summary = results["summary"]
-    keys = {(row["slates"], row["checkpoint"]) for row in summary if row["role"] != TRIVIAL}
-    models_on = {slates for slates, _ in keys}
-    keys |= {(row["slates"], row["checkpoint"]) for row in summary if row["slates"] not in models_on}
-    return sorted(keys, key=lambda key: (slate_size(key[0]), *key))
-
-
-def rows_of(results: Mapping[str, Any], slates: str, checkpoint: str) -> list[Mapping[str, Any]]:
-    """Summary rows of one section; trivial baselines stand in every checkpoint of their slates."""
-    summary = results["summary"]
-    here = [row for row in summary if row["slates"] == slates and row["checkpoint"] == checkpoint]
-    named = {row["method"] for row in here}
-    return here + [r for r in summary if r["slates"] == slates and r["role"] == TRIVIAL and r["method"] not in named]
+            lines.append(f"{text}; trained methods whose value is not higher: {', '.join(below)}.")
+    words = [decision(test) for test in tests if test["against"] == baseline]
+    if words:
+        tally = ", ".join(f"{words.count(word)} {word}" for word in DECISIONS if word in words)
+        against = labels.get(baseline or "", baseline)
+        lines.append(f"Paired tests against {against}, {count(len(words), 'method')}: {tally}.")
+    return lines
 
 
 def result_sections(run: ReportedRun) -> list[dict[str, Any]]:
     """One section per slate set and checkpoint: tables, tests, and what they say in short."""
-    results = run.results
-    sections = []
+    results, labels = run.results, run.marked
+    sections: list[dict[str, Any]] = []
     for slates, checkpoint in result_keys(results):
-        here = rows_of(results, slates, checkpoint)
-        tests = [t for t in results["paired"] if t["slates"] == slates and t["checkpoint"] == checkpoint]
+        here = [{**row, "label": labels[row["method"]]} for row in rows_of(results, slates, checkpoint)]
+        tests = tests_of(results, slates, checkpoint)
         ranking = list(METRICS)
         other = [m for m in ALL_METRICS if m not in METRICS and any(row[m] is not None for row in here)]
         sections.append({
             "slates": slates, "checkpoint": checkpoint, "words": slates_in_words(slates), "n": f"{here[0]['n']:,}",
-            "chance": number(here[0]["chance"]), "short": _in_short(here, tests, results.get("baseline")),
+            "chance": number(here[0]["chance"]),
+            "short": _in_short(run, here, tests, answered=not sections),
+            "seen": len({run.methods[row["method"]].get("train_rows") for row in here}) > 1,
             "tables": [
                 {"headings": [_HEADINGS.get(metric, metric.upper()) for metric in part],
-                 "rows": _metric_rows(here, part), "ranking": part is ranking}
+                 "rows": _metric_rows(here, part, run.methods), "ranking": part is ranking}
                 for part in (ranking, other) if part
             ],
-            "tests": _test_rows(tests, run.labels), "rows": here,
+            "valid_note": _valid_note(here), "tests": _test_rows(tests, labels), "rows": here,
+            "marks": any(NO_MODEL in row["label"] for row in here), "models": any(map(has_model, run.methods.values())),
         })  # fmt: skip
     return sections
+
+
+def _valid_note(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What a low valid ratio means for the ranking metrics: nothing."""
+    ratios = [row[VALID] for row in rows if row[VALID] is not None]
+    if not ratios or min(ratios) >= 0.5:
+        return ""
+    if max(ratios) == 0:
+        text = "A valid ratio of 0 means that no greedy answer was exactly one candidate’s title"
+    else:
+        text = "A low valid ratio means that few greedy answers were exactly one candidate’s title"
+    return (
+        f"{text}: the model has not learned to write titles freely. That does not touch the ranking metrics above, for "
+        "which every candidate is scored by its log-probability and nothing is written."
+    )
 
 
 def side_by_side(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
@@ -128,7 +133,7 @@ def side_by_side(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
     tables = []
     for slates, checkpoint in keys:
         by_run = [{row["method"]: row for row in rows_of(run.results, slates, checkpoint)} for run in runs]
-        labels = {method: row["label"] for rows in reversed(by_run) for method, row in rows.items()}
+        labels = {method: run.marked[method] for run, rows in zip(runs, by_run, strict=True) for method in rows}
         roles = {method: row["role"] for rows in reversed(by_run) for method, row in rows.items()}
         order = sorted(labels, key=lambda m: -max(rows[m]["hr@1"] for rows in by_run if m in rows))
         tables.append({
@@ -161,18 +166,6 @@ def evidence_rows(diagnostics: Mapping[str, Any] | None) -> list[dict[str, Any]]
     ]  # fmt: skip
 
 
-def onset_sentence(diagnostics: Mapping[str, Any] | None, labels: Mapping[str, str]) -> str | None:
-    """Where hacking set in, over all methods."""
-    onsets = onset_found(diagnostics) if diagnostics else {}
-    if not onsets:
-        return None
-    found = {method: one for method, one in onsets.items() if one["step"] is not None}
-    if not found:
-        return f"Onset: none in {_count(len(onsets), 'method')}."
-    named = ", ".join(f"{labels.get(m, m)} at step {one['step']}" for m, one in found.items())
-    return f"Onset in {len(found)} of {len(onsets)} methods: {named}."
-
-
 def fit_rows(diagnostics: Mapping[str, Any] | None, labels: Mapping[str, str]) -> list[tuple[str, str]]:
     """(method, golden-reward fit in words)."""
     fits = (diagnostics or {}).get("golden_fit") or {}
@@ -198,7 +191,7 @@ def influence_sentence(diagnostics: Mapping[str, Any] | None, labels: Mapping[st
     examples = max(entry["examples"] for entry in probed.values())
     return (
         f"A real gradient step on a sampled pair (i, j) moved p_ik by {', and '.join(spans)}, of what Eq. 10 predicts, "
-        f"on {_count(examples, 'held-out slate')}."
+        f"on {count(examples, 'held-out slate')}."
     )
 
 
@@ -252,15 +245,15 @@ def audit_facts(run: ReportedRun) -> dict[str, Any] | None:
         return None
     rows = [
         {
-            "name": one["name"], "kind": one["kind"], "text": number(one["hr1"]), "verdict": one["verdict"],
-            "value": -1 if one["hr1"] is None else one["hr1"], "why": one["why"],
+            "name": one["name"].replace("_", " "), "kind": one["kind"], "verdict": one["verdict"],
+            "text": number(one["hr1"]), "value": -1 if one["hr1"] is None else one["hr1"], "why": one["why"],
             "interval": interval(one, "ci_low", "ci_high"), "control": number(one.get("control")),
         }
         for one in audit["probes"]
     ]  # fmt: skip
     leaks = [row["name"] for row in rows if row["verdict"] == "leak"]
     cautions = [row["name"] for row in rows if row["verdict"] == "caution"]
-    said = f"{audit['rows']:,} rows of {audit['slates']}, {_count(len(rows), 'blind probe')}"
+    said = f"{audit['rows']:,} rows of {audit['slates']}, {count(len(rows), 'blind probe')}"
     for name, group in (("leak", leaks), ("caution", cautions)):
         said += f"; {name}: {', '.join(group)}" if group else ""
     return {"verdict": _VERDICTS.get(audit["verdict"], "caution"), "said": said, "rows": rows,
@@ -285,24 +278,25 @@ def what_was_run(run: ReportedRun) -> list[tuple[str, str]]:
         n = next(row["n"] for row in results["summary"] if row["slates"] == name)
         facts.append(("Slates", f"{slates_in_words(name)}; {n:,} rows"))
     backbone, prompts = config.get("backbone") or {}, config.get("prompts") or {}
-    if backbone.get("name"):
+    models = any(map(has_model, run.methods.values()))
+    if models and backbone.get("name"):
         facts.append(("Language model", _backbone(backbone)))
-    if prompts.get("template"):
+    if models and prompts.get("template"):
         shown = "history and slate" if prompts.get("slate", True) else "history alone"
         facts.append(("Prompt", f"{prompts['template']}, {shown}"))
     lengths = [
-        f"{name} {_count(config[part]['epochs'], 'epoch')}" for part, name in (("sft", "SFT"), ("align", "alignment"))
+        f"{name} {count(config[part]['epochs'], 'epoch')}" for part, name in (("sft", "SFT"), ("align", "alignment"))
         if (config.get(part) or {}).get("epochs") is not None
     ]  # fmt: skip
-    if lengths:
+    if models and lengths:
         facts.append(("Training", ", ".join(lengths)))
     trained = [row for row in results["summary"] if row["role"] != TRIVIAL]
     seeds = sorted({seed for row in trained for seed in row["seeds"]})
-    methods = dict.fromkeys(row["label"] for row in trained)
-    facts.append(("Methods", ", ".join(methods) or "trivial baselines alone"))
+    methods = dict.fromkeys(run.marked[row["method"]] for row in trained)
+    facts.append(("Methods", "; ".join(methods) or "trivial baselines alone"))
     facts.append(("Seeds", ", ".join(map(str, seeds)) or "none"))
-    if results.get("baseline"):
-        facts.append(("Baseline of the tests", run.labels.get(results["baseline"], results["baseline"])))
+    if results.get("paired"):
+        facts.append(("Baseline of the tests", run.marked.get(results["baseline"], results["baseline"])))
     return facts
 
 
@@ -310,7 +304,7 @@ def _backbone(backbone: Mapping[str, Any]) -> str:
     tiny, lora = backbone.get("tiny"), backbone.get("lora")
     text = str(backbone["name"])
     if text == "tiny" and tiny:
-        text += f", from scratch: {_count(tiny['layers'], 'layer')}, width {tiny['hidden_size']}"
+        text += f", from scratch: {count(tiny['layers'], 'layer')}, width {tiny['hidden_size']}"
     if lora:
         text += f", LoRA rank {lora.get('rank')}, alpha {lora.get('alpha')}"
     return text + (f", {backbone['dtype']}" if backbone.get("dtype") else "")
@@ -318,10 +312,6 @@ def _backbone(backbone: Mapping[str, Any]) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
 
 
 def data_facts(run: ReportedRun) -> list[tuple[str, str]]:

@@ -49,10 +49,10 @@ def _lightened(colour: str, luminance: float) -> str:
     return to_hex((red, green, blue))
 
 
-def inline(svg: str, name: str, description: str, *, recolour: bool = True) -> str:
+def inline(svg: str, name: str, description: str) -> str:
     """The SVG for use inside a page: as wide as its column, ids prefixed by `name` so that several fit on one page.
 
-    recolour: colours become CSS variables of `colour_scheme`; else the figure keeps its own on white.
+    Colours become CSS variables of `colour_scheme`; one that is not among them stays.
     """
     text = svg[svg.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
@@ -62,10 +62,9 @@ def inline(svg: str, name: str, description: str, *, recolour: bool = True) -> s
     text = re.sub(r'(xlink:href|href)="#([^"]+)"', rf'\1="#{name}-\2"', text)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
-    if recolour:
-        text = re.sub(
-            r"(fill|stroke): (#[0-9a-f]{6})",
-            lambda m: f"{m[1]}: var({_VARIABLES[m[2]]})" if m[2] in _VARIABLES else m[0],
-            text,
-        )
+    text = re.sub(
+        r"(fill|stroke): (#[0-9a-f]{6})",
+        lambda m: f"{m[1]}: var({_VARIABLES[m[2]]})" if m[2] in _VARIABLES else m[0],
+        text,
+    )
     return text.replace("<svg", f'<svg role="img" aria-label="{escape(description)}"', 1)

@@ -9,6 +9,7 @@ from typing import Any, Final
 from sirius_rec.schema import SlateName
 
 MINUS: Final = "\u2212"
+NO_MODEL: Final = "\u00b0"
 
 
 def number(value: float | None, digits: int = 3, signed: bool = False) -> str:
@@ -28,6 +29,27 @@ def interval(row: Mapping[str, Any], low: str, high: str, signed: bool = False) 
     if row[low] is None:
         return ""
     return f"[{number(row[low], signed=signed)}, {number(row[high], signed=signed)}]"
+
+
+def count(n: int, what: str) -> str:
+    """1 method, 2 methods.
+
+    >>> count(1200, "row")
+    '1,200 rows'
+    """
+    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
+
+
+def has_model(facts: Mapping[str, Any]) -> bool:
+    """Whether a method, an entry of results["methods"], has a language model in it."""
+    return bool(facts.get("language_model", facts["role"] in ("sft", "arm")))
+
+
+def marked_labels(results: Mapping[str, Any]) -> dict[str, str]:
+    """Method → its label as tables write it: marked by `NO_MODEL` where others have a language model and it has not."""
+    without = {key for key, facts in results["methods"].items() if not has_model(facts)}
+    mark = f"\u00a0{NO_MODEL}" if without != set(results["methods"]) else ""
+    return {row["method"]: row["label"] + (mark if row["method"] in without else "") for row in results["summary"]}
 
 
 def minus(text: str) -> str:
@@ -70,9 +92,10 @@ def slate_size(name: str) -> int:
 
 
 def flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """Nested facts as ("a.b", text) pairs; long lists are shortened."""
+    """Nested facts as ("a, b", text) pairs, their keys in words; long lists are shortened."""
     if isinstance(value, Mapping):
-        return [pair for key in value for pair in flat(value[key], f"{prefix}.{key}" if prefix else str(key))]
+        names = {key: str(key).removeprefix("n_").replace("_", " ") for key in value}
+        return [pair for key in value for pair in flat(value[key], f"{prefix}, {names[key]}" if prefix else names[key])]
     if isinstance(value, list):
         shown = ", ".join(json.dumps(entry, ensure_ascii=False) for entry in value[:8])
         return [(prefix, shown + (f", … ({len(value)})" if len(value) > 8 else "") if value else "none")]

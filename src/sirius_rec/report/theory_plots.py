@@ -12,21 +12,24 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from sirius_rec import atomic
-from sirius_rec.report.plots import STYLE
+from sirius_rec.report.plots import GREY, STYLE
 from sirius_rec.theory.claims import EXAMPLE_1, EXAMPLE_1_AS_MEANT
 from sirius_rec.theory.preference import BRADLEY_TERRY, PreferenceModel
 from sirius_rec.theory.regions import Coordinates, area
 
 _LEVELS = (0.1, 0.2, 0.5, 0.99)
-# Dark is insensitive, as in the paper; four steps that stay apart in grey print.
-_SHADES = ("#08306B", "#2171B5", "#6BAED6", "#C6DBEF", "#FFFFFF")
+# Dark is insensitive, as in the paper; steps that stay apart in grey print. These and what is drawn on them keep their
+# colours on a dark page, where those of `plots` change: none of them may be one of its colours, nor white.
+_SHADES = ("#08306B", "#2171B5", "#6BAED6", "#C6DBEF", "#F7FBFF")
+_ON_SHADES = "#1A1A1A"
+_POINT = "#D9480F"
 _POINTS = 801
 
 
 def _contours(axes: Axes, x: np.ndarray, y: np.ndarray, values: np.ndarray) -> None:
     bounds = (0.0, *_LEVELS, max(float(values.max()), 1.0) * 1.01)
     axes.contourf(x, y, values, levels=bounds, colors=_SHADES)
-    axes.contour(x, y, values, levels=_LEVELS, colors="#222222", linewidths=0.8)
+    axes.contour(x, y, values, levels=_LEVELS, colors=_ON_SHADES, linewidths=0.8)
     axes.set_aspect("equal")
     axes.grid(False)
 
@@ -34,7 +37,7 @@ def _contours(axes: Axes, x: np.ndarray, y: np.ndarray, values: np.ndarray) -> N
 def _legend(figure: Figure, derivative: str, columns: int) -> None:
     """The shades and the derivative they stand for, below the axes."""
     names = [f"< {_LEVELS[0]:g}", *(f"{a:g} to {b:g}" for a, b in pairwise(_LEVELS)), f"> {_LEVELS[-1]:g}"]
-    patches = [Patch(facecolor=c, edgecolor="#222222", label=n) for c, n in zip(_SHADES, names, strict=True)]
+    patches = [Patch(facecolor=c, edgecolor=GREY, label=n) for c, n in zip(_SHADES, names, strict=True)]
     figure.legend(handles=patches, loc="outside lower center", ncols=columns, title=derivative, frameon=False)
 
 
@@ -62,13 +65,14 @@ def sensitivity_figure(model: PreferenceModel = BRADLEY_TERRY, points: int = _PO
                 other = r_k - r_j if coordinates == "p_ij,p_kj" else r_i - r_k
                 at = [float(model.p(np.array(d))) for d in (r_i - r_j, other)]
                 axes.plot(
-                    *at, marker, color="#D55E00", markeredgecolor="white", markersize=7, label=name, clip_on=False
+                    *at, marker, color=_POINT, markeredgecolor=_SHADES[-1], markersize=7, label=name, clip_on=False
                 )
             axes.set(xlabel="$p_{ij}$ (positive over sampled negative)", ylabel=label, xlim=(0, 1), ylim=(0, 1))
             share = area(0.5, coordinates, model)
             axes.set_title(f"($p_{{ij}}$, {label}): {share:.1%} of the square below 0.5")
             if number == 1:
-                axes.legend(loc="center", frameon=True, framealpha=0.9, fontsize=8)
+                axes.legend(loc="center", frameon=True, framealpha=0.9, fontsize=8, facecolor=_SHADES[-1],
+                            labelcolor=_ON_SHADES)  # fmt: skip
         _legend(figure, rf"$|\partial p_{{ik}} / \partial p_{{ij}}|$ under {model.name}", 5)
         return figure
 
@@ -81,8 +85,10 @@ def anchor_figure(model: PreferenceModel = BRADLEY_TERRY, points: int = _POINTS)
         grid = _grid(0.5, points)
         x, y = np.meshgrid(grid, grid)
         _contours(axes, x, y, model.sensitivity_ij_kj(x, y))
-        axes.plot([0, 0.5], [0, 0.5], color="#D55E00", linewidth=1.2)
-        axes.text(0.13, 0.33, "misordered pairs\n$r_k > r_i$:\nderivative > 1", ha="center", fontsize=8.5)
+        axes.plot([0, 0.5], [0, 0.5], color=_POINT, linewidth=1.2)
+        axes.text(
+            0.13, 0.33, "misordered pairs\n$r_k > r_i$:\nderivative > 1", ha="center", fontsize=8.5, color=_ON_SHADES
+        )
         axes.set(
             xlabel="$p_{i0}$ (positive over anchor)",
             ylabel="$p_{k0}$ (unsampled negative over anchor)",

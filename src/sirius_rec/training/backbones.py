@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,9 @@ def cannot_read(name: str | Path, what: str, error: Exception) -> ConfigError:
 
 def load_tokenizer(name: str | Path) -> Any:
     """The tokenizer of a hub id or folder; ConfigError in one line if it cannot be had."""
+    folder = Path(name)
+    if is_adapter(folder) and not (folder / "tokenizer_config.json").is_file():
+        name = adapter_base(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(name))
     except Exception as error:  # the hub raises many kinds
@@ -74,11 +78,13 @@ def _quantized(quantization: str | None) -> dict[str, Any]:
 def load_backbone(
     name: str | Path, *, dtype: str = "float32", attention: str = "sdpa", quantization: str | None = None
 ) -> Any:
-    """A causal LM from a hub id or folder; ConfigError in one line if it cannot be had.
+    """A causal LM from a hub id or folder, an adapter's merged into its base; ConfigError if it cannot be had.
 
     quantization: "4bit" for frozen NF4 weights under an adapter (QLoRA); None for weights in `dtype`.
     """
     extra = _quantized(quantization)
+    if is_adapter(Path(name)):
+        return _merged(Path(name), dtype=dtype, attention=attention)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             str(name), dtype=DTYPES[dtype], attn_implementation=attention, **extra
@@ -91,6 +97,23 @@ def load_backbone(
         # Checkpointing is the stage's own choice.
         return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     return model
+
+
+def adapter_base(folder: Path) -> str:
+    """The model that an adapter was made on; a relative folder is looked for beside the adapter, too."""
+    base = str(json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"])
+    for place in (Path(base), folder / base, folder.parent / base):
+        if place.is_dir():
+            return str(place)
+    return base
+
+
+def _merged(folder: Path, *, dtype: str, attention: str) -> Any:
+    """A whole model of an adapter and its base."""
+    from peft import PeftModel
+
+    base = load_backbone(adapter_base(folder), dtype=dtype, attention=attention)
+    return PeftModel.from_pretrained(base, str(folder)).merge_and_unload()
 
 
 def add_lora(model: Any, *, rank: int = 32, alpha: float = 8.0, dropout: float = 0.0) -> Any:

@@ -7,8 +7,10 @@ kernels, adapters and checkpointing: it is measured on a few of the longest rows
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -47,9 +49,21 @@ class MemoryEstimate:
         parts = {k: v / size for k, v in asdict(self).items() if k not in ("rows", "tokens")}
         breakdown = ", ".join(f"{name} {part:.1f}" for name, part in parts.items())
         return (
-            f"memory: about {self.total / size:.1f} {unit} per process at most ({breakdown}; {self.rows} rows of "
-            f"{self.tokens} tokens at once)"
+            f"memory: a step takes about {self.total / size:.1f} {unit} of tensors ({breakdown}; {self.rows} rows of "
+            f"{self.tokens} tokens at once), beside the {resident() / 2**30:.1f} GiB that this process holds now"
         )
+
+
+def resident() -> int:
+    """Bytes of memory that this process holds: Python, the framework, the data, and weights on the CPU."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, AttributeError):  # not Linux: the most that it ever held
+        import resource
+
+        held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return held if sys.platform == "darwin" else held * 1024
 
 
 def allocated_peak(run: Callable[[], object], device: torch.device) -> int:

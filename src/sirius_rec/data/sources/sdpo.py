@@ -169,7 +169,7 @@ def _row(record: Any, item: Callable[[Any], str]) -> tuple[list[str], list[str],
     assert isinstance(history, list) and isinstance(slate, list)
     candidates, chosen = [item(title) for title in slate], item(target)
     if len(set(candidates)) < len(candidates):
-        raise ValueError("a title stands twice in itemList")
+        raise ValueError("a title is duplicated in itemList")
     if chosen not in candidates:
         raise ValueError(f"trueSelection {short(target)} is not in itemList")
     return [item(title) for title in history], candidates, chosen

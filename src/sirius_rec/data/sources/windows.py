@@ -151,7 +151,7 @@ def _parse(line: str, item_ids: set[str]) -> dict[str, Any]:
         candidates = _item_list(candidates, CANDIDATES, item_ids)
         if len(set(candidates)) < len(candidates):
             twice = next(c for i, c in enumerate(candidates) if c in candidates[:i])
-            raise ValueError(f"item {twice!r} stands twice in candidates; a slate holds distinct items")
+            raise ValueError(f"item {twice!r} is duplicated in candidates; a slate holds distinct items")
         if target not in candidates:
             raise ValueError(f"target {target!r} is not among the candidates; add it to the slate")
     timestamp = record.get(TIMESTAMP)

@@ -90,11 +90,12 @@ class Method:
         return None
 
     def facts(self, run: Run) -> dict[str, Any]:
-        """What results.json says of it; train_rows: that it learns from."""
+        """What results.json says of it; train_rows: that it learns from; language_model: whether it is one."""
         data = run.dataset
         rows = data.examples("train") if self.uses_backbone else data.all_train_examples()
         return {
             "label": self.label, "role": self.role, "random": self.random, "base": self.base, "train_rows": rows.height,
+            "language_model": self.uses_backbone or self.remote,
         }  # fmt: skip
 
     # What it needs

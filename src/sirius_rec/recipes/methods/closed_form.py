@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 from sirius_rec.atomic import write_json
 from sirius_rec.config import Config, MethodSection
 from sirius_rec.options import NotNegative, Options, Rate, options_of
-from sirius_rec.rankers.floors import DirectedItemKNN, ItemKNN, Popularity, RandomRanker
 from sirius_rec.rankers.linear import EASE, Markov, check_size, checked_times
 from sirius_rec.rankers.linear import Recency as RecencyRanker
+from sirius_rec.rankers.trivial import DirectedItemKNN, ItemKNN, Popularity, RandomRanker
 from sirius_rec.recipes.methods.base import Method, Role, no_preset
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.run_folder import DONE

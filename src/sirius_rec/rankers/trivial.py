@@ -1,4 +1,4 @@
-"""Rankers without a language model: the floors every result table carries.
+"""Trivial baselines: rankers that every result table carries, none of which learns by gradient.
 
 All share one shape: `fit(sequences, n_items)` on the users' train sequences (arrays of dense item numbers), or for
 `DirectedItemKNN` `fit(histories, targets, n_items)` on the train windows, then

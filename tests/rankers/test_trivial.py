@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from sirius_rec.errors import ConfigError, DataError, ScoringError
 from sirius_rec.evaluation.metrics import hit_rate, rank_bounds, target_positions
-from sirius_rec.rankers import floors
-from sirius_rec.rankers.floors import DirectedItemKNN, ItemKNN, Popularity, RandomRanker
+from sirius_rec.rankers import trivial
+from sirius_rec.rankers.trivial import DirectedItemKNN, ItemKNN, Popularity, RandomRanker
 
 N = 9
 
@@ -62,8 +62,8 @@ def test_item_knn_equals_the_dense_form_in_any_blocks(train, rows, shrinkage, sa
     ranker = ItemKNN(shrinkage).fit(sequences, N)
     whole = ranker.score(histories, candidates)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(floors, "_PAIRS", 4)
-        patch.setattr(floors, "_ROWS", 2)
+        patch.setattr(trivial, "_PAIRS", 4)
+        patch.setattr(trivial, "_ROWS", 2)
         parts = ranker.score(histories, candidates)
     single = [ranker.score([h], [c])[0] for h, c in zip(histories, candidates, strict=True)]
     for got, same, alone, wanted in zip(whole, parts, single, expected, strict=True):
@@ -130,7 +130,7 @@ def test_directed_item_knn_equals_the_dense_form_in_any_blocks(train, rows, salt
     ranker = DirectedItemKNN().fit(windows, targets, N)
     whole = ranker.score(histories, candidates)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(floors, "_ROWS", 2)
+        patch.setattr(trivial, "_ROWS", 2)
         parts = ranker.score(histories, candidates)
     for got, same, history, slate in zip(whole, parts, histories, candidates, strict=True):
         np.testing.assert_allclose(got, similarity[np.ix_(history, slate)].sum(axis=0), atol=1e-12)

@@ -1,0 +1,57 @@
+"""`sirius merge`: seeds that were trained apart, in an array job say, become one run."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from sirius_rec import atomic
+from sirius_rec.errors import RunError
+from sirius_rec.recipes.adoption import first_difference
+from sirius_rec.recipes.run import Run
+from sirius_rec.recipes.run_folder import ENVIRONMENT, RunFolder
+
+# What belongs to one seed: folders s<seed> and files of its name, below these.
+_BY_SEED = ("pretrain", "sft", "align", "methods", "reference")
+_TABLES = ("scores", "generation")
+
+
+def merge_runs(paths: Sequence[Path], out: Path) -> RunFolder:
+    """Copy the seeds of several run folders into one, with all of their seeds in its configuration.
+
+    RunError for runs on other data or with another configuration (naming the first difference), for a seed that two
+    of them trained, and where `out` exists.
+    """
+    runs = [Run.open(path) for path in paths]
+    first = runs[0]
+    if out.exists():
+        raise RunError(f"{out}: exists: choose another --out")
+    for other in runs[1:]:
+        where = f"{other.folder.path} and {first.folder.path}"
+        if other.dataset.fingerprint != first.dataset.fingerprint:
+            raise RunError(f"{where} are on different data: runs can be merged on the same prepared data only")
+        one, two = (run.config.changed(seeds=(0,)) for run in (first, other))
+        difference = first_difference(other.folder, one, two)
+        if difference:
+            raise RunError(f"{where} have different configurations ({difference})")
+    seeds = [seed for run in runs for seed in run.config.seeds]
+    if len(set(seeds)) < len(seeds):
+        twice = next(seed for n, seed in enumerate(seeds) if seed in seeds[:n])
+        raise RunError(f"seed {twice} was trained in two of the runs: leave one of them out")
+    with atomic.replacing(out) as partial:
+        partial.mkdir()
+        _copy(first.folder.path, partial, (first.folder.data.name, first.folder.backbone.name, ENVIRONMENT))
+        for run in runs:
+            _copy(run.folder.path, partial, (*_BY_SEED, *_TABLES))
+        RunFolder(partial).write_config(first.config.changed(seeds=tuple(sorted(seeds))))
+    return RunFolder(out)
+
+
+def _copy(source: Path, target: Path, names: Sequence[str]) -> None:
+    for name in names:
+        entry = source / name
+        if entry.is_dir():
+            shutil.copytree(entry, target / name, dirs_exist_ok=True)
+        elif entry.is_file():
+            shutil.copy2(entry, target / name)
