@@ -15,7 +15,7 @@ import polars as pl
 from sirius_rec.data.sources import SOURCES
 from sirius_rec.data.sources.csv_table import ROW, Dialect, Table, headerless
 from sirius_rec.data.sources.files import find_table, place, read_table, require_file
-from sirius_rec.data.sources.span import TIME, time_notes
+from sirius_rec.data.sources.span import TIME, bounds, time_notes
 from sirius_rec.data.sources.timestamps import to_seconds
 from sirius_rec.data.statistics import read_lines
 from sirius_rec.data.titles import collapse_whitespace
@@ -219,10 +219,7 @@ def _events(
         if asked == (None, None):
             count = times["early"] + times["late"]
             check.problems.append(f"{path}: {count:,} events lie years apart from all others")
-            if times["early"]:
-                check.options["min_time"] = times["others"]["first"][:10]
-            if times["late"]:
-                check.options["max_time"] = times["others"]["last"]
+            check.options |= bounds(times)
     if listed is not None:
         unknown = frame.filter((pl.col(ITEM_ID).fill_null("") != "") & ~pl.col(ITEM_ID).is_in(listed.implode()))
         what = f"events of {unknown[ITEM_ID].n_unique():,} items that are not listed with a title"

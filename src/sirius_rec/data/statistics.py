@@ -62,6 +62,8 @@ def summary_lines(dataset: Dataset) -> list[str]:
         *_table_2(numbers),
         f"rows: {rows}; history length {length['min']} to {length['max']}, mean {length['mean']:.1f}",
     ]
+    if few := info["filters"].get("rows_without_enough_negatives_dropped"):
+        lines.append(f"rows whose user leaves too few items for the negatives of a slate, dropped: {few:,}")
     if short := info["filters"].get("rows_with_short_history_dropped"):
         lines.append(f"rows with a history below min_history, dropped: {short:,}")
     if (ties := notes.get("ties", {})).get("rows"):

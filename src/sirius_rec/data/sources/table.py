@@ -103,6 +103,12 @@ def load(
     reader = _Reader(events_path, Account(events_path), Dialect(separator, names, encoding), bad_rows)
     events, unit = reader.events(dict(columns or {}), dict(where or {}), timestamp_unit, rated=min_rating is not None)
     account = reader.account
+    first_id = (item_columns or {}).get(ITEM_ID)
+    if first_id is not None and (events[ITEM_ID] == first_id).any():
+        raise DataError(
+            f"{items_path}, line 1: {first_id!r} is the id of an item that has events, not the name of a column; the "
+            "header line is missing: add one, or name all columns in their order with option item_names"
+        )
     counts: dict[str, Any] = {"events_read": account.read}
     if min_rating is not None:
         before = events.height
