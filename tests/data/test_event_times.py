@@ -23,7 +23,7 @@ def test_outliers_are_counted_and_the_options_named() -> None:
     notes = time_notes(np.r_[good, 9, 18, 2_524_636_800])
     assert (notes["early"], notes["late"], notes["first"]) == (2, 1, "1970-01-01T00:00:09Z")
     caution = time_lines(notes)[1]
-    assert "3 events lie years apart" in caution and "min_time=2020-09-13 data.options.max_time=2020-10-02T" in caution
+    assert "3 events lie years apart" in caution and "min_time=2020-09-13 data.options.max_time=2020-10-03" in caution
     halves = time_notes(np.r_[good, good + 5 * 366 * DAY])  # a long pause, not a placeholder
     assert "others" not in halves
     many = time_notes(np.r_[good, np.zeros(9)])
@@ -42,6 +42,17 @@ def test_moments_are_dates_texts_or_seconds() -> None:
         TimeSpan.of("soon", None)
     with pytest.raises(ConfigError, match="is after max_time"):
         TimeSpan.of(5, 4)
+
+
+def test_windows_with_a_time_outside_are_dropped(tmp_path: Path) -> None:
+    rows = [{"history": ["1"], "target": "2", "split": "train", "timestamp": time} for time in (9, START, START + DAY)]
+    rows.append({"history": ["1"], "target": "2", "split": "train"})
+    (tmp_path / "windows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "items.csv").write_text("item_id,title\n1,A\n2,B\n")
+    loaded = SOURCES["windows"](tmp_path, seed=0, min_time="2005-01-01")
+    assert loaded.rows["timestamp"].to_list() == [START, START + DAY, None]
+    assert loaded.notes["lines"][0]["dropped"] == {"outside min_time and max_time": 1}
+    assert loaded.notes["times"]["first"] == "2020-09-13T12:26:40Z"
 
 
 def files(folder: Path, source: str) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from sirius_rec.data.options import SlateOptions, WindowOptions
+from sirius_rec.data.options import SlateOptions, SplitOptions, WindowOptions
 from sirius_rec.data.prepare import prepare
 from sirius_rec.data.statistics import summary_lines
 from sirius_rec.data.store import Dataset
-from sirius_rec.errors import DataError
+from sirius_rec.errors import DataError, RunError
 
 LONG = "Deluxe " * 40
 NAMES = ["Red", "Blue", "Green", "Grey", LONG, ""]  # the fifth is too long, the last has no title
@@ -101,5 +101,29 @@ def test_folders_made_before_the_option_are_still_theirs(tmp_path: Path) -> None
     table(tmp_path)
     drop = {"missing_titles": "drop", "unknown_items": "drop", "bad_rows": "drop"}
     first = prepared(tmp_path, "table", "out", options=drop)
-    assert "titles" not in first.info["recipe"]
-    assert prepared(tmp_path, "table", "out", unusable="drop").fingerprint == first.fingerprint
+    assert not {"unusable", "max_title"} & set(first.info["recipe"])
+    assert prepared(tmp_path, "table", "out", options=drop).fingerprint == first.fingerprint
+    with pytest.raises(RunError, match=r"differs in: .*unusable"):
+        prepared(tmp_path, "table", "out", options=drop, unusable="drop")
+
+
+def test_a_user_who_leaves_no_negatives_does_not_stop_the_others(tmp_path: Path) -> None:
+    rows = "".join(f"u{u},{item},{item}\n" for u in range(5) for item in range(2)) + "".join(
+        f"all,{k},{k}\n" for k in range(4)
+    )
+    (tmp_path / "interactions.csv").write_text(f"user_id,item_id,timestamp\n{rows}")
+    (tmp_path / "items.csv").write_text("item_id,title\n" + "".join(f"{k},T{k}\n" for k in range(4)))
+    with pytest.raises(DataError, match=r"leaves only 0 of 4 items .*3 such rows.* data.unusable: drop"):
+        prepared(tmp_path, "table", "refused", split=SplitOptions(ratios=(1, 0, 0)))
+    dataset = prepared(tmp_path, "table", "out", split=SplitOptions(ratios=(1, 0, 0)), unusable="drop")
+    assert dataset.info["filters"]["rows_without_enough_negatives_dropped"] == 3
+    assert dataset.examples("train")["user_id"].to_list() == [f"u{u}" for u in range(5)]
+    assert any("too few items for the negatives" in line for line in summary_lines(dataset))
+
+
+def test_the_first_item_of_a_catalogue_without_a_header_is_not_lost(tmp_path: Path) -> None:
+    table(tmp_path)
+    (tmp_path / "items.csv").write_text("".join(f"{k},T{k}\n" for k in range(7)))
+    drop = {"item_columns": {"item_id": "0", "title": "T0"}, "unknown_items": "drop", "bad_rows": "drop"}
+    with pytest.raises(DataError, match=r"items.csv, line 1: '0' is the id of an item .* item_names"):
+        prepared(tmp_path, "table", "out", options=drop)

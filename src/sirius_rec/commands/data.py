@@ -18,15 +18,19 @@ def prepare(
     source: Annotated[str | None, typer.Option(help="Source name, instead of a CONFIG.")] = None,
     input: Annotated[Path | None, typer.Option(help="File or folder of the source.")] = None,
     out: Annotated[Path | None, typer.Option(help="Data folder to write.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Only name every problem of the files; 1 if any.")] = False,
     json_file: JsonOption = None,
 ) -> None:
     """Prepare a data set: events or windows in, frozen slates out.
 
     Example: sirius prepare configs/lastfm.yaml --out data/lastfm
 
+    Example: sirius prepare --source table --input logs/ --check
+
     Example: sirius prepare --source table --input logs/ --out data/mine data.slates='[{size: 100}]'
     """
     from sirius_rec.config_yaml import apply_overrides
+    from sirius_rec.data.checking import check_lines
     from sirius_rec.data.statistics import summary_lines
     from sirius_rec.progress import byte_bar
     from sirius_rec.recipes.configuration import parse_config
@@ -39,7 +43,7 @@ def prepare(
         raise ConfigError("prepare: give either a CONFIG or --source (with --input)")
     if config is not None and input is not None:
         raise ConfigError("prepare: --input goes with --source; beside a CONFIG write data.input=PATH")
-    if out is None:
+    if out is None and not check:
         raise ConfigError("prepare: say where to write with --out DATA")
     check_json(json_file)
     if config is not None:
@@ -47,6 +51,11 @@ def prepare(
     else:
         data = {"source": source, "input": None if input is None else str(input)}
         loaded = parse_config(apply_overrides({"data": data}, extra), "command line")
+    if check or out is None:
+        lines, problems = check_lines(loaded.data.source, loaded.data.input, loaded.data.options)
+        for line in lines:
+            say(line)
+        raise typer.Exit(1 if problems else 0)
     with byte_bar("reading") as advance:
         dataset = prepare_data(loaded, out, log, advance)
     for line in summary_lines(dataset):

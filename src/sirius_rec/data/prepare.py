@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import types
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -15,6 +16,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from sirius_rec.data.fingerprint import combined_fingerprint, table_fingerprint
 from sirius_rec.data.material import EXAMPLE_SCHEMA, Material, check_no_filters, from_examples, from_interactions
 from sirius_rec.data.options import (
+    DRAWN,
     INTERACTED_LEAKY,
     PAST,
     FilterOptions,
@@ -103,8 +105,8 @@ def prepare(
     _check_request(source, prepared or input, options, slates, limits, seed, split.kind)
     options = source_options(source, options, unusable)
     recipe = make_recipe(source, input, options, filter, split, window, slates, seed, limits)
-    if max_title is not None:  # recipes older than the option stay as they are
-        recipe["titles"] = {"max_title": max_title, "unusable": unusable}
+    if unusable != "refuse" or max_title is not None:  # recipes older than these options stay as they are
+        recipe |= {"unusable": unusable, "max_title": max_title}
     if prepared is not None:
         say(f"{out}: as {prepared}")
         return adopted(Path(prepared), out, recipe)
@@ -124,10 +126,12 @@ def prepare(
     material = _material(loaded, filter, split, window)
     notes = loaded.notes
     del loaded  # the events, which the examples now hold
+    excludes = _excludes(slates, split.kind != "user" or _shares_users(material))
+    if unusable == "drop":
+        material = _with_negatives(material, slates, excludes)
     base = combined_fingerprint(
         {"items": table_fingerprint(material.items), "examples": table_fingerprint(material.examples)}
     )
-    excludes = _excludes(slates, split.kind != "user" or _shares_users(material))
     learns = any(option.protocol in _LEARNING for option in slates)  # before the limits, which are no reason to unlearn
     train = material.select(learns & (material.examples[SPLIT] == "train").to_numpy())
     every = material.examples.filter(pl.col(SPLIT) == "train").select(list(EXAMPLE_SCHEMA))
@@ -204,6 +208,20 @@ def _shares_users(material: Material) -> bool:
     """Whether a user has rows in more than one split."""
     pairs = material.examples.select(USER_ID, SPLIT).drop_nulls(USER_ID).unique()
     return pairs[USER_ID].n_unique() < pairs.height
+
+
+def _with_negatives(material: Material, slates: Sequence[SlateOptions], excludes: Sequence[str | None]) -> Material:
+    """The rows whose user leaves enough items for the negatives of every slate; all where that is no row."""
+    short = np.zeros(material.examples.height, dtype=bool)
+    for option, exclude in zip(slates, excludes, strict=True):
+        if option.protocol in DRAWN and option.size is not None:
+            excluded = material.past if exclude == PAST else material.interacted
+            asked = material.examples[SPLIT].is_in(option.splits).to_numpy()
+            short |= asked & (material.items.height - excluded.count_R < option.size - 1)
+    if not short.any() or short.all():
+        return material
+    filters = {**material.filters, "rows_without_enough_negatives_dropped": int(short.sum())}
+    return replace(material.select(~short), filters=filters)
 
 
 def _excludes(slates: Sequence[SlateOptions], shared_users: bool) -> list[str | None]:

@@ -72,7 +72,8 @@ def check_enough(excluded: ExcludedItems, row_id_R: Int, n_items: int, name: Sla
         row = int(np.flatnonzero(short)[0])
         raise DataError(
             f"slates {name}: row {row_id_R[row]} needs {name.size - 1} negatives, but its user leaves only "
-            f"{available_R[row]} of {n_items} items to draw from ({int(short.sum())} such rows); use a smaller size"
+            f"{available_R[row]} of {n_items} items to draw from ({int(short.sum())} such rows); use a smaller size, "
+            "or drop such rows with data.unusable: drop"
         )
     return available_R
 

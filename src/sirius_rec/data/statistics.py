@@ -54,15 +54,16 @@ def summary_lines(dataset: Dataset) -> list[str]:
     lines = [
         f"dataset {dataset.path} (source {info['source']['name']}, fingerprint {dataset.fingerprint[:12]})",
         *_format_lines(notes),
-        *_read_lines(notes),
+        *read_lines(notes),
+        *_funnel_lines(info),
         f"users {_show(numbers['n_users'])}, items {_show(numbers['n_items'])} "
         f"({_show(numbers['n_items_seen'])} seen), interactions {_show(numbers['n_interactions'])}, "
         f"sequences {_show(numbers['n_sequences'])}, density {_show(numbers['density'], '.3%')}",
         *_table_2(numbers),
         f"rows: {rows}; history length {length['min']} to {length['max']}, mean {length['mean']:.1f}",
     ]
-    for step in info["filters"]["steps"]:
-        lines.append(f"filter {step['name']}: -{step['users']} users, -{step['items']} items, -{step['events']} events")
+    if few := info["filters"].get("rows_without_enough_negatives_dropped"):
+        lines.append(f"rows whose user leaves too few items for the negatives of a slate, dropped: {few:,}")
     if short := info["filters"].get("rows_with_short_history_dropped"):
         lines.append(f"rows with a history below min_history, dropped: {short:,}")
     if (ties := notes.get("ties", {})).get("rows"):
@@ -114,7 +115,26 @@ def _format_lines(notes: Mapping[str, Any]) -> Iterator[str]:
             yield f"{what} file read as: {'; '.join(said)}"
 
 
-def _read_lines(notes: Mapping[str, Any]) -> Iterator[str]:
+def _funnel_lines(info: Mapping[str, Any]) -> Iterator[str]:
+    """What the filters and windows left of the events and users that the source handed over, and why."""
+    filters, numbers = info["filters"], info["statistics"]
+    for step in filters["steps"]:
+        yield f"filter {step['name']}: -{step['users']:,} users, -{step['items']:,} items, -{step['events']:,} events"
+    if "after" not in filters:
+        return
+    before, after = filters["before"], filters["after"]
+    left = f" -> {after['events']:,} after filters" if filters["steps"] else ""
+    least = info["recipe"]["window"]["min_history"] + 1
+    short = numbers["n_users"] - numbers["n_sequences"]
+    limited = " within limits" if info["recipe"]["limits"] else ""
+    rows = f"{sum(numbers['rows'].values()):,} rows{limited}, each with {least - 1} or more events before it"
+    yield f"events {before['events']:,}{left} -> {rows}"
+    left = f" -> {after['users']:,} after filters" if filters["steps"] else ""
+    why = f" ({short:,} have fewer than {least} events, min_history + 1)" if short else ""
+    yield f"users {before['users']:,}{left} -> {numbers['n_sequences']:,} sequences{why}"
+
+
+def read_lines(notes: Mapping[str, Any]) -> Iterator[str]:
     """What was read from each raw file, and where its first malformed line stands."""
     for account in notes.get("lines", []):
         dropped = ", ".join(f"{count:,} {reason}" for reason, count in account["dropped"].items())

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Sequence
 
 import polars as pl
 
+# Zero-width spaces show nothing and join nothing; joiners (U+200C, U+200D) do, in emoji and in Persian.
+_NOTHING = "[\u200b\u2060\ufeff]"
+_INVISIBLE = r"^[\p{Cf}\s]*$"  # a title of nothing but format characters is none
+
 
 def collapse_whitespace(titles: pl.Series) -> tuple[pl.Series, int]:
-    """Strip titles and turn every run of white space (line breaks too) into one space; also how many changed.
+    """Titles in one line: NFC, no zero-width space, every run of white space one space; also how many changed.
+
+    A title of invisible characters alone becomes "".
 
     >>> tidy, changed = collapse_whitespace(pl.Series(["Red", " House\\n Painters "]))
     >>> tidy.to_list(), changed
     (['Red', 'House Painters'], 1)
     """
-    tidy = titles.str.replace_all(r"\s+", " ").str.strip_chars()
+    tidy = titles.str.normalize("NFC").str.replace_all(_NOTHING, "").str.replace_all(_INVISIBLE, "")
+    tidy = tidy.str.replace_all(r"\s+", " ").str.strip_chars()
     return tidy, int((tidy != titles).sum())
 
 
@@ -24,7 +33,8 @@ def tidy_title(title: str) -> str:
     >>> tidy_title(" House\\n Painters ")
     'House Painters'
     """
-    return " ".join(title.split())
+    plain = " ".join(re.sub(_NOTHING, "", unicodedata.normalize("NFC", title)).split())
+    return "" if all(unicodedata.category(character) in ("Cf", "Zs") for character in plain) else plain
 
 
 def distinct_titles(titles: Sequence[str]) -> tuple[list[str], list[int]]:

@@ -142,7 +142,11 @@ def check_choice(option: str, value: str, choices: Any) -> None:
 
 
 def load_items(
-    path: Path, columns: dict[str, str], missing_titles: OnFault, dialect: Dialect = Dialect()
+    path: Path,
+    columns: dict[str, str],
+    missing_titles: OnFault,
+    dialect: Dialect = Dialect(),
+    bad_rows: OnFault = "error",
 ) -> tuple[pl.DataFrame, list[str], dict[str, Any]]:
     """The catalogue: item_id (text, unique) and title (not empty, white space collapsed), in file order.
 
@@ -150,7 +154,8 @@ def load_items(
         items, the ids dropped for want of a title, and counts for the notes.
 
     Raises:
-        DataError: missing column, empty or repeated item_id, empty title unless `missing_titles` is 'drop'.
+        DataError: missing column, empty or repeated item_id unless `bad_rows` is 'drop' (the first with a title stays),
+            empty title unless `missing_titles` is 'drop'.
     """
     check_names("item_columns", columns, (ITEM_ID, TITLE))
     names = {ITEM_ID: ITEM_ID, TITLE: TITLE, **columns}
@@ -159,6 +164,11 @@ def load_items(
     require_columns(raw, path, names, "item_columns")
     frame = raw.select(ROW, *(pl.col(theirs).cast(pl.String).alias(ours) for ours, theirs in names.items()))
     frame = frame.with_columns(pl.col(ITEM_ID).str.strip_chars())
+    if bad_rows == "drop":
+        titled = pl.col(TITLE).fill_null("").str.strip_chars() != ""
+        frame = frame.filter(pl.col(ITEM_ID).fill_null("") != "").sort(~titled, ROW)
+        frame = frame.filter(pl.col(ITEM_ID).is_first_distinct()).sort(ROW)
+    bad = raw.height - frame.height
     if (empty := frame.filter(pl.col(ITEM_ID).fill_null("") == "")).height:
         raise first_bad(empty, path, TITLE, "empty item_id for title", "give every item an id")
     if (twice := frame.filter(~pl.col(ITEM_ID).is_first_distinct())).height:
@@ -172,7 +182,8 @@ def load_items(
     if not items.height:
         raise DataError(f"{path}: no items; a catalogue of at least one titled item is needed")
     notes = {
-        "items_read": frame.height,
+        "items_read": raw.height,
+        **({"item_rows_dropped": bad} if bad else {}),
         "items_without_title_dropped": untitled.height,
         "titles_collapsed": collapsed,
         "items_format": table.notes,

@@ -48,6 +48,10 @@ class TimeSpan:
     def __bool__(self) -> bool:
         return self.least is not None or self.most is not None
 
+    def holds(self, seconds: float) -> bool:
+        """Whether a moment lies in the span."""
+        return (self.least is None or seconds >= self.least) and (self.most is None or seconds <= self.most)
+
     def inside(self, seconds: pl.Expr = pl.col(TIME)) -> pl.Expr:
         """Whether seconds lie in the span; true where they are null."""
         inside = pl.lit(True)
@@ -105,6 +109,17 @@ def iso(seconds: float) -> str:
     return (_EPOCH + timedelta(seconds=int(np.floor(seconds)))).replace(tzinfo=None).isoformat() + "Z"
 
 
+def bounds(times: Mapping[str, Any]) -> dict[str, str]:
+    """The options min_time and max_time, as dates, that drop the outliers of `time_notes` and nothing else."""
+    options = {}
+    if times.get("early"):
+        options["min_time"] = times["others"]["first"][:10]
+    if times.get("late"):
+        last = datetime.fromisoformat(times["others"]["last"])
+        options["max_time"] = (last.date() + timedelta(days=1)).isoformat()
+    return options
+
+
 def time_lines(times: Mapping[str, Any]) -> list[str]:
     """The range of event times, and a caution about outliers, to be printed."""
     if not times.get("first"):
@@ -112,8 +127,7 @@ def time_lines(times: Mapping[str, Any]) -> list[str]:
     lines = [f"event times: {times['first']} to {times['last']}"]
     if "others" in times:
         early, late, others = times["early"], times["late"], times["others"]
-        options = [f"data.options.min_time={others['first'][:10]}"] * bool(early)
-        options += [f"data.options.max_time={others['last']}"] * bool(late)
+        options = [f"data.options.{name}={value}" for name, value in bounds(times).items()]
         lines.append(
             f"caution: {early + late:,} events lie years apart from all others ({others['first']} to "
             f"{others['last']}) and become their users' first or last; to drop them: {' '.join(options)}"

@@ -77,7 +77,8 @@ def load(
             1970.
         keep_repeats: a repeated (user, item) pair stays, where customers buy things again; otherwise it keeps its first
             event in time, and the others are counted in the notes.
-        bad_rows: 'drop' drops and counts rows with an empty id, or a time or rating that does not parse.
+        bad_rows: 'drop' drops and counts rows with an empty id, or a time or rating that does not parse, and repeated
+            rows of an item (the first with a title stays).
         missing_titles, unknown_items: 'drop' drops and counts items without a title, and events of unlisted items.
         ties: rows of equal user and time in a seeded random order ('shuffle'), or as they stand in the 'file'. A file
             sorted by item id inside a day tells the next item by its id if its order is kept.
@@ -97,11 +98,17 @@ def load(
     events_path = find_table(path, "interactions") if path.is_dir() else require_file(path, "events file")
     items_path = Path(items) if items is not None else find_table(events_path.parent, "items")
     of_items = Dialect(item_separator, item_names, item_encoding)
-    catalogue, untitled, notes = load_items(items_path, dict(item_columns or {}), missing_titles, of_items)
+    catalogue, untitled, notes = load_items(items_path, dict(item_columns or {}), missing_titles, of_items, bad_rows)
 
     reader = _Reader(events_path, Account(events_path), Dialect(separator, names, encoding), bad_rows)
     events, unit = reader.events(dict(columns or {}), dict(where or {}), timestamp_unit, rated=min_rating is not None)
     account = reader.account
+    first_id = (item_columns or {}).get(ITEM_ID)
+    if first_id is not None and (events[ITEM_ID] == first_id).any():
+        raise DataError(
+            f"{items_path}, line 1: {first_id!r} is the id of an item that has events, not the name of a column; the "
+            "header line is missing: add one, or name all columns in their order with option item_names"
+        )
     counts: dict[str, Any] = {"events_read": account.read}
     if min_rating is not None:
         before = events.height

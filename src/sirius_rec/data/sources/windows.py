@@ -17,6 +17,7 @@ from sirius_rec.data.sources.files import (
     require_file,
 )
 from sirius_rec.data.sources.lines import Account, UnknownItem, check_share, lines
+from sirius_rec.data.sources.span import OUTSIDE, Moment, TimeSpan, time_notes
 from sirius_rec.data.sources.timestamps import EARLIEST, LATEST
 from sirius_rec.errors import DataError
 from sirius_rec.progress import Advance
@@ -34,6 +35,8 @@ def load(
     item_columns: dict[str, str] | None = None,
     missing_titles: OnFault = "error",
     unknown_items: OnFault = "error",
+    min_time: Moment = None,
+    max_time: Moment = None,
     max_malformed: float = 0.0,
     stitch: bool = False,
     advance: Advance | None = None,
@@ -47,6 +50,8 @@ def load(
         items: the items file (item_id, title); default `items.*` beside the windows.
         item_columns, missing_titles: as for the `table` source.
         unknown_items: 'drop' drops and counts rows with an item that the items file lacks, else they are malformed.
+        min_time, max_time: rows whose timestamp is before or after are dropped and counted; a date (UTC) or seconds
+            since 1970. Rows without a timestamp stay.
         max_malformed: the share of malformed lines above which the run stops; below it they are dropped and counted.
         stitch: for sliding windows without user ids: rows of which each continues the one before become one user
             ("stitched-1", …), so that train histories are whole, negatives avoid all of a user's items, and intervals
@@ -59,6 +64,7 @@ def load(
             or a slate without its target or with an item twice.
     """
     check_share(max_malformed)
+    span = TimeSpan.of(min_time, max_time)
     check_choice("unknown_items", unknown_items, OnFault)
     check_choice("missing_titles", missing_titles, OnFault)
     path = Path(path)
@@ -80,6 +86,9 @@ def load(
                 rows.append(_parse(line, item_ids))
             except ValueError as error:
                 account.refuse(number, error, unknown_items)
+    inside = [row for row in rows if row[TIMESTAMP] is None or span.holds(row[TIMESTAMP])]
+    account.drop(OUTSIDE, len(rows) - len(inside))
+    rows = inside
     account.kept = len(rows)
     account.check(max_malformed)
     if not rows:
@@ -101,6 +110,7 @@ def load(
         "lines": [account.note()],
         "rows_read": account.read,
         **item_notes,
+        "times": time_notes(frame[TIMESTAMP].drop_nulls().to_numpy()),
     }
     return Examples(catalogue, frame.drop(optional), notes)
 

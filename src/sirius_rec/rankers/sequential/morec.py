@@ -261,7 +261,10 @@ def check_encoder(name: str) -> None:
 
 
 def _pretrained(name: str, kind: Any, **options: Any) -> Any:
-    if name.startswith(("/", ".", "~")) and not Path(name).is_dir():
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        name = str(folder)
+    elif name.startswith(("/", ".", "~")) or name.count("/") > 1:
         raise ConfigError(f"encoder '{name}': no such folder: name a local folder or a Hugging Face id")
     try:
         return kind.from_pretrained(name, **options)
