@@ -250,7 +250,10 @@ def test_evaluate_diagnose_report(sirius: Sirius, finished: Path, tmp_path: Path
     assert trained == {"sft": False, "dpo_sirius": True, "softmax_dpo": True}
     assert sirius("report", run).code == 0
     page = (run / "report.html").read_text()
-    assert f"sirius audit {run / 'data'}" in page and 'id="explorer-data"' in page
+    assert "Audit of the slates: " in page and 'id="explorer-data"' in page
+    (run / "data" / "audit.json").unlink()
+    assert sirius("report", run).code == 0
+    assert f"sirius audit {run / 'data'}" in (run / "report.html").read_text()
     assert (run / "figures" / "golden_softmax_dpo.png").is_file() and (run / "figures" / "figure2.svg").is_file()
 
 
