@@ -25,7 +25,7 @@ def row(method: str, label: str, hit: float, **more: Any) -> dict[str, Any]:
 def pair(method: str, against: str, difference: float, p: float, low: float, high: float) -> dict[str, Any]:
     names = {"method": method, "against": against, "slates": "test-uniform-20-s0", "checkpoint": "best"}
     base = against == method.removesuffix("_sirius")
-    ps = {"p_holm": p, "p_holm_these_seeds": p, "one_seed": False}
+    ps = {"p_holm": p, "p_holm_these_seeds": p, "one_seed": False, "seeded": True}
     return {**names, "difference": difference, **ps, "low": low, "high": high, "against_base": base}
 
 

@@ -175,7 +175,8 @@ class EvaluationSection(Options):
 
 
 class ComputeSection(Options):
-    """jobs: how many trainings run side by side, each with `threads` CPU threads. Results depend on threads only."""
+    """jobs: how many trainings run side by side, each with `threads` CPU threads. Device, jobs and threads change
+    results by rounding alone."""
 
     HOW: ClassVar[frozenset[str]] = frozenset({"device", "jobs", "threads"})
 

@@ -82,12 +82,14 @@ def test_a_variant_is_compared_with_its_base_whatever_they_are_called() -> None:
         {"loss": "simpo_no_ln_sirius", "name": "far", "anchor_constant": 10},
         {"loss": "simpo_no_ln_sirius_slate", "name": "slate", "anchor_margin": 0.5},
         {"loss": "dpo_nll", "name": "control"},
+        {"loss": "dpo_sirius", "name": "same_rate", "learning_rate": 1e-4},
     ]
     methods = build_methods(parse_config({"arms": arms}, "c"))
     bases = {key: method.base for key, method in methods.items() if method.role == "arm"}
     assert bases == {
         "plain": None, "mine": "plain", "foo": None, "foo_sirius": None, "other_beta": None, "other_rate": None,
         "s": None, "far": "s", "slate": "s", "control": None,
+        "same_rate": "plain",
     }  # fmt: skip
 
 
@@ -98,6 +100,7 @@ def test_objectives_say_what_is_compared() -> None:
     run.__dict__["dataset"] = SimpleNamespace(examples=lambda split: rows[:1], all_train_examples=lambda: rows)
     facts = {key: method.facts(run) for key, method in build_methods(config).items()}
     assert {facts[key]["train_rows"] for key in ("sft", "dpo")} == {1} and facts["popularity"]["train_rows"] == 2
+    assert facts["random"]["train_rows"] is None
     assert [facts[key]["language_model"] for key in ("popularity", "sft", "dpo")] == [False, True, True]
     assert [facts[key]["role"] for key in ("popularity", "sft", "dpo")] == ["trivial", "sft", "arm"]
     assert {key: (facts[key]["reward"], facts[key]["comparison"]) for key in ("sft_continued", "dpo", "whole")} == {

@@ -158,7 +158,7 @@ def test_seeds_that_differ_more_than_users_get_no_verdict():
     ],
 )  # fmt: skip
 def test_a_verdict_needs_an_interval_off_zero(difference, low, high, words):
-    test = {"p_holm": 0.01, "p_holm_these_seeds": 0.01, "one_seed": False}
+    test = {"p_holm": 0.01, "p_holm_these_seeds": 0.01, "one_seed": False, "seeded": True}
     test |= {"difference": difference, "low": low, "high": high}
     assert decision(test) == words
     assert decision({**test, "p_holm": 0.05, "p_holm_these_seeds": 0.05}) == "no clear difference"
@@ -296,3 +296,10 @@ def test_unreadable_results(tmp_path):
     path.write_text('{"format": 99}')
     with pytest.raises(RunError, match="results format 99"):
         read_results(path)
+
+
+def test_formulas_differ_or_do_not() -> None:
+    """Nothing of methods without seeds holds "on these seeds only"."""
+    test = {"low": 0.0, "high": 0.1, "difference": 0.05, "p_holm": 0.03, "p_holm_these_seeds": 0.03, "one_seed": False}
+    assert decision({**test, "seeded": False}) == "no clear difference"
+    assert decision({**test, "seeded": True}) == "on these seeds only"

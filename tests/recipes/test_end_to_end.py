@@ -219,6 +219,7 @@ def test_a_finished_run_started_again_changes_nothing(whole: Path, here: Here) -
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("*.safetensors")} == trained
 
 
+@pytest.mark.slow
 def test_killed_then_damaged_then_resumed(whole: Path, tmp_path: Path, here: Here) -> None:
     """SIGKILL in mid-alignment; a truncated checkpoint is one line; without it the run goes on to the same bytes."""
     out = tmp_path / "run"
@@ -250,6 +251,7 @@ def before_alignment(whole: Path, out: Path) -> Path:
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "jobs"), [("run", 1), ("align", 2)])
 def test_sigterm_saves_and_is_not_done(whole: Path, tmp_path: Path, here: Here, stage: str, jobs: int) -> None:
     """A batch system's SIGTERM: exit code 143, so that nothing behind && starts; one line, no step lost; in the end
@@ -299,6 +301,7 @@ def without_rates(log: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in line.items() if key != "tokens_per_second"} for line in read_metrics(log)]
 
 
+@pytest.mark.slow
 def test_killed_with_workers_then_resumed(whole: Path, tmp_path: Path, here: Here) -> None:
     """Killed with two trainings side by side, gone on with one: their number changes nothing that comes out."""
     out = before_alignment(whole, tmp_path / "run")

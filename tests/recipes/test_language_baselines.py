@@ -257,3 +257,37 @@ def test_prompts_too_long_are_found_before_training(
     result = CliRunner().invoke(cli.app, ["compare", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "run")])
     assert "exceed the context of 6 tokens" in str(result.exception)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("key", [*TRAINED, "zero_shot", "sasrec", "item_knn"])
+@pytest.mark.parametrize("titles", [False, True])
+def test_what_is_served_is_what_was_evaluated(
+    planted: tuple[RunFolder, dict[str, Any], str], tmp_path: Path, key: str, titles: bool
+) -> None:
+    """Of every kind of method, by id and by title, with the white space that people leave; long histories are cut."""
+    run, _, _ = planted
+    opened = Run.open(run.path)
+    histories, slates = opened.slate_arrays(SLATES[0])
+    names = opened.dataset.titles if titles else list(map(str, opened.dataset.items["item_id"].to_list()))
+    space = "  " if titles else ""
+
+    def named(items: Any) -> list[str]:
+        return [space + names[i].replace(" ", " " + space) for i in items]
+
+    rows = [{"history": named(h), "candidates": named(c)} for h, c in zip(histories[:8], slates[:8], strict=True)]
+    full = next(n for n, history in enumerate(histories[:8]) if len(history) == 4)
+    rows.append({**rows[full], "history": [*rows[full + 1 if full < 7 else 0]["history"], *rows[full]["history"]]})
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["rank", "--model", str(run.path), "--method", key, "--input", str(tmp_path / "q.jsonl")]
+    result = CliRunner().invoke(
+        cli.app, [*command, "--out", str(tmp_path / "a"), *(["--titles"] if titles else [])], catch_exceptions=False
+    )
+    assert result.exit_code == 0, result.output
+    answers = [json.loads(line) for line in (tmp_path / "a").read_text().splitlines()]
+    table = read_table(run.scores / table_name(key, 0, SLATES[0], "best")).frame["scores"].to_list()
+    for answer, row, scores in zip(answers, rows, table, strict=False):
+        want = dict(zip(row["candidates"], scores, strict=True))
+        np.testing.assert_allclose(answer["scores"], [want[item] for item in answer["candidates"]], atol=2e-4)
+        assert "unknown" not in answer
+    if key in (*TRAINED, "zero_shot"):  # what was trained on four items is shown four
+        np.testing.assert_allclose(sorted(answers[-1]["scores"]), sorted(table[full]), atol=2e-4)

@@ -56,6 +56,17 @@ def test_what_does_not_belong_together(parts: list[Path], tmp_path: Path, mini: 
     run_stages(Run(open_run(tmp_path / "strange", strange), strange), (), lambda line: None)
     with pytest.raises(RunError, match="are on different data"):
         merge_runs([parts[0], tmp_path / "strange"], tmp_path / "x")
+    more = mini(*FEW, "seeds=[2]", "arms=[softmax_ref_free, sft_continued]")
+    run_stages(Run(open_run(tmp_path / "more", more), more), (), lambda line: None)
+    for order in ([parts[0], tmp_path / "more"], [tmp_path / "more", parts[0]]):
+        with pytest.raises(RunError, match=r"have different (arms or methods|configurations)"):
+            merge_runs(order, tmp_path / "x")
+    unfinished = mini(*FEW, "seeds=[2]")
+    run_stages(Run(open_run(tmp_path / "unfinished", unfinished), unfinished), ("sft",), lambda line: None)
+    with pytest.raises(RunError, match="softmax_ref_free of seed 2 is not trained yet"):
+        merge_runs([parts[0], tmp_path / "unfinished"], tmp_path / "x")
+    with Run.open(parts[1]).folder.lock(), pytest.raises(RunError, match="another process is working"):
+        merge_runs(parts, tmp_path / "x")
     assert not (tmp_path / "x").exists()
     with pytest.raises(RunError, match="exists: choose another --out"):
         merge_runs(parts, tmp_path / "other")
@@ -68,6 +79,8 @@ def test_a_saved_model_says_what_it_reads(parts: list[Path]) -> None:
     slate = run.dataset.slates(run.train_slates)["candidates"][0].to_list()
     shown = run.template.render([run.dataset.titles[i] for i in history], [run.dataset.titles[i] for i in slate])
     assert f"```text\n{shown}```" in card and run.dataset.fingerprint in card and '"loss": "sft"' in card
+    assert "ranked by log π(title | prompt)" in card and "--method sft --seed 0" in card
+    assert not (run.folder.pretrain(0) / "best" / "README.md").exists()
 
 
 def test_a_template_of_ones_own(mini: Callable[..., Config]) -> None:

@@ -152,3 +152,16 @@ def test_json_is_written_whole(tmp_path: Path) -> None:
         write_json(target, {"a": object()})
     assert json.loads(target.read_text()) == {"a": [0.5], "b": 1}
     assert [entry.name for entry in target.parent.iterdir()] == ["b.json"]
+
+
+def test_which_keys_may_change_under_way() -> None:
+    """Pinned, key by key: one that changes what comes out must not slip in."""
+    from sirius_rec import config_sections as sections
+    from sirius_rec.training.options import PretrainOptions, StageOptions
+
+    stage = {"micro_batch_size", "gradient_checkpointing", "save_steps", "logging_steps"}
+    assert stage == StageOptions.HOW == PretrainOptions.HOW == sections.AlignSection.HOW
+    assert {"batch_tokens"} == sections.EvaluationSection.HOW
+    assert {"device", "jobs", "threads"} == sections.ComputeSection.HOW
+    for held in (sections.DataSection, sections.PromptSection, sections.BackboneSection, sections.ArmSection, Config):
+        assert not held.HOW

@@ -34,7 +34,7 @@ def pair(method, against, difference, low, high, p=0.001, these=None, one_seed=F
     return {
         "method": method, "against": against, "slates": SLATES, "checkpoint": "best", "difference": difference,
         "low": low, "high": high, "p_holm": p, "p_holm_these_seeds": p if these is None else these,
-        "one_seed": one_seed, "against_base": METHODS[method]["base"] == against, **more,
+        "one_seed": one_seed, "seeded": True, "against_base": METHODS[method]["base"] == against, **more,
     }  # fmt: skip
 
 

@@ -261,6 +261,7 @@ def _paired(
              "metric": PAIRED_METRIC, "against_base": methods[method]["base"] == against,
              "seeds": shared, "n": len(block.row_ids), "difference": result.difference,
              "one_seed": len(shared) < 2 and not {method, against} <= unseeded,
+             "seeded": not {method, against} <= unseeded,
              "low": result.low, "high": result.high, "p": result.p, "p_these_seeds": result.p_these_seeds}
         )  # fmt: skip
     for name, of in (("p_holm", "p"), ("p_holm_these_seeds", "p_these_seeds")):
@@ -278,7 +279,8 @@ def decision(test: Mapping[str, Any]) -> str:
     off_zero = test["low"] is not None and not test["low"] <= 0 <= test["high"]
     if test["p_holm"] < ALPHA and off_zero and not test["one_seed"]:
         return "better" if test["difference"] > 0 else "worse"
-    return "on these seeds only" if test["p_holm_these_seeds"] < ALPHA else "no clear difference"
+    seeds_differ = test["seeded"] and test["p_holm_these_seeds"] < ALPHA
+    return "on these seeds only" if seeds_differ else "no clear difference"
 
 
 def _notes(examples: pl.DataFrame, baseline: str, missing: list[str]) -> list[str]:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from sirius_rec import atomic
+from sirius_rec.config import Config, MethodSection
 from sirius_rec.errors import RunError
 from sirius_rec.recipes.adoption import first_difference
+from sirius_rec.recipes.models import ATTENTION
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.run_folder import ENVIRONMENT, RunFolder
+from sirius_rec.recipes.scoring import check_trained
 
 # What belongs to one seed: folders s<seed> and files of its name, below these.
 _BY_SEED = ("pretrain", "sft", "align", "methods", "reference")
@@ -20,8 +24,8 @@ _TABLES = ("scores", "generation")
 def merge_runs(paths: Sequence[Path], out: Path) -> RunFolder:
     """Copy the seeds of several run folders into one, with all of their seeds in its configuration.
 
-    RunError for runs on other data or with another configuration (naming the first difference), for a seed that two
-    of them trained, and where `out` exists.
+    RunError for runs on other data or with another configuration (naming the first difference), with something not
+    trained yet, for a seed that two of them trained, and where `out` exists.
     """
     runs = [Run.open(path) for path in paths]
     first = runs[0]
@@ -35,17 +39,27 @@ def merge_runs(paths: Sequence[Path], out: Path) -> RunFolder:
         difference = first_difference(other.folder, one, two)
         if difference:
             raise RunError(f"{where} have different configurations ({difference})")
+        if (one.arms, _named(one)) != (two.arms, _named(two)):
+            raise RunError(f"{where} have different arms or methods: train the missing ones first")
     seeds = [seed for run in runs for seed in run.config.seeds]
     if len(set(seeds)) < len(seeds):
         twice = next(seed for n, seed in enumerate(seeds) if seed in seeds[:n])
         raise RunError(f"seed {twice} was trained in two of the runs: leave one of them out")
-    with atomic.replacing(out) as partial:
+    with ExitStack() as held, atomic.replacing(out) as partial:
+        for run in runs:
+            held.enter_context(run.folder.lock())
+            check_trained(run)
         partial.mkdir()
-        _copy(first.folder.path, partial, (first.folder.data.name, first.folder.backbone.name, ENVIRONMENT))
+        _copy(first.folder.path, partial, (first.folder.data.name, first.folder.backbone.name, ENVIRONMENT, ATTENTION))
         for run in runs:
             _copy(run.folder.path, partial, (*_BY_SEED, *_TABLES))
         RunFolder(partial).write_config(first.config.changed(seeds=tuple(sorted(seeds))))
     return RunFolder(out)
+
+
+def _named(config: Config) -> list[MethodSection]:
+    """The methods, whatever seeds of their own they have."""
+    return [entry.changed(seeds=None) for entry in config.methods]
 
 
 def _copy(source: Path, target: Path, names: Sequence[str]) -> None:

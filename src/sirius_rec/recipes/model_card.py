@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,30 +21,42 @@ A language-model recommender, trained by sirius-rec {version} in the run `{run}`
 
 - Data: source `{source}`, fingerprint `{fingerprint}`, {rows:,} examples for this stage
 - Objective: `{objective}`
-- Candidates are ranked by log π(title | prompt), summed over the title's tokens and the end of sequence{chat}
+- {ranks_by}{chat}
 
-The prompt, exactly as it was shown; the answer is the bare title:
+The prompt, exactly as it was shown:
 
 ```text
 {prompt}```
 
-Rank with it: `sirius rank --model RUN --input requests.jsonl --out ranked.jsonl`. It knows the catalogue and users of
-its data and no others; the licence of the base model and the terms of the data apply.
+Rank with it: `sirius rank --model RUN {options} --input requests.jsonl --out ranked.jsonl`. It knows the catalogue and
+users of its data and no others; the licence of the base model and the terms of the data apply.
 """
 
 
 def write_card(
-    folder: Path, run: Run, name: str, checkpoint: str, objective: Mapping[str, Any], records: list[Any]
+    folder: Path,
+    run: Run,
+    objective: Mapping[str, Any],
+    records: Sequence[Any],
+    *,
+    name: str,
+    ranks_by: str,
+    options: str,
 ) -> None:
-    """Replace whatever README.md a library left in `folder`."""
+    """Replace whatever README.md a library left in `folder`, a stage's best/ or last/.
+
+    name: for people. ranks_by: how candidates are ranked. options: of `sirius rank`, that serve this model.
+    """
     adapter, base = (folder / "adapter_config.json").is_file(), run.config.backbone.name
     text = _CARD.format(
         library="peft" if adapter else "transformers",
         base="" if base == "tiny" else f"base_model: {base}\n",
         name=f"{name} of {run.config.name}",
+        ranks_by=ranks_by,
+        options=options,
         version=__version__,
         run=run.folder.path.resolve().name,
-        checkpoint=checkpoint,
+        checkpoint=folder.name,
         source=run.config.data.source,
         fingerprint=run.dataset.fingerprint,
         rows=len(records),

@@ -16,6 +16,7 @@ from sirius_rec.rankers.llm import LLMRanker
 from sirius_rec.rankers.requests import Request, Unknown
 from sirius_rec.rankers.trivial import Popularity
 from sirius_rec.recipes.methods import Method, build_methods
+from sirius_rec.recipes.models import context_of
 from sirius_rec.recipes.run import Run, quiet
 from sirius_rec.schema import ITEM_ID
 
@@ -48,7 +49,7 @@ def load_run_ranker(run: Run, *, method: str | None, seed: int | None, checkpoin
               "seed": seed, "checkpoint": checkpoint, "weights": files, "titles": titles}  # fmt: skip
     ranker = chosen.ranker(run, seed, checkpoint)
     name = f"{chosen.key} of seed {seed}" if chosen.random else chosen.key
-    if type(ranker) is LLMRanker:
+    if chosen.reads_titles:
         texts = None if titles else dict(zip(_item_ids(run.dataset), run.dataset.titles, strict=True))
         max_history = run.config.data.window.max_history
         requests = TextRequests(
@@ -60,7 +61,9 @@ def load_run_ranker(run: Run, *, method: str | None, seed: int | None, checkpoin
         unknown = None if titles else _unknown(run, titles)
         name = f"{name} ({checkpoint} checkpoint)"
         return Served(name, recipe, requests.score, requests.check, unknown, requests.warnings)
-    items = CatalogueRequests(ranker, chosen.key, _names(run, titles))
+    items = CatalogueRequests(ranker, chosen.key, _names(run, titles), titles=titles, length=chosen.request_length(run))
+    if chosen.uses_backbone:
+        items.max_history, items.context = run.config.data.window.max_history, context_of(run.config)
     return Served(name, recipe, items.score, items.check, _unknown(run, titles))
 
 
@@ -71,8 +74,8 @@ def _names(run: Run, titles: bool) -> list[str]:
 
 def _unknown(run: Run, titles: bool) -> Unknown:
     popularity = Popularity().fit(run.dataset.train_sequences(), run.dataset.n_items)
-    items = CatalogueRequests(popularity, "popularity", _names(run, titles))
-    return Unknown(lambda item: item in items.number, items.score)
+    items = CatalogueRequests(popularity, "popularity", _names(run, titles), titles=titles)
+    return Unknown(lambda item: items.name(item) in items.number, items.score)
 
 
 def _chosen(run: Run, key: str | None, seed: int | None) -> tuple[Method, int]:
@@ -223,17 +226,49 @@ def _numbered(
 
 
 class CatalogueRequests:
-    """Requests for a ranker that knows the items of its catalogue only. names: of the items, by dense number."""
+    """Requests for a ranker that knows the items of its catalogue only. names: of the items, by dense number.
 
-    def __init__(self, ranker: Any, method: str, names: Sequence[str]) -> None:
-        self.ranker, self.method = ranker, method
+    titles: the names are titles, treated as those in training. max_history, context, length: of what prompts a model:
+    only so many of the newest items are shown, and `length` gives the tokens of a history and slate.
+    """
+
+    def __init__(
+        self,
+        ranker: Any,
+        method: str,
+        names: Sequence[str],
+        *,
+        titles: bool = False,
+        length: Callable[[list[int], list[int]], int] | None = None,
+    ) -> None:
+        self.ranker, self.method, self.titles, self.length = ranker, method, titles, length
         self.number = {name: n for n, name in enumerate(names)}
+        self.max_history: int | None = None
+        self.context: int | None = None
+
+    def name(self, item: str) -> str:
+        return tidy_title(item) if self.titles else item
+
+    def _named(self, request: Request) -> tuple[list[str], list[str]]:
+        history = [self.name(item) for item in request.history]
+        if self.max_history is not None:
+            history = history[max(0, len(history) - self.max_history) :]
+        return history, [self.name(item) for item in request.candidates]
 
     def check(self, request: Request) -> str | None:
-        """Why a request cannot be scored: an item outside the catalogue."""
-        unknown = next((i for i in (*request.history, *request.candidates) if i not in self.number), None)
-        return None if unknown is None else f"item {unknown!r} is not in the catalogue, which {self.method} cannot rank"
+        """Why a request cannot be scored: an item outside the catalogue, or a prompt beyond the context."""
+        history, candidates = self._named(request)
+        unknown = next((item for item in (*history, *candidates) if item not in self.number), None)
+        if unknown is not None:
+            return f"item {unknown!r} is not in the catalogue, which {self.method} cannot rank"
+        twice = next((item for n, item in enumerate(candidates) if item in candidates[:n]), None)
+        if twice is not None:
+            return f"candidate {twice!r} is duplicated"
+        if self.context is not None and self.length is not None:
+            tokens = self.length([self.number[i] for i in history], [self.number[i] for i in candidates])
+            if tokens > self.context:
+                return f"prompt and longest candidate take {tokens} tokens, the context is {self.context}"
+        return None
 
     def score(self, requests: list[Request]) -> list[Any]:
-        rows = [(request.history, request.candidates) for request in requests]
-        return list(self.ranker.score(*_numbered(rows, self.number)))
+        return list(self.ranker.score(*_numbered([self._named(request) for request in requests], self.number)))

@@ -15,7 +15,14 @@ from sirius_rec import atomic
 from sirius_rec.errors import RunError
 from sirius_rec.processes import is_main
 from sirius_rec.recipes.job import Ticker, log
-from sirius_rec.recipes.models import computes_in_bf16, load_stage_model, place, select_attention
+from sirius_rec.recipes.models import (
+    ATTENTION,
+    computes_in_bf16,
+    load_stage_model,
+    on_cpu,
+    place,
+    select_attention,
+)
 from sirius_rec.recipes.records import ALIGN_STREAM, slate_records, stage_rows, validation_set
 from sirius_rec.recipes.run import Run, quiet
 
@@ -102,7 +109,9 @@ def _reference_key(run: Run, seed: int) -> str:
     for file in files:
         digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
     backbone = run.config.backbone
-    computed = [backbone.name, backbone.dtype, backbone.attention, backbone.quantization, run.config.compute.scoring]
+    device, kernel = "cpu" if on_cpu(run.config) else "cuda", run.folder.path / ATTENTION
+    computed = [backbone.name, backbone.dtype, backbone.attention, backbone.quantization, run.config.compute.scoring,
+                device, kernel.read_text() if device == "cuda" and kernel.is_file() else None]  # fmt: skip
     digest.update(json.dumps(computed).encode())
     for split, rows in _encoded_rows(run, seed).items():
         digest.update(f"{split} {len(rows)}".encode())

@@ -93,7 +93,8 @@ class Run:
         """Which of `validation_rows` choose SFT's best epoch, [rows] bool: those of half the users, drawn once.
 
         Alignment starts from that epoch, whose HR@1 is flattered on the rows that chose it; its onset of hacking is
-        looked for on the others. None where all rows are one user's.
+        looked for on the others. (Pretraining of the tiny backbone chooses its epoch by all rows.) None where all rows
+        are one user's.
         """
         users = self.dataset.examples("val")[USER_ID].gather(self.validation_rows.tolist())
         labels = np.arange(len(users)) if users.null_count() else users.to_numpy()

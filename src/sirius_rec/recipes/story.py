@@ -58,12 +58,14 @@ def stage_jobs(run: Run, stages: Iterable[str]) -> list[Job]:
     """Jobs of the training and scoring stages, each after what it needs."""
     wanted, path = set(stages), str(run.folder.path)
     methods = build_methods(run.config).values()
-    needed = {p.name: p for method in methods for p in method.prerequisites()}
+    # What no method waits for any more is not made again.
+    needed = {
+        (p.name, seed): p for m in methods for p in m.prerequisites() for seed in m.seeds if not m.is_done(run, seed)
+    }
     jobs = [
-        Job(f"{p.name} s{seed}", p.run, (path, seed), _names(p.after, seed))
-        for p in needed.values()
+        Job(f"{name} s{seed}", p.run, (path, seed), _names(p.after, seed))
+        for (name, seed), p in needed.items()
         if p.stage in wanted
-        for seed in run.config.seeds
     ]
     for method in methods:
         trains_alone = method.stage != "evaluate"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from sirius_rec import stopping
 from sirius_rec.atomic import write_json
+from sirius_rec.config import Config
 from sirius_rec.diagnostics.curves import HIT
 from sirius_rec.errors import TrainingError
 from sirius_rec.recipes.job import log
@@ -22,9 +23,9 @@ from sirius_rec.recipes.run_folder import DONE
 from sirius_rec.training.options import StageOptions
 
 
-def pretrains(run: Run) -> bool:
+def pretrains(config: Config) -> bool:
     """Whether the backbone is ours and reads training histories before anything else."""
-    return run.config.backbone.name == "tiny" and run.config.backbone.pretrain is not None
+    return config.backbone.name == "tiny" and config.backbone.pretrain is not None
 
 
 def pretrain(path: str, seed: int) -> None:
@@ -57,7 +58,7 @@ def pretrain(path: str, seed: int) -> None:
 
 def starting_model(run: Run, tokenizer: Any, seed: int) -> Any:
     """What SFT, and every baseline trained like it, starts from: the backbone (pretrained where ours), with LoRA."""
-    if pretrains(run):
+    if pretrains(run.config):
         model = load_stage_model(run.config, run.folder.pretrain(seed) / "best")
     else:
         model = initial_model(run.config, tokenizer, seed)
@@ -87,13 +88,14 @@ def train_stage(
     ref_logps: list[np.ndarray] | None = None,
     eval_ref_logps: list[np.ndarray] | None = None,
     trainer_class: Any = None,
+    card: dict[str, str] | None = None,
     **further: Any,
 ) -> None:
     """Train one stage, resuming where it stopped; leaves best/, last/ and done.json.
 
     validation: `records` and `hook` of the evaluation after each epoch, and by which metric it chooses the best one
     (`best_by`, HR@1 unless given).
-    trainer_class: a `SiriusTrainer` of another kind, which `further` goes to.
+    trainer_class: a `SiriusTrainer` of another kind, which `further` goes to. card: what the model card says of it.
     """
     from sirius_rec.recipes.arguments import training_arguments
     from sirius_rec.recipes.callbacks import Clock, EpochLines, SaveOnStop
@@ -125,11 +127,13 @@ def train_stage(
     with stopping.after_a_checkpoint():
         trainer.train(resume_from_checkpoint=True)
     if trainer.is_world_process_zero():
-        _finish(trainer, folder, clock.seconds, lambda path: write_card(path, run, name, path.name, loss, records))
+        _finish(trainer, folder, clock.seconds)
+        for checkpoint in ("best", "last") if card else ():
+            write_card(folder / checkpoint, run, loss, records, **card)
     trainer.accelerator.wait_for_everyone()
 
 
-def _finish(trainer: Any, folder: Path, seconds: float, describe: Callable[[Path], None]) -> None:
+def _finish(trainer: Any, folder: Path, seconds: float) -> None:
     """Turn checkpoints into best/ and last/ (weights only), then say done."""
     from sirius_rec.training.checkpoints import PREFIX, list_checkpoints, writing
     from sirius_rec.training.metrics_log import read_metrics
@@ -149,7 +153,6 @@ def _finish(trainer: Any, folder: Path, seconds: float, describe: Callable[[Path
         )
         with writing(target):
             shutil.copytree(source, target, ignore=ignored)
-        describe(target)
     write_json(
         folder / DONE,
         {

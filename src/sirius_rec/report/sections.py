@@ -99,7 +99,7 @@ def result_sections(run: ReportedRun) -> list[dict[str, Any]]:
             "slates": slates, "checkpoint": checkpoint, "words": slates_in_words(slates), "n": f"{here[0]['n']:,}",
             "chance": number(here[0]["chance"]),
             "short": _in_short(run, here, tests, answered=not sections),
-            "seen": len({run.methods[row["method"]].get("train_rows") for row in here}) > 1,
+            "seen": len({run.methods[row["method"]].get("train_rows") for row in here} - {None}) > 1,
             "tables": [
                 {"headings": [_HEADINGS.get(metric, metric.upper()) for metric in part],
                  "rows": _metric_rows(here, part, run.methods), "ranking": part is ranking}

@@ -34,6 +34,8 @@ class StageOptions(Options):
 
     examples_per_epoch: null takes every training row in each epoch.
     save_steps: null saves at the end of each epoch.
+    What only says how a step is computed may change under way: up to rounding the training is the same, but for the
+    masks of dropout (of LoRA, or of the backbone in SFT), which follow micro_batch_size.
     """
 
     HOW: ClassVar[frozenset[str]] = frozenset(

@@ -42,8 +42,8 @@ class Arm(Finetuned):
     @property
     def base(self) -> str | None:
         """The arm with the same objective but for the anchor, and the same training; none for what has no anchor."""
-        own = self.objective
-        others = (other for other in self.config.arms if other.learning_rate == self.arm.learning_rate)
+        own, rate, general = self.objective, self.training.learning_rate, self.config.align.learning_rate
+        others = (other for other in self.config.arms if (other.learning_rate or general) == rate)
         return next((other.key for other in others if self.config.objective(other).is_base_of(own)), None)
 
     def facts(self, run: Run) -> dict[str, Any]:
@@ -81,6 +81,7 @@ class Arm(Finetuned):
             records=slate_records(run.dataset, run.train_slates, run.template, rows),
             loss=self._loss_options(),
             seed=seed,
+            card=self.card(seed),
             validation=validation_set(run),
             ref_logps=ref.get("train"),
             eval_ref_logps=ref.get("val"),

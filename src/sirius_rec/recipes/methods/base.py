@@ -53,6 +53,8 @@ class Method:
     ranks_catalogue: ClassVar[bool] = True
     answers: ClassVar[bool] = False
     alone: ClassVar[bool] = True
+    # Whether it scores titles by log π(title | prompt), so that titles outside the catalogue can be ranked too.
+    reads_titles: ClassVar[bool] = False
     # Options that say how answers are fetched and what they cost: they may change while a run is under way.
     free_options: ClassVar[tuple[str, ...]] = ()
     # Whether `methods:` may give it seeds of its own.
@@ -90,13 +92,21 @@ class Method:
         return None
 
     def facts(self, run: Run) -> dict[str, Any]:
-        """What results.json says of it; train_rows: that it learns from; language_model: whether it is one."""
-        data = run.dataset
-        rows = data.examples("train") if self.uses_backbone else data.all_train_examples()
+        """What results.json says of it; train_rows: that it learns from, None of what learns from none;
+        language_model: whether it is one."""
         return {
-            "label": self.label, "role": self.role, "random": self.random, "base": self.base, "train_rows": rows.height,
+            "label": self.label, "role": self.role, "random": self.random, "base": self.base,
+            "train_rows": self.train_rows(run),
             "language_model": self.uses_backbone or self.remote,
         }  # fmt: skip
+
+    def train_rows(self, run: Run) -> int | None:
+        """How many training rows it learns from; None where it learns from none."""
+        return run.dataset.all_train_examples().height
+
+    def request_length(self, run: Run) -> Callable[[list[int], list[int]], int] | None:
+        """Tokens of a prompt for a history and a slate with its longest candidate; None of what reads no prompts."""
+        return None
 
     # What it needs
 

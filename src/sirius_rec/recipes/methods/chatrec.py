@@ -39,6 +39,9 @@ class ChatRec(Method):
         # The rest of its options is plumbing.
         return self.entry.name or f"{self.title} ({self.options.model})"
 
+    def train_rows(self, run: Run) -> int | None:
+        return None
+
     def check(self, run: Run) -> None:
         """Asks about one row, whose answer stays: a wrong key or address is known before others are trained."""
         if not run.sized_test_slates:

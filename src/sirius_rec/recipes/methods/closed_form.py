@@ -50,6 +50,9 @@ class Random(ClosedForm):
     name, title = "random", "Random"
     role: ClassVar[Role] = "trivial"
 
+    def train_rows(self, run: Run) -> int | None:
+        return None
+
     def fitted(self, run: Run) -> Any:
         return RandomRanker(seed=0).fit(run.dataset.train_sequences(), run.dataset.n_items)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -46,6 +46,7 @@ class LanguageModel(Method):
     ranks_catalogue = False
     answers = True
     alone = False
+    reads_titles = True
 
     def template(self, run: Run) -> Template:
         """What it prompts with."""
@@ -110,6 +111,10 @@ class LanguageModel(Method):
         # The last token of a completion is never an input.
         return [len(ids) + more - 1 for ids, more in zip(encoder.prompts(texts), longest, strict=True)]
 
+    def request_length(self, run: Run) -> Callable[[list[int], list[int]], int]:
+        encoder = self.encoder(run)
+        return lambda history, slate: self.lengths(run, encoder, [history], [slate])[0]
+
     def llm_ranker(self, run: Run, model: Any, kind: Any = None, **further: Any) -> Any:
         """A ranker around a model, placed and precise as configured. kind: `LLMRanker`, or one like it."""
         from sirius_rec.rankers.llm import LLMRanker
@@ -133,17 +138,26 @@ class Finetuned(LanguageModel):
     """A language model that a stage of training has made."""
 
     training: StageOptions
+    # How its checkpoints rank, for the model card.
+    ranks_by: ClassVar[str] = (
+        "Candidates are ranked by log π(title | prompt), summed over the title's tokens and the end of sequence; the "
+        "answer is the bare title"
+    )
+
+    def train_rows(self, run: Run) -> int | None:
+        """The rows that its own epochs show it."""
+        height, stage = run.dataset.examples("train").height, self.training
+        return height if stage.examples_per_epoch is None else min(height, stage.epochs * stage.examples_per_epoch)
 
     @property
     def random(self) -> bool:
         return True
 
     def prerequisites(self) -> tuple[Prerequisite, ...]:
-        tiny = self.config.backbone.name == "tiny" and self.config.backbone.pretrain is not None
-        return (Prerequisite("pretrain", "sft", pretrain),) if tiny else ()
+        return (Prerequisite("pretrain", "sft", pretrain),) if pretrains(self.config) else ()
 
     def made_in(self, run: Run, seed: int) -> list[Any]:
-        before = [run.folder.pretrain(seed)] if pretrains(run) else []
+        before = [run.folder.pretrain(seed)] if pretrains(run.config) else []
         return [*before, self.folder(run, seed)]
 
     def done(self, run: Run, seed: int) -> dict[str, Any]:
@@ -176,8 +190,17 @@ class Finetuned(LanguageModel):
             name=f"{self.key} s{seed}",
             loss={"loss": "sft", "score_unsampled": 0},
             seed=seed,
+            card=self.card(seed),
             **given,
         )
+
+    def card(self, seed: int) -> dict[str, str]:
+        """What the model card says of it."""
+        return {
+            "name": f"{self.label}, seed {seed}",
+            "ranks_by": self.ranks_by,
+            "options": f"--method {self.key} --seed {seed}",
+        }
 
     def training_set(self, run: Run, seed: int, rows: np.ndarray) -> dict[str, Any]:
         """Arguments of `train_stage`: model, tokenizer, records, validation, and what a method adds."""

@@ -33,6 +33,11 @@ class LlaraOptions(PromptOptions):
 
 class Llara(FinetunedBaseline):
     name, title, OwnOptions = "llara", "LLaRA", LlaraOptions
+    reads_titles = False  # a title outside the catalogue has no embedding
+    ranks_by = (
+        "Candidates are ranked by log π(title | prompt), in which a projected embedding stands behind every title; "
+        "projector.safetensors is needed, and so is sirius-rec"
+    )
 
     def __init__(self, config: Config, entry: MethodSection) -> None:
         super().__init__(config, entry)

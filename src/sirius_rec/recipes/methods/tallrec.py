@@ -36,6 +36,8 @@ class TallRec(FinetunedBaseline):
 
     name, title, OwnOptions = "tallrec", "TALLRec (yes/no per item)", TallRecOptions
     answers = False
+    reads_titles = False
+    ranks_by = "Each candidate is asked about alone, and ranked by log π(Yes | prompt) − log π(No | prompt)"
 
     def __init__(self, config: Config, entry: MethodSection) -> None:
         super().__init__(config, entry)

@@ -32,6 +32,9 @@ class ZeroShot(LanguageModel):
         label = super().label
         return f"{label} (random weights)" if self.random and not self.entry.name else label
 
+    def train_rows(self, run: Run) -> int | None:
+        return None
+
     def template(self, run: Run) -> Template:
         return with_slate(run, self.options.slate)
 
