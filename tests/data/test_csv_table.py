@@ -138,6 +138,7 @@ def test_faults_are_named(tmp_path: Path) -> None:
     for text, message in (
         ("item_id,item_id,title\na,b,c\n", "line 1: column 'item_id' is in the header twice"),
         ('item_id,title\na,"x"\nb,c,d\n', "line 3: 3 fields, the header has 2"),
+        ('item_id,title\na,"x"\nb\n', "line 3: 1 fields, the header has 2"),
         ("", "is empty"),
     ):
         with pytest.raises(DataError, match=message):

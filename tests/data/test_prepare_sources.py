@@ -79,7 +79,7 @@ def test_one_command_prepares_and_prints_statistics(name: str, shared_data: Path
     out = tmp_path / "out"
     config = CONFIGS / f"{name}.yaml"
     code, printed, err = sirius("prepare", config, f"data.input={shared_data / where}", *overrides, "--out", out)
-    assert (code, err) == (0, "")
+    assert code == 0 and err.startswith("reading source") and "sirius:" not in err  # progress
     for text in expected:
         assert text in printed
     dataset = open_dataset(out)
@@ -172,7 +172,8 @@ def test_malformed_lines_are_printed(tmp_path: Path, sirius: Run) -> None:
     (tmp_path / "reviews_X.json").write_text("\n".join([*lines[:3], lines[3][:20], *lines[4:]]))
     arguments = ["--source", "amazon", "--input", tmp_path, "data.window.min_history=2", "data.slates=[{size: 5}]"]
     code, _, err = sirius("prepare", *arguments, "--out", tmp_path / "out")
-    assert code == 2 and "reviews_X.json, line 4: neither JSON nor a Python literal" in err and err.count("\n") == 1
+    assert code == 2 and err.count("sirius: ") == 1
+    assert "reviews_X.json, line 4: neither JSON nor a Python literal" in err
     assert not (tmp_path / "out").exists()
     code, out, _ = sirius("prepare", *arguments, "data.options.max_malformed=0.1", "--out", tmp_path / "out")
     assert code == 0
