@@ -183,8 +183,10 @@ def test_classes_are_learned_from_the_other_half_and_noise_is_no_hint() -> None:
     assert expected_hits(scores, rows.position_R, rows.valid_RC).max() == 0.0
     mixed = rows_of([[0, 1]] * 200, [(k // 2) % 2 for k in range(200)])
     assert not class_scores(mixed, mixed.candidates_RC, mixed.position_R).any()
-    rising = class_scores(rows, 1 - rows.candidates_RC, rows.position_R, rising=True)
-    assert (rising[::2, 0] >= rising[::2, 1]).all() and (rising[1::2, 0] >= rising[1::2, 1]).all()
+    rising = class_scores(rows, 2 - rows.candidates_RC, rows.position_R, rising=True)  # classes 2 and 1
+    assert (rising[:, 0] >= rising[:, 1]).all()
+    free = class_scores(rows, 1 - rows.candidates_RC, rows.position_R, rising=True)  # classes 1 and 0: 0 is free
+    assert (free[::2, 0] < free[::2, 1]).all() and (free[1::2, 0] > free[1::2, 1]).all()
 
 
 def test_agreement_of_slots() -> None:

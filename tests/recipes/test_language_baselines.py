@@ -285,7 +285,7 @@ def test_what_is_served_is_what_was_evaluated(
     assert result.exit_code == 0, result.output
     answers = [json.loads(line) for line in (tmp_path / "a").read_text().splitlines()]
     table = read_table(run.scores / table_name(key, 0, SLATES[0], "best")).frame["scores"].to_list()
-    for answer, row, scores in zip(answers, rows, table, strict=False):
+    for answer, row, scores in zip(answers[:8], rows[:8], table[:8], strict=True):
         want = dict(zip(row["candidates"], scores, strict=True))
         np.testing.assert_allclose(answer["scores"], [want[item] for item in answer["candidates"]], atol=2e-4)
         assert "unknown" not in answer
