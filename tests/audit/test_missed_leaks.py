@@ -183,8 +183,11 @@ def test_classes_are_learned_from_the_other_half_and_noise_is_no_hint() -> None:
     assert expected_hits(scores, rows.position_R, rows.valid_RC).max() == 0.0
     mixed = rows_of([[0, 1]] * 200, [(k // 2) % 2 for k in range(200)])
     assert not class_scores(mixed, mixed.candidates_RC, mixed.position_R).any()
-    rising = class_scores(rows, 1 - rows.candidates_RC, rows.position_R, rising=True)
-    assert (rising[::2, 0] >= rising[::2, 1]).all() and (rising[1::2, 0] >= rising[1::2, 1]).all()
+    # of classes 1 and 2 the higher is never worth less; class 0 is free
+    rising = class_scores(rows, 2 - rows.candidates_RC, rows.position_R, rising=True)
+    assert (rising[::2, 0] == rising[::2, 1]).all() and (rising[1::2, 0] > rising[1::2, 1]).all()
+    free = class_scores(rows, 1 - rows.candidates_RC, rows.position_R, rising=True)
+    assert (free[::2, 0] < free[::2, 1]).all()
 
 
 def test_agreement_of_slots() -> None:
@@ -278,7 +281,7 @@ def test_movielens_slates_do_not_tell_later_targets(shared_data: Path, tmp_path:
         name = "rarely_a_negative_of_the_user"
         assert ours[name]["hr1"] == pytest.approx(0.05, abs=0.022)
         assert ours[name]["verdict"] == "clean" and old[name]["verdict"] == "leak"
-        assert old[name]["hr1"] > 0.09
+        assert old[name]["hr1"] > 0.08
         for other in ("rarely_a_negative", "rarely_a_negative_in_train"):
             assert ours[other]["verdict"] == "clean"
 
