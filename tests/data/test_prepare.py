@@ -403,6 +403,9 @@ def test_the_leaking_combination_is_refused_unless_it_says_so(table: Path, tmp_p
     with pytest.raises(ConfigError, match="would tell their later targets; use past, or interacted-LEAKY"):
         small(table, tmp_path / "a", split=SplitOptions(kind=split), slates=(SlateOptions(exclude="interacted"),))
     assert not (tmp_path / "a").exists()
+    with pytest.raises(ConfigError, match="would tell their later targets"):  # before hours of reading
+        prepare("table", tmp_path / "no such file", tmp_path / "a", split=SplitOptions(kind=split),
+                slates=(SlateOptions(exclude="interacted"),))  # fmt: skip
     slates = (SlateOptions(size=3, exclude="interacted-LEAKY"), SlateOptions(size=3))
     dataset = small(table, tmp_path / "b", split=SplitOptions(kind=split), slates=slates)
     leaky = [name for name in dataset.slate_names if "LEAKY" in name]
