@@ -124,7 +124,7 @@ def bench_command(
     check_json(json_file)
     check_json(plot, "--plot")
     quiet()
-    rows, seconds = run_bench(name, quick=quick, say=log, plot=plot)
+    rows, seconds = run_bench(name, quick=quick, say=say, plot=plot)
     content = {"environment": environment(processor(), versions()), "quick": quick, "seconds": round(seconds, 1)}
     write_json(json_file, {**content, "rows": rows})
-    say(f"done in {seconds:.0f} s")
+    log(f"done in {seconds:.0f} s")
