@@ -223,9 +223,9 @@ def test_tables_are_read_as_prepare_reads_them(tmp_path: Path) -> None:
     pl.DataFrame(events, schema=["user_id", "item_id", "timestamp"], orient="row").write_parquet(tmp_path / "p.parquet")
     expected = None
     for name in ("plain.csv", "iso.csv", "tabs.tsv", "quoted.csv", "p.parquet"):
-        material = read_audit_input(slates, train=[tmp_path / name])
-        assert material.catalogue.titles == ['7" A', "B", '12" C'], name
-        learned = material.learn["train"]
+        given = read_audit_input(slates, train=[tmp_path / name])
+        assert given.catalogue.titles == ['7" A', "B", '12" C'], name
+        learned = given.learn["train"]
         found = (learned.history_RH.tolist(), learned.target_R.tolist(), learned.time_R.tolist())
         expected = expected or found
         assert found == expected and len(found[1]) == 4, name

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from sirius_rec.bench import cost, cuda, end_to_end, flops, measures, run
-from sirius_rec.bench.material import LLAMA_2_7B, PAD, TINY_SHAPE, Shape, build_model, random_rows
 from sirius_rec.bench.rivals import SCORERS
+from sirius_rec.bench.shapes import LLAMA_2_7B, PAD, TINY_SHAPE, Shape, build_model, random_rows
 from sirius_rec.bench.timing import compared, interleaved, ratio
 from sirius_rec.errors import ConfigError, ScoringError
 from sirius_rec.scoring.rows import PromptCompletions, pack

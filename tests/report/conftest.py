@@ -9,8 +9,8 @@ from sirius_rec.diagnostics.curves import diagnose
 from sirius_rec.diagnostics.trajectory import golden_over_seeds
 from sirius_rec.evaluation.results import ALL_METRICS
 from sirius_rec.evaluation.tables import ScoreTable
-from sirius_rec.report.material import ReportedRun
 from sirius_rec.report.page import write_report
+from sirius_rec.report.reported_run import ReportedRun
 
 SLATES = "test-uniform-20-s0"
 

@@ -11,8 +11,8 @@ from html.parser import HTMLParser
 import pytest
 
 from sirius_rec.errors import DataError
-from sirius_rec.report.material import ReportedRun
 from sirius_rec.report.page import write_report
+from sirius_rec.report.reported_run import ReportedRun
 
 SLATES = "test-uniform-20-s0"
 POPULARITY = "popularity\u00a0°"  # the mark of methods without a language model

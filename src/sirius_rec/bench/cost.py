@@ -11,8 +11,8 @@ import torch
 
 from sirius_rec import atomic
 from sirius_rec.bench import flops
-from sirius_rec.bench.material import CPU_SHAPE, LLAMA_2_7B, PAD, Shape, build_model, random_rows
 from sirius_rec.bench.rivals import SCORERS
+from sirius_rec.bench.shapes import CPU_SHAPE, LLAMA_2_7B, PAD, Shape, build_model, random_rows
 from sirius_rec.bench.timing import interleaved
 from sirius_rec.scoring.attention import use_tree_attention
 from sirius_rec.scoring.rows import PromptCompletions

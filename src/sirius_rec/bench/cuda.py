@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from sirius_rec.bench import flops
-from sirius_rec.bench.material import LLAMA_2_7B, PAD, Shape, build_model, random_rows
 from sirius_rec.bench.measures import BETA, require_equal
 from sirius_rec.bench.rivals import SCORERS, dpo_loss
+from sirius_rec.bench.shapes import LLAMA_2_7B, PAD, Shape, build_model, random_rows
 from sirius_rec.bench.timing import compared, interleaved
 from sirius_rec.scoring.attention import probe_attention
 from sirius_rec.training.backbones import add_lora

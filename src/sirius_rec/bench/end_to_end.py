@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from sirius_rec.bench.material import CPU_SHAPE, Shape, build_model
+from sirius_rec.bench.shapes import CPU_SHAPE, Shape, build_model
 
 Rows = list[dict[str, Any]]
 _BATCH, _MICRO = 64, 16

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sirius_rec.bench.material import Shape
+from sirius_rec.bench.shapes import Shape
 from sirius_rec.scoring.rows import PromptCompletions, pack
 
 

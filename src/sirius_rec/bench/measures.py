@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from sirius_rec.bench import flops
-from sirius_rec.bench.material import CPU_SHAPE, EOS, PAD, Shape, build_model, random_rows
 from sirius_rec.bench.rivals import SCORERS, dpo_loss, trl_loss
+from sirius_rec.bench.shapes import CPU_SHAPE, EOS, PAD, Shape, build_model, random_rows
 from sirius_rec.bench.timing import compared, interleaved, ratio
 from sirius_rec.errors import ScoringError
 from sirius_rec.scoring.attention import use_tree_attention

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from sirius_rec.bench.material import CPU_SHAPE, LLAMA_2_7B
+from sirius_rec.bench.shapes import CPU_SHAPE, LLAMA_2_7B
 from sirius_rec.errors import ConfigError
 
 BENCHES = ("step", "score", "memory", "cost", "end-to-end", "cuda")

@@ -13,8 +13,8 @@ import numpy as np
 import polars as pl
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from sirius_rec.data.example_set import EXAMPLE_SCHEMA, ExampleSet, check_no_filters, from_examples, from_interactions
 from sirius_rec.data.fingerprint import combined_fingerprint, table_fingerprint
-from sirius_rec.data.material import EXAMPLE_SCHEMA, Material, check_no_filters, from_examples, from_interactions
 from sirius_rec.data.options import (
     DRAWN,
     INTERACTED_LEAKY,
@@ -123,42 +123,42 @@ def prepare(
     bar = {"advance": advance} if "advance" in inspect.signature(SOURCES[source]).parameters else {}
     loaded = short_titles(SOURCES[source](input, seed=seed, **options, **bar), max_title, unusable)
     say("filtering, splitting and windowing")
-    material = _material(loaded, filter, split, window)
+    example_set = _example_set(loaded, filter, split, window)
     notes = loaded.notes
     del loaded  # the events, which the examples now hold
-    excludes = _excludes(slates, split.kind != "user" or _shares_users(material))
+    excludes = _excludes(slates, split.kind != "user" or _shares_users(example_set))
     if unusable == "drop":
-        material = _with_negatives(material, slates, excludes)
+        example_set = _with_negatives(example_set, slates, excludes)
     base = combined_fingerprint(
-        {"items": table_fingerprint(material.items), "examples": table_fingerprint(material.examples)}
+        {"items": table_fingerprint(example_set.items), "examples": table_fingerprint(example_set.examples)}
     )
     learns = any(option.protocol in _LEARNING for option in slates)  # before the limits, which are no reason to unlearn
-    train = material.select(learns & (material.examples[SPLIT] == "train").to_numpy())
-    every = material.examples.filter(pl.col(SPLIT) == "train").select(list(EXAMPLE_SCHEMA))
-    material = _limited(material, limits, seed)
-    examples = material.examples.select(list(EXAMPLE_SCHEMA))
+    train = example_set.select(learns & (example_set.examples[SPLIT] == "train").to_numpy())
+    every = example_set.examples.filter(pl.col(SPLIT) == "train").select(list(EXAMPLE_SCHEMA))
+    example_set = _limited(example_set, limits, seed)
+    examples = example_set.examples.select(list(EXAMPLE_SCHEMA))
     cut = every.height > examples.filter(pl.col(SPLIT) == "train").height
     world = SimulatedWorld.from_notes(notes) if "world" in notes else None
-    names = _slate_names(slates, excludes, material)
-    frozen, described = _frozen_slates(material, names, train, base, world, say)
+    names = _slate_names(slates, excludes, example_set)
+    frozen, described = _frozen_slates(example_set, names, train, base, world, say)
     info = {
         "recipe": recipe,
         "source": {"name": source, "notes": notes},
-        "statistics": {**material.statistics, **row_statistics(examples), **paper_statistics(source)},
-        "filters": material.filters,
-        "titles": material.titles,
+        "statistics": {**example_set.statistics, **row_statistics(examples), **paper_statistics(source)},
+        "filters": example_set.filters,
+        "titles": example_set.titles,
         "slates": described,
     }
     say(f"writing {out}")
     return write_dataset(
-        out, {"items": material.items, "examples": examples, **({ALL_TRAIN: every} if cut else {}), **frozen}, info
+        out, {"items": example_set.items, "examples": examples, **({ALL_TRAIN: every} if cut else {}), **frozen}, info
     )
 
 
 def _frozen_slates(
-    material: Material,
+    example_set: ExampleSet,
     names: Mapping[SlateName, str | None],
-    train: Material,
+    train: ExampleSet,
     fingerprint: str,
     world: SimulatedWorld | None,
     say: Callable[[str], None],
@@ -171,16 +171,16 @@ def _frozen_slates(
     described: dict[str, Any] = {}
     for name, exclude in names.items():
         say(f"slates {name}")
-        part = material.select((material.examples[SPLIT] == name.split).to_numpy())
+        part = example_set.select((example_set.examples[SPLIT] == name.split).to_numpy())
         if name.protocol == "full":
             rule = "every item of the catalogue, in its order; no file is written"
             described[str(name)] = {"rows": part.examples.height, "size": name.size, "candidates": rule}
             if world is not None:
-                frozen = full_slates(part.examples, material.items.height)
-                tables[f"truth/{name}"] = true_utilities(world, material.items, part.examples, frozen)
+                frozen = full_slates(part.examples, example_set.items.height)
+                tables[f"truth/{name}"] = true_utilities(world, example_set.items, part.examples, frozen)
             continue
         frozen = _freeze(part, name, exclude, train, fingerprint)
-        check_slates(f"slates {name}", frozen, part.examples, material.items.height)
+        check_slates(f"slates {name}", frozen, part.examples, example_set.items.height)
         tables[f"slates/{name}"] = frozen
         described[str(name)] = {"rows": frozen.height, "size": name.size, "fingerprint": table_fingerprint(frozen)}
         if exclude is not None:
@@ -188,7 +188,7 @@ def _frozen_slates(
         if cautions := _cautions(name):
             described[str(name)]["caution"] = "; ".join(cautions)
         if world is not None:
-            tables[f"truth/{name}"] = true_utilities(world, material.items, part.examples, frozen)
+            tables[f"truth/{name}"] = true_utilities(world, example_set.items, part.examples, frozen)
     return tables, described
 
 
@@ -204,24 +204,26 @@ def _cautions(name: SlateName) -> list[str]:
     return found
 
 
-def _shares_users(material: Material) -> bool:
+def _shares_users(example_set: ExampleSet) -> bool:
     """Whether a user has rows in more than one split."""
-    pairs = material.examples.select(USER_ID, SPLIT).drop_nulls(USER_ID).unique()
+    pairs = example_set.examples.select(USER_ID, SPLIT).drop_nulls(USER_ID).unique()
     return pairs[USER_ID].n_unique() < pairs.height
 
 
-def _with_negatives(material: Material, slates: Sequence[SlateOptions], excludes: Sequence[str | None]) -> Material:
+def _with_negatives(
+    example_set: ExampleSet, slates: Sequence[SlateOptions], excludes: Sequence[str | None]
+) -> ExampleSet:
     """The rows whose user leaves enough items for the negatives of every slate; all where that is no row."""
-    short = np.zeros(material.examples.height, dtype=bool)
+    short = np.zeros(example_set.examples.height, dtype=bool)
     for option, exclude in zip(slates, excludes, strict=True):
         if option.protocol in DRAWN and option.size is not None:
-            excluded = material.past if exclude == PAST else material.interacted
-            asked = material.examples[SPLIT].is_in(option.splits).to_numpy()
-            short |= asked & (material.items.height - excluded.count_R < option.size - 1)
+            excluded = example_set.past if exclude == PAST else example_set.interacted
+            asked = example_set.examples[SPLIT].is_in(option.splits).to_numpy()
+            short |= asked & (example_set.items.height - excluded.count_R < option.size - 1)
     if not short.any() or short.all():
-        return material
-    filters = {**material.filters, "rows_without_enough_negatives_dropped": int(short.sum())}
-    return replace(material.select(~short), filters=filters)
+        return example_set
+    filters = {**example_set.filters, "rows_without_enough_negatives_dropped": int(short.sum())}
+    return replace(example_set.select(~short), filters=filters)
 
 
 def _excludes(slates: Sequence[SlateOptions], shared_users: bool) -> list[str | None]:
@@ -244,9 +246,9 @@ def true_utilities(
     return pl.DataFrame({ROW_ID: slates[ROW_ID], UTILITY: as_lists(UTILITY, table)})
 
 
-def _material(
+def _example_set(
     loaded: Interactions | Examples, filter: FilterOptions, split: SplitOptions, window: WindowOptions
-) -> Material:
+) -> ExampleSet:
     if isinstance(loaded, Examples):
         check_no_filters(**filter.model_dump())
         if split != SplitOptions():
@@ -262,23 +264,23 @@ def _material(
     )
 
 
-def _limited(material: Material, limits: Mapping[str, int], seed: int) -> Material:
+def _limited(example_set: ExampleSet, limits: Mapping[str, int], seed: int) -> ExampleSet:
     """At most `limits[split]` rows of a split, chosen at random, in row order."""
-    split_R = material.examples[SPLIT].to_numpy()
+    split_R = example_set.examples[SPLIT].to_numpy()
     keep = np.ones(len(split_R), dtype=bool)
     for number, name in enumerate(SPLITS):
         rows = np.flatnonzero(split_R == name)
         if name in limits and len(rows) > limits[name]:
             keep[np.random.default_rng([seed, number]).permutation(rows)[limits[name] :]] = False
-    return material if keep.all() else material.select(keep)
+    return example_set if keep.all() else example_set.select(keep)
 
 
 def _slate_names(
-    slates: Sequence[SlateOptions], excludes: Sequence[str | None], material: Material
+    slates: Sequence[SlateOptions], excludes: Sequence[str | None], example_set: ExampleSet
 ) -> dict[SlateName, str | None]:
     """Names of the sets of slates, with what each excludes."""
-    present = set(material.examples[SPLIT].unique())
-    every = material.items.height
+    present = set(example_set.examples[SPLIT].unique())
+    every = example_set.items.height
     return {
         SlateName(split, option.protocol, option.size or every, option.seed, exclude == INTERACTED_LEAKY): exclude
         for option, exclude in zip(slates, excludes, strict=True)
@@ -287,7 +289,9 @@ def _slate_names(
     }
 
 
-def _freeze(part: Material, name: SlateName, exclude: str | None, train: Material, fingerprint: str) -> pl.DataFrame:
+def _freeze(
+    part: ExampleSet, name: SlateName, exclude: str | None, train: ExampleSet, fingerprint: str
+) -> pl.DataFrame:
     n_items = part.items.height
     if name.protocol == "given":
         return slates_from_examples(part.examples, name=name)

@@ -14,7 +14,7 @@ from sirius_rec.recipes.results import gather
 from sirius_rec.recipes.run import Run
 
 if TYPE_CHECKING:
-    from sirius_rec.report.material import ReportedRun
+    from sirius_rec.report.reported_run import ReportedRun
 
 
 def report_run(run: Run, *others: Run, baseline: str | None = None, out: Path | None = None) -> Path:
@@ -36,7 +36,7 @@ def _reported(run: Run, baseline: str | None) -> ReportedRun:
     from sirius_rec.audit.audit import read_audit
     from sirius_rec.report.explorer import sample_examples
     from sirius_rec.report.generated import sample_answers
-    from sirius_rec.report.material import ReportedRun
+    from sirius_rec.report.reported_run import ReportedRun
     from sirius_rec.report.text import marked_labels
 
     folder = run.folder

@@ -17,7 +17,7 @@ from sirius_rec.diagnostics import curves as evidence
 from sirius_rec.report import answer, plots, sections, svg
 from sirius_rec.report.evidence_plots import Drawn, epoch_figures, hacking_figures
 from sirius_rec.report.explorer import Explorer
-from sirius_rec.report.material import ReportedRun, check_comparable, check_run
+from sirius_rec.report.reported_run import ReportedRun, check_comparable, check_run
 from sirius_rec.report.text import flat
 from sirius_rec.report.theory_plots import anchor_figure, sensitivity_figure
 

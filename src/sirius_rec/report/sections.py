@@ -11,7 +11,7 @@ from sirius_rec.evaluation.metrics import METRICS
 from sirius_rec.evaluation.results import ALL_METRICS, GENERATED, TRIVIAL, TRUE_REWARD, VALID, Facts, decision
 from sirius_rec.report.answer import DECISIONS, anchor_sentence, best_sentence, result_keys, rows_of, tests_of
 from sirius_rec.report.evidence_plots import PAPER_SHARE, shares
-from sirius_rec.report.material import ReportedRun
+from sirius_rec.report.reported_run import ReportedRun
 from sirius_rec.report.text import NO_MODEL, count, flat, has_model, interval, minus, number, p_value, slates_in_words
 
 _HEADINGS: Final = {TRUE_REWARD: "True reward", VALID: "Valid ratio", GENERATED: "HR@1 generated", "mrr": "MRR"}

@@ -43,7 +43,7 @@ EXAMPLE_SCHEMA: Final[dict[str, pl.DataType | type[pl.DataType]]] = {
 
 
 @dataclass(frozen=True)
-class Material:
+class ExampleSet:
     """Everything that slates are made of.
 
     items: item, item_id, title (distinct).
@@ -60,7 +60,7 @@ class Material:
     filters: dict[str, Any]
     titles: dict[str, Any]
 
-    def select(self, rows: npt.NDArray[np.bool_]) -> Material:
+    def select(self, rows: npt.NDArray[np.bool_]) -> ExampleSet:
         """The same with a selection of examples."""
         chosen = self.examples.filter(pl.Series(rows))
         interacted, past = self.interacted.select(rows), self.past.select(rows)
@@ -78,7 +78,7 @@ def from_interactions(
     split_seed: int,
     max_history: int,
     min_history: int,
-) -> Material:
+) -> ExampleSet:
     """Filter, split and window a source of events.
 
     The catalogue keeps every item of the source when no filter is on, and the surviving items otherwise; items keep the
@@ -133,7 +133,7 @@ def from_interactions(
     past = ExcludedItems(item_E[first_E], before_E[start_R], before_E[target_R + 1])
     repeats = int(examples.select(pl.col(HISTORY).list.contains(pl.col(TARGET)).sum()).item())
     statistics = _statistics(count_U, items.height, item_E, len(np.unique(user_E[target_R])))
-    return Material(items, examples, interacted, past, statistics, _filter_report(events, steps, repeats), titles)
+    return ExampleSet(items, examples, interacted, past, statistics, _filter_report(events, steps, repeats), titles)
 
 
 def _statistics(
@@ -155,7 +155,7 @@ def _statistics(
     }
 
 
-def from_examples(source: Examples, *, max_history: int, min_history: int) -> Material:
+def from_examples(source: Examples, *, max_history: int, min_history: int) -> ExampleSet:
     """Number a source of ready-made windows; histories are cut to the last `max_history` items.
 
     Rows with fewer than `min_history` history items are dropped and counted; row_id is the row's number in the source.
@@ -204,7 +204,7 @@ def from_examples(source: Examples, *, max_history: int, min_history: int) -> Ma
     }
     interacted = interacted_items(examples)
     past = past_items(examples) if examples[USER_ID].drop_nulls().len() else interacted
-    return Material(items, examples, interacted, past, statistics, filters, titles)
+    return ExampleSet(items, examples, interacted, past, statistics, filters, titles)
 
 
 def number_items(catalogue: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, Any]]:
