@@ -285,8 +285,9 @@ def unpack(archive: Path, folder: Path) -> list[str]:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (Path(partial) / str(number)).replace(folder / name)
     except (
-        zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, FileExistsError,
-        NotADirectoryError, IsADirectoryError,
+        zipfile.BadZipFile, zlib.error, EOFError,
+        RuntimeError,  # a password, or (NotImplementedError) a compression that zipfile does not know
+        FileExistsError, NotADirectoryError, IsADirectoryError,  # two members that want one place
     ) as error:  # fmt: skip
         raise DataError(f"{archive}: not a sound zip archive ({error}); remove it and start again") from error
     return [str(name) for name in names]

@@ -6,6 +6,7 @@ a subclass of `Method` (or of its family's class) and an entry in `methods.METHO
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ class Prerequisite:
     after: tuple[str, ...] = ()
 
 
-class Method:
+class Method(ABC):
     """One recommender of a run.
 
     role: `trivial` (always scored, nothing to choose), `baseline` (from `methods:`), `sft`, or `arm`. stage: the stage
@@ -118,7 +119,7 @@ class Method:
         """Keys of the methods, and names of the prerequisites, whose results it starts from."""
         return tuple(prerequisite.name for prerequisite in self.prerequisites())
 
-    def check(self, run: Run) -> None:
+    def check(self, run: Run) -> None:  # noqa: B027 (most methods have nothing to check)
         """Raise, before anything is trained, what can be known to fail; not asked of what is done."""
 
     # Where it lies
@@ -135,13 +136,13 @@ class Method:
 
     # What it does
 
+    @abstractmethod
     def fit(self, run: Run, seed: int) -> None:
         """Train what is not trained yet, and leave `DONE` in its folder."""
-        raise NotImplementedError
 
+    @abstractmethod
     def ranker(self, run: Run, seed: int, checkpoint: str) -> Any:
         """A `rankers.protocol.Ranker`; where `answers`, with `answer(histories, candidates, targets)` too."""
-        raise NotImplementedError
 
     def steps(self, run: Run, seed: int) -> Mapping[str, int]:
         """The training step of each checkpoint, `best` and `last`; equal steps are scored once."""

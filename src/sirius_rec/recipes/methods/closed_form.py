@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import abstractmethod
 from typing import Any, ClassVar
 
 from sirius_rec.atomic import write_json
@@ -28,9 +29,9 @@ class ClosedForm(Method):
         self.options = options_of(self.Settings, dict(entry.options), entry.method)
         self._fitted: Any = None
 
+    @abstractmethod
     def fitted(self, run: Run) -> Any:
         """The ranker, fitted on the training data."""
-        raise NotImplementedError
 
     def fit(self, run: Run, seed: int) -> None:
         if self.is_done(run, seed):
