@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +16,11 @@ from sirius_rec.data.options import FilterOptions, SlateOptions, SplitOptions, W
 from sirius_rec.data.prepare import prepare
 from sirius_rec.data.sources.simulated import SimulatedWorld
 from sirius_rec.data.statistics import summary_lines
-from sirius_rec.data.store import Dataset, check_slates, open_dataset
+from sirius_rec.data.store import Dataset, open_dataset
 from sirius_rec.errors import ConfigError, DataError, RunError
 from sirius_rec.schema import SlateName
 
 SMALL: dict[str, Any] = {"options": {"n_items": 120, "n_users": 40, "events_per_user": 16}}
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    slates = (SlateOptions(), SlateOptions(size=50, seed=3, splits=("test",)))
-    return prepare("simulated", None, tmp_path_factory.mktemp("data") / "world", slates=slates, **SMALL)
 
 
 def window(max_history: int, min_history: int) -> WindowOptions:
@@ -254,91 +246,6 @@ def test_ready_made_windows(tmp_path: Path) -> None:
         )
 
 
-def test_opening_what_is_no_dataset(world: Dataset, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="not a dataset folder"):
-        open_dataset(tmp_path)
-    (tmp_path / "dataset.json").write_text("{", encoding="utf-8")
-    with pytest.raises(DataError, match="not the description of a dataset"):
-        open_dataset(tmp_path)
-    (tmp_path / "dataset.json").write_text(json.dumps({**world.info, "format": 99}), encoding="utf-8")
-    with pytest.raises(DataError, match="format 99, this version reads 1"):
-        open_dataset(tmp_path)
-    (tmp_path / "dataset.json").write_text(json.dumps(world.info), encoding="utf-8")
-    with pytest.raises(DataError, match=r"items.parquet: missing"):
-        open_dataset(tmp_path)
-    opened = open_dataset(world.path)
-    opened.verify()
-    with pytest.raises(DataError, match="no slates 'test-uniform-9-s0'; there are train-uniform-20-s0"):
-        opened.slates("test-uniform-9-s0")
-    with pytest.raises(DataError, match="no split 'dev'"):
-        opened.examples("dev")
-
-
-def test_changed_content_is_noticed(table: Path, tmp_path: Path) -> None:
-    dataset = small(table, tmp_path / "out")
-    file = dataset.path / "slates" / "train-uniform-4-s0.parquet"
-    slates = pl.read_parquet(file)
-    slates.with_columns(pl.col("candidates").list.reverse()).write_parquet(file)
-    with pytest.raises(DataError, match="the content has changed"):
-        dataset.verify()
-    file.write_bytes(b"PAR1")
-    with pytest.raises(DataError, match="cannot be read"):
-        dataset.slates("train-uniform-4-s0")
-
-
-@pytest.mark.parametrize("name", ["items", "examples", "slates/test-uniform-20-s0", "truth/test-uniform-20-s0"])
-def test_a_table_changed_on_the_disk_is_refused_when_read(world: Dataset, tmp_path: Path, name: str) -> None:
-    """Each change keeps the table well formed: rows in another order, titles and slates swapped between rows."""
-    folder = tmp_path / "copy"
-    shutil.copytree(world.path, folder)
-    read: dict[str, Callable[[Dataset], object]] = {
-        "items": lambda dataset: dataset.items,
-        "examples": lambda dataset: dataset.examples("test"),
-        "slates/test-uniform-20-s0": lambda dataset: dataset.slates("test-uniform-20-s0"),
-        "truth/test-uniform-20-s0": lambda dataset: dataset.truth("test-uniform-20-s0"),
-    }
-    before = open_dataset(folder)
-    kept = read[name](before)
-    file = folder / f"{name}.parquet"
-    frame = pl.read_parquet(file)
-    if name == "items":
-        frame = frame.with_columns(pl.col("title").reverse())
-    elif name.startswith("slates/"):
-        frame = frame.with_columns(pl.col("candidates").list.reverse())
-    else:
-        frame = frame.reverse()
-    frame.write_parquet(file)
-    with pytest.raises(DataError, match=rf"{name}.parquet: the content has changed") as caught:
-        read[name](open_dataset(folder))
-    assert "\n" not in str(caught.value)
-    assert frame_of(read[name](before)).equals(frame_of(kept))  # what was read once stays what it was
-    frame.with_columns(new=pl.lit(True)).write_parquet(file)
-    with pytest.raises(DataError, match=rf"{name}.parquet: the content has changed"):
-        read[name](open_dataset(folder))
-
-
-def frame_of(value: object) -> pl.DataFrame:
-    assert isinstance(value, pl.DataFrame)
-    return value
-
-
-def test_a_table_is_read_and_checked_once(world: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = open_dataset(world.path)
-    first = opened.slates("test-uniform-20-s0"), opened.truth("test-uniform-20-s0"), opened.items
-    monkeypatch.setattr("sirius_rec.data.store.pl.read_parquet", lambda _: pytest.fail("read again"))
-    again = opened.slates("test-uniform-20-s0"), opened.truth("test-uniform-20-s0"), opened.items
-    assert all(a is b for a, b in zip(first, again, strict=True))
-
-
-def test_an_edited_fingerprint_is_refused(world: Dataset, tmp_path: Path) -> None:
-    shutil.copytree(world.path, tmp_path / "copy")
-    info = json.loads((world.path / "dataset.json").read_text(encoding="utf-8"))
-    info["fingerprints"]["items"] = "0" * 64
-    (tmp_path / "copy" / "dataset.json").write_text(json.dumps(info), encoding="utf-8")
-    with pytest.raises(DataError, match=r"dataset.json: its fingerprint is not that of the tables"):
-        open_dataset(tmp_path / "copy")
-
-
 @pytest.mark.parametrize(
     ("source", "options", "message"),
     [
@@ -442,33 +349,6 @@ def test_windows_of_a_user_in_several_splits_exclude_the_past_and_given_slates_s
         prepare("windows", tmp_path, tmp_path / "no", window=window(2, 2),
                 slates=(SlateOptions(protocol="uniform", size=3, exclude="interacted"),))  # fmt: skip
     assert not (tmp_path / "no").exists()
-
-
-def test_each_slate_fault_names_its_row() -> None:
-    rows = pl.DataFrame({"row_id": [4, 7], "target": [1, 2]})
-
-    def check(*slates: list[int], row_ids: tuple[int, ...] = (4, 7)) -> None:
-        frame = pl.DataFrame(
-            {"row_id": row_ids, "candidates": slates}, schema_overrides={"candidates": pl.List(pl.Int32)}
-        )
-        check_slates("FILE", frame, rows, 5)
-
-    check([0, 1], [2, 3])
-    for slates, message in (
-        (([0, 1], [0, 3]), "slate of row 7 does not hold its target"),
-        (([1, 0, 0], [2, 3, 4]), "slate of row 4 holds an item twice"),
-        (([1, 0], [2, 5]), "slate of row 7 holds an item outside 0 to 4"),
-        (([1, 0], [2, -1]), "slate of row 7 holds an item outside 0 to 4"),
-        (([1, 0], [2, 3, 4]), "slate of row 7 has another size"),
-    ):
-        with pytest.raises(DataError, match=message):
-            check(*slates)
-    with pytest.raises(DataError, match="row 7 has no slate"):
-        check([0, 1], row_ids=(4,))
-    with pytest.raises(DataError, match="row 9 has a slate but is not among the examples"):
-        check([0, 1], [2, 3], [2, 3], row_ids=(4, 7, 9))
-    with pytest.raises(DataError, match="row 7 has two slates"):
-        check([0, 1], [2, 3], [2, 4], row_ids=(4, 7, 7))
 
 
 def test_splits_by_time_may_reach_back(tmp_path: Path) -> None:
