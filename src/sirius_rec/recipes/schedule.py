@@ -47,8 +47,9 @@ def _end_with(parent: int) -> None:
     """A daemon thread that ends this process as soon as its parent is gone."""
 
     def watch() -> None:
+        process = multiprocessing.parent_process()
         while os.getppid() == parent:
-            time.sleep(0.3)
+            time.sleep(0.3) if process is None else process.join(0.3)  # which returns at once when it ends
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
