@@ -77,7 +77,7 @@ class BackboneSection(Options):
     weights; tiny takes no LoRA.
 
     dtype bfloat16: with LoRA the frozen base is held in bfloat16; otherwise float32 weights compute in bfloat16.
-    attention auto: on CUDA the fastest kernel that is right, measured once per run; on CPU sdpa in parts.
+    attention auto: on CUDA the fastest kernel that is right, measured once per run; on CPU chunks of a tree on sdpa.
     quantization 4bit: the frozen base in 4 bits under LoRA (QLoRA); needs CUDA and bitsandbytes.
     `tiny` and `pretrain` are for the tiny backbone only; `pretrain: null` starts SFT from random weights.
     """

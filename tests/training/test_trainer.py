@@ -356,18 +356,19 @@ def test_the_hook_gets_every_candidate_of_every_record(build: Build, world: Worl
 
 
 def test_an_architecture_without_packed_scoring_is_estimated_and_trained(build: Build, tokenizer: Any) -> None:
-    from transformers import Olmo2Config, Olmo2ForCausalLM
+    from transformers import StableLmConfig, StableLmForCausalLM
 
     torch.manual_seed(0)
-    model = Olmo2ForCausalLM(
-        Olmo2Config(
+    model = StableLmForCausalLM(
+        StableLmConfig(
             vocab_size=len(tokenizer), hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
-            max_position_embeddings=256, pad_token_id=tokenizer.pad_token_id,
+            num_key_value_heads=2, max_position_embeddings=256, pad_token_id=tokenizer.pad_token_id,
         )
     )  # fmt: skip
     trainer = build(model=model, max_steps=1)
     assert trainer.scoring == "naive"
-    assert trainer.estimate_memory().tokens == trainer.train_dataset.longest("naive").length("naive")
+    heaviest = trainer.train_dataset.heaviest("naive")
+    assert trainer.estimate_memory().tokens == sum(row.length("naive") for row in heaviest)
     trainer.train()
     assert trainer.state.global_step == 1
 

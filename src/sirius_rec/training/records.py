@@ -1,4 +1,4 @@
-"""Preference records → tokenised rows → packed batches.
+"""Preference records → tokenised rows → trees of candidates.
 
 A record is TRL's: `prompt` (text, or a list of chat messages), `chosen` (text) and `rejected` (text, or a list of
 texts). With more rejected texts than the objective asks for, that many are drawn anew in every epoch.
@@ -17,7 +17,8 @@ from torch.utils.data import Dataset
 
 from sirius_rec.errors import ConfigError, DataError, PromptError
 from sirius_rec.prompts.encoding import Encoder
-from sirius_rec.scoring.rows import PromptCompletions, pack
+from sirius_rec.scoring.rows import PromptCompletions
+from sirius_rec.scoring.tree import build_tree
 from sirius_rec.training.batching import StepLayout, grouped
 
 
@@ -176,11 +177,14 @@ class PreferenceDataset(Dataset[Draw]):
             lengths[at] = len(row.prompt) + inputs
         return lengths
 
-    def longest(self, scoring: str = "packed") -> PromptCompletions:
-        """The longest row of this epoch in that mode of scoring, with the candidates drawn for it."""
-        rows = ((self.rows[draw.row], draw.columns) for draw in self._drawn.values())
-        drawn = (PromptCompletions(row.prompt, [row.completions[c] for c in columns]) for row, columns in rows)
-        return max(drawn, key=lambda row: row.length(scoring))
+    def heaviest(self, scoring: str = "packed") -> list[PromptCompletions]:
+        """The rows of this epoch's longest micro-batch in that mode of scoring, with the candidates drawn for them."""
+        micro = self.layout.micro
+        drawn = [self.rows[r].only(self._drawn[r].columns.tolist()) for r in self.order.tolist()]
+        lengths = np.array([row.length(scoring) for row in drawn])
+        starts = np.arange(0, len(drawn), micro)
+        start = int(starts[np.add.reduceat(lengths, starts).argmax()])
+        return drawn[start : start + micro]
 
     @property
     def n_examples(self) -> int:
@@ -205,29 +209,26 @@ class PreferenceDataset(Dataset[Draw]):
         return Draw(row, np.concatenate([[0], order[: n_sampled + n_others]]), n_sampled)
 
 
-class PackingCollator:
-    """Draws → packed tensors. `ref_logps`, set before training, holds log π_ref per row and completion (nats)."""
+class TreeCollator:
+    """Draws → a tree of candidates. `ref_logps`, set before training, holds log π_ref per row and completion (nats)."""
 
-    def __init__(self, rows: Sequence[PromptCompletions], pad_id: int, *, with_rows: bool = False) -> None:
+    def __init__(self, rows: Sequence[PromptCompletions], *, with_rows: bool = False) -> None:
         self.rows = rows
-        self.pad_id = pad_id
         self.with_rows = with_rows
         self.ref_logps: Sequence[np.ndarray] | None = None
 
     def __call__(self, draws: Sequence[Draw]) -> dict[str, Any]:
-        """`packed` fields by name, sampled_BC, row_B, weight_B, and ref_logp_BC where there is a reference.
+        """tree, sampled_BC, row_B, weight_B, and ref_logp_BC where there is a reference.
 
         n_real: examples that count; those of weight 0 stand behind them.
         """
-        chosen = [
-            PromptCompletions(self.rows[d.row].prompt, [self.rows[d.row].completions[c] for c in d.columns])
-            for d in draws
-        ]
-        batch: dict[str, Any] = dict(vars(pack(chosen, self.pad_id)))
-        shape = tuple(batch["valid_BC"].shape)
+        chosen = [self.rows[d.row].only(d.columns.tolist()) for d in draws]
+        tree = build_tree(chosen)
+        batch: dict[str, Any] = {"tree": tree}
+        shape = tuple(tree.valid_BC.shape)
         columns_C = torch.arange(shape[1])
         n_sampled_B = torch.tensor([d.n_sampled for d in draws])
-        batch["sampled_BC"] = (columns_C > 0) & (columns_C <= n_sampled_B[:, None]) & batch["valid_BC"]
+        batch["sampled_BC"] = (columns_C > 0) & (columns_C <= n_sampled_B[:, None]) & tree.valid_BC
         batch["row_B"] = torch.tensor([d.row for d in draws])
         # Draws of no step are a batch of their own: their mean.
         batch["weight_B"] = torch.tensor([1 / len(draws) if d.weight is None else d.weight for d in draws])

@@ -1,6 +1,6 @@
 """`SiriusTrainer`: preference alignment of any causal language model on slates, on transformers' Trainer.
 
-One forward pass scores the positive and all its candidates (`scoring.packed`); the objective is composed in
+One forward pass scores the positives and all their candidates (`scoring.packed`); the objective is composed in
 `objectives`; every step logs what reward hacking looks like from inside (`objectives.evidence`).
 """
 
@@ -24,9 +24,10 @@ from sirius_rec.objectives.evidence import evidence
 from sirius_rec.objectives.losses import LossOutput, compute_loss
 from sirius_rec.prompts.encoding import Encoder
 from sirius_rec.scoring.naive import naive_logps
-from sirius_rec.scoring.packed import packed_logps, unwrapped
-from sirius_rec.scoring.rows import PackedBatch, PromptCompletions
+from sirius_rec.scoring.packed import tree_logps, unwrapped
+from sirius_rec.scoring.rows import PromptCompletions
 from sirius_rec.scoring.scorer import resolve_mode, score_rows, self_check
+from sirius_rec.scoring.tree import CandidateTree
 from sirius_rec.training.averages import Averages
 from sirius_rec.training.batching import StepLayout
 from sirius_rec.training.checkpoints import (
@@ -44,10 +45,9 @@ from sirius_rec.training.held_out import HeldOutLog
 from sirius_rec.training.inputs import check_trainable, check_vocabulary, policy_of, records_of
 from sirius_rec.training.memory import MemoryEstimate, estimate
 from sirius_rec.training.metrics_log import MetricsLog
-from sirius_rec.training.records import PackingCollator, PreferenceDataset, check_context, encode_records
+from sirius_rec.training.records import PreferenceDataset, TreeCollator, check_context, encode_records
 
 EvalHook = Callable[[list[np.ndarray]], dict[str, float]]
-_PACKED_FIELDS = tuple(PackedBatch.__dataclass_fields__)
 _SELF_CHECK_ROWS = 2
 
 
@@ -112,7 +112,7 @@ class SiriusTrainer(Trainer):
             check_context(rows, context)
             check_vocabulary(model, rows, self.encoder.tokenizer)
         dataset = self._training_set(train_rows, args)
-        self.collator = PackingCollator(train_rows, self.encoder.pad_id, with_rows=self.scoring == "naive")
+        self.collator = TreeCollator(train_rows, with_rows=self.scoring == "naive")
         self.collator.ref_logps = ref_logps
         self.eval_ref_logps = eval_ref_logps
         self.eval_hook = eval_hook
@@ -200,10 +200,8 @@ class SiriusTrainer(Trainer):
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         return estimate(
             self.model,
-            [self.train_dataset.longest(self.scoring)]
-            * min(args.per_device_train_batch_size, len(self.train_dataset.rows)),
+            self.train_dataset.heaviest(self.scoring),
             self.encoder.pad_id,
-            args.per_device_train_batch_size,
             scoring=self.scoring,
             shards=args.world_size if sharded else 1,
             bf16=bool(args.bf16),
@@ -237,28 +235,28 @@ class SiriusTrainer(Trainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The objective's loss, so weighted that a step's is the mean over its examples; the evidence is added up."""
-        batch = PackedBatch(**{name: inputs[name] for name in _PACKED_FIELDS})
+        tree: CandidateTree = inputs["tree"].to(self.args.device)
         if self.scoring == "naive":
-            logp_BC = naive_logps(model, inputs["rows"], self.encoder.pad_id, batch.input_ids_BT.device)
+            logp_BC = naive_logps(model, inputs["rows"], self.encoder.pad_id, self.args.device)
         else:
-            logp_BC = packed_logps(model, batch)
+            logp_BC = tree_logps(model, tree)
         out = compute_loss(
             self.objective,
             logp_BC,
-            batch.length_BC,
+            tree.length_BC,
             inputs["sampled_BC"],
-            batch.valid_BC,
+            tree.valid_BC,
             inputs.get("ref_logp_BC"),
         )
         loss = (out.loss_B * inputs["weight_B"]).sum()
-        self._record(out, logp_BC, inputs, batch)
+        self._record(out, logp_BC, inputs, tree)
         if loss.device.type == "cpu" and not torch.isfinite(loss):
             self._stop_on_nan()
         return (loss, {"logp_BC": logp_BC}) if return_outputs else loss
 
-    def _record(self, out: LossOutput, logp_BC: Tensor, inputs: dict[str, Any], batch: PackedBatch) -> None:
+    def _record(self, out: LossOutput, logp_BC: Tensor, inputs: dict[str, Any], tree: CandidateTree) -> None:
         real = slice(inputs["n_real"])
-        sampled_BC, valid_BC = inputs["sampled_BC"][real], batch.valid_BC[real]
+        sampled_BC, valid_BC = inputs["sampled_BC"][real], tree.valid_BC[real]
         parts = evidence(out.reward_BC[real], logp_BC[real], sampled_BC, valid_BC, self.args.epsilons)
         one = torch.ones((), device=logp_BC.device)
         if self.objective.filter:
@@ -272,7 +270,7 @@ class SiriusTrainer(Trainer):
             if tensor is not None:
                 parts[f"nonfinite {name}"] = ((~torch.isfinite(tensor.detach())).sum().float(), one)
         self._averages.add(parts)
-        self._tokens = self._tokens.to(logp_BC.device) + (batch.segment_BT >= 0).sum()
+        self._tokens = self._tokens.to(logp_BC.device) + tree.n_nodes
 
     def _stop_on_nan(self) -> None:
         """Raise with the step and the first quantity that was not finite."""
