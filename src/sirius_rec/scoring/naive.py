@@ -18,7 +18,7 @@ def naive_logps(
 ) -> Tensor:
     """log π(y|x) of every candidate, [B, C] in nats, summed over tokens with the end of sequence; absent ones 0.
 
-    One forward pass (under LongRoPE at most two), whose size `scorer.score_rows` keeps within bounds. Logits are computed
+    One forward pass (under LongRoPE at most two), whose size `scorer.score_rows` bounds. Logits are computed
     from where the shortest prompt ends, where the model allows it; all_logits: everywhere, as others do it.
     """
     texts = [(list(row.prompt), list(ids)) for row in rows for ids in row.completions]
