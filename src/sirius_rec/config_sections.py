@@ -113,7 +113,7 @@ class AlignSection(StageOptions):
 
 
 class ArmSection(Options):
-    """One arm: a preset of `objectives.LOSSES` and what differs from it.
+    """One arm: a preset of `objectives.LOSSES` and what differs from it. docs/losses.md explains parts and numbers.
 
     `name` is how tables and folders call it: letters, digits, _ and . only.
     """
@@ -129,6 +129,12 @@ class ArmSection(Options):
     nll_weight: Number | None = None
     nll_per_token: Flag | None = None
     filter: Flag | None = None
+    reward: str | None = None
+    link: str | None = None
+    comparison: str | None = None
+    label_smoothing: Number | None = None
+    dpop_lambda: Number | None = None
+    reward_temperature: Number | None = None
     learning_rate: Rate | None = None
 
     @property

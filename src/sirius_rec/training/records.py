@@ -1,11 +1,13 @@
 """Preference records → tokenised rows → trees of candidates.
 
 A record is TRL's: `prompt` (text, or a list of chat messages), `chosen` (text) and `rejected` (text, or a list of
-texts). With more rejected texts than the objective asks for, that many are drawn anew in every epoch.
+texts). With more rejected texts than the objective asks for, that many are drawn anew in every epoch. Losses that
+weight records also read `reward`, a number that was observed, a rating for example.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -88,6 +90,19 @@ def encode_records(records: Iterable[Mapping[str, Any]], encoder: Encoder) -> li
             for messages in prompts
         ]
     return [PromptCompletions(ids, ys) for ids, ys in zip(prompt_ids, completions, strict=True)]
+
+
+def observed_rewards(records: Iterable[Mapping[str, Any]]) -> list[float]:
+    """The `reward` of every record, a finite number such as a rating. DataError naming the first that has none."""
+    rewards = []
+    for number, record in enumerate(records):
+        value = record.get("reward")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise DataError(
+                f"record {number}: this loss weights records by an observed 'reward', a finite number, got {value!r}"
+            )
+        rewards.append(float(value))
+    return rewards
 
 
 def check_context(rows: Sequence[PromptCompletions], context: int | None) -> None:
@@ -210,15 +225,17 @@ class PreferenceDataset(Dataset[Draw]):
 
 
 class TreeCollator:
-    """Draws → a tree of candidates. `ref_logps`, set before training, holds log π_ref per row and completion (nats)."""
+    """Draws → a tree of candidates. Set before training: `ref_logps`, log π_ref per row and completion (nats), and
+    `observed`, the observed reward of each row."""
 
     def __init__(self, rows: Sequence[PromptCompletions], *, with_rows: bool = False) -> None:
         self.rows = rows
         self.with_rows = with_rows
         self.ref_logps: Sequence[np.ndarray] | None = None
+        self.observed: Sequence[float] | None = None
 
     def __call__(self, draws: Sequence[Draw]) -> dict[str, Any]:
-        """tree, sampled_BC, row_B, weight_B, and ref_logp_BC where there is a reference.
+        """tree, sampled_BC, row_B, weight_B; ref_logp_BC and observed_B where they are set.
 
         n_real: examples that count; those of weight 0 stand behind them.
         """
@@ -238,6 +255,8 @@ class TreeCollator:
             for b, d in enumerate(draws):
                 ref_logp_BC[b, : len(d.columns)] = torch.from_numpy(self.ref_logps[d.row][d.columns])
             batch["ref_logp_BC"] = ref_logp_BC
+        if self.observed is not None:
+            batch["observed_B"] = torch.tensor([self.observed[d.row] for d in draws])
         if self.with_rows:
             batch["rows"] = chosen
         return batch

@@ -42,17 +42,25 @@ from sirius_rec.training.checkpoints import (
 from sirius_rec.training.config import SiriusConfig
 from sirius_rec.training.dropout import check_no_noise, disable_dropout
 from sirius_rec.training.held_out import HeldOutLog
+from sirius_rec.training.held_out_evidence import held_out_evidence
 from sirius_rec.training.inputs import check_trainable, check_vocabulary, policy_of, records_of
 from sirius_rec.training.memory import MemoryEstimate, estimate
 from sirius_rec.training.metrics_log import MetricsLog
-from sirius_rec.training.records import PreferenceDataset, TreeCollator, check_context, encode_records
+from sirius_rec.training.records import (
+    PreferenceDataset,
+    TreeCollator,
+    check_context,
+    encode_records,
+    observed_rewards,
+)
 
 EvalHook = Callable[[list[np.ndarray]], dict[str, float]]
 _SELF_CHECK_ROWS = 2
 
 
 class SiriusTrainer(Trainer):
-    """Trains a causal LM on preference records (`prompt`, `chosen`, `rejected`: a text or a list of texts).
+    """Trains a causal LM on preference records (`prompt`, `chosen`, `rejected`: a text or a list of texts; `reward`, a
+    number, where the loss weights records by what was observed).
 
     model: any `AutoModelForCausalLM` in float32, a PEFT model, or a hub id or folder. args: `SiriusConfig`.
     processing_class: its tokenizer.
@@ -105,8 +113,9 @@ class SiriusTrainer(Trainer):
         self.encoder = encoder or Encoder(processing_class, chat=args.chat)
         self.scoring = resolve_mode(model, args.scoring)
         context = args.max_length or getattr(unwrapped(model).config, "max_position_embeddings", None)
-        train_rows = encode_records(records_of(train_dataset, "train_dataset"), self.encoder)
-        evaluated = [] if eval_dataset is None else records_of(eval_dataset, "eval_dataset")
+        trained = list(records_of(train_dataset, "train_dataset"))
+        train_rows = encode_records(trained, self.encoder)
+        evaluated = [] if eval_dataset is None else list(records_of(eval_dataset, "eval_dataset"))
         self.eval_rows = [] if eval_dataset is None else encode_records(evaluated, self.encoder)
         for rows in (train_rows, self.eval_rows):
             check_context(rows, context)
@@ -114,6 +123,9 @@ class SiriusTrainer(Trainer):
         dataset = self._training_set(train_rows, args)
         self.collator = TreeCollator(train_rows, with_rows=self.scoring == "naive")
         self.collator.ref_logps = ref_logps
+        self.eval_observed: list[float] | None = None
+        if self.objective.needs_observed:
+            self.collator.observed, self.eval_observed = observed_rewards(trained), observed_rewards(evaluated)
         self.eval_ref_logps = eval_ref_logps
         self.eval_hook = eval_hook
         self.metrics_log = MetricsLog(metrics_file or Path(args.output_dir) / "metrics.jsonl")
@@ -247,6 +259,7 @@ class SiriusTrainer(Trainer):
             inputs["sampled_BC"],
             tree.valid_BC,
             inputs.get("ref_logp_BC"),
+            inputs.get("observed_B"),
         )
         loss = (out.loss_B * inputs["weight_B"]).sum()
         self._record(out, logp_BC, inputs, tree)
@@ -279,7 +292,8 @@ class SiriusTrainer(Trainer):
         cause = {
             "reference": "the reference log-probs are not finite: check the reference model",
             "log-probs": "the model's log-probs are not finite: the weights have diverged, lower the learning rate",
-            "loss": "the loss overflowed: lower beta or the learning rate",
+            "loss": "the loss overflowed: lower beta or the learning rate"
+            + (", or raise reward_temperature" if self.objective.needs_observed else ""),
         }[bad[0] if bad else "loss"]
         raise TrainingError(
             f"NaN or infinite loss after step {self.state.global_step} (epoch {self.state.epoch or 0:.2f}): {cause}; "
@@ -329,12 +343,24 @@ class SiriusTrainer(Trainer):
         if self.objective.needs_reference and self.eval_ref_logps is None and eval_dataset is None:
             self._ensure_reference()
         ref_logps = self.eval_ref_logps
-        if eval_dataset is not None and self.objective.needs_reference:
-            raise TrainingError("evaluating other records needs their reference log-probs: pass them as eval_dataset")
+        for needed, what in (
+            (self.objective.needs_reference, "reference log-probs"),
+            (self.objective.needs_observed, "observed rewards"),
+        ):
+            if eval_dataset is not None and needed:
+                raise TrainingError(f"evaluating other records needs their {what}: pass them as eval_dataset")
         logps = self.score(rows)
         ranks = per_example(logps, np.zeros(len(logps), dtype=np.int64)).select(METRICS).mean().to_dicts()[0]
         metrics: dict[str, float] = dict(ranks)
-        metrics |= self._evaluation_evidence(rows, logps, ref_logps)
+        metrics |= held_out_evidence(
+            self.objective,
+            rows,
+            logps,
+            ref_logps=ref_logps,
+            observed=self.eval_observed,
+            epsilons=self.args.epsilons,
+            seed=self.args.seed,
+        )
         if self.eval_hook is not None:
             metrics |= self.eval_hook(logps)
         self._write("eval", metrics)
@@ -346,34 +372,6 @@ class SiriusTrainer(Trainer):
         self.log(dict(prefixed))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, prefixed)
         return prefixed
-
-    @torch.no_grad()
-    def _evaluation_evidence(self, rows: Sequence[Any], logps: list[np.ndarray], ref: Any) -> dict[str, float]:
-        """Loss and evidence over the evaluation rows, with the sampled negatives of a fixed draw."""
-        negatives = self.objective.negatives if self.objective.uses_negatives else min(1, min(map(len, logps)) - 1)
-        draws = PreferenceDataset(rows, negatives=negatives, seed=self.args.seed)
-        averages = Averages()
-        width = max(len(logp_C) for logp_C in logps)
-        for start in range(0, len(rows), 512):
-            part = [draws.draw(r) for r in range(start, min(start + 512, len(rows)))]
-            logp_BC, ref_BC = torch.zeros(len(part), width), torch.zeros(len(part), width)
-            length_BC = torch.ones(len(part), width)
-            valid_BC = torch.zeros(len(part), width, dtype=torch.bool)
-            sampled_BC = torch.zeros(len(part), width, dtype=torch.bool)
-            for b, d in enumerate(part):
-                n = len(d.columns)
-                logp_BC[b, :n] = torch.from_numpy(logps[d.row][d.columns])
-                length_BC[b, :n] = torch.tensor([len(rows[d.row].completions[c]) for c in d.columns])
-                valid_BC[b, :n] = True
-                sampled_BC[b, 1 : 1 + d.n_sampled] = True
-                if ref is not None:
-                    ref_BC[b, :n] = torch.from_numpy(ref[d.row][d.columns])
-            out = compute_loss(
-                self.objective, logp_BC, length_BC, sampled_BC, valid_BC, ref_BC if ref is not None else None
-            )
-            averages.add(evidence(out.reward_BC, logp_BC, sampled_BC, valid_BC, self.args.epsilons))
-            averages.add({"loss": (out.loss_B.sum(), torch.tensor(float(len(part))))})
-        return averages.means()
 
     # checkpoints
 
