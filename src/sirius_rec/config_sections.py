@@ -100,6 +100,13 @@ class BackboneSection(Options):
         return str(folder.absolute()) if folder.is_dir() or value.startswith("~") else value
 
 
+class TrainingSection(Options):
+    """What all stages do alike. share: user makes steps of whole runs of users' rows, which share their histories and
+    cost less (docs/performance.md); none makes steps of rows at random."""
+
+    share: Literal["none", "user"] = "none"
+
+
 class AlignSection(StageOptions):
     """Alignment; score_unsampled: candidates scored in each step beyond the sampled negatives, for the logs.
 

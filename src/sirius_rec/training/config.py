@@ -10,6 +10,8 @@ from transformers import TrainingArguments
 from sirius_rec.errors import ConfigError
 from sirius_rec.objectives.losses import Objective, build_objective
 
+SHARES = ("none", "user")
+
 
 @dataclass
 class SiriusConfig(TrainingArguments):
@@ -23,8 +25,10 @@ class SiriusConfig(TrainingArguments):
     score_unsampled: how many candidates beyond the sampled negatives are scored in each step for the logs, or "all".
     epsilons: the ε of the logged insensitive shares.
     max_length: context in tokens; None takes the model's.
+    share: "user" for steps of whole runs of a user's rows, which share their histories; records then have a `user`.
+        "none" for steps of rows at random.
     examples_per_epoch: an epoch is that many records, walking through all of them; None: all in each epoch.
-    eval_batch_tokens: padded tokens per batch in evaluation and reference scoring.
+    eval_batch_tokens: tokens per batch in evaluation and reference scoring.
     disable_dropout: train without dropout. None: in preference losses, where policy and reference are compared (SFT
         keeps the model's).
     chat: wrap text prompts in the tokenizer's chat template.
@@ -50,6 +54,7 @@ class SiriusConfig(TrainingArguments):
     score_unsampled: int | str = "all"
     epsilons: list[float] = field(default_factory=lambda: [0.1, 0.5])
     max_length: int | None = None
+    share: str = "none"
     examples_per_epoch: int | None = None
     eval_batch_tokens: int = 8192
     disable_dropout: bool | None = None
@@ -68,6 +73,8 @@ class SiriusConfig(TrainingArguments):
 
     def check(self) -> None:
         """ConfigError for options of TrainingArguments that would train something else than they say, silently."""
+        if self.share not in SHARES:
+            raise ConfigError(f"share: choose one of {', '.join(SHARES)}, got {self.share!r}")
         if self.n_gpu > 1:
             raise ConfigError(
                 f"{self.n_gpu} GPUs in one process: start with torchrun or accelerate launch, or show it one GPU "

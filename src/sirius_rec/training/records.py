@@ -8,7 +8,7 @@ weight records also read `reward`, a number that was observed, a rating for exam
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from sirius_rec.errors import ConfigError, DataError, PromptError
 from sirius_rec.prompts.encoding import Encoder
 from sirius_rec.scoring.rows import PromptCompletions
 from sirius_rec.scoring.tree import build_tree
-from sirius_rec.training.batching import StepLayout, grouped
+from sirius_rec.training.batching import StepLayout, by_user, grouped
 
 
 def _text(value: Any, column: str, number: int) -> str:
@@ -105,6 +105,16 @@ def observed_rewards(records: Iterable[Mapping[str, Any]]) -> list[float]:
     return rewards
 
 
+def users_of(records: Iterable[Mapping[str, Any]]) -> list[Hashable]:
+    """Whose each record is, from its `user`; DataError for a record without one."""
+    users = [record.get("user") for record in records]
+    if None in users:
+        raise DataError(
+            f"record {users.index(None)}: share: user needs to know whose it is: give every record a 'user'"
+        )
+    return users
+
+
 def check_context(rows: Sequence[PromptCompletions], context: int | None) -> None:
     """PromptError, with the count and the longest, if any row does not fit into the model's context (in tokens)."""
     if context is None:
@@ -135,6 +145,12 @@ class Draw:
     weight: float | None = None
 
 
+def _numbered(users: Sequence[Hashable]) -> np.ndarray:
+    """Users as numbers, in the order of their first rows."""
+    numbers: dict[Hashable, int] = {}
+    return np.array([numbers.setdefault(user, len(numbers)) for user in users])
+
+
 class PreferenceDataset(Dataset[Draw]):
     """Rows with their sampled negatives, drawn anew each epoch by (seed, epoch, row) alone.
 
@@ -144,6 +160,8 @@ class PreferenceDataset(Dataset[Draw]):
         seen twice before each was seen once. None: all rows.
     layout: how steps are computed. The order of an epoch is shuffled by (seed, epoch), then rows of similar length, as
         drawn for this epoch, are put into steps together and the steps shuffled. Read it sequentially: slot after slot.
+    users: whose each row is, for steps of whole runs of a user's rows, in their order: users are shuffled instead of
+        rows, and an epoch of fewer examples is one of fewer users.
     """
 
     def __init__(
@@ -155,6 +173,7 @@ class PreferenceDataset(Dataset[Draw]):
         seed: int = 0,
         examples_per_epoch: int | None = None,
         layout: StepLayout | None = None,
+        users: Sequence[Hashable] | None = None,
     ) -> None:
         fewest = min(len(row.completions) - 1 for row in rows)
         if (1 if negatives == "all" else int(negatives)) > fewest:
@@ -167,7 +186,10 @@ class PreferenceDataset(Dataset[Draw]):
         self.seed = seed
         self.layout = layout or StepLayout()
         self._length = min(examples_per_epoch or len(rows), len(rows))
-        self._walk = np.random.Generator(np.random.Philox(key=[seed, _WALK])).permutation(len(rows))
+        self.users = users
+        self._user_R = None if users is None else _numbered(users)
+        walk = np.random.Generator(np.random.Philox(key=[seed, _WALK]))
+        self._walk = walk.permutation(len(rows)) if self._user_R is None else by_user(self._user_R, walk)
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
@@ -176,10 +198,12 @@ class PreferenceDataset(Dataset[Draw]):
         start = self.epoch * self._length
         rows = self._walk[np.arange(start, start + self._length) % len(self.rows)]
         rng = np.random.Generator(np.random.Philox(key=[self.seed, _ORDER + self.epoch]))
-        rows = rng.permutation(rows)
+        rows = (
+            rng.permutation(rows) if self._user_R is None else np.sort(rows)[by_user(self._user_R[np.sort(rows)], rng)]
+        )
         # Drawn once for the lengths and for training: a generator per row costs more than all else in a batch.
         self._drawn = {r: self.draw(r) for r in rows.tolist()}
-        if self.layout.batch > 1:
+        if self._user_R is None and self.layout.batch > 1:
             rows = grouped(rows, self._drawn_lengths(rows), self.layout.batch, rng)
         self.order = rows
 

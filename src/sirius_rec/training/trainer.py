@@ -52,6 +52,7 @@ from sirius_rec.training.records import (
     check_context,
     encode_records,
     observed_rewards,
+    users_of,
 )
 
 EvalHook = Callable[[list[np.ndarray]], dict[str, float]]
@@ -120,7 +121,7 @@ class SiriusTrainer(Trainer):
         for rows in (train_rows, self.eval_rows):
             check_context(rows, context)
             check_vocabulary(model, rows, self.encoder.tokenizer)
-        dataset = self._training_set(train_rows, args)
+        dataset = self._training_set(train_rows, args, users_of(trained) if args.share == "user" else None)
         self.collator = TreeCollator(train_rows, with_rows=self.scoring == "naive")
         self.collator.ref_logps = ref_logps
         self.eval_observed: list[float] | None = None
@@ -151,7 +152,9 @@ class SiriusTrainer(Trainer):
         # Our loss is a mean over examples already; the Trainer must not divide by tokens.
         self.model_accepts_loss_kwargs = False
 
-    def _training_set(self, rows: Sequence[PromptCompletions], args: SiriusConfig) -> PreferenceDataset:
+    def _training_set(
+        self, rows: Sequence[PromptCompletions], args: SiriusConfig, users: Sequence[Any] | None
+    ) -> PreferenceDataset:
         """What each epoch draws from the rows: as many negatives as the loss takes, and others to be watched."""
         others = "all" if self.objective.needs_slate else args.score_unsampled
         negatives = self.objective.negatives
@@ -166,6 +169,7 @@ class SiriusTrainer(Trainer):
             seed=args.data_seed if args.data_seed is not None else args.seed,
             examples_per_epoch=args.examples_per_epoch,
             layout=StepLayout(args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size),
+            users=users,
         )
 
     # before the first step
