@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Field, field_validator
 
 from sirius_rec.data.options import FilterOptions, SlateOptions, SplitOptions, WindowOptions
+from sirius_rec.errors import ConfigError
 from sirius_rec.options import Count, Flag, NotNegative, Number, Options, Positive, Rate, Seed
 from sirius_rec.training.options import LoraOptions, PretrainOptions, StageOptions, TinyOptions
 
@@ -46,11 +47,14 @@ class DataSection(Options):
 
 
 class OwnTemplate(Options):
-    """The three lines of a prompt, in your words: above the history, above the candidates, before the answer."""
+    """The three lines of a prompt, in your words: above the history, above the candidates, before the answer.
+
+    answer: null makes the answer the history's next line (with slate: false), so that a user's histories are one text
+    that goes on: with training.share: user and long anchored windows each title is computed once."""
 
     history: str
     candidates: str = "Candidates:"
-    answer: str = "Next:"
+    answer: str | None = "Next:"
 
 
 class PromptSection(Options):
@@ -68,6 +72,11 @@ class PromptSection(Options):
         from sirius_rec.prompts.templates import Template, get_template
 
         if isinstance(self.template, OwnTemplate):
+            if self.template.answer is None and self.slate:
+                raise ConfigError(
+                    "prompts.template.answer: null continues the history, and behind a slate the answer would look like "
+                    "one more candidate: set prompts.slate: false, or name the line before the answer"
+                )
             return Template("own", **self.template.model_dump(), shows_slate=self.slate)
         return get_template(self.template, shows_slate=self.slate)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from sirius_rec.config_sections import PromptSection
 from sirius_rec.errors import ConfigError
-from sirius_rec.prompts.templates import TEMPLATES, get_template
+from sirius_rec.prompts.templates import TEMPLATES, Template, get_template
 
 
 def test_text_by_hand() -> None:
@@ -40,3 +41,18 @@ def test_without_the_slate_the_prompt_is_the_history() -> None:
 def test_unknown_template_names_the_known() -> None:
     with pytest.raises(ConfigError, match="unknown prompt template 'film': choose one of music, books"):
         get_template("film")
+
+
+def test_a_history_that_goes_on() -> None:
+    """Without a line before the answer, a prompt and its answer are the beginning of the user's next prompt."""
+    template = Template("own", history="Heard:", candidates="Of these:", answer=None, shows_slate=False)
+    assert template.render(["Air", "Can"], ["Low"]) == "Heard:\nAir\nCan\n"
+    assert template.render(["Air", "Can", "Low"], []).startswith(template.render(["Air", "Can"], []) + "Low\n")
+    assert template.render_question(["Air"], "Can").startswith("Heard:\nAir\nCan\nWill this user")
+
+
+def test_an_answer_behind_a_slate_needs_a_line_before_it() -> None:
+    own = {"history": "Heard:", "answer": None}
+    assert PromptSection(template=own, slate=False).form().answer is None
+    with pytest.raises(ConfigError, match=r"prompts.template.answer: null .* set prompts.slate: false"):
+        PromptSection(template=own, slate=True).form()

@@ -21,12 +21,16 @@ RANKING = (
 
 @dataclass(frozen=True)
 class Template:
-    """Text around the two lists of titles. Without `shows_slate` the prompt is the history alone."""
+    """Text around the two lists of titles. Without `shows_slate` the prompt is the history alone.
+
+    answer: the line before the answer; None where the answer is the history's next line. A history is then a text that
+    goes on, and what is computed for one of a user's rows is the beginning of the next.
+    """
 
     name: str
     history: str
     candidates: str
-    answer: str
+    answer: str | None
     shows_slate: bool = True
 
     def render(self, history: Sequence[str], candidates: Sequence[str]) -> str:
@@ -41,7 +45,11 @@ class Template:
         Next artist:
         """
         slate = [self.candidates, *candidates] if self.shows_slate else []
-        return "\n".join([self.history, *history, *slate, self.answer, ""])
+        return "\n".join([self.history, *history, *slate, *self._before_answer, ""])
+
+    @property
+    def _before_answer(self) -> list[str]:
+        return [] if self.answer is None else [self.answer]
 
     def render_question(self, history: Sequence[str], candidate: str) -> str:
         """The prompt that asks about one candidate; its answer is `YES` or `NO`.
@@ -53,7 +61,7 @@ class Template:
         Can
         Will this user choose it? Yes or No:
         """
-        return "\n".join([self.history, *history, self.answer, candidate, QUESTION, ""])
+        return "\n".join([self.history, *history, *self._before_answer, candidate, QUESTION, ""])
 
     def render_ranking(self, history: Sequence[str], candidates: Sequence[str]) -> str:
         """The prompt that asks for the whole slate in order, for models that follow instructions."""

@@ -45,7 +45,7 @@ def _train_tokenizer(folder: RunFolder, config: Config, dataset: Dataset) -> Non
         counts[sequence] += 1
     order = np.argsort(-counts, kind="stable")
     template = config.prompts.form()
-    lines = [template.history, template.candidates, template.answer]
+    lines = [line for line in (template.history, template.candidates, template.answer) if line is not None]
     tokenizer = train_tokenizer([dataset.titles[i] for i in order], lines, config.backbone.tiny)
     with atomic.replacing(folder.backbone) as temporary:
         tokenizer.save_pretrained(temporary)
