@@ -99,6 +99,8 @@ def _convert(file: Path, folder: Path) -> None:
         _write_model(file, folder)
     except SiriusError:
         raise
+    except ImportError as error:
+        raise ConfigError(f"{file}: reading it needs {error.name}: pip install {error.name}") from error
     except Exception as error:  # gguf and transformers raise many kinds, for a file that is cut off as for one of noise
         if storage_error(error):
             raise
