@@ -170,11 +170,14 @@ def load_trained(
             return AutoModelForCausalLM.from_pretrained(str(folder), dtype=DTYPES[dtype], attn_implementation=attention)
         from peft import PeftModel
 
-        return PeftModel.from_pretrained(
+        adapted = PeftModel.from_pretrained(
             load_backbone(base, dtype=dtype, attention=attention, quantization=quantization),
             str(folder),
             is_trainable=True,
         )
+        if is_gguf(base):  # PEFT looks for the base's configuration whenever it saves
+            adapted.peft_config["default"].base_model_name_or_path = model_folder(base)
+        return adapted
     except ConfigError:
         raise
     except Exception as error:
