@@ -104,11 +104,11 @@ def test_smollm2_with_lora_learns_and_goes_on_elsewhere(
     mini: Mini, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Real weights through SFT and alignment: the loss falls, the adapter names its base, the cache may move."""
-    from sirius_rec.training.gguf import _packaged, fingerprint
+    from sirius_rec.training.gguf import fingerprint, packaged
     from sirius_rec.training.metrics_log import read_metrics
 
     try:
-        _packaged()
+        packaged()
     except ConfigError as missing:
         pytest.skip(str(missing))
     monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "cache"))

@@ -127,9 +127,9 @@ def test_noise_in_the_weights_is_refused(tmp_path: Path, write_gguf: Write, llam
 def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for name in ("/no/such/x.gguf", "x.gguf", "a/b/c/x.gguf", "~/x.gguf"):
-        with pytest.raises(ConfigError, match=f"^backbone '{name}': no such file, seen from"):
+        with pytest.raises(ConfigError, match=f"^model '{name}': no such file, seen from"):
             load_backbone(name)
-    with pytest.raises(ConfigError, match=r"^backbone 'org/model/x\.gguf': cannot be fetched \(.*has no such file$"):
+    with pytest.raises(ConfigError, match=r"^model 'org/model/x\.gguf': cannot be fetched \(.*has no such file$"):
         load_tokenizer("org/model/x.gguf")
     find, file = util.find_spec, tmp_path / "x.gguf"
     file.touch()

