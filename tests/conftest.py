@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import settings
 
@@ -147,8 +148,9 @@ def tiny_llama() -> Callable[..., Any]:
 def write_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """write(path, model, tokenizer, types={name: "Q4_1"}, **fields) → the path: a Llama as llama.cpp has it.
 
-    types: how tensors whose name ends so are stored, F32 unless given. fields: of the tokenizer, over the usual ones.
-    The cache is empty, and stays in the test's folder. Skips where the package gguf is missing.
+    types: how tensors whose name ends so are stored, F32 unless given. fields: `pre`, `bos`, `add_bos`, `chat_template`
+    of the tokenizer; `rope_scaling`; `tensors`, sizes of further ones, None for one that is left out. The cache is
+    empty, and stays in the test's folder. Skips where the package gguf is missing.
     """
     gguf = pytest.importorskip("gguf", reason="reading GGUF needs the package gguf")
     monkeypatch.setenv("SIRIUS_CACHE", str(tmp_path / "cache"))
@@ -165,8 +167,15 @@ def write_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
         writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
         writer.add_vocab_size(config.vocab_size)
+        if "rope_scaling" in fields:
+            writer.add_rope_scaling_type(gguf.RopeScalingType(fields["rope_scaling"]))
         _write_vocabulary(writer, tokenizer, fields)
-        for name, stored in _llama_cpp_tensors(model).items():
+        tensors = _llama_cpp_tensors(model)
+        for name, size in fields.get("tensors", {}).items():
+            tensors[name] = None if size is None else np.ones(size, dtype=np.float32)
+        for name, stored in tensors.items():
+            if stored is None:
+                continue
             kind = next((kind for end, kind in (types or {}).items() if name.endswith(end)), "F32")
             code = getattr(gguf.GGMLQuantizationType, kind)
             packed = stored if kind == "F32" else gguf.quants.quantize(stored, code)

@@ -14,6 +14,7 @@ from sirius_rec import cache
 from sirius_rec.config import Config
 from sirius_rec.errors import ConfigError, RunError
 from sirius_rec.recipes.adoption import open_run
+from sirius_rec.recipes.merging import merge_runs
 from sirius_rec.recipes.ranking import load_plain_model
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.story import STAGES, finish, run_stages
@@ -73,6 +74,10 @@ def test_a_run_goes_on_with_the_file_it_was_begun_with(
     write_gguf(file, tiny_llama(tokenizer, seed=1, max_position_embeddings=1024), tokenizer)
     with pytest.raises(RunError, match=f"made with another file of backbone '{file}' .*: install the one it was made"):
         run_stages(Run(run.folder, config), STAGES, lambda text: None)
+    other = mini(*_named(file), *FEW, "seeds=[1]")
+    run_stages(Run(open_run(tmp_path / "other", other), other), ("sft",), lambda text: None)
+    with pytest.raises(RunError, match="were made with different files of backbone"):
+        merge_runs([tmp_path / "run", tmp_path / "other"], tmp_path / "both")
 
 
 def test_what_contradicts_itself_is_refused(mini: Mini, tmp_path: Path, file: Path) -> None:

@@ -104,6 +104,18 @@ def test_unknown_splits_are_refused(tmp_path: Path, write_gguf: Write, llama: An
     assert not [entry for entry in cache.root().iterdir() if entry.is_dir()]
 
 
+def test_what_would_be_left_out_is_refused(tmp_path: Path, write_gguf: Write, llama: Any, tokenizer: Any) -> None:
+    """Scaled rotary positions, which transformers passes over; tensors without a place, and places without a tensor."""
+    with pytest.raises(ConfigError, match="its rotary positions are scaled"):
+        load_backbone(write_gguf(tmp_path / "scaled.gguf", llama, tokenizer, tensors={"rope_freqs.weight": 8}))
+    with pytest.raises(ConfigError, match="its rotary positions are scaled"):
+        load_backbone(write_gguf(tmp_path / "yarn.gguf", llama, tokenizer, rope_scaling="yarn"))
+    for tensors in ({"blk.0.attn_q.bias": 64}, {"blk.1.ffn_up.weight": None}):
+        with pytest.raises(ConfigError, match=r"holds [\d,]+ numbers, and its architecture in transformers [\d,]+:"):
+            load_backbone(write_gguf(tmp_path / "more.gguf", llama, tokenizer, tensors=tensors))
+    assert not [entry for entry in cache.root().iterdir() if entry.is_dir()]
+
+
 @pytest.mark.parametrize("kept", [0.0, 0.01, 0.5, 0.999])
 def test_a_file_that_is_cut_off_is_one_line(
     tmp_path: Path, write_gguf: Write, llama: Any, tokenizer: Any, kept: float

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sirius_rec.scoring.rows import PromptCompletions
 
 ATTENTION = "attention.json"
-GGUF = "gguf.json"
+_GGUF = "gguf.json"
 _PROBE_ROWS = 4
 
 
@@ -43,19 +43,20 @@ def hold_fast(folder: RunFolder, config: Config) -> None:
     """Write down which GGUF file a run was begun with; RunError if it goes on with another one of the same name."""
     from sirius_rec.training.gguf import fingerprint
 
-    now, stored = fingerprint(config.backbone.model), folder.backbone / GGUF
-    if now is None:
-        return
-    if not stored.is_file():
-        if is_main():
-            write_json(stored, {"name": config.backbone.model, "sha256": now})
-        return
-    before = json.loads(stored.read_text())["sha256"]
-    if before != now:
+    now, before = fingerprint(config.backbone.model), gguf_file_of(folder)
+    if now is not None and before is None and is_main():
+        write_json(folder.backbone / _GGUF, {"name": config.backbone.model, "sha256": now})
+    if before not in (now, None):
         raise RunError(
             f"{folder.path}: this run was made with another file of backbone '{config.backbone.model}' (SHA-256 saved "
             f"{before[:12]}…, now {now[:12]}…): install the one it was made with, or choose another --out"
         )
+
+
+def gguf_file_of(folder: RunFolder) -> str | None:
+    """SHA-256 of the GGUF file that a run was begun with; None for other backbones."""
+    stored = folder.backbone / _GGUF
+    return str(json.loads(stored.read_text())["sha256"]) if stored.is_file() else None
 
 
 def _train_tokenizer(folder: RunFolder, config: Config, dataset: Dataset) -> None:

@@ -95,8 +95,7 @@ def packaged() -> Path:
 def _convert(file: Path, folder: Path) -> None:
     """Write model, configuration and tokenizer of a GGUF file into a folder; ConfigError where it cannot be read."""
     try:
-        _write_tokenizer(file, folder)
-        _write_model(file, folder)
+        _read_and_write(file, folder)
     except SiriusError:
         raise
     except ImportError as error:
@@ -110,35 +109,43 @@ def _convert(file: Path, folder: Path) -> None:
         ) from error
 
 
-def _write_tokenizer(file: Path, folder: Path) -> None:
+def _read_and_write(file: Path, folder: Path) -> None:
     from gguf import GGUFReader
 
     from sirius_rec.training.gguf_tokenizer import build_tokenizer
 
-    fields = {name: field.contents() for name, field in GGUFReader(file).fields.items()}
+    reader = GGUFReader(file)
+    fields = {name: field.contents() for name, field in reader.fields.items()}
+    scaling = fields.get(f"{fields['general.architecture']}.rope.scaling.type", "none")
+    if scaling != "none" or any(tensor.name.startswith("rope_freqs") for tensor in reader.tensors):
+        raise ConfigError(
+            f"{file}: its rotary positions are scaled (as in Llama 3.1), which transformers does not read from GGUF: "
+            "name the model's own folder or Hugging Face id instead"
+        )
     build_tokenizer(file, fields).save_pretrained(folder)
+    _write_model(file, folder, sum(int(tensor.n_elements) for tensor in reader.tensors))
 
 
-def _write_model(file: Path, folder: Path) -> None:
+def _write_model(file: Path, folder: Path, stored: int) -> None:
+    """stored: how many numbers the file's tensors hold; all of them must find a place, and every place its numbers."""
     import torch
     from transformers import AutoModelForCausalLM, GgufConfig
 
     unpacked: Any = GgufConfig(dequantize=True)
     with redirect_stderr(io.StringIO()):  # bars that nothing else turns off
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             str(file.parent), gguf_file=file.name, dtype=torch.float32, quantization_config=unpacked
         )
-        _check_whole(file, model)
+        weights = sum(weight.numel() for weight in model.parameters())
+        if weights != stored:
+            raise ConfigError(
+                f"{file}: holds {stored:,} numbers, and its architecture in transformers {weights:,}: this kind of "
+                "model is not read right: name the model's own folder or Hugging Face id instead"
+            )
+        for name, weight in model.named_parameters():
+            if not bool(torch.isfinite(weight).all()):  # a damaged file may still have its form
+                raise ConfigError(f"{file}: {name} holds values that are not finite: it is damaged: get it again")
         model.save_pretrained(folder)
-
-
-def _check_whole(file: Path, model: Any) -> None:
-    """Refuse weights that are no numbers: a damaged file may still have its form."""
-    import torch
-
-    for name, weight in model.named_parameters():
-        if not bool(torch.isfinite(weight).all()):
-            raise ConfigError(f"{file}: {name} holds values that are not finite: the file is damaged: get it again")
 
 
 def _words(error: Exception) -> str:
