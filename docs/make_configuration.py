@@ -113,9 +113,14 @@ def _plain(value: Any) -> str:
 
 
 def _losses() -> Iterator[str]:
-    yield "## Losses, for `arms`\n\nParts of a preset that an arm may change stand under arms.\n"
-    yield "| name | in tables |\n|---|---|"
-    yield "\n".join(f"| `{name}` | {preset.label} |" for name, preset in LOSSES.items()) + "\n"
+    yield "## Losses, for `arms`\n"
+    yield "Parts of a preset that an arm may change stand under arms; docs/losses.md explains them."
+    yield "z = r_i − r_j, with the reward r of the preset.\n"
+    yield "| name | in tables | loss of one example | from |\n|---|---|---|---|"
+    for name, preset in LOSSES.items():
+        formula = preset.formula.replace("|", "\\|")
+        yield f"| `{name}` | {preset.label} | {formula} | {preset.source} |"
+    yield ""
 
 
 def _sources() -> Iterator[str]:

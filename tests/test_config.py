@@ -119,6 +119,24 @@ def test_wrong_types_and_ranges(text: str, message: str) -> None:
         ("arms: [{loss: simpo, beta: -1}]", "arms.0 (simpo): beta must be positive, got -1.0"),
         ("arms: [{loss: simpo, gamma: -1}]", "arms.0 (simpo): gamma must not be negative, got -1.0"),
         (
+            "arms: [{loss: ipo, anchor: slate}]",
+            "arms.0 (ipo): link 'squared' takes no anchor: its pull does not end beyond "
+            "one; links that do: logistic, hinge, smoothed, robust",
+        ),
+        (
+            "arms: [{loss: dpo, link: hinges}]",
+            "arms.0 (dpo): unknown link 'hinges': choose one of logistic, hinge, squared, smoothed, robust, linear",
+        ),
+        (
+            "arms: [{loss: robust_dpo, label_smoothing: 0.5}]",
+            "arms.0 (robust_dpo): label_smoothing must be below 0.5, got 0.5: half of the labels would be wrong",
+        ),
+        (
+            "arms: [dpo, reward_weighted_sft]",
+            "arms.1 (reward_weighted_sft): rows of a data set carry no observed reward: "
+            "train it with SiriusTrainer, on records with a 'reward'",
+        ),
+        (
             "data: {slates: [{size: 3}]}\narms: [softmax_dpo]",
             "arms.0 (softmax_dpo): 3 negatives, but a train slate of 3 has 2",
         ),
@@ -210,6 +228,30 @@ def test_align_options_reach_the_arms_they_belong_to() -> None:
     config = parse_config({"align": {"beta": 2.5, "gamma": 0.4}, "arms": arms}, "c")
     made = [config.objective(arm) for arm in config.arms]
     assert [(o.beta, o.gamma) for o in made] == [(2.5, 0.0), (2.5, 0.4), (3.0, 0.8)]
+
+
+def test_arms_change_parts_and_numbers_of_their_presets() -> None:
+    arms = [
+        {"loss": "robust_dpo", "label_smoothing": "2e-1", "anchor": "reference"},
+        {"loss": "dpop", "dpop_lambda": 5},
+        {"loss": "ipo", "reward": "dpo", "link": "hinge", "comparison": "softmax"},
+    ]
+    made = [config.objective(arm) for config in [parse_config({"arms": arms}, "c")] for arm in config.arms]
+    assert (made[0].link, made[0].label_smoothing, made[0].anchor) == ("robust", 0.2, "reference")
+    assert made[1].dpop_lambda == 5 and made[1].parts() == made[1].parts() | {"reward": "dpo", "link": "logistic"}
+    assert list(made[2].parts().values()) == ["dpo", "hinge", "softmax", "none"]
+
+
+def test_every_option_of_an_objective_is_one_of_arms_and_of_the_trainer() -> None:
+    from dataclasses import fields
+
+    from sirius_rec import SiriusConfig
+    from sirius_rec.config_sections import ArmSection
+    from sirius_rec.objectives.losses import Objective
+
+    options = {f.name for f in fields(Objective)}
+    assert set(ArmSection.model_fields) == options | {"loss", "name", "learning_rate"}
+    assert options <= {f.name for f in fields(SiriusConfig)}
 
 
 def test_numbers_in_scientific_notation() -> None:

@@ -20,6 +20,7 @@ from sirius_rec.config_sections import (
     EvaluationSection,
     MethodSection,
     PromptSection,
+    TrainingSection,
 )
 from sirius_rec.config_yaml import read_yaml
 from sirius_rec.errors import ConfigError
@@ -42,6 +43,7 @@ class Config(Options):
     data: DataSection = DataSection()
     prompts: PromptSection = PromptSection()
     backbone: BackboneSection = BackboneSection()
+    training: TrainingSection = TrainingSection()
     sft: StageOptions = StageOptions()
     align: AlignSection = AlignSection()
     arms: tuple[ArmSection, ...] = (ArmSection(loss="dpo"), ArmSection(loss="dpo_sirius"))

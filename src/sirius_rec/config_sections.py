@@ -80,7 +80,7 @@ class BackboneSection(Options):
     folder (or repository) in llama.cpp's format. Both are converted to float32 once, into the cache.
 
     dtype bfloat16: with LoRA the frozen base is held in bfloat16; otherwise float32 weights compute in bfloat16.
-    attention auto: on CUDA the fastest kernel that is right, measured once per run; on CPU sdpa in parts.
+    attention auto: on CUDA the fastest kernel that is right, measured once per run; on CPU chunks of a tree on sdpa.
     quantization 4bit: the frozen base in 4 bits under LoRA (QLoRA); needs CUDA and bitsandbytes.
     `tiny` and `pretrain` are for the tiny backbone only; `pretrain: null` starts SFT from random weights.
     """
@@ -109,6 +109,13 @@ class BackboneSection(Options):
         return self.name if self.gguf_file is None else f"{self.name}/{self.gguf_file}"
 
 
+class TrainingSection(Options):
+    """What all stages do alike. share: user makes steps of whole runs of users' rows, which share their histories and
+    cost less (docs/performance.md); none makes steps of rows at random."""
+
+    share: Literal["none", "user"] = "none"
+
+
 class AlignSection(StageOptions):
     """Alignment; score_unsampled: candidates scored in each step beyond the sampled negatives, for the logs.
 
@@ -122,7 +129,7 @@ class AlignSection(StageOptions):
 
 
 class ArmSection(Options):
-    """One arm: a preset of `objectives.LOSSES` and what differs from it.
+    """One arm: a preset of `objectives.LOSSES` and what differs from it. docs/losses.md explains parts and numbers.
 
     `name` is how tables and folders call it: letters, digits, _ and . only.
     """
@@ -138,6 +145,12 @@ class ArmSection(Options):
     nll_weight: Number | None = None
     nll_per_token: Flag | None = None
     filter: Flag | None = None
+    reward: str | None = None
+    link: str | None = None
+    comparison: str | None = None
+    label_smoothing: Number | None = None
+    dpop_lambda: Number | None = None
+    reward_temperature: Number | None = None
     learning_rate: Rate | None = None
 
     @property

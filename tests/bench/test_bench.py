@@ -12,10 +12,22 @@ import torch
 
 from sirius_rec.bench import cost, cuda, end_to_end, flops, measures, run
 from sirius_rec.bench.rivals import SCORERS
-from sirius_rec.bench.shapes import LLAMA_2_7B, PAD, TINY_SHAPE, Shape, build_model, random_rows
+from sirius_rec.bench.shapes import (
+    CPU_SHAPE,
+    LLAMA_2_7B,
+    PAD,
+    TINY_SHAPE,
+    LogShape,
+    Shape,
+    build_model,
+    log_rows,
+    random_rows,
+)
 from sirius_rec.bench.timing import compared, interleaved, ratio
 from sirius_rec.errors import ConfigError, ScoringError
-from sirius_rec.scoring.rows import PromptCompletions, pack
+from sirius_rec.scoring import chunks
+from sirius_rec.scoring.rows import PromptCompletions
+from sirius_rec.scoring.tree import build_tree, count_nodes
 
 
 def quiet(line: str) -> None:
@@ -26,79 +38,76 @@ def test_rivals_compute_the_same_log_probs() -> None:
     model = build_model(TINY_SHAPE).eval()
     rows = random_rows(3, 4, vocabulary=200, prompt=20)
     with torch.no_grad():
-        ours = SCORERS["packed"](model, rows, PAD)
+        ours = SCORERS["trees"](model, rows, PAD)
         assert (ours < -1).all()
         for name, scorer in SCORERS.items():
             assert (scorer(model, rows, PAD) - ours).abs().max() <= 1e-4, name
 
 
 def test_a_rival_that_differs_is_not_timed() -> None:
-    with pytest.raises(ScoringError, match=r"other differs from packed rows by 0\.5: their times cannot be compared"):
+    with pytest.raises(ScoringError, match=r"other differs from trees by 0\.5: their times cannot be compared"):
         measures.require_equal("other", torch.tensor([1.0, 1.5]), torch.tensor([1.0, 1.0]), 1e-3)
     with pytest.raises(ScoringError, match="by nan"):
         measures.require_equal("other", torch.tensor([float("nan")]), torch.tensor([1.0]), 1e-3)
 
 
 def test_operations_by_hand() -> None:
-    """Prompt of 3, candidates of 3 and 1 tokens (2 and 0 inputs): 5 distinct tokens, 3 logit rows.
+    """Prompt of 3, candidates of 3 and 1 tokens (2 and 0 inputs), and the prompt again: 5 nodes, 3 of them read.
 
-    Pairs: 6 inside the prompt, 2 · 3 + 3 of the first candidate: 15. One layer of width 2: 4 · 4 + 3 · 2 · 4 = 40
-    weights; 10 in the head; 4 · 2 operations a pair.
+    Pairs: depths 0 to 4 and themselves: 15. One layer of width 2: 4 · 4 + 3 · 2 · 4 = 40 weights; 10 in the head; 4 · 2
+    operations a pair.
     """
     shape = Shape("hand", hidden=2, intermediate=4, layers=1, heads=1, vocabulary=5)
-    rows = [PromptCompletions([1, 1, 1], [[4, 4, 2], [2]])]
+    rows = [PromptCompletions([1, 1, 1], [[4, 4, 2], [2]]), PromptCompletions([1, 1, 1], [[2]])]
     assert flops.bound(shape, rows) == 2 * (5 * 40 + 3 * 10) + 15 * 8
-    # 6 pairs of the prompt, and 2 columns that are given all 5.
-    assert flops.packed(shape, rows) == 2 * (5 * 40 + 3 * 10) + 16 * 8
-    # Rows of 5 and 3 inputs, 3 and 1 logits, triangles of 15 and 6.
-    assert flops.separate(shape, rows) == 2 * (8 * 40 + 4 * 10) + 21 * 8
-    assert flops.separate(shape, rows, full_logits=True) == 2 * (8 * 40 + 8 * 10) + 21 * 8
+    # One chunk of five nodes is given all five.
+    assert flops.layout(shape, rows) == 2 * (5 * 40 + 3 * 10) + 25 * 8
+    # Rows of 5, 3 and 3 inputs, 3, 1 and 1 logits, triangles of 15, 6 and 6.
+    assert flops.separate(shape, rows) == 2 * (11 * 40 + 5 * 10) + 27 * 8
+    assert flops.separate(shape, rows, full_logits=True) == 2 * (11 * 40 + 11 * 10) + 27 * 8
 
 
-def test_the_count_of_packed_operations_is_what_torch_counts() -> None:
-    """Matrix products as torch's own counter sees them, with eager attention, which takes the whole square."""
+def test_the_count_of_operations_is_what_torch_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Matrix products as torch's own counter sees them, attention as two products (as where scores are capped)."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    model = build_model(TINY_SHAPE).eval()
-    model.set_attn_implementation("eager")  # two products that the counter sees
-    rows = random_rows(2, 3, vocabulary=200, prompt=30)
+    from sirius_rec.scoring import tree_attention
+
+    monkeypatch.setattr(chunks, "CHUNK", 8)
+    kernel = tree_attention._kernel
+    monkeypatch.setattr(
+        tree_attention, "_kernel", lambda *args: kernel(*args[:-1], {**args[-1], "softcap": 50.0, "dropout": 0.0})
+    )
+    model = measures._prepared(TINY_SHAPE).eval()
+    rows = random_rows(3, 3, vocabulary=200, prompt=30)
+    assert len(build_tree(rows).groups) > 1
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        SCORERS["packed"](model, rows, PAD)
-    width, prompt = max(row.packed_length for row in rows), min(len(row.prompt) for row in rows)
-    saved = prompt * width - prompt * (prompt + 1) // 2
-    square = flops.packed(TINY_SHAPE, rows) + 2 * saved * 4 * TINY_SHAPE.hidden * TINY_SHAPE.layers
-    assert counter.get_total_flops() == pytest.approx(square, rel=0.01)
+        SCORERS["trees"](model, rows, PAD)
+    assert counter.get_total_flops() == pytest.approx(flops.layout(TINY_SHAPE, rows), rel=0.01)
 
 
-def test_the_count_of_attention_is_what_its_calls_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several chunks with columns left out between: queries × keys of the real calls, causal ones as a triangle."""
-    from transformers.integrations import sdpa_attention
-
-    pairs: list[int] = []
-    original = sdpa_attention.sdpa_attention_forward
-
-    def counted(module: Any, query: Any, key: Any, value: Any, mask: Any, **options: Any) -> Any:
-        n, m = query.shape[2], key.shape[2]
-        pairs.append(len(query) * (n * (n + 1) // 2 if mask is None else n * m))
-        return original(module, query, key, value, mask, **options)
-
-    model = measures._prepared(TINY_SHAPE)
-    monkeypatch.setattr(sdpa_attention, "sdpa_attention_forward", counted)
-    rows = random_rows(2, 100, vocabulary=TINY_SHAPE.vocabulary)
-    with torch.no_grad():
-        SCORERS["packed"](model, rows, PAD)
-    batch = pack(rows, PAD)
-    assert any(chunk.back > batch.prompt_end for chunk in batch.chunks)
-    dense = flops._dense(TINY_SHAPE, batch.input_ids_BT.numel(), int(batch.keep_BT.sum()))
-    assert sum(pairs) == (flops.packed(TINY_SHAPE, rows) - dense) // (4 * TINY_SHAPE.hidden)
+def test_operations_are_near_the_bound() -> None:
+    """On every shape that is timed: the CPU shape's attention is large, a 7B model's is a small part."""
+    for log, n in measures.STEPS.items():
+        rows = log_rows(log, n, vocabulary=CPU_SHAPE.vocabulary)
+        assert 1 <= flops.layout(CPU_SHAPE, rows) / flops.bound(CPU_SHAPE, rows) <= 1.05, log
+    counted = cost.bench_flops(quiet)
+    assert max(row["layout_over_bound"] for row in counted if row["shape"] == LLAMA_2_7B.name) <= 1.005
+    assert len(counted) == 28
+    assert all(1 <= row["layout_over_bound"] <= 1.05 for row in counted)
 
 
-def test_packed_rows_are_near_the_bound() -> None:
-    """Nowhere along the axes: the CPU shape's attention is large, a 7B model's is a small part."""
-    rows = cost.bench_flops(quiet)
-    assert max(row["packed_over_bound"] for row in rows if row["shape"] == LLAMA_2_7B.name) <= 1.005
-    assert len(rows) == 28
-    assert all(1 <= row["packed_over_bound"] < 1.05 for row in rows)
+def test_rows_of_a_log() -> None:
+    """Histories grow from a multiple of 10 and share what comes before; sliding ones share only the instruction."""
+    anchored, sliding = (log_rows(LogShape(20, 1, anchored=a), 80, vocabulary=500) for a in (True, False))
+    assert all(len(row.completions) == 2 for row in anchored)
+    separate = [sum(count_nodes([row]) for row in rows) for rows in (anchored, sliding)]
+    assert count_nodes(anchored) < 0.3 * separate[0]
+    assert 2 * count_nodes(anchored) < count_nodes(sliding) < 0.8 * separate[1]
+    (shown,) = log_rows(LogShape(20, 3, slate_shown=True), 1, vocabulary=500)
+    text = shown.prompt
+    for ids in shown.completions:
+        assert any(text[at : at + len(ids) - 1] == ids[:-1] for at in range(len(text)))
 
 
 def test_every_way_runs_once_per_round() -> None:
@@ -114,31 +123,40 @@ def test_ratios_by_hand() -> None:
     assert found["ratio_low"] <= 3.0 <= found["ratio_high"]
     same = ratio(np.full(5, 6.0), np.full(5, 2.0))
     assert (same["ratio"], same["ratio_low"], same["ratio_high"]) == (3.0, 3.0, 3.0)
-    (row,) = compared({"packed": np.array([1.0]), "other": np.array([2.0])}, bench="x", k=1)
-    assert (row["baseline"], row["ratio"], row["seconds_packed"]) == ("other", 2.0, 1.0)
+    (row,) = compared({"trees": np.array([1.0]), "other": np.array([2.0])}, bench="x", k=1)
+    assert (row["baseline"], row["ratio"], row["seconds_trees"]) == ("other", 2.0, 1.0)
 
 
 def test_step_score_and_memory_give_their_rows(tmp_path: Path) -> None:
     pytest.importorskip("trl")
-    batches = {1: 2, 3: 2}
-    step = measures.bench_step(quick=True, say=quiet, shape=TINY_SHAPE, batches=batches)
+    steps = {LogShape(4, 0): 8, LogShape(4, 1): 8, LogShape(4, 3, slate_shown=True): 8}
+    step = measures.bench_step(quick=True, say=quiet, shape=TINY_SHAPE, steps=steps)
+    rivals = ["packed_candidates", "completion_logits"]
     assert [(row["k"], row["baseline"]) for row in step] == [
-        (1, "completion_logits"), (1, "full_logits"), (1, "completion_logits_chunks"), (1, "trl"),
-        (3, "completion_logits"), (3, "full_logits"), (3, "completion_logits_chunks"),
+        *((0, name) for name in rivals), *((1, name) for name in (*rivals, "trl")), *((3, name) for name in rivals)
     ]  # fmt: skip
-    score = measures.bench_score(quick=True, say=quiet, shape=TINY_SHAPE, slates=(5,))
-    separate = {"completion_logits", "completion_logits_chunks", "full_logits"}
-    assert {row["baseline"] for row in score} == {*separate, "generate"}
-    # The update is the same for both, so it can only bring the ratio nearer to one.
+    assert [row["slate_shown"] for row in step] == [False] * 5 + [True] * 2
     for row in step:
+        assert {"history", "slate_shown", "token_ratio", "ratio_low", "ratio_high"} <= set(row)
+        assert row["token_ratio"] > 1
+        # The update is the same for both, so it can only bring the ratio nearer to one.
         assert row["seconds_update"] > 0
         assert abs(row["ratio_with_update"] - 1) <= abs(row["ratio"] - 1)
-    memory = measures.bench_memory(quick=True, say=quiet, shape=TINY_SHAPE, batches=batches)
-    for row in memory:
-        assert row["ratio"] > 1
+    score = measures.bench_score(quick=True, say=quiet, shape=TINY_SHAPE, slates=(5,))
+    assert {row["baseline"] for row in score} == {"packed_candidates", "completion_logits", "full_logits", "generate"}
+    memory = measures.bench_memory(quick=True, say=quiet, shape=TINY_SHAPE, vocabularies=(200,))
+    assert [row["baseline"] for row in memory] == ["packed_candidates", "completion_logits", "full_logits", "trl"]
+    assert all(row["ratio"] > 1 for row in memory)
     for row in (*step, *score, *memory):
-        assert {"bench", "k", "slate", "baseline", "ratio", "ratio_low", "ratio_high"} <= set(row)
+        assert {"bench", "k", "baseline", "ratio", "ratio_low", "ratio_high"} <= set(row)
     json.dumps([*step, *score, *memory])
+
+
+def test_tokens_of_every_way_by_hand() -> None:
+    """Two rows of a prompt of 3, of which 2 are shared, with two titles of two tokens each."""
+    rows = [PromptCompletions([5, 6, 7 + r], [[9, 2], [10, 2]]) for r in range(2)]
+    tokens = {name: measures._tokens(name, rows) for name in ("trees", "packed_candidates", "completion_logits")}
+    assert tokens == {"trees": 2 + 2 * 3, "packed_candidates": 2 * 5, "completion_logits": 4 * 4}
 
 
 def test_cost_is_measured_and_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +184,7 @@ def test_cuda_code_on_a_cpu_and_without_a_device(monkeypatch: pytest.MonkeyPatch
     with torch.compiler.set_stance("force_eager"):
         rows = cuda.bench_cuda(quick=True, say=lines.append, shape=TINY_SHAPE, device="cpu", batches={1: 4, 3: 4})
     assert [(row["k"], row["baseline"]) for row in rows] == [(1, "completion_logits"), (3, "completion_logits")]
-    assert all(row["attention"] in ("sdpa", "tree_split") for row in rows)
+    assert all(row["attention"] == "candidate_tree" for row in rows)
     assert all(row["tflops"] > 0 and row["mfu"] is None for row in rows)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert cuda.bench_cuda(quick=True, say=lines.append) == []
@@ -195,11 +213,3 @@ def test_the_command_writes_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert content["environment"]["versions"]["torch"]
     assert [shape["name"] for shape in content["environment"]["shapes"]] == ["cpu", "llama-2-7b"]
     assert "skipped" in capsys.readouterr().out  # what was measured is the result; "done" is not
-
-
-def test_separate_rows_in_chunks_are_the_same_rows() -> None:
-    model = build_model(TINY_SHAPE).eval()
-    rows = random_rows(3, 5, vocabulary=TINY_SHAPE.vocabulary, prompt=12)
-    with torch.no_grad():
-        whole = SCORERS["completion_logits"](model, rows, PAD)
-        assert (measures._in_chunks(model, rows, chunk=2) - whole).abs().max() <= 1e-5

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from sirius_rec.diagnostics import influence
 from sirius_rec.diagnostics.influence import probe_influence, summarise_influence
 from sirius_rec.errors import DataError, ScoringError
 from sirius_rec.objectives.losses import build_objective
@@ -68,6 +69,17 @@ def rows(tokenizer: Any, catalogue: tuple[str, ...]) -> list[Any]:
         for n in range(4)
     ]
     return encode_records(records, Encoder(tokenizer))
+
+
+def test_a_pair_that_the_hinge_leaves_alone_gives_no_triples(rows: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the margin there is no gradient to follow; in a loss that always has one that is an error."""
+    model = torch.nn.Linear(1, 1)
+    monkeypatch.setattr(influence, "resolve_mode", lambda model, mode: "naive")
+    monkeypatch.setattr(influence, "_rewards", lambda *_: lambda: (0.0 * model.weight.sum(), np.zeros(5)))
+    found = probe_influence(model, rows, 0, build_objective("slic_hinge", reward="simpo_no_ln"))
+    assert all(len(column) == 0 for column in found.values())
+    with pytest.raises(DataError, match="row 0 has a gradient of size 0"):
+        probe_influence(model, rows, 0, build_objective("simpo_no_ln"))
 
 
 @pytest.mark.parametrize("loss", ["simpo_no_ln", "dpo_sirius"])

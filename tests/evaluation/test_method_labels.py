@@ -34,6 +34,11 @@ from sirius_rec.recipes.run_folder import RunFolder
             "DPO + NLL, nll_weight=0.5, nll_per_token=true",
         ),
         ({"loss": "simpo_no_ln", "filter": False}, "SimPO w/o LN, filter=false"),
+        ("robust_dpo", "Robust DPO"),
+        ({"loss": "robust_dpo", "label_smoothing": 0.3}, "Robust DPO, label_smoothing=0.3"),
+        ({"loss": "dpop", "dpop_lambda": 5, "anchor": "reference"}, "DPOP, anchor=reference, dpop_lambda=5"),
+        ({"loss": "ipo", "reward": "dpo"}, "IPO, reward=dpo"),
+        ({"loss": "softmax_dpo", "link": "hinge"}, "S-DPO (softmax, 3), link=hinge"),
         ({"loss": "dpo", "learning_rate": 1e-5}, "DPO, learning_rate=1e-05"),
         ({"loss": "dpo", "learning_rate": 2e-4}, "DPO"),  # that of all arms
         ({"loss": "dpo", "beta": 2.5}, "DPO"),

@@ -28,8 +28,13 @@ def softplus(x: float) -> float:
     return math.log1p(math.exp(x))
 
 
+def observed(objective: Objective, rows: int = 1) -> Tensor | None:
+    return torch.full((rows,), 0.7, dtype=torch.float64) if objective.needs_observed else None
+
+
 def loss_of(objective: Objective, n: int, logp: Tensor = LOGP, ref: Tensor = REF) -> LossOutput:
-    return compute_loss(objective, logp, LENGTH, sampled(n), VALID, ref if objective.needs_reference else None)
+    given = ref if objective.needs_reference else None
+    return compute_loss(objective, logp, LENGTH, sampled(n), VALID, given, observed(objective))
 
 
 # −log σ(x) = softplus(−x). β = 1 everywhere.
@@ -65,6 +70,21 @@ EXPECTED = {
     "simpo_no_ln_nll": softplus(-0.4) + 4.0,
     # r_j − r_i = −1, 0.2, −3, −2
     "softmax_ref_free": math.log(1 + math.exp(-1) + math.exp(0.2) + math.exp(-3) + math.exp(-2)),
+    # z = 1.5 is beyond 1; test_links has pairs that are not
+    "slic_hinge": 0.0,
+    # per token 0.25 and −0.25: z = 1/2 is the target; test_links has other β
+    "ipo": 0.0,
+    # ε = 0.1
+    "cdpo": 0.9 * softplus(-1.5) + 0.1 * softplus(1.5),
+    "robust_dpo": (0.9 * softplus(-1.5) - 0.1 * softplus(1.5)) / 0.8,
+    # r_i = 0.5 is above the reference: DPO; test_links has one below
+    "dpop": softplus(-1.5),
+    # β log π_i − β log π_j = 1, and 4 nats
+    "cpo": softplus(-1.0) + 4.0,
+    # per token −2 and −1.25
+    "simper": -math.exp(-2) + math.exp(-1.25),
+    # e^0.7 times 4 nats
+    "reward_weighted_sft": math.exp(0.7) * 4.0,
 }
 
 
@@ -113,13 +133,15 @@ def test_gradcheck(name: str) -> None:
     else:
 
         def total(x: Tensor) -> Tensor:
-            return compute_loss(objective, x, length, mask, valid, ref if objective.needs_reference else None).loss_B
+            given = ref if objective.needs_reference else None
+            return compute_loss(objective, x, length, mask, valid, given, observed(objective, 3)).loss_B
 
     assert torch.autograd.gradcheck(total, (logp,))
 
 
 @pytest.mark.parametrize(
-    ("reward", "gamma"), [("dpo", 0.0), ("simpo", 0.0), ("simpo", 0.7), ("simpo_no_ln", 0.0), ("simpo_no_ln", 0.7)]
+    ("reward", "gamma"),
+    [("dpo", 0.0), ("dpo_ln", 0.0), ("simpo", 0.0), ("simpo", 0.7), ("simpo_no_ln", 0.0), ("simpo_no_ln", 0.7)],
 )
 def test_softmax_with_one_negative_is_pairwise(reward: str, gamma: float) -> None:
     values, grads = [], []
@@ -149,6 +171,8 @@ def test_anchor_to_minus_infinity_is_the_base_loss(comparison: str) -> None:
 def test_margins_of_ten_thousand_stay_finite(name: str, dtype: torch.dtype, sign: float) -> None:
     objective = build_objective(name)
     logp = torch.tensor([[-1e4, -1.0, -2e4, -1e4, -5.0]], dtype=dtype) * sign
+    if objective.reward == "inverse_perplexity":  # bounded for log-probs, of which none is above 0
+        logp = -logp.abs()
     logp.requires_grad_()
     out = loss_of(objective, count(objective), logp, torch.zeros(1, 5, dtype=dtype))
     (grad,) = torch.autograd.grad(out.loss_B.sum(), logp)
@@ -313,6 +337,7 @@ def test_padded_columns_have_no_influence(name: str) -> None:
             torch.cat([sampled(count(objective)), ~absent], 1),
             torch.cat([VALID, absent], 1),
             padded(REF, -junk) if objective.needs_reference else None,
+            observed(objective),
         )
         assert out.loss_B.item() == pytest.approx(plain.loss_B.item(), rel=1e-12)
         (wide_grad,) = torch.autograd.grad(out.loss_B.sum(), wide)
@@ -338,7 +363,7 @@ def test_reference_is_demanded() -> None:
         ({"anchor_margin": -1.0}, "anchor_margin must not be negative"),
         ({"anchor_constant": math.nan}, "anchor_constant must be a finite number"),
         ({"reward": "simpo", "anchor": "reference"}, "the reference anchor needs the DPO reward, not 'simpo'"),
-        ({"reward": "ppo"}, "unknown reward 'ppo': choose one of dpo, simpo, simpo_no_ln"),
+        ({"reward": "ppo"}, "unknown reward 'ppo': choose one of dpo, dpo_ln, simpo, simpo_no_ln"),
         ({"comparison": "max"}, "unknown comparison 'max'"),
         ({"anchor": "first"}, "unknown anchor 'first'"),
         ({"negatives": 0}, "negatives must be a whole number from 1, or 'all', got 0"),

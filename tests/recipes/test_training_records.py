@@ -89,12 +89,12 @@ def test_every_draw_of_a_seed_has_a_stream_of_its_own(trained: Run, monkeypatch:
     class Asked(Exception):
         pass
 
-    def asked(n_rows: int, stage: Any, seed: int, stream: int) -> np.ndarray:
+    def asked(run: Run, stage: Any, seed: int, stream: int) -> np.ndarray:
         raise Asked(stream)
 
     methods = build_methods(trained.config)
     for key, module in (("sft", finetuned), ("dpo_sirius", arms)):
-        monkeypatch.setattr(module, "stage_rows", asked)
+        monkeypatch.setattr(module, "training_rows", asked)
         with pytest.raises(Asked) as caught:
             methods[key].fit(trained, 1)  # seed 0 of SFT is done
         assert caught.value.args == ({"sft": streams[1], "dpo_sirius": streams[2]}[key],)
@@ -232,3 +232,13 @@ def test_a_training_that_an_earlier_version_began_was_not_chosen_apart() -> None
     assert chosen_by(SELECTION, [new, new]) == SELECTION
     assert chosen_by(SELECTION, [old, new]) == chosen_by("hr@1", [old, new]) == "hr@1"
     assert chosen_by(None, []) is None  # without validation rows the last epoch is taken
+
+
+def test_shared_stages_choose_users_with_all_their_rows(mini: Callable[..., Config]) -> None:
+    few = mini().align.changed(epochs=1, examples_per_epoch=40)
+    users = np.repeat([f"u{n}" for n in range(25)], 8)
+    rows = recipe_records.stage_rows(200, few, 0, 3, users)
+    assert len(rows) == 40
+    assert len(set(users[rows])) == 5
+    assert rows.tolist() == sorted(rows.tolist())
+    assert rows.tolist() != recipe_records.stage_rows(200, few, 1, 3, users).tolist()

@@ -14,10 +14,12 @@ from torch import Tensor
 
 from sirius_rec.errors import ScoringError
 from sirius_rec.scoring import packed, scorer
+from sirius_rec.scoring.head import _TokenLogp
 from sirius_rec.scoring.naive import naive_logps
-from sirius_rec.scoring.packed import _TokenLogp, packed_logps, unwrapped
-from sirius_rec.scoring.rows import PromptCompletions, pack
-from sirius_rec.scoring.scorer import score_rows, self_check, token_batches
+from sirius_rec.scoring.packed import tree_logps, unwrapped
+from sirius_rec.scoring.rows import PromptCompletions
+from sirius_rec.scoring.scorer import padded_batches, score_rows, self_check, tree_batches
+from sirius_rec.scoring.tree import CandidateTree, build_tree, count_nodes, padded
 
 VOCAB = 40
 
@@ -69,7 +71,7 @@ def test_both_ways_equal_separate_unpadded_passes(model: Any) -> None:
 
 @torch.no_grad()
 def test_absent_candidates_are_zero(model: Any) -> None:
-    for logp_BC in (packed_logps(model, pack(ROWS, 0)), naive_logps(model, ROWS, 0, torch.device("cpu"))):
+    for logp_BC in (tree_logps(model, build_tree(ROWS)), naive_logps(model, ROWS, 0, torch.device("cpu"))):
         assert logp_BC.shape == (4, 4)
         assert (logp_BC[1, 1:] == 0).all()
         assert (logp_BC[1, 0] < 0).all()
@@ -78,19 +80,18 @@ def test_absent_candidates_are_zero(model: Any) -> None:
 @torch.no_grad()
 def test_permuted_completions_permute_log_probs(model: Any) -> None:
     row = ROWS[3]
-    before = packed_logps(model, pack([row], 0))[0]
+    before = tree_logps(model, build_tree([row]))[0]
     for order in ([3, 2, 1, 0], [1, 0, 3, 2]):
-        after = packed_logps(model, pack([PromptCompletions(row.prompt, [row.completions[c] for c in order])], 0))[0]
+        after = tree_logps(model, build_tree([PromptCompletions(row.prompt, [row.completions[c] for c in order])]))[0]
         torch.testing.assert_close(after, before[order], atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
 def test_duplicates_score_alike_and_siblings_do_not_matter(model: Any) -> None:
     row = ROWS[0]
-    alone = packed_logps(model, pack([PromptCompletions(row.prompt, row.completions[:1])], 0))
-    twice = packed_logps(
-        model, pack([PromptCompletions(row.prompt, [row.completions[0], [7, 8, 9, 2], row.completions[0]])], 0)
-    )
+    alone = tree_logps(model, build_tree([PromptCompletions(row.prompt, row.completions[:1])]))
+    more = PromptCompletions(row.prompt, [row.completions[0], [7, 8, 9, 2], row.completions[0]])
+    twice = tree_logps(model, build_tree([more]))
     torch.testing.assert_close(twice[0, 0], alone[0, 0], atol=1e-5, rtol=0)
     torch.testing.assert_close(twice[0, 2], alone[0, 0], atol=1e-5, rtol=0)
 
@@ -105,14 +106,15 @@ def test_batch_equals_single(model: Any) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_padding_has_no_influence(tiny_llama: Callable[..., Any], attention: str) -> None:
-    """Neither the padding's token nor its amount."""
+def test_other_rows_have_no_influence(tiny_llama: Callable[..., Any], attention: str) -> None:
+    """Nor have the nodes that fill a tree up to one of few sizes."""
     model = tiny_llama(Sized(), attn_implementation=attention).eval()
-    plain = packed_logps(model, pack(ROWS[1:2], 0))
-    for pad_id in (0, 17):
-        padded = packed_logps(model, pack([ROWS[3], ROWS[1]], pad_id))
-        assert torch.isfinite(padded).all()
-        torch.testing.assert_close(padded[1, :1], plain[0], atol=1e-5, rtol=0)
+    plain = tree_logps(model, build_tree(ROWS[1:2]))
+    together = tree_logps(model, build_tree([ROWS[3], ROWS[1]]))
+    torch.testing.assert_close(together[1, :1], plain[0], atol=1e-5, rtol=0)
+    model.set_attn_implementation("eager")
+    filled = tree_logps(model, padded(build_tree([ROWS[3], ROWS[1]])))
+    torch.testing.assert_close(filled, together, atol=1e-5, rtol=0)
 
 
 def test_self_check_passes_where_masks_are_right(model: Any) -> None:
@@ -121,23 +123,26 @@ def test_self_check_passes_where_masks_are_right(model: Any) -> None:
     assert model.training
 
 
-def _plain_2d(config: Any, segment_BT: Tensor, position_BT: Tensor, dtype: torch.dtype) -> Tensor:
-    return (segment_BT >= 0).long()
+def _dense(tree: CandidateTree) -> Tensor:
+    node_T = torch.arange(tree.n_nodes)
+    return node_T <= node_T[:, None]
 
 
-def _siblings_seen(config: Any, segment_BT: Tensor, position_BT: Tensor, dtype: torch.dtype) -> Tensor:
-    n = segment_BT.shape[1]
-    return torch.ones(n, n, dtype=torch.bool).tril().expand(len(segment_BT), 1, n, n)
+def _plain_2d(config: Any, tree: CandidateTree, dtype: torch.dtype) -> Tensor:
+    return torch.ones_like(tree.token_T)[None]
 
 
-def _nothing(config: Any, segment_BT: Tensor, position_BT: Tensor, dtype: torch.dtype) -> None:
+def _siblings_seen(config: Any, tree: CandidateTree, dtype: torch.dtype) -> Tensor:
+    return _dense(tree)[None, None]
+
+
+def _nothing(config: Any, tree: CandidateTree, dtype: torch.dtype) -> None:
     return None
 
 
-def _blind_to_the_prompt(config: Any, segment_BT: Tensor, position_BT: Tensor, dtype: torch.dtype) -> Tensor:
-    n = segment_BT.shape[1]
-    same = segment_BT[:, :, None] == segment_BT[:, None, :]
-    return (same & torch.ones(n, n, dtype=torch.bool).tril())[:, None]
+def _blind_to_the_prompt(config: Any, tree: CandidateTree, dtype: torch.dtype) -> Tensor:
+    """Each node sees itself and the one before it."""
+    return (_dense(tree) & _dense(tree).tril().triu(-1))[None, None]
 
 
 @pytest.mark.parametrize("wrong", [_plain_2d, _siblings_seen, _nothing, _blind_to_the_prompt])
@@ -220,15 +225,36 @@ def test_no_rows_no_scores(model: Any) -> None:
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=20), st.integers(1, 100))
-def test_token_batches(lengths: list[int], max_tokens: int) -> None:
+def test_padded_batches(lengths: list[int], max_tokens: int) -> None:
     """Every row once; a batch's padded size within the bound unless it is a single row."""
     rows = [PromptCompletions([5] * n, [[2]]) for n in lengths]
-    batches = token_batches(rows, max_tokens)
+    batches = padded_batches(rows, max_tokens)
     assert sorted(r for batch in batches for r in batch) == list(range(len(rows)))
     for batch in batches:
-        assert len(batch) == 1 or max(lengths[r] for r in batch) * len(batch) <= max_tokens
-    if len(rows) > 1 and max(lengths) * len(rows) <= max_tokens:
+        assert len(batch) == 1 or max(lengths[r] + 1 for r in batch) * len(batch) <= max_tokens
+    if len(rows) > 1 and (max(lengths) + 1) * len(rows) <= max_tokens:
         assert len(batches) == 1
+
+
+ids = st.lists(st.integers(3, 5), min_size=1, max_size=8)
+
+
+@given(st.lists(st.builds(PromptCompletions, ids, st.just([[3, 2], [4, 4, 2]])), max_size=20), st.integers(1, 60))
+def test_tree_batches(rows: list[PromptCompletions], max_tokens: int) -> None:
+    """Every row once; a batch's tree within the bound unless it is a single row."""
+    batches = tree_batches(rows, max_tokens)
+    assert sorted(r for batch in batches for r in batch) == list(range(len(rows)))
+    for batch in batches:
+        assert len(batch) == 1 or count_nodes([rows[r] for r in batch]) <= max_tokens
+
+
+def test_a_batch_ends_between_two_users() -> None:
+    """Two users of three rows each, whose histories grow; five rows would fit into 30 nodes, three go together."""
+    users = [[PromptCompletions([5, u, *range(10, 10 + n)], [[2]]) for n in (4, 6, 8)] for u in (6, 7)]
+    rows = [row for pair in zip(*users, strict=True) for row in pair]
+    assert [sorted(batch) for batch in tree_batches(rows, 18)] == [[0, 2, 4], [1, 3, 5]]
+    assert count_nodes([rows[r] for r in (0, 2, 4, 1, 3)]) <= 18
+    assert [sorted(batch) for batch in tree_batches(rows, 100)] == [[0, 1, 2, 3, 4, 5]]
 
 
 def test_fused_log_softmax_equals_autograd() -> None:
@@ -325,8 +351,8 @@ def test_rounding_of_a_forward_pass_in_autocast_is_allowed_for(model: Any, monke
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
-    right = scorer.packed_logps
-    monkeypatch.setattr(scorer, "packed_logps", lambda *args: right(*args) + 0.05)
+    right = scorer.tree_logps
+    monkeypatch.setattr(scorer, "tree_logps", lambda *args: right(*args) + 0.05)
     with pytest.raises(ScoringError, match="disagrees"):
         self_check(model, ROWS, 0)
     AcceleratorState._reset_state(True)
@@ -341,8 +367,8 @@ def test_rounding_of_quantized_models_is_allowed_for(model: Any, monkeypatch: py
     """QLoRA: what is not quantized is float32, but products are bfloat16, here 0.05 nats off."""
     from peft import LoraConfig, get_peft_model
 
-    right = scorer.packed_logps
-    monkeypatch.setattr(scorer, "packed_logps", lambda *args: right(*args) + 0.05)
+    right = scorer.tree_logps
+    monkeypatch.setattr(scorer, "tree_logps", lambda *args: right(*args) + 0.05)
     with pytest.raises(ScoringError, match="disagrees"):
         self_check(model, ROWS, 0)
     model.is_quantized = True
@@ -390,6 +416,17 @@ def test_a_model_is_checked_once_for_each_kernel(
     assert len(checked) == 2
 
 
-def test_only_a_gpu_makes_the_host_wait_for_a_count() -> None:
-    """No device is needed to ask."""
-    assert packed._counting_waits(torch.device("cuda", 0)) and not packed._counting_waits(torch.device("cpu"))
+@torch.no_grad()
+def test_padding_beyond_a_window_does_not_make_nan() -> None:
+    """Eager attention: a padding row whose window holds nothing but padding sees nothing at all."""
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, initializer_range=0.2, sliding_window=4, attn_implementation="eager",
+    )  # fmt: skip
+    model: Any = Gemma2ForCausalLM(config).eval()
+    rows = random_rows([(3, (2,)), (20, (4,))])
+    for ours, row in zip(score_rows(model, rows, 0, mode="naive"), rows, strict=True):
+        np.testing.assert_allclose(ours, separately(model, row), atol=2e-5)

@@ -12,7 +12,11 @@ from sirius_rec.scoring.rows import PromptCompletions
 from sirius_rec.training.backbones import add_lora
 from sirius_rec.training.memory import allocated_peak, estimate, step_peak
 
-ROWS = [PromptCompletions(list(range(5, 105)), [[7, 8, 9, 10, 2]] * 4) for _ in range(12)]
+# Prompts of 100 tokens that share their first 10; four titles of 5 tokens, which begin alike in twos.
+ROWS = [
+    PromptCompletions([*range(5, 15), *range(20 + r, 110 + r)], [[7, 8 + c // 2, 9, 10 + c, 2] for c in range(4)])
+    for r in range(12)
+]
 
 
 def build(adapter: bool, checkpointing: bool, vocabulary: int = 1000) -> Any:
@@ -33,34 +37,34 @@ def build(adapter: bool, checkpointing: bool, vocabulary: int = 1000) -> Any:
 @pytest.mark.parametrize("adapter", [False, True])
 def test_within_a_fifth_of_what_is_allocated(adapter: bool, checkpointing: bool) -> None:
     model = build(adapter, checkpointing)
-    found = estimate(model, ROWS, 0, 12)
+    found = estimate(model, ROWS, 0)
     weights = sum(p.numel() * 4 for p in model.parameters())
     trained = sum(p.numel() * 4 for p in model.parameters() if p.requires_grad)
     assert (found.weights, found.gradients, found.optimizer) == (weights, trained, 2 * trained)
     assert all(p.grad is None for p in model.parameters())
-    assert (found.rows, found.tokens) == (12, 100 + 4 * 4)
+    assert (found.rows, found.tokens) == (12, 10 + 12 * (90 + 1 + 2 + 2 + 4))
     real = weights + 2 * trained + step_peak(model, ROWS, 0)
     assert 0.8 <= found.total / real <= 1.2
 
 
 def test_logits_count_once() -> None:
-    """With a large vocabulary they are most of a step: parts add up to what is measured."""
+    """With a large vocabulary they are a large part of a step: parts add up to what is measured."""
     model, rows = build(True, False, vocabulary=20_000), ROWS[:3]
-    found = estimate(model, rows, 0, 3)
-    assert found.logits == 3 * (1 + 4 * 4) * 20_000 * 4 * 2
+    found = estimate(model, rows, 0)
+    assert found.logits == 3 * (1 + 1 + 2 + 2 + 4) * 20_000 * 4 * 2
     peak = step_peak(model, rows, 0)
-    assert found.logits > 0.5 * peak
+    assert found.logits > 0.3 * peak
     assert found.gradients + found.activations + found.logits == pytest.approx(peak, rel=0.02)
 
 
 def test_checkpointing_needs_less_and_shards_share() -> None:
-    plain, checkpointed = (estimate(build(False, on), ROWS, 0, 12) for on in (False, True))
+    plain, checkpointed = (estimate(build(False, on), ROWS, 0) for on in (False, True))
     assert checkpointed.activations < 0.6 * plain.activations
-    halved = estimate(build(False, False), ROWS, 0, 12, shards=2)
+    halved = estimate(build(False, False), ROWS, 0, shards=2)
     assert (halved.weights, halved.gradients, halved.optimizer) == (
         plain.weights // 2, plain.gradients // 2, plain.optimizer // 2,
     )  # fmt: skip
-    assert "12 rows of 116 tokens at once" in plain.line()
+    assert "12 rows with 1198 tokens at once" in plain.line()
 
 
 def test_the_peak_of_known_tensors() -> None:
@@ -81,18 +85,18 @@ def test_the_peak_of_known_tensors() -> None:
 
 def test_naive_scoring_is_measured_as_such() -> None:
     """An architecture without packed scoring; four separate rows of 105 columns each, logits at the last six."""
-    from transformers import Olmo2Config, Olmo2ForCausalLM
+    from transformers import StableLmConfig, StableLmForCausalLM
 
     torch.manual_seed(0)
-    config = Olmo2Config(
+    config = StableLmConfig(
         vocab_size=1000, hidden_size=64, intermediate_size=172, num_hidden_layers=4, num_attention_heads=4,
-        max_position_embeddings=256, pad_token_id=0, attn_implementation="sdpa",
+        num_key_value_heads=4, max_position_embeddings=256, pad_token_id=0, attn_implementation="sdpa",
     )  # fmt: skip
-    model: Any = Olmo2ForCausalLM(config)
-    found = estimate(model, ROWS, 0, 6, scoring="naive")
-    assert (found.rows, found.tokens, found.logits) == (6, 4 * 105, 6 * 4 * 6 * 1000 * 4 * 2)
+    model: Any = StableLmForCausalLM(config)
+    found = estimate(model, ROWS[:6], 0, scoring="naive")
+    assert (found.rows, found.tokens, found.logits) == (6, 6 * 4 * 105, 6 * 4 * 6 * 1000 * 4 * 2)
     real = found.weights + found.optimizer + step_peak(model, ROWS[:6], 0, scoring="naive")
     assert 0.8 <= found.total / real <= 1.2
     llama = build(False, False)
-    naive, packed = (estimate(llama, ROWS, 0, 6, scoring=scoring) for scoring in ("naive", "packed"))
+    naive, packed = (estimate(llama, ROWS[:6], 0, scoring=scoring) for scoring in ("naive", "packed"))
     assert naive.activations > 2 * packed.activations

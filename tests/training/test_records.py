@@ -15,7 +15,7 @@ from sirius_rec.errors import ConfigError, DataError, PromptError, SiriusError
 from sirius_rec.prompts.encoding import Encoder
 from sirius_rec.scoring.rows import PromptCompletions
 from sirius_rec.training.batching import StepLayout
-from sirius_rec.training.records import Draw, PackingCollator, PreferenceDataset, check_context, encode_records
+from sirius_rec.training.records import Draw, PreferenceDataset, TreeCollator, check_context, encode_records
 
 GOOD = {"prompt": "Air\n", "chosen": "Red", "rejected": ["Blur", "Low"]}
 CHAT = (
@@ -232,15 +232,17 @@ def test_the_order_changes_with_the_epoch() -> None:
 
 def test_collator_by_hand() -> None:
     rows = rows_of(2, 3)
-    collator = PackingCollator(rows, pad_id=0, with_rows=True)
+    collator = TreeCollator(rows, with_rows=True)
     draws = [Draw(1, np.array([0, 3, 1]), 1), Draw(0, np.array([0, 2]), 1)]
     assert "ref_logp_BC" not in collator(draws)
     collator.ref_logps = [np.array([-1.0, -2.0, -3.0, -4.0]), np.array([-5.0, -6.0, -7.0, -8.0])]
     batch = collator(draws)
-    assert batch["target_M"].tolist() == [110, 2, 113, 2, 111, 2, 10, 2, 12, 2]
+    tree = batch["tree"]
+    read = sorted(zip(tree.candidate_M.tolist(), tree.target_M.tolist(), strict=True))
+    assert read == [(0, 2), (0, 110), (1, 2), (1, 113), (2, 2), (2, 111), (3, 2), (3, 10), (4, 2), (4, 12)]
     assert batch["weight_B"].tolist() == [0.5, 0.5]
     assert batch["sampled_BC"].tolist() == [[False, True, False], [False, True, False]]
-    assert batch["valid_BC"].tolist() == [[True, True, True], [True, True, False]]
+    assert tree.valid_BC.tolist() == [[True, True, True], [True, True, False]]
     assert batch["row_B"].tolist() == [1, 0]
     assert batch["ref_logp_BC"].tolist() == [[-5.0, -8.0, -6.0], [-1.0, -3.0, 0.0]]
     assert batch["rows"][1].completions == [[10, 2], [12, 2]]
@@ -250,5 +252,5 @@ def test_collator_by_hand() -> None:
 def test_collator_does_not_mark_absent_columns_as_sampled() -> None:
     rows = [*rows_of(1, 3), *rows_of(1, 1)]
     dataset = PreferenceDataset(rows, negatives="all")
-    batch = PackingCollator(rows, 0)([dataset[0], dataset[1]])
+    batch = TreeCollator(rows)([dataset[0], dataset[1]])
     assert batch["sampled_BC"].tolist() == [[False, True, True, True], [False, True, False, False]]

@@ -155,6 +155,32 @@ def test_same_seed_same_run_and_another_seed_another(build: Build, tmp_path: Pat
         assert_close(runs[0], runs[2], atol=1e-7)
 
 
+def test_observed_rewards_weigh_records_in_training_and_evaluation(build: Build, world: World) -> None:
+    """mean of exp(r/λ) · (−log π), λ = 2; rewards keep to their records although an epoch is shuffled."""
+    records = [{**record, "reward": r} for record, r in zip(world(4), (1.0, 5.0, 3.0, -2.0), strict=True)]
+    trainer = build(
+        loss="reward_weighted_sft",
+        reward_temperature=2.0,
+        train_dataset=records,
+        eval_dataset=records,
+        learning_rate=0.0,
+    )
+    with torch.no_grad():
+        logps = naive_logps(trainer.model.eval(), trainer.eval_rows, trainer.encoder.pad_id, torch.device("cpu"))
+    losses = [math.exp(r["reward"] / 2) * -float(row[0]) for r, row in zip(records, logps, strict=True)]
+    assert len(set(trainer.train_dataset.order.tolist())) == 4 and trainer.train_dataset.order.tolist() != [0, 1, 2, 3]
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    trainer.train()
+    trained = [line["loss"] for line in lines_of(trainer) if line["kind"] == "train"]
+    assert trained == [pytest.approx(np.mean(losses), rel=1e-4)]
+    for slot in range(4):
+        drawn = trainer.train_dataset[slot]
+        assert trainer.collator([drawn])["observed_B"].tolist() == [records[drawn.row]["reward"]]
+    assert "observed_B" not in build(train_dataset=records).collator([drawn]), (
+        "no loss that has no use for them sees them"
+    )
+
+
 def test_evaluation_equals_a_ranking_by_hand(build: Build, world: World) -> None:
     trainer = build(loss="simpo", eval_dataset=world(9, n_rejected=6, seed=2))
     metrics = trainer.evaluate()
@@ -251,8 +277,9 @@ def test_naive_scoring_trains_the_same(build: Build, tmp_path: Path, loss: str) 
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_every_preset_trains_two_steps(build: Build, loss: str) -> None:
-    trainer = build(loss=loss, max_steps=2)
+def test_every_preset_trains_two_steps(build: Build, world: World, loss: str) -> None:
+    records = [{**record, "reward": 0.1 * n} for n, record in enumerate(world(12))]
+    trainer = build(loss=loss, max_steps=2, train_dataset=records)
     before = weights(trainer)
     trainer.train()
     assert any(not torch.equal(before[name], tensor) for name, tensor in weights(trainer).items())
@@ -356,18 +383,19 @@ def test_the_hook_gets_every_candidate_of_every_record(build: Build, world: Worl
 
 
 def test_an_architecture_without_packed_scoring_is_estimated_and_trained(build: Build, tokenizer: Any) -> None:
-    from transformers import Olmo2Config, Olmo2ForCausalLM
+    from transformers import StableLmConfig, StableLmForCausalLM
 
     torch.manual_seed(0)
-    model = Olmo2ForCausalLM(
-        Olmo2Config(
+    model = StableLmForCausalLM(
+        StableLmConfig(
             vocab_size=len(tokenizer), hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
-            max_position_embeddings=256, pad_token_id=tokenizer.pad_token_id,
+            num_key_value_heads=2, max_position_embeddings=256, pad_token_id=tokenizer.pad_token_id,
         )
     )  # fmt: skip
     trainer = build(model=model, max_steps=1)
     assert trainer.scoring == "naive"
-    assert trainer.estimate_memory().tokens == trainer.train_dataset.longest("naive").length("naive")
+    heaviest = trainer.train_dataset.heaviest("naive")
+    assert trainer.estimate_memory().tokens == sum(row.length("naive") for row in heaviest)
     trainer.train()
     assert trainer.state.global_step == 1
 

@@ -14,7 +14,7 @@ import torch
 from transformers import TrainerCallback
 
 from sirius_rec import SiriusTrainer
-from sirius_rec.errors import ConfigError, PromptError, ScoringError, TrainingError
+from sirius_rec.errors import ConfigError, DataError, PromptError, ScoringError, TrainingError
 from sirius_rec.training.checkpoints import list_checkpoints, step_of
 from sirius_rec.training.metrics_log import read_metrics
 
@@ -73,6 +73,20 @@ def test_other_evaluation_records_need_their_own_reference(build: Build, world: 
         build().evaluate(world(3))
 
 
+@pytest.mark.parametrize("reward", [None, "4", True, math.nan, math.inf])
+def test_losses_that_weigh_by_observed_rewards_need_them(build: Build, world: World, reward: Any) -> None:
+    good = [{**record, "reward": 4} for record in world(3)]
+    bad = [good[0], {**good[1], "reward": reward}]
+    message = "record 1: this loss weights records by an observed 'reward', a finite number, got "
+    with pytest.raises(DataError, match=message):
+        build(loss="reward_weighted_sft", train_dataset=bad)
+    with pytest.raises(DataError, match=message):
+        build(loss="reward_weighted_sft", train_dataset=good, eval_dataset=bad)
+    build(train_dataset=bad)
+    with pytest.raises(TrainingError, match="needs their observed rewards: pass them as eval_dataset"):
+        build(loss="reward_weighted_sft", train_dataset=good, eval_dataset=good).evaluate(good)
+
+
 def test_impossible_requests_are_refused_before_training(build: Build) -> None:
     with pytest.raises(ConfigError, match="unknown loss 'dppo', did you mean 'dpo'"):
         build(loss="dppo")
@@ -89,7 +103,7 @@ def test_impossible_requests_are_refused_before_training(build: Build) -> None:
 def test_a_wrong_mask_stops_the_run_before_the_first_step(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     from sirius_rec.scoring import packed
 
-    monkeypatch.setattr(packed, "attention_masks", lambda config, segment_BT, *rest: (segment_BT >= 0).long())
+    monkeypatch.setattr(packed, "attention_masks", lambda *_: None)  # plain causal attention
     trainer = build()
     with pytest.raises(ScoringError, match="disagrees with separate forward passes"):
         trainer.train()

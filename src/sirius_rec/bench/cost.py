@@ -14,7 +14,7 @@ from sirius_rec.bench import flops
 from sirius_rec.bench.rivals import SCORERS
 from sirius_rec.bench.shapes import CPU_SHAPE, LLAMA_2_7B, PAD, Shape, build_model, random_rows
 from sirius_rec.bench.timing import interleaved
-from sirius_rec.scoring.attention import use_tree_attention
+from sirius_rec.scoring.packed import use_tree_attention
 from sirius_rec.scoring.rows import PromptCompletions
 
 Rows = list[dict[str, Any]]
@@ -27,27 +27,27 @@ AXES: dict[str, tuple[Sequence[int], Callable[[int, int], list[PromptCompletions
 
 
 def bench_flops(say: Callable[[str], None]) -> Rows:
-    """Operations of packed rows over the bound, counted from the layout; the model need not exist."""
+    """Operations of a tree's layout over the bound, counted from the layout; the model need not exist."""
     out: Rows = []
     for shape in (CPU_SHAPE, LLAMA_2_7B):
         for axis, (values, make) in AXES.items():
             for value in values:
                 rows = make(value, shape.vocabulary)
-                over = flops.packed(shape, rows) / flops.bound(shape, rows)
-                saved = flops.separate(shape, rows) / flops.packed(shape, rows)
+                over = flops.layout(shape, rows) / flops.bound(shape, rows)
+                saved = flops.separate(shape, rows) / flops.layout(shape, rows)
                 out.append(
                     {
-                        "bench": "flops", "shape": shape.name, axis: value, "packed_over_bound": round(over, 4),
-                        "separate_over_packed": round(saved, 2),
+                        "bench": "flops", "shape": shape.name, axis: value, "layout_over_bound": round(over, 4),
+                        "separate_over_layout": round(saved, 2),
                     }
                 )  # fmt: skip
-        worst = max(row["packed_over_bound"] for row in out if row["shape"] == shape.name)
-        say(f"operations, {shape.name}: packed at most {worst:.3f}× of the bound")
+        worst = max(row["layout_over_bound"] for row in out if row["shape"] == shape.name)
+        say(f"operations, {shape.name}: layout at most {worst:.3f}× of the bound")
     return out
 
 
 def bench_cost(*, quick: bool, say: Callable[[str], None], shape: Shape = CPU_SHAPE) -> Rows:
-    """Seconds of scoring (forward) along every axis: packed, separate rows, and the bound on operations as seconds.
+    """Seconds of scoring (forward) along every axis: trees, separate rows, and the bound on operations as seconds.
 
     The bound in seconds: its operations at the median rate that separate rows reach, which are ordinary dense rows.
     """
@@ -63,13 +63,13 @@ def bench_cost(*, quick: bool, say: Callable[[str], None], shape: Shape = CPU_SH
                 return lambda: SCORERS[name](model, rows, PAD)
 
             with torch.no_grad():
-                runs = {name: run(name) for name in ("packed", "completion_logits")}
+                runs = {name: run(name) for name in ("trees", "completion_logits")}
                 seconds = interleaved(runs, rounds=1 if quick else 5)
-            ours, theirs = (float(np.median(seconds[name])) for name in ("packed", "completion_logits"))
+            ours, theirs = (float(np.median(seconds[name])) for name in ("trees", "completion_logits"))
             rates.append(flops.separate(shape, rows) / theirs)
             out.append(
                 {
-                    "bench": "cost", "axis": axis, "value": value, "seconds_packed": round(ours, 5),
+                    "bench": "cost", "axis": axis, "value": value, "seconds_trees": round(ours, 5),
                     "seconds_separate": round(theirs, 5), "operations_bound": flops.bound(shape, rows),
                 }
             )  # fmt: skip
@@ -89,7 +89,7 @@ def draw_cost(rows: Rows, path: Path) -> None:
     FigureCanvasAgg(figure)
     lines = (
         ("seconds_separate", "separate rows", "#D55E00", "o-"),
-        ("seconds_packed", "packed", "#0072B2", "o-"),
+        ("seconds_trees", "trees", "#0072B2", "o-"),
         ("seconds_bound", "operations of the bound, at separate rows' median rate", "#222222", "--"),
     )
     for axes, axis in zip(figure.subplots(1, len(AXES), sharey=True, squeeze=False)[0], AXES, strict=True):

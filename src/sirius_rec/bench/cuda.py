@@ -66,19 +66,19 @@ def bench_cuda(
         rows = random_rows(max(n_rows // 2, 1) if quick else n_rows, k + 1, vocabulary=shape.vocabulary)
         probe = probe_attention(model, rows[:2], PAD)
         with torch.no_grad():
-            ours, theirs = (SCORERS[way](model, rows, PAD) for way in ("packed", "completion_logits"))
+            ours, theirs = (SCORERS[way](model, rows, PAD) for way in ("trees", "completion_logits"))
         require_equal("completion_logits", theirs / theirs.abs().max(), ours / theirs.abs().max(), 0.02)
         ref_BC = theirs.clone()
 
         def step(way: str, rows: Any = rows, ref_BC: Any = ref_BC) -> Callable[[], object]:
             return lambda: torch.autograd.grad(dpo_loss(SCORERS[way](model, rows, PAD), ref_BC, BETA), trained)
 
-        runs = {way: step(way) for way in ("packed", "completion_logits")}
+        runs = {way: step(way) for way in ("trees", "completion_logits")}
         seconds = interleaved(runs, rounds=2 if quick else 5, device=device)
         (row,) = compared(seconds, bench="cuda", k=k, slate=None, prompts=len(rows), device=name)
         needed = lora_step_operations(flops.bound(shape, rows))
         peak = peak_of(name)
-        row["tflops"] = round(needed / float(np.median(seconds["packed"])) / 1e12, 3)
+        row["tflops"] = round(needed / float(np.median(seconds["trees"])) / 1e12, 3)
         row["mfu"] = None if peak is None else round(row["tflops"] * 1e12 / peak, 4)
         row["attention"], row["attention_seconds"] = probe.chosen, probe.seconds
         row["attention_refused"] = probe.refused

@@ -102,7 +102,7 @@ def _records(n: int, n_rejected: int) -> tuple[list[dict[str, Any]], Any]:
 
 def bench_end_to_end(*, quick: bool, say: Callable[[str], None], shape: Shape = CPU_SHAPE, steps: int = 6) -> Rows:
     """Softmax DPO, 3 of 19 negatives, through `SiriusTrainer`: batch 64 by 16, AdamW, a log line per step."""
-    from sirius_rec.scoring.attention import use_tree_attention
+    from sirius_rec.scoring.packed import use_tree_attention
     from sirius_rec.training.config import SiriusConfig
     from sirius_rec.training.trainer import SiriusTrainer
 

@@ -1,10 +1,12 @@
-"""The benches `step`, `score` and `memory`: packed rows against separate ones. Equal results are checked first."""
+"""The benches `step`, `score` and `memory`: trees against what others do. Equal results are checked first."""
 
 from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,22 +15,37 @@ import torch
 from torch import Tensor
 
 from sirius_rec.bench import flops
-from sirius_rec.bench.rivals import SCORERS, dpo_loss, trl_loss
-from sirius_rec.bench.shapes import CPU_SHAPE, EOS, PAD, Shape, build_model, random_rows
+from sirius_rec.bench.rivals import AT_A_TIME, SCORERS, dpo_loss, sft_loss, trl_loss
+from sirius_rec.bench.shapes import (
+    CPU_SHAPE,
+    EOS,
+    PAD,
+    SMOLLM2_135M,
+    LogShape,
+    Shape,
+    build_model,
+    log_rows,
+    random_rows,
+)
 from sirius_rec.bench.timing import compared, interleaved, ratio
 from sirius_rec.errors import ScoringError
-from sirius_rec.scoring.attention import use_tree_attention
+from sirius_rec.scoring.packed import use_tree_attention
 from sirius_rec.scoring.rows import PromptCompletions
+from sirius_rec.scoring.tree import count_nodes
 from sirius_rec.training.memory import allocated_peak
 
 Say = Callable[[str], None]
 Rows = list[dict[str, Any]]
 BETA = 1.0
-# Negatives → prompts in the micro-batch: about equally many tokens each. `quick` takes a quarter of them, in which the
-# costs that do not grow with the batch (gradients of 13 million weights) weigh more: its ratios are lower.
-STEP_BATCHES = {1: 16, 3: 8, 19: 2}
-# Separate rows at a time, where they do not go all at once: as many as prompts and candidates make a usual micro-batch.
-CHUNK = 20
+# Shape of the rows → examples of a step: whole runs of users' rows, about as long to compute each.
+STEPS: dict[LogShape, int] = {
+    **{LogShape(20, k): n for k, n in ((0, 80), (1, 80), (3, 80), (19, 40))},
+    **{LogShape(50, k): n for k, n in ((0, 80), (1, 80), (3, 40), (19, 40))},
+    LogShape(10, 1, anchored=False): 80,
+    **{LogShape(50, k, slate_shown=True): 40 for k in (1, 3)},
+}
+# The same on the shape of a real language model, where it is the layers that cost, and not the output.
+REAL_STEPS: dict[LogShape, int] = {LogShape(20, 1): 40, LogShape(20, 3): 40, LogShape(50, 1): 40}
 
 
 def _prepared(shape: Shape) -> Any:
@@ -39,66 +56,61 @@ def _prepared(shape: Shape) -> Any:
 
 
 def require_equal(name: str, found: Tensor, expected: Tensor, tolerance: float) -> None:
-    """ScoringError if a rival does not compute the same as packed rows: then there is nothing to compare."""
+    """ScoringError if a rival does not compute the same as trees: then there is nothing to compare."""
     worst = float((found.detach() - expected.detach()).abs().max())
     if not worst <= tolerance:
-        raise ScoringError(f"{name} differs from packed rows by {worst:.3g}: their times cannot be compared")
+        raise ScoringError(f"{name} differs from trees by {worst:.3g}: their times cannot be compared")
+
+
+def _step(network: Any, loss_of: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """Forward and backward of a micro-batch, from no gradients to none; returns its loss."""
+
+    def step() -> Tensor:
+        loss = loss_of()
+        loss.backward()
+        network.zero_grad()
+        return loss.detach()
+
+    return step
 
 
 def _steps(
     model: Any, rows: Sequence[PromptCompletions], names: Sequence[str], say: Say
 ) -> dict[str, Callable[[], Tensor]]:
-    """Way → forward and backward of a micro-batch, which returns its loss; `update` → clipping and AdamW alone.
+    """Way → a step of softmax DPO, or of SFT where there are no negatives; `update` → clipping and AdamW alone.
 
-    The update is timed on its own: it is the same for all, and a user does it once per micro-batch at most.
+    The update is timed on its own: it is the same for all, and a user does it once per micro-batch at most. Separate
+    rows are computed about 20 at a time, their gradients added up, so that their memory is bounded.
     """
+    columns = len(rows[0].completions)
     with torch.no_grad():
-        ref_BC = SCORERS["completion_logits"](model, rows, PAD) + 0.5 * torch.randn(
-            len(rows), len(rows[0].completions), generator=torch.Generator().manual_seed(1)
-        )
+        noise_BC = 0.5 * torch.randn(len(rows), columns, generator=torch.Generator().manual_seed(1))
+        ref_BC = SCORERS["trees"](model, rows, PAD) + noise_BC
 
-    def step_of(network: Any, loss_of: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        def step() -> Tensor:
-            loss = loss_of()
-            loss.backward()
-            network.zero_grad()
-            return loss.detach()
+    def loss_of(name: str, at: int = 0, end: int | None = None) -> Tensor:
+        logp_BC = SCORERS[name](model, rows[at:end], PAD)
+        return sft_loss(logp_BC) if columns == 1 else dpo_loss(logp_BC, ref_BC[at:end], BETA)
 
-        return step
-
-    runs: dict[str, Callable[[], Tensor]] = {}
-    for name in names:
-        scorer = SCORERS[name]
-        runs[name] = step_of(model, lambda scorer=scorer: dpo_loss(scorer(model, rows, PAD), ref_BC, BETA))
-    runs["completion_logits_chunks"] = _step_in_chunks(model, rows, ref_BC)
-    if len(rows[0].completions) == 2:
-        own = copy.deepcopy(model)
-        try:
-            runs["trl"] = step_of(own, trl_loss(own, rows, ref_BC, BETA, tempfile.mkdtemp()))
-        except ImportError as error:
-            say(f"trl: skipped, {error}")
-    runs["update"] = _update(copy.deepcopy(model))
-    return runs
-
-
-def _step_in_chunks(
-    model: Any, rows: Sequence[PromptCompletions], ref_BC: Tensor, chunk: int = CHUNK
-) -> Callable[[], Tensor]:
-    """Forward and backward of separate rows, about `chunk` of them at a time, gradients accumulated."""
-    some = max(chunk // len(rows[0].completions), 1)
-
-    def step() -> Tensor:
-        total = torch.zeros(())
+    def separate() -> Tensor:
+        some, total = max(AT_A_TIME // columns, 1), torch.zeros(())
         for at in range(0, len(rows), some):
-            part = rows[at : at + some]
-            logp_BC = SCORERS["completion_logits"](model, part, PAD)
-            loss = dpo_loss(logp_BC, ref_BC[at : at + some], BETA) * (len(part) / len(rows))
+            n = len(rows[at : at + some])
+            loss = loss_of("completion_logits", at, at + some) * (n / len(rows))
             loss.backward()
             total += loss.detach()
         model.zero_grad()
         return total
 
-    return step
+    runs = {name: _step(model, partial(loss_of, name)) for name in names}
+    runs["completion_logits"] = separate
+    if columns == 2:
+        own = copy.deepcopy(model)
+        try:
+            runs["trl"] = _step(own, trl_loss(own, rows, ref_BC, BETA, tempfile.mkdtemp()))
+        except ImportError as error:
+            say(f"trl: skipped, {error}")
+    runs["update"] = _update(copy.deepcopy(model))
+    return runs
 
 
 def _update(model: Any) -> Callable[[], Tensor]:
@@ -115,30 +127,59 @@ def _update(model: Any) -> Callable[[], Tensor]:
     return update
 
 
-def bench_step(*, quick: bool, say: Say, shape: Shape = CPU_SHAPE, batches: dict[int, int] | None = None) -> Rows:
-    """A training step with K negatives, against TRL (K = 1), completion logits in two forms, and full logits."""
+def _tokens(name: str, rows: Sequence[PromptCompletions]) -> int:
+    """Tokens that a way computes, without padding."""
+    if name == "trees":
+        return count_nodes(rows)
+    if name == "packed_candidates":
+        return sum(count_nodes([row]) for row in rows)
+    return sum(len(row.prompt) + len(ids) - 1 for row in rows for ids in row.completions)
+
+
+def bench_step(
+    *, quick: bool, say: Say, shape: Shape | None = None, steps: Mapping[LogShape, int] | None = None
+) -> Rows:
+    """A training step with K negatives on a log's rows, each prefix once, against what others compute.
+
+    Against candidates that share their prompt, separate rows with logits where they are needed, and TRL (K = 1). Unless
+    told otherwise on the CPU shape, and on the shape of a real language model.
+    """
+    if shape is None and not quick:
+        on_cpu_shape = bench_step(quick=False, say=say, shape=CPU_SHAPE, steps=steps)
+        return on_cpu_shape + bench_step(quick=False, say=say, shape=SMOLLM2_135M, steps=REAL_STEPS)
+    shape = shape or CPU_SHAPE
     model = _prepared(shape).train()
     out: Rows = []
-    for k, n_rows in (batches or STEP_BATCHES).items():
-        rows = random_rows(max(n_rows // 4, 1) if quick else n_rows, k + 1, vocabulary=shape.vocabulary)
-        runs = _steps(model, rows, list(SCORERS), say)
+    for log, n_rows in (steps or STEPS).items():
+        rows = log_rows(log, max(n_rows // 4, 1) if quick else n_rows, vocabulary=shape.vocabulary)
+        runs = _steps(model, rows, ("trees", "packed_candidates"), say)
         losses = {name: run() for name, run in runs.items()}
         for name in losses.keys() - {"update"}:
-            require_equal(name, losses[name], losses["packed"], 1e-3)
+            require_equal(name, losses[name], losses["trees"], 1e-3)
         seconds = interleaved(runs, rounds=2 if quick else 5, warm_up=False)
-        update = seconds.pop("update")
-        fair = flops.separate(shape, rows) / flops.bound(shape, rows)
-        found = compared(seconds, bench="step", k=k, slate=None, prompts=len(rows), flop_limit=round(fair, 2))
-        for row in found:
-            with_update = ratio(seconds[row["baseline"]] + update, seconds["packed"] + update)
-            row["seconds_update"] = round(float(np.median(update)), 5)
-            row |= {f"{key}_with_update": value for key, value in with_update.items()}
-            say(
-                f"step K={k}: {row['ratio']:.2f}× [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}] {row['baseline']}"
-                f", with an update after each {row['ratio_with_update']:.2f}×"
-            )
-        out += found
+        out += _step_rows(shape, log, rows, seconds, say)
     return out
+
+
+def _step_rows(
+    shape: Shape, log: LogShape, rows: Sequence[PromptCompletions], seconds: dict[str, np.ndarray], say: Say
+) -> Rows:
+    """One row per rival: ratio of times, of tokens, and with an update of the weights after each step."""
+    update = seconds.pop("update")
+    found = compared(seconds, bench="step", shape=shape.name, **log.described(), prompts=len(rows))
+    for row in found:
+        name = row["baseline"]
+        row["token_ratio"] = round(_tokens(name, rows) / _tokens("trees", rows), 3)
+        if name == "completion_logits":
+            row["flop_limit"] = round(flops.separate(shape, rows) / flops.bound(shape, rows), 3)
+        with_update = ratio(seconds[name] + update, seconds["trees"] + update)
+        row["seconds_update"] = round(float(np.median(update)), 5)
+        row |= {f"{key}_with_update": value for key, value in with_update.items()}
+        say(
+            f"step, {shape.name}, history {log.history}, K={log.k}: {row['ratio']:.2f}× "
+            f"[{row['ratio_low']:.2f}, {row['ratio_high']:.2f}] {name}, tokens {row['token_ratio']:.2f}×"
+        )
+    return found
 
 
 def _generate(model: Any, rows: Sequence[PromptCompletions], new_tokens: int) -> Callable[[], object]:
@@ -157,20 +198,10 @@ def _generate(model: Any, rows: Sequence[PromptCompletions], new_tokens: int) ->
     return lambda: model.generate(input_ids=ids_BT, attention_mask=seen_BT, generation_config=config)
 
 
-def _in_chunks(model: Any, rows: Sequence[PromptCompletions], chunk: int = CHUNK) -> Tensor:
-    """Separate rows again, 20 at a time: nobody has to score 200 of them in one batch."""
-    parts = [
-        SCORERS["completion_logits"](model, [PromptCompletions(row.prompt, row.completions[at : at + chunk])], PAD)
-        for row in rows
-        for at in range(0, len(row.completions), chunk)
-    ]
-    return torch.cat(parts, 1).view(len(rows), -1)
-
-
 def bench_score(
     *, quick: bool, say: Say, shape: Shape = CPU_SHAPE, slates: Sequence[int] = (20, 100), prompts: int = 2
 ) -> Rows:
-    """log π of every candidate of a slate, against separate rows in three forms, and against generating one answer."""
+    """log π of every candidate of a slate, against separate rows in two forms, and against generating one answer."""
     model = _prepared(shape).eval()
     out: Rows = []
     for slate in slates:
@@ -178,13 +209,11 @@ def bench_score(
         with torch.no_grad():
             scores = {name: scorer(model, rows, PAD) for name, scorer in SCORERS.items()}
             for name, found in scores.items():
-                require_equal(name, found, scores["packed"], 1e-3)
+                require_equal(name, found, scores["trees"], 1e-3)
 
             runs: dict[str, Callable[[], object]] = {
                 name: partial(scorer, model, rows, PAD) for name, scorer in SCORERS.items()
             }
-            runs["completion_logits_chunks"] = partial(_in_chunks, model, rows)
-            require_equal("completion_logits_chunks", _in_chunks(model, rows), scores["packed"], 1e-3)
             runs["generate"] = _generate(model, rows, 6)
             runs["generate"]()  # the others were warmed up by the check of their results
             seconds = interleaved(runs, rounds=2 if quick else 7, warm_up=False)
@@ -205,23 +234,48 @@ def _pass(scorer: Any, model: Any, rows: Sequence[PromptCompletions]) -> None:
     model.zero_grad(set_to_none=True)
 
 
-def bench_memory(*, quick: bool, say: Say, shape: Shape = CPU_SHAPE, batches: dict[int, int] | None = None) -> Rows:
-    """Peak bytes of tensors in a forward and backward pass beside the weights: allocator statistics, free of noise."""
-    model = _prepared(shape).train()
-    device = torch.device("cpu")
-    out: Rows = []
-    for k, n_rows in (batches or STEP_BATCHES).items():
-        rows = random_rows(max(n_rows // 4, 1) if quick else n_rows, k + 1, vocabulary=shape.vocabulary)
+def bench_memory(
+    *,
+    quick: bool,
+    say: Say,
+    shape: Shape = CPU_SHAPE,
+    log: LogShape | None = None,
+    vocabularies: Sequence[int] = (32_000, 152_000),
+    n_rows: int = 40,
+) -> Rows:
+    """Peak bytes of tensors in a forward and backward pass beside the weights: allocator statistics, free of noise.
 
-        peaks = {name: allocated_peak(partial(_pass, s, model, rows), device) for name, s in SCORERS.items()}
-        for name in ("completion_logits", "full_logits"):
-            ratio = round(peaks[name] / peaks["packed"], 3)
+    log: histories of 20 and 3 negatives unless given. For TRL a row has one negative, and its peak is compared with
+    that of trees on the same rows.
+    """
+    log = log or LogShape(20, 3)
+    out: Rows = []
+    for vocabulary in vocabularies:
+        model = _prepared(replace(shape, vocabulary=vocabulary)).train()
+        rows = log_rows(log, max(n_rows // 4, 1) if quick else n_rows, vocabulary=vocabulary)
+        pairs = [row.only((0, 1)) for row in rows]
+        cpu = torch.device("cpu")
+        peaks = {name: allocated_peak(partial(_pass, scorer, model, rows), cpu) for name, scorer in SCORERS.items()}
+        beside = dict.fromkeys(peaks, peaks["trees"])
+        with suppress(ImportError):
+            own = copy.deepcopy(model)
+            loss = trl_loss(own, pairs, torch.zeros(len(rows), 2), BETA, tempfile.mkdtemp())
+            own.zero_grad(set_to_none=True)
+            peaks["trl"] = allocated_peak(partial(_trl_pass, own, loss), cpu)
+            beside["trl"] = allocated_peak(partial(_pass, SCORERS["trees"], model, pairs), cpu)
+        for name in [name for name in peaks if name != "trees"]:
+            found = round(peaks[name] / beside[name], 3)
             out.append(
                 {
-                    "bench": "memory", "k": k, "slate": None, "prompts": len(rows), "baseline": name,
-                    "bytes_packed": peaks["packed"], "bytes_baseline": peaks[name],
-                    "ratio": ratio, "ratio_low": ratio, "ratio_high": ratio,
+                    "bench": "memory", **log.described(), "k": 1 if name == "trl" else log.k,
+                    "vocabulary": vocabulary, "prompts": len(rows), "baseline": name, "bytes_trees": beside[name],
+                    "bytes_baseline": peaks[name], "ratio": found, "ratio_low": found, "ratio_high": found,
                 }
             )  # fmt: skip
-            say(f"memory K={k}: {peaks['packed'] / 2**20:.0f} MiB packed, {ratio:.2f}× of it {name}")
+            say(f"memory, vocabulary {vocabulary}: {beside[name] / 2**20:.0f} MiB trees, {found:.2f}× of it {name}")
     return out
+
+
+def _trl_pass(model: Any, loss: Callable[[], Tensor]) -> None:
+    loss().backward()
+    model.zero_grad(set_to_none=True)

@@ -4,42 +4,84 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sirius_rec.scoring.naive import naive_logps
-from sirius_rec.scoring.packed import packed_logps
-from sirius_rec.scoring.rows import PromptCompletions, pack
+from sirius_rec.scoring.packed import tree_logps, unwrapped
+from sirius_rec.scoring.rows import PromptCompletions
+from sirius_rec.scoring.tree import build_tree
 
 Scorer = Callable[[nn.Module, Sequence[PromptCompletions], int], Tensor]
 
 
-def packed(model: nn.Module, rows: Sequence[PromptCompletions], pad_id: int) -> Tensor:
+def trees(model: nn.Module, rows: Sequence[PromptCompletions], pad_id: int) -> Tensor:
     """Ours: log π(y|x), [B, C] in nats; the layout of the batch is part of the cost."""
-    return packed_logps(model, pack(rows, pad_id).to(next(model.parameters()).device))
+    return tree_logps(model, build_tree(rows).to(next(model.parameters()).device))
+
+
+def packed_candidates(model: nn.Module, rows: Sequence[PromptCompletions], pad_id: int) -> Tensor:
+    """Candidates share their prompt, rows share nothing: each prompt and each of its titles' beginnings once per row.
+
+    Ids are made distinct from row to row while the tree is laid out.
+    """
+    vocabulary = int(unwrapped(model).config.vocab_size)
+
+    def moved(ids: Sequence[int], b: int) -> list[int]:
+        return [token + b * vocabulary for token in ids]
+
+    apart = [
+        PromptCompletions(moved(row.prompt, b), [moved(ids, b) for ids in row.completions])
+        for b, row in enumerate(rows)
+    ]
+    tree = build_tree(apart)
+    tree = replace(tree, token_T=tree.token_T % vocabulary, target_M=tree.target_M % vocabulary)
+    return tree_logps(model, tree.to(next(model.parameters()).device))
 
 
 def completion_logits(model: nn.Module, rows: Sequence[PromptCompletions], pad_id: int) -> Tensor:
-    """Concatenated rows, logits at the completions' positions only: the best that is done without packing.
+    """Concatenated rows, logits at the completions' positions only: the best that is done without sharing.
 
-    The same as a packed row with one candidate, which is an ordinary causal row.
+    About `AT_A_TIME` texts of similar length at a time, as a careful user would take them.
     """
-    separate = [PromptCompletions(row.prompt, [ids]) for row in rows for ids in row.completions]
+    texts = [(list(row.prompt), list(ids)) for row in rows for ids in row.completions]
+    order = sorted(range(len(texts)), key=lambda r: sum(map(len, texts[r])))
     device = next(model.parameters()).device
-    return causal_logps(model, separate, pad_id, device).view(len(rows), -1)
+    parts = [
+        _causal_logps(model, [texts[r] for r in order[at : at + AT_A_TIME]], pad_id, device)
+        for at in range(0, len(order), AT_A_TIME)
+    ]
+    logp_R = torch.cat(parts)[torch.tensor(np.argsort(order), device=device)]
+    return torch.stack(logp_R.split([len(row.completions) for row in rows]))
 
 
-def causal_logps(model: nn.Module, rows: Sequence[PromptCompletions], pad_id: int, device: torch.device) -> Tensor:
-    """[R] log π of rows with one candidate each: causal attention without a mask of our own, kept logits."""
-    batch = pack(rows, pad_id).to(device)
-    seen_RT = (batch.segment_BT >= 0).long()
-    logits_NV = model(
-        input_ids=batch.input_ids_BT, attention_mask=seen_RT, logits_to_keep=batch.keep_BT, use_cache=False
-    ).logits.float()
-    token_logp_M = torch.log_softmax(logits_NV, 1)[batch.source_M, batch.target_M]
-    return torch.zeros(len(rows), device=device).index_add(0, batch.candidate_M, token_logp_M)
+# Separate rows that are computed together.
+AT_A_TIME = 20
+
+
+def _causal_logps(
+    model: Any, texts: Sequence[tuple[list[int], list[int]]], pad_id: int, device: torch.device
+) -> Tensor:
+    """[R] log π of texts (prompt, completion): causal attention without a mask of our own."""
+    width = max(len(prompt) + len(ids) for prompt, ids in texts)
+    ids_RT = torch.full((len(texts), width), pad_id)
+    scored_RT, seen_RT = torch.zeros((2, len(texts), width), dtype=torch.bool)
+    for r, (prompt, ids) in enumerate(texts):
+        n = len(prompt) + len(ids)
+        ids_RT[r, :n] = torch.tensor(prompt + ids)
+        seen_RT[r, :n] = True
+        scored_RT[r, len(prompt) : n] = True
+    ids_RT, scored_RT, seen_RT = (t.to(device) for t in (ids_RT, scored_RT, seen_RT))
+    base = unwrapped(model)
+    hidden_RTH = base.model(input_ids=ids_RT, attention_mask=seen_RT, use_cache=False).last_hidden_state
+    logits_NV = base.lm_head(hidden_RTH[:, :-1][scored_RT[:, 1:]]).float()
+    token_logp_N = torch.log_softmax(logits_NV, 1).gather(1, ids_RT[scored_RT][:, None])[:, 0]
+    row_N = scored_RT.nonzero()[:, 0]
+    return torch.zeros(len(texts), device=device).index_add(0, row_N, token_logp_N)
 
 
 def full_logits(model: nn.Module, rows: Sequence[PromptCompletions], pad_id: int) -> Tensor:
@@ -48,10 +90,16 @@ def full_logits(model: nn.Module, rows: Sequence[PromptCompletions], pad_id: int
 
 
 SCORERS: dict[str, Scorer] = {
-    "packed": packed,
+    "trees": trees,
+    "packed_candidates": packed_candidates,
     "completion_logits": completion_logits,
     "full_logits": full_logits,
 }
+
+
+def sft_loss(logp_BC: Tensor) -> Tensor:
+    """−log π of the target: what a step without negatives computes."""
+    return -logp_BC[:, 0].mean()
 
 
 def dpo_loss(logp_BC: Tensor, ref_BC: Tensor, beta: float) -> Tensor:

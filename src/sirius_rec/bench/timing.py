@@ -40,17 +40,17 @@ def ratio(slow: np.ndarray, fast: np.ndarray, *, samples: int = 2000) -> dict[st
 
 
 def compared(seconds: Mapping[str, np.ndarray], **said: Any) -> list[dict[str, Any]]:
-    """One row per rival of `packed`: both medians in seconds, and the ratio."""
-    ours = seconds["packed"]
+    """One row per rival of `trees`: both medians in seconds, and the ratio."""
+    ours = seconds["trees"]
     return [
         {
             **said,
             "baseline": name,
-            "seconds_packed": round(float(np.median(ours)), 5),
+            "seconds_trees": round(float(np.median(ours)), 5),
             "seconds_baseline": round(float(np.median(theirs)), 5),
             "rounds": len(ours),
             **ratio(theirs, ours),
         }
         for name, theirs in seconds.items()
-        if name != "packed"
+        if name != "trees"
     ]

@@ -28,6 +28,8 @@ def prepare(
     Example: sirius prepare --source table --input logs/ --check
 
     Example: sirius prepare --source table --input logs/ --out data/mine data.slates='[{size: 100}]'
+
+    Example: sirius prepare my.yaml --out data/mine data.window='{kind: anchored, max_history: 50, step: 25}'
     """
     from sirius_rec.config_yaml import apply_overrides
     from sirius_rec.data.checking import check_lines

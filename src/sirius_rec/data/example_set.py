@@ -11,10 +11,11 @@ import numpy.typing as npt
 import polars as pl
 
 from sirius_rec.data.filtering import FilterStep, filter_events
+from sirius_rec.data.options import WindowOptions
 from sirius_rec.data.slates import ExcludedItems, interacted_items, past_items
 from sirius_rec.data.splitting import by_time, by_user, leave_last_out
 from sirius_rec.data.titles import distinct_titles
-from sirius_rec.data.windows import sliding_windows
+from sirius_rec.data.windows import Windows, anchored_windows
 from sirius_rec.errors import ConfigError, DataError
 from sirius_rec.schema import (
     CANDIDATES,
@@ -76,8 +77,7 @@ def from_interactions(
     split: str,
     ratios: Sequence[int],
     split_seed: int,
-    max_history: int,
-    min_history: int,
+    window: WindowOptions,
 ) -> ExampleSet:
     """Filter, split and window a source of events.
 
@@ -104,13 +104,15 @@ def from_interactions(
         "leave_last_out": lambda: leave_last_out(user_E),
     }
     label_E = splitters[split]()
-    windows = sliding_windows(user_E, item_E, max_history=max_history, min_history=min_history)
+    windows = anchored_windows(
+        user_E, item_E, max_history=window.max_history, min_history=window.min_history, step=window.step or 1
+    )
     target_R = windows.position_R
     if not target_R.size:
         longest = int(np.bincount(user_E).max(initial=0))
         raise DataError(
-            f"no windows: the longest of {len(users)} sequences has {longest} events, a history of {min_history} and "
-            f"its target need {min_history + 1}; lower min_history"
+            f"no windows: the longest of {len(users)} sequences has {longest} events, a history of "
+            f"{window.min_history} and its target need {window.min_history + 1}; lower min_history"
         )
     examples = pl.DataFrame(
         {
@@ -132,13 +134,16 @@ def from_interactions(
     interacted = ExcludedItems(item_E[first_E], before_E[start_R], before_E[stop_R])
     past = ExcludedItems(item_E[first_E], before_E[start_R], before_E[target_R + 1])
     repeats = int(examples.select(pl.col(HISTORY).list.contains(pl.col(TARGET)).sum()).item())
-    statistics = _statistics(count_U, items.height, item_E, len(np.unique(user_E[target_R])))
+    statistics = _statistics(count_U, items.height, item_E, len(np.unique(user_E[target_R])), windows)
     return ExampleSet(items, examples, interacted, past, statistics, _filter_report(events, steps, repeats), titles)
 
 
 def _statistics(
-    count_U: npt.NDArray[np.int64], n_items: int, item_E: npt.NDArray[np.int64], n_sequences: int
+    count_U: npt.NDArray[np.int64], n_items: int, item_E: npt.NDArray[np.int64], n_sequences: int, windows: Windows
 ) -> dict[str, Any]:
+    length_R = windows.position_R - windows.start_R
+    longest_E = np.zeros(item_E.size + 1, dtype=np.int64)  # of the histories that start at an event
+    np.maximum.at(longest_E, windows.start_R, length_R)
     return {
         "n_users": count_U.size,
         "n_items": n_items,
@@ -152,32 +157,43 @@ def _statistics(
             "mean": float(count_U.mean()),
             "max": int(count_U.max()),
         },
+        "histories": {
+            "starts": int(np.count_nonzero(longest_E)),
+            "items": int(length_R.sum()),
+            "items_once_per_start": int(longest_E.sum()),
+        },
     }
 
 
-def from_examples(source: Examples, *, max_history: int, min_history: int) -> ExampleSet:
+def from_examples(source: Examples, *, window: WindowOptions) -> ExampleSet:
     """Number a source of ready-made windows; histories are cut to the last `max_history` items.
 
     Rows with fewer than `min_history` history items are dropped and counted; row_id is the row's number in the source.
 
     Raises:
+        ConfigError: anchored windows, which need each history's place in its user's sequence.
         DataError: no row is left.
     """
+    if window.kind == "anchored":
+        raise ConfigError(
+            "window.kind anchored: these rows come with their histories, of which nobody knows where in a user's "
+            "sequence they start; use kind sliding"
+        )
     items, titles = number_items(source.items)
     rows = source.rows.with_row_index(ROW_ID)
-    long_enough = rows.filter(pl.col(HISTORY).list.len() >= min_history)
+    long_enough = rows.filter(pl.col(HISTORY).list.len() >= window.min_history)
     if not long_enough.height:
         longest = rows[HISTORY].list.len().max()
         raise DataError(
-            f"no windows: the longest of {rows.height} histories has {longest!r} items, min_history is {min_history}; "
-            "lower it"
+            f"no windows: the longest of {rows.height} histories has {longest!r} items, min_history is "
+            f"{window.min_history}; lower it"
         )
     ids = pl.Enum(items[ITEM_ID])  # its physical values are the item numbers
     number = pl.element().to_physical().cast(pl.Int32)
     columns = {
         ROW_ID: pl.col(ROW_ID),
         USER_ID: pl.col(USER_ID) if USER_ID in rows.columns else pl.lit(None),
-        HISTORY: pl.col(HISTORY).list.tail(max_history).cast(pl.List(ids)).list.eval(number),
+        HISTORY: pl.col(HISTORY).list.tail(window.max_history).cast(pl.List(ids)).list.eval(number),
         TARGET: pl.col(TARGET).cast(ids).to_physical(),
         TIMESTAMP: pl.col(TIMESTAMP) if TIMESTAMP in rows.columns else pl.lit(None),
         SPLIT: pl.col(SPLIT),
@@ -195,6 +211,7 @@ def from_examples(source: Examples, *, max_history: int, min_history: int) -> Ex
         "n_sequences": examples.height,
         "density": None,
         "events_per_user": None,
+        "histories": None,
     }
     filters = {
         "steps": [],

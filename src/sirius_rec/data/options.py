@@ -43,16 +43,34 @@ class FilterOptions(Options):
 
 
 class WindowOptions(Options):
-    """The history is the last max_history items; an event with fewer than min_history before it is no target."""
+    """The history is the last max_history items; an event with fewer than min_history before it is no target.
 
+    kind `anchored`: histories start at multiples of `step` in the user's sequence, at the first that leaves at most
+    max_history items. Rows of one start are then prefixes of one another, so whatever computes a prefix once has little
+    left to compute, and a history has max_history − step + 1 to max_history items, or all there are.
+    """
+
+    kind: Literal["sliding", "anchored"] = "sliding"
     max_history: Positive = 10
     min_history: Count = 10
+    step: Positive | None = None
 
     @model_validator(mode="after")
     def _histories_fit(self) -> Self:
         if self.min_history > self.max_history:
             raise ValueError(f"min_history {self.min_history} is above max_history {self.max_history}: lower it")
+        if self.kind == "anchored" and self.step is None:
+            raise ValueError(f"kind anchored needs a step between starts: give one from 1 to {self.max_history}")
+        if self.kind == "sliding" and self.step is not None:
+            raise ValueError(f"step {self.step} is for kind anchored: write kind: anchored, or leave step out")
+        if self.step is not None and self.step > self.max_history:
+            raise ValueError(f"step {self.step} is above max_history {self.max_history}: lower it")
         return self
+
+    @property
+    def least(self) -> int:
+        """How few items a history may hold although the user has more events before it."""
+        return self.max_history - (self.step or 1) + 1
 
 
 class SlateOptions(Options):

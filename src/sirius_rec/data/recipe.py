@@ -98,6 +98,8 @@ def _differences(dataset: Dataset, recipe: dict[str, Any]) -> str:
     saved = dict(dataset.info.get("recipe", {}))
     if saved.get("source") == recipe["source"]:
         saved["options"] = _with_defaults(recipe["source"], saved.get("options", {}))
+    if "window" in saved:  # before there were kinds, windows slid
+        saved["window"] = {"kind": "sliding", "step": None, **saved["window"]}
     excluded = _excluded_before_the_option(dataset)
     saved["slates"] = [
         {"exclude": excluded if entry.get("protocol") in DRAWN else None, **entry} for entry in saved.get("slates", [])

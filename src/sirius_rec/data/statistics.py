@@ -62,6 +62,13 @@ def summary_lines(dataset: Dataset) -> list[str]:
         *_table_2(numbers),
         f"rows: {rows}; history length {length['min']} to {length['max']}, mean {length['mean']:.1f}",
     ]
+    window = info["recipe"]["window"]
+    if window.get("kind") == "anchored":
+        histories = numbers["histories"]
+        lines.append(
+            f"histories start at multiples of {window['step']}, in {histories['starts']:,} places: of their "
+            f"{histories['items']:,} items {histories['items_once_per_start']:,} remain with each start's longest alone"
+        )
     if few := info["filters"].get("rows_without_enough_negatives_dropped"):
         lines.append(f"rows whose user leaves too few items for the negatives of a slate, dropped: {few:,}")
     if short := info["filters"].get("rows_with_short_history_dropped"):

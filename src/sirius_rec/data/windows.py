@@ -1,4 +1,4 @@
-"""Sliding windows: the items before an event as history, the event as target."""
+"""Windows: the items before an event as history, the event as target."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ class Windows:
     """Windows over E events, in the order of their targets.
 
     position_R: int64[R], the event that is the target.
+    start_R: int64[R], the first event of the history; the position itself where the history is empty.
     history: list[int32] Series of length R, oldest first.
     """
 
     position_R: Int
+    start_R: Int
     history: pl.Series
 
 
@@ -38,18 +40,39 @@ def sliding_windows(user_E: Int, item_E: Int, *, max_history: int = 10, min_hist
     >>> windows.position_R.tolist(), windows.history.to_list()
     ([1, 2, 3], [[7], [7, 8], [8, 9]])
     """
+    return anchored_windows(user_E, item_E, max_history=max_history, min_history=min_history, step=1)
+
+
+def anchored_windows(user_E: Int, item_E: Int, *, max_history: int, min_history: int, step: int) -> Windows:
+    """The same targets as `sliding_windows`, with histories that start at multiples of `step` in the user's sequence.
+
+    The history of the target at place t is seq[s:t], s the smallest multiple of `step` with t − s ≤ max_history. So
+    rows of one start are prefixes of one another, and a history has max_history − step + 1 to max_history items once
+    the sequence is long enough. With step 1 every place may be a start: the windows slide.
+
+    Args:
+        user_E, item_E, max_history: as in `sliding_windows`.
+        min_history: least events of the user before a target, whether they are in its history or not.
+        step: 1 ≤ step ≤ max_history.
+
+    >>> windows = anchored_windows(np.zeros(6, int), np.arange(6), max_history=3, min_history=1, step=2)
+    >>> windows.history.to_list()
+    [[0], [0, 1], [0, 1, 2], [2, 3], [2, 3, 4]]
+    """
     index = np.arange(user_E.size)
     is_start = np.ones(user_E.size, dtype=bool)
     is_start[1:] = user_E[1:] != user_E[:-1]
     start_E = np.maximum.accumulate(np.where(is_start, index, 0)) if user_E.size else index
     earlier_E = index - start_E
     position_R = np.flatnonzero(earlier_E >= min_history)
-    length_R = np.minimum(earlier_E[position_R], max_history)
+    place_R = earlier_E[position_R]
+    first_R = -(-np.maximum(place_R - max_history, 0) // step) * step
+    length_R = place_R - first_R
     # right-aligned table, one column per step back; what lies before the user's start is cut off by `tail`
     table = np.zeros((position_R.size, max_history), dtype=np.int32)
     for back in range(1, max_history + 1):
         table[:, max_history - back] = item_E[np.maximum(position_R - back, 0)]
-    return Windows(position_R, ragged(HISTORY, table, length_R))
+    return Windows(position_R, position_R - length_R, ragged(HISTORY, table, length_R))
 
 
 def ragged(name: str, table: npt.NDArray[np.int32], length_R: Int) -> pl.Series:

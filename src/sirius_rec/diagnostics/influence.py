@@ -61,7 +61,7 @@ def probe_influence(
         raise DataError("influence: this objective compares no pairs; probe one that does")
     if objective.needs_reference and ref_logps is None:
         raise ScoringError("influence: this reward needs reference log-probs")
-    objective = replace(objective, negatives=1, filter=False)
+    objective = replace(objective, negatives=1, filter=False, reward_temperature=None)
     mode = resolve_mode(model, mode)
     trained = [p for p in model.parameters() if p.requires_grad]
     weights = [p.detach().clone() for p in trained]
@@ -79,6 +79,8 @@ def probe_influence(
             loss, before_C = score()
             slopes = torch.autograd.grad(loss, trained, allow_unused=True)
             size = float(sum((g.double() ** 2).sum() for g in slopes if g is not None))
+            if size == 0 and objective.link == "hinge":  # as far apart as it asks for: no step, no triples
+                continue
             if not np.isfinite(size) or size == 0:
                 raise DataError(f"influence: row {number} has a gradient of size {size}")
             step = descent / size

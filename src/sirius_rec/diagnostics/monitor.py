@@ -18,7 +18,7 @@ from sirius_rec.diagnostics.onset import Onset, find_onset
 from sirius_rec.diagnostics.slates import hits, slate_measures
 from sirius_rec.errors import ConfigError, DataError
 from sirius_rec.objectives.evidence import evidence
-from sirius_rec.objectives.losses import NEEDS_REFERENCE, REWARDS
+from sirius_rec.objectives.parts import NEEDS_REFERENCE, REWARDS
 from sirius_rec.prompts.encoding import Encoder
 from sirius_rec.scoring.scorer import check_once, score_rows
 from sirius_rec.training.held_out import HeldOutLog, Snapshot, read_held_out

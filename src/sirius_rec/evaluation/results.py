@@ -333,7 +333,7 @@ def build_results(
     generation: per method, seed, slates and checkpoint one dict with these four keys and "row_id", "valid", "hit"
     (equally long; 0 or 1; a hit is valid). curves: {method: {seed: [{"epoch", "step", …}]}}. methods:
     what each is: {"label", "role" (trivial, baseline, sft or arm), "random" (whether seeds matter), "base" (the method
-    that it is a variant of, or None)}, of arms also "reward", "comparison" and "anchor", for `diagnose`; for tables
+    that it is a variant of, or None)}, of arms also the parts of their objectives, for `diagnose`; for tables
     "train_rows" and "language_model". baseline: the method that every other one but the trivial is tested against.
     seed: of resampling.
 

@@ -1,4 +1,5 @@
-"""`losses`: rewards, comparisons, anchors, and the objectives composed from them. `evidence`: what a step reveals.
+"""`parts`: rewards, links, comparisons, anchors. `losses`: the objectives composed of them. `evidence`: what a
+step reveals.
 
 Pure torch functions. Tensors are [B, C]: B examples, C scored candidates; column 0 is the positive. Masks say which
 columns are real and which are this step's sampled negatives.

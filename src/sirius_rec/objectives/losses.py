@@ -1,15 +1,17 @@
-"""The whole method on one page: reward × comparison × anchor (+ λ·NLL), and the presets that carry the papers' names.
+"""The whole method on one page: reward × link × comparison × anchor (+ λ·NLL), and the presets of the papers' names.
 
-Tensors are [B, C]: B examples, C scored candidates, column 0 the positive y_i. log-probs in nats. `LOSSES` is the only
-list of objectives: config choices, error messages, docs and test parameters come from it.
+Tensors are [B, C]: B examples, C scored candidates, column 0 the positive y_i. log-probs in nats. The parts, with their
+equations, are in `parts`. `LOSSES` is the only list of objectives: config choices, error messages, docs and test
+parameters come from it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
+from itertools import chain
 from typing import Any
 
 import torch
@@ -17,121 +19,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sirius_rec.errors import ConfigError
+from sirius_rec.objectives.parts import (
+    ANCHOR_LINKS,
+    ANCHORS,
+    COMPARISONS,
+    LINKS,
+    NEEDS_REFERENCE,
+    REWARDS,
+    TAKES_SMOOTHING,
+)
 
-# Rewards r(x, y): (logp_BC, ref_logp_BC, length_BC, β) → [B, C], in nats scaled by β. Paper Eq. 3 and 6.
-
-RewardFn = Callable[[Tensor, Tensor | None, Tensor, float], Tensor]
-
-
-def dpo_reward(logp_BC: Tensor, ref_logp_BC: Tensor | None, length_BC: Tensor, beta: float) -> Tensor:
-    """β (log π_θ(y|x) − log π_ref(y|x)), Eq. 3 without β log Z(x), which is the same for every y."""
-    assert ref_logp_BC is not None, "the DPO reward needs reference log-probs"
-    return beta * (logp_BC - ref_logp_BC)
-
-
-def simpo_reward(logp_BC: Tensor, ref_logp_BC: Tensor | None, length_BC: Tensor, beta: float) -> Tensor:
-    """(β / |y|) log π_θ(y|x), Eq. 6; |y| counts the completion's tokens with the end of sequence."""
-    return beta * logp_BC / length_BC
-
-
-def simpo_no_ln_reward(logp_BC: Tensor, ref_logp_BC: Tensor | None, length_BC: Tensor, beta: float) -> Tensor:
-    """β log π_θ(y|x): SimPO without length normalisation (section 4.3)."""
-    return beta * logp_BC
-
-
-REWARDS: dict[str, RewardFn] = {
-    "dpo": dpo_reward,
-    "simpo": simpo_reward,
-    "simpo_no_ln": simpo_no_ln_reward,
-}
-NEEDS_REFERENCE = frozenset({"dpo"})
-
-# Comparisons of the positive with its sampled negatives: (reward_BC, kept_BC, γ) → [B]. `kept_BC` marks the negatives
-# that count; a row without any gives 0 and no gradient.
-
-ComparisonFn = Callable[[Tensor, Tensor, float], Tensor]
-
-
-def pairwise(reward_BC: Tensor, kept_BC: Tensor, gamma: float) -> Tensor:
-    """Mean over the kept negatives of −log σ(r_i − r_j − γ), Eq. 5 (γ = 0) and Eq. 7."""
-    margin_BC = reward_BC[:, :1] - reward_BC - gamma
-    loss_BC = F.softplus(-margin_BC).masked_fill(~kept_BC, 0.0)
-    return loss_BC.sum(1) / kept_BC.sum(1).clamp(min=1)
-
-
-def softmax(reward_BC: Tensor, kept_BC: Tensor, gamma: float) -> Tensor:
-    """−log σ(−log Σ_j exp(r_j − r_i + γ)) over the kept negatives; with γ = 0 the loss of S-DPO.
-
-    log Σ exp is one logsumexp, so margins of ±1e4 stay finite (a naive float32 sum overflows at 89).
-    """
-    any_kept_B = kept_BC.any(1)
-    excess_BC = (reward_BC - reward_BC[:, :1] + gamma).masked_fill(~kept_BC, float("-inf"))
-    # A row of −inf alone has an undefined gradient; give it a finite row and drop its loss.
-    excess_BC = torch.where(any_kept_B[:, None], excess_BC, torch.zeros_like(excess_BC))
-    return F.softplus(torch.logsumexp(excess_BC, 1)).masked_fill(~any_kept_B, 0.0)
-
-
-def weighted_positive(reward_BC: Tensor, kept_BC: Tensor, gamma: float) -> Tensor:
-    """Mean over the kept negatives of −sg(σ(r_j − r_i + γ)) · r_i: pairwise's gradient without its push on r_j.
-
-    With the DPO reward this is −β w log π_θ(y_i|x), w DPO's own weight, up to the constant w β log π_ref(y_i|x): SFT on
-    the positive, which counts less the better the pair is ordered already. Weights are not normalised over the batch,
-    so that the step is DPO's, and an example that DPO has learnt adds as little here.
-    """
-    weight_BC = torch.sigmoid(reward_BC - reward_BC[:, :1] + gamma).detach().masked_fill(~kept_BC, 0.0)
-    return -reward_BC[:, 0] * weight_BC.sum(1) / kept_BC.sum(1).clamp(min=1)
-
-
-def no_comparison(reward_BC: Tensor, kept_BC: Tensor, gamma: float) -> Tensor:
-    """No comparison at all (SFT and other likelihood-only objectives)."""
-    return reward_BC[:, 0] * 0.0
-
-
-COMPARISONS: dict[str, ComparisonFn] = {
-    "none": no_comparison,
-    "pairwise": pairwise,
-    "softmax": softmax,
-    "weighted_positive": weighted_positive,
-}
-
-# Anchors, the pseudo-negative's reward r_0 (Theorem 2, section 4.3): (reward_BC, ref_logp_BC, valid_BC, objective) →
-# [B], a constant for the gradient, or None. They add −log σ(r_i − r_0 − γ) to the loss (Eq. 11).
-
-AnchorFn = Callable[[Tensor, Tensor | None, Tensor, "Objective"], Tensor | None]
-
-
-def no_anchor(reward_BC: Tensor, ref_logp_BC: Tensor | None, valid_BC: Tensor, objective: Objective) -> Tensor | None:
-    """The base loss alone."""
-    return None
-
-
-def reference_anchor(
-    reward_BC: Tensor, ref_logp_BC: Tensor | None, valid_BC: Tensor, objective: Objective
-) -> Tensor | None:
-    """r_0 = −β log π_ref(y_i|x), so that r_i − r_0 = β log π_θ(y_i|x). For the DPO reward only."""
-    assert ref_logp_BC is not None, "the reference anchor needs reference log-probs"
-    return (-objective.beta * ref_logp_BC[:, 0]).detach()
-
-
-def constant_anchor(
-    reward_BC: Tensor, ref_logp_BC: Tensor | None, valid_BC: Tensor, objective: Objective
-) -> Tensor | None:
-    """r_0 = c for every example (SimPO family; 0 in the paper, 1 and 10 in its Table 6)."""
-    return reward_BC.new_full((reward_BC.shape[0],), objective.anchor_constant)
-
-
-def slate_anchor(
-    reward_BC: Tensor, ref_logp_BC: Tensor | None, valid_BC: Tensor, objective: Objective
-) -> Tensor | None:
-    """r_0 = max over the slate of r, plus a margin ≥ 0 (Algorithm 1 to the letter)."""
-    return reward_BC.detach().masked_fill(~valid_BC, float("-inf")).amax(1) + objective.anchor_margin
-
-
-ANCHORS: dict[str, AnchorFn] = {
-    "none": no_anchor,
-    "reference": reference_anchor,
-    "constant": constant_anchor,
-    "slate": slate_anchor,
+_PARTS: dict[str, Mapping[str, object]] = {
+    "reward": REWARDS,
+    "link": LINKS,
+    "comparison": COMPARISONS,
+    "anchor": ANCHORS,
 }
 
 
@@ -139,13 +41,18 @@ ANCHORS: dict[str, AnchorFn] = {
 class Objective:
     """One training objective, composed.
 
-    reward: `dpo`, `simpo` or `simpo_no_ln`. comparison: `none`, `pairwise`, `softmax` or `weighted_positive`.
-    anchor: `none`, `reference` (DPO reward only), `constant`, `slate`.
+    reward: `dpo`, `dpo_ln` (per token), `simpo`, `simpo_no_ln` or `inverse_perplexity`.
+    link: what a margin costs: `logistic`, `hinge`, `squared`, `smoothed`, `robust` or `linear`.
+    comparison: `none`, `pairwise`, `softmax` or `weighted_positive` (logistic link only).
+    anchor: `none`, `reference` (DPO reward only), `constant`, `slate`; none for the links `squared` and `linear`.
     beta: reward scale, > 0. gamma: target margin ≥ 0; 0 for the DPO family.
     negatives: how many are drawn from the slate anew each epoch, or "all".
     nll_weight: λ ≥ 0 of λ·(−log π_θ(y_i|x)), summed over tokens unless nll_per_token.
     filter: drop negatives with r_j − r_i > γ; an example that loses all of them contributes nothing (E.3.1).
     anchor_constant: c of the `constant` anchor. anchor_margin: ≥ 0, added to the `slate` anchor.
+    label_smoothing: ε of the links `smoothed` and `robust`, 0 ≤ ε < 0.5; at 0 both are `logistic`.
+    dpop_lambda: λ ≥ 0; a positive below its reference is compared with r_i − λ max(0, −r_i) instead of r_i (DPOP).
+    reward_temperature: λ > 0 of the weight exp(r / λ) of an example whose observed reward is r; None: all weigh 1.
     """
 
     reward: str = "dpo"
@@ -159,30 +66,14 @@ class Objective:
     filter: bool = False
     anchor_constant: float = 0.0
     anchor_margin: float = 0.0
+    link: str = "logistic"
+    label_smoothing: float = 0.0
+    dpop_lambda: float = 0.0
+    reward_temperature: float | None = None
 
     def __post_init__(self) -> None:
-        for name, allowed in (("reward", REWARDS), ("comparison", COMPARISONS), ("anchor", ANCHORS)):
-            value = getattr(self, name)
-            if value not in allowed:
-                raise ConfigError(f"unknown {name} '{value}': choose one of {', '.join(allowed)}")
-        for name in ("beta", "gamma", "nll_weight", "anchor_constant", "anchor_margin"):
-            if not math.isfinite(getattr(self, name)):
-                raise ConfigError(f"{name} must be a finite number, got {getattr(self, name)}")
-        if not self.beta > 0:
-            raise ConfigError(f"beta must be positive, got {self.beta}")
-        for name in ("gamma", "nll_weight", "anchor_margin"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
-        if self.reward == "dpo" and self.gamma:
-            raise ConfigError(f"gamma belongs to the SimPO family: the DPO reward takes gamma 0, got {self.gamma}")
-        if self.anchor == "reference" and self.reward not in NEEDS_REFERENCE:
-            raise ConfigError(f"the reference anchor needs the DPO reward, not '{self.reward}': use anchor 'constant'")
-        if self.negatives != "all" and not (isinstance(self.negatives, int) and self.negatives >= 1):
-            raise ConfigError(f"negatives must be a whole number from 1, or 'all', got {self.negatives!r}")
-        if self.filter and self.comparison == "none":
-            raise ConfigError("filter drops sampled negatives: it needs a comparison with them")
-        if self.comparison == "none" and self.anchor == "none" and not self.nll_weight:
-            raise ConfigError("nothing to train on: comparison 'none' needs an anchor or nll_weight > 0")
+        if problem := next(chain(_unknown_parts(self), _bad_numbers(self), _misfits(self)), None):
+            raise ConfigError(problem)
 
     @property
     def needs_reference(self) -> bool:
@@ -195,12 +86,17 @@ class Objective:
         return self.anchor == "slate" or (self.negatives == "all" and self.comparison != "none")
 
     @property
+    def needs_observed(self) -> bool:
+        """Whether examples are weighted by an observed reward."""
+        return self.reward_temperature is not None
+
+    @property
     def uses_negatives(self) -> bool:
         return self.comparison != "none"
 
     def parts(self) -> dict[str, str]:
         """The names of what it is composed of."""
-        return {"reward": self.reward, "comparison": self.comparison, "anchor": self.anchor}
+        return {part: getattr(self, part) for part in _PARTS}
 
     def base(self) -> Objective | None:
         """The same objective without the anchor; None where nothing else is trained on."""
@@ -213,12 +109,65 @@ class Objective:
         return self.anchor == "none" and other.anchor != "none" and self.base() == other.base()
 
 
+def _unknown_parts(objective: Objective) -> Iterator[str]:
+    for name, allowed in _PARTS.items():
+        value = getattr(objective, name)
+        if value not in allowed:
+            yield f"unknown {name} '{value}': choose one of {', '.join(allowed)}"
+
+
+def _bad_numbers(objective: Objective) -> Iterator[str]:
+    numbers = {f.name: getattr(objective, f.name) for f in fields(Objective) if str(f.type).startswith("float")}
+    for name, value in numbers.items():
+        if value is not None and not math.isfinite(value):
+            yield f"{name} must be a finite number, got {value}"
+    for name in ("beta", "reward_temperature"):
+        if numbers[name] is not None and not numbers[name] > 0:
+            yield f"{name} must be positive, got {numbers[name]}"
+    for name in ("gamma", "nll_weight", "anchor_margin", "label_smoothing", "dpop_lambda"):
+        if numbers[name] < 0:
+            yield f"{name} must not be negative, got {numbers[name]}"
+    if objective.label_smoothing >= 0.5:
+        yield f"label_smoothing must be below 0.5, got {objective.label_smoothing}: half of the labels would be wrong"
+    if objective.negatives != "all" and not (isinstance(objective.negatives, int) and objective.negatives >= 1):
+        yield f"negatives must be a whole number from 1, or 'all', got {objective.negatives!r}"
+
+
+def _misfits(objective: Objective) -> Iterator[str]:
+    """Parts and numbers that have no meaning together."""
+    o = objective
+    if o.reward in NEEDS_REFERENCE and o.gamma:
+        yield f"gamma belongs to the SimPO family: the DPO reward takes gamma 0, got {o.gamma}"
+    if o.anchor == "reference" and o.reward != "dpo":
+        yield f"the reference anchor needs the DPO reward, not '{o.reward}': use anchor 'constant'"
+    if o.anchor != "none" and ANCHOR_LINKS[o.link] is None:
+        ends = [name for name, link in ANCHOR_LINKS.items() if link is not None]
+        yield f"link '{o.link}' takes no anchor: its pull does not end beyond one; links that do: {', '.join(ends)}"
+    if o.link == "linear" and o.gamma:
+        yield f"gamma {o.gamma} shifts a linear loss and changes nothing: leave it at 0"
+    if o.comparison == "weighted_positive" and o.link != "logistic":
+        yield f"comparison 'weighted_positive' takes the logistic loss's own weights: link '{o.link}' has none here"
+    if o.label_smoothing and o.link not in TAKES_SMOOTHING:
+        yield f"label_smoothing {o.label_smoothing} has no effect on link '{o.link}': use link 'smoothed' or 'robust'"
+    if o.dpop_lambda and not o.needs_reference:
+        yield "dpop_lambda holds the positive at its reference: it needs reward 'dpo' or 'dpo_ln' and a comparison"
+    if o.filter and o.comparison == "none":
+        yield "filter drops sampled negatives: it needs a comparison with them"
+    if o.comparison == "none" and o.anchor == "none" and not o.nll_weight:
+        yield "nothing to train on: comparison 'none' needs an anchor or nll_weight > 0"
+
+
 @dataclass(frozen=True)
 class Preset:
-    """A named objective: `label` for tables, `options` as differences from `Objective`'s defaults."""
+    """A named objective: `label` for tables, `options` as differences from `Objective`'s defaults.
+
+    formula: the loss of one example with one negative, z = r_i − r_j. source: whose it is.
+    """
 
     label: str
     options: dict[str, Any] = field(default_factory=dict)
+    formula: str = ""
+    source: str = ""
 
 
 # The margin of the SimPO presets: the middle of the paper's grid {0.4, 0.6, 0.8, 1.0}.
@@ -227,27 +176,100 @@ _NO_LN = {"reward": "simpo_no_ln", "gamma": 0.6, "filter": True}
 _SOFTMAX = {"comparison": "softmax", "negatives": 3}
 _NLL = {"comparison": "none", "reward": "simpo_no_ln", "nll_weight": 1.0}
 
+_PAPER = "SIRIUS, Eq. 11"
+_ALL = "−log σ(−log Σ_j exp(r_j − r_i))"
+
 LOSSES: dict[str, Preset] = {
-    "sft": Preset("SFT", _NLL),
-    "sft_continued": Preset("SFT continued", _NLL),
-    "dpo": Preset("DPO"),
-    "dpo_sirius": Preset("DPO + SIRIUS", {"anchor": "reference"}),
-    "dpo_nll": Preset("DPO + NLL", {"nll_weight": 1.0}),
-    # λ = 1, per token: the NLL term of iterative reasoning preference optimisation (Pang et al. 2024).
-    "rpo": Preset("RPO (DPO + NLL per token)", {"nll_weight": 1.0, "nll_per_token": True}),
-    "sft_reward_weighted": Preset("SFT with DPO's weights", {"comparison": "weighted_positive"}),
-    "softmax_dpo": Preset("S-DPO (softmax, 3)", _SOFTMAX),
-    "softmax_dpo_sirius": Preset("S-DPO (softmax, 3) + SIRIUS", {**_SOFTMAX, "anchor": "reference"}),
-    "softmax_dpo_all": Preset("S-DPO (softmax, whole slate)", {**_SOFTMAX, "negatives": "all"}),
-    "simpo": Preset("SimPO", _SIMPO),
-    "simpo_sirius": Preset("SimPO + SIRIUS", {**_SIMPO, "anchor": "constant"}),
-    "simpo_no_ln": Preset("SimPO w/o LN", _NO_LN),
-    "simpo_no_ln_sirius": Preset("SimPO w/o LN + SIRIUS", {**_NO_LN, "anchor": "constant"}),
-    "simpo_no_ln_sirius_slate": Preset("SimPO w/o LN + SIRIUS (slate anchor)", {**_NO_LN, "anchor": "slate"}),
-    "simpo_no_ln_nll": Preset("SimPO w/o LN + NLL", {**_NO_LN, "nll_weight": 1.0}),
+    "sft": Preset("SFT", _NLL, "−log π_i", "SIRIUS, Eq. 1"),
+    "sft_continued": Preset("SFT continued", _NLL, "−log π_i", "a control"),
+    "dpo": Preset("DPO", {}, "−log σ(z)", "Rafailov et al. 2023, arXiv 2305.18290"),
+    "dpo_sirius": Preset("DPO + SIRIUS", {"anchor": "reference"}, "−log σ(z) − log σ(r_i − r_0)", _PAPER),
+    "dpo_nll": Preset("DPO + NLL", {"nll_weight": 1.0}, "−log σ(z) − λ log π_i", "a control"),
+    # λ = 1, per token: the NLL term of iterative reasoning preference optimisation.
+    "rpo": Preset(
+        "RPO (DPO + NLL per token)",
+        {"nll_weight": 1.0, "nll_per_token": True},
+        "−log σ(z) − λ log π_i / |y_i|",
+        "Pang et al. 2024",
+    ),
+    "sft_reward_weighted": Preset(
+        "SFT with DPO's weights", {"comparison": "weighted_positive"}, "−sg(σ(−z)) r_i", "a control"
+    ),
+    "softmax_dpo": Preset("S-DPO (softmax, 3)", _SOFTMAX, _ALL, "Chen et al. 2024, S-DPO"),
+    "softmax_dpo_sirius": Preset(
+        "S-DPO (softmax, 3) + SIRIUS", {**_SOFTMAX, "anchor": "reference"}, f"{_ALL} − log σ(r_i − r_0)", _PAPER
+    ),
+    "softmax_dpo_all": Preset(
+        "S-DPO (softmax, whole slate)", {**_SOFTMAX, "negatives": "all"}, _ALL, "S-DPO on every negative"
+    ),
+    "simpo": Preset("SimPO", _SIMPO, "−log σ(z − γ)", "Meng et al. 2024, arXiv 2405.14734"),
+    "simpo_sirius": Preset(
+        "SimPO + SIRIUS", {**_SIMPO, "anchor": "constant"}, "−log σ(z − γ) − log σ(r_i − c − γ)", _PAPER
+    ),
+    "simpo_no_ln": Preset("SimPO w/o LN", _NO_LN, "−log σ(z − γ) where z ≥ −γ", "SIRIUS, section 4.3 and E.3.1"),
+    "simpo_no_ln_sirius": Preset(
+        "SimPO w/o LN + SIRIUS", {**_NO_LN, "anchor": "constant"}, "−log σ(z − γ) − log σ(r_i − c − γ)", _PAPER
+    ),
+    "simpo_no_ln_sirius_slate": Preset(
+        "SimPO w/o LN + SIRIUS (slate anchor)",
+        {**_NO_LN, "anchor": "slate"},
+        "−log σ(z − γ) − log σ(r_i − max_y r − γ)",
+        "SIRIUS, Algorithm 1",
+    ),
+    "simpo_no_ln_nll": Preset(
+        "SimPO w/o LN + NLL", {**_NO_LN, "nll_weight": 1.0}, "−log σ(z − γ) − λ log π_i", "a control"
+    ),
     "softmax_ref_free": Preset(
         "Reference-free softmax (whole slate)",
         {"reward": "simpo_no_ln", "comparison": "softmax", "negatives": "all"},
+        _ALL,
+        "nobody's paper",
+    ),
+    # As TRL has it: the DPO reward. SLiC-HF itself compares log π without a reference: reward simpo_no_ln.
+    "slic_hinge": Preset(
+        "SLiC (hinge)", {"link": "hinge"}, "max(0, 1 − z)", "Zhao et al. 2023, arXiv 2305.10425; Liu et al., 2309.06657"
+    ),
+    # Per token, as in TRL and the authors' experiments; the sums of the paper's equation are reward dpo.
+    "ipo": Preset(
+        "IPO", {"reward": "dpo_ln", "link": "squared"}, "((z − 1/2) / β)²", "Azar et al. 2023, arXiv 2310.12036"
+    ),
+    # ε = 0.1 in both: the value that TRL names as robust DPO's usual one.
+    "cdpo": Preset(
+        "cDPO (label smoothing)",
+        {"link": "smoothed", "label_smoothing": 0.1},
+        "−(1 − ε) log σ(z) − ε log σ(−z)",
+        "Mitchell 2023, a note on DPO with noisy preferences",
+    ),
+    "robust_dpo": Preset(
+        "Robust DPO",
+        {"link": "robust", "label_smoothing": 0.1},
+        "(−(1 − ε) log σ(z) + ε log σ(−z)) / (1 − 2ε)",
+        "Chowdhury et al. 2024, arXiv 2403.00409",
+    ),
+    # λ = 50 is what others' implementations give as the paper's; β was 0.3 there.
+    "dpop": Preset(
+        "DPOP", {"dpop_lambda": 50.0}, "−log σ(z − λ max(0, −r_i))", "Pal et al. 2024, Smaug, arXiv 2402.13228"
+    ),
+    # The paper's NLL is summed over tokens; TRL's is their mean over the batch: nll_per_token for one example of it.
+    "cpo": Preset(
+        "CPO",
+        {"reward": "simpo_no_ln", "nll_weight": 1.0},
+        "−log σ(β log π_i − β log π_j) − λ log π_i",
+        "Xu et al. 2024, arXiv 2401.08417",
+    ),
+    "simper": Preset(
+        "SimPER",
+        {"reward": "inverse_perplexity", "link": "linear"},
+        "−exp(log π_i / |y_i|) + exp(log π_j / |y_j|)",
+        "Xiao et al. 2025, arXiv 2502.00883 and its code",
+    ),
+    # Known from the abstract only (w = exp(r / λ)): whether the paper normalises its weights could not be seen. They
+    # are not normalised here, and r is the record's own "reward", never a model's.
+    "reward_weighted_sft": Preset(
+        "Reward-weighted SFT",
+        {**_NLL, "reward_temperature": 1.0},
+        "−exp(r / λ) log π_i, r observed",
+        "Chidambaram et al. 2026, arXiv 2603.10279",
     ),
 }
 
@@ -286,14 +308,18 @@ def compute_loss(
     sampled_BC: Tensor,
     valid_BC: Tensor,
     ref_logp_BC: Tensor | None = None,
+    observed_B: Tensor | None = None,
 ) -> LossOutput:
     """The objective's loss per example, Eq. 5, 7, 11 of the paper and METHOD 3.
 
     logp_BC, ref_logp_BC: log π(y|x) in nats, summed over tokens with the end of sequence; column 0 the positive.
     length_BC: tokens per completion. sampled_BC: this step's negatives (False in column 0). valid_BC: real columns.
+    observed_B: rewards that were observed, where the objective weights examples by them.
     """
     if objective.needs_reference and ref_logp_BC is None:
         raise ConfigError(f"reward '{objective.reward}' needs reference log-probs: none were given")
+    if objective.needs_observed and observed_B is None:
+        raise ConfigError("reward_temperature weights examples by their observed rewards: none were given")
     if objective.comparison == "none" and objective.anchor == "none":
         # The reward plays no part in the loss; keep a reference-free one for the logs.
         reward_BC = REWARDS["simpo_no_ln"](logp_BC, None, length_BC, objective.beta)
@@ -305,13 +331,30 @@ def compute_loss(
         kept_BC = kept_BC & (reward_BC.detach() - reward_BC.detach()[:, :1] <= objective.gamma)
         contributes_B = kept_BC.any(1)
 
-    loss_B = COMPARISONS[objective.comparison](reward_BC, kept_BC, objective.gamma)
+    compared_BC = _guarded(reward_BC, objective.dpop_lambda)
+
+    def link(margin: Tensor) -> Tensor:
+        return LINKS[objective.link](margin, objective)
+
+    loss_B = COMPARISONS[objective.comparison](compared_BC, kept_BC, objective.gamma, link)
     anchor_B = ANCHORS[objective.anchor](reward_BC, ref_logp_BC, valid_BC, objective)
     if anchor_B is not None:
-        loss_B = loss_B + F.softplus(-(reward_BC[:, 0] - anchor_B - objective.gamma))
+        name = ANCHOR_LINKS[objective.link]
+        assert name is not None, "refused when the objective is made"
+        loss_B = loss_B + LINKS[name](compared_BC[:, 0] - anchor_B - objective.gamma, objective)
     if objective.nll_weight:
         nll_B = -logp_BC[:, 0] / length_BC[:, 0] if objective.nll_per_token else -logp_BC[:, 0]
         loss_B = loss_B + objective.nll_weight * nll_B
+    if objective.reward_temperature is not None and observed_B is not None:
+        loss_B = loss_B * torch.exp(observed_B / objective.reward_temperature)
     if contributes_B is not None:
         loss_B = loss_B.masked_fill(~contributes_B, 0.0)
     return LossOutput(loss_B, reward_BC, kept_BC, anchor_B)
+
+
+def _guarded(reward_BC: Tensor, dpop_lambda: float) -> Tensor:
+    """r_i − λ max(0, −r_i) for the positive: DPOP takes λ β max(0, log π_ref(y_i|x) / π_θ(y_i|x)) from the margin."""
+    if not dpop_lambda:
+        return reward_BC
+    positive_B1 = reward_BC[:, :1] - dpop_lambda * F.relu(-reward_BC[:, :1])
+    return torch.cat([positive_B1, reward_BC[:, 1:]], 1)

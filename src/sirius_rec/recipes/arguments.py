@@ -37,10 +37,12 @@ def training_arguments(
     *,
     n_records: int,
     best_by: str | None,
+    share: str = "none",
 ) -> SiriusConfig:
     """Trainer arguments of one stage; warm-up is a share of its steps.
 
     best_by: the metric of the evaluation after every epoch that chooses the best one; None without an evaluation.
+    share: see `SiriusConfig`.
     """
     processes = count()
     micro = stage.micro_batch_size or stage.batch_size // processes
@@ -50,6 +52,7 @@ def training_arguments(
         **loss,
         num_train_epochs=stage.epochs,
         examples_per_epoch=stage.examples_per_epoch,
+        share=share,
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=accumulation(stage.batch_size, micro, processes),
         learning_rate=stage.learning_rate,

@@ -112,6 +112,11 @@ def _arms(config: Config) -> Iterator[str]:
             continue
         except ImportError:  # data-only installation: arms are checked where they are trained
             continue
+        if objective.needs_observed:
+            yield (
+                f"arms.{number} ({arm.key}): rows of a data set carry no observed reward: train it with SiriusTrainer, "
+                "on records with a 'reward'"
+            )
         sampled = objective.negatives if isinstance(objective.negatives, int) else 0
         if slate_size and objective.uses_negatives and sampled > slate_size - 1:
             has = f"a train slate of {slate_size} has {slate_size - 1}"

@@ -235,6 +235,9 @@ def probe_run(run: Run, rows: int, log: Callable[[str], None]) -> dict[str, Any]
         model = place(load_stage_model(config, folder / "last"), config)
         check_once(model, encoded, pad_id, scoring)
         triples = probe_influence(model, encoded, pad_id, objective, ref_logps=ref_logps, mode=scoring)
+        if not len(triples["r_i"]):
+            log(f"influence probe: {arm.key} left out, its pairs are all beyond the hinge's margin")
+            continue
         probes[arm.key] = {
             "seed": seed, "checkpoint": "last", "training": _training(folder), **summarise_influence(triples),
         }  # fmt: skip

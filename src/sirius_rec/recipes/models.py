@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 ATTENTION = "attention.json"
 _GGUF = "gguf.json"
-_PROBE_ROWS = 4
+_PROBE_ROWS = 16
 
 
 def load_run_tokenizer(folder: RunFolder, config: Config, dataset: Dataset) -> Any:
@@ -91,32 +91,30 @@ def _loading(config: Config) -> dict[str, Any]:
 def select_attention(
     folder: RunFolder, config: Config, model: Any, rows: Sequence[PromptCompletions], pad_id: int
 ) -> str:
-    """With attention: auto, put the model on the fastest kernel: on CPU sdpa in parts, on CUDA what is measured.
+    """With attention: auto, put the model on the fastest kernel: on CPU the one for trees, on CUDA what is measured.
 
     Measured once per run, because policy and reference must run on the same kernel: another one rounds otherwise, and
     every margin would carry the difference. rows: real ones, of which the longest are timed; without any, what was
     measured before holds. Gives the kernel's name.
     """
-    from sirius_rec.scoring.attention import probe_attention, use_tree_attention
-    from sirius_rec.scoring.packed import unwrapped
-    from sirius_rec.scoring.tree_attention import register
+    from sirius_rec.scoring.attention import probe_attention
+    from sirius_rec.scoring.packed import unwrapped, use_tree_attention
 
     base = unwrapped(model)
     if config.backbone.attention != "auto":
         return str(base.config._attn_implementation)
     if next(model.parameters()).device.type != "cuda":
         return use_tree_attention(model)
-    register()
     stored = folder.path / ATTENTION
     if not rows and not stored.is_file():  # nothing was trained here, and there is nothing to measure with
-        return str(base.config._attn_implementation)
+        return use_tree_attention(model)
     if is_main() and not stored.is_file():
         longest = sorted(rows, key=lambda row: -row.packed_length)[:_PROBE_ROWS]
         write_json(stored, asdict(probe_attention(model, longest, pad_id, bf16=computes_in_bf16(config))))
     wait()
-    chosen = str(json.loads(stored.read_text())["chosen"])
-    base.set_attn_implementation(chosen)
-    return chosen
+    if json.loads(stored.read_text())["chosen"] == "flex_attention":
+        base.set_attn_implementation("flex_attention")
+    return use_tree_attention(model)
 
 
 def computes_in_bf16(config: Config) -> bool:

@@ -10,7 +10,8 @@ import numpy as np
 
 from sirius_rec.prompts.templates import NO, YES
 from sirius_rec.recipes.run import Run
-from sirius_rec.schema import CANDIDATES, HISTORY, ROW_ID, TARGET, UTILITY, SlateName
+from sirius_rec.schema import CANDIDATES, HISTORY, ROW_ID, TARGET, USER_ID, UTILITY, SlateName
+from sirius_rec.training.batching import by_user
 from sirius_rec.training.options import StageOptions
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def slate_records(
     prompted: Sequence[str] | None = None,
 ) -> list[Record]:
     """TRL-style records of frozen slates: prompt, chosen (the target's title), rejected (the others, in slate order).
+    And whose it is, `user`.
 
     rows: numbers of the rows to take, in that order; None for all. prompted: what stands for an item in the prompt,
     where that is not its title.
@@ -39,7 +41,7 @@ def slate_records(
     prompted = titles if prompted is None else prompted
     examples = dataset.examples(name.split)
     slates = dataset.slates(name)
-    histories, targets = examples[HISTORY].to_list(), examples[TARGET].to_list()
+    histories, targets, users = (examples[column].to_list() for column in (HISTORY, TARGET, USER_ID))
     candidates = slates[CANDIDATES].to_list()
     out = []
     for r in range(len(targets)) if rows is None else rows.tolist():
@@ -50,6 +52,7 @@ def slate_records(
                 "prompt": template.render([prompted[i] for i in histories[r]], [prompted[i] for i in candidates[r]]),
                 "chosen": chosen,
                 "rejected": [title for title in shown if title != chosen],
+                "user": users[r],
             }
         )
     return out
@@ -88,10 +91,22 @@ def continuation_records(dataset: Dataset, name: SlateName, template: Template, 
     return out
 
 
-def stage_rows(n_rows: int, stage: StageOptions, seed: int, stream: int) -> np.ndarray:
-    """The training rows that a stage will see at all: those of its epochs, a seeded choice without replacement."""
+def stage_rows(n_rows: int, stage: StageOptions, seed: int, stream: int, users: np.ndarray | None = None) -> np.ndarray:
+    """The training rows that a stage will see at all: those of its epochs, a seeded choice without replacement.
+
+    users: whose each row is, where it is users that are chosen, with all their rows.
+    """
     wanted = n_rows if stage.examples_per_epoch is None else min(n_rows, stage.epochs * stage.examples_per_epoch)
-    return np.sort(np.random.default_rng([seed, stream]).permutation(n_rows)[:wanted])
+    rng = np.random.default_rng([seed, stream])
+    order = rng.permutation(n_rows) if users is None else by_user(np.unique(users, return_inverse=True)[1], rng)
+    return np.sort(order[:wanted])
+
+
+def training_rows(run: Run, stage: StageOptions, seed: int, stream: int) -> np.ndarray:
+    """`stage_rows` of an open run: users are chosen with `training.share: user`."""
+    examples = run.dataset.examples("train")
+    users = examples[USER_ID].to_numpy() if run.config.training.share == "user" else None
+    return stage_rows(examples.height, stage, seed, stream, users)
 
 
 def validation_set(
@@ -130,12 +145,12 @@ def question_records(
     """Records of yes/no questions about (row, candidate) pairs: chosen is Yes where the candidate is the target."""
     titles = dataset.titles
     examples = dataset.examples(name.split)
-    histories, targets = examples[HISTORY].to_list(), examples[TARGET].to_list()
+    histories, targets, users = (examples[column].to_list() for column in (HISTORY, TARGET, USER_ID))
     out = []
     for row, item in pairs:
         right, wrong = (YES, NO) if item == targets[row] else (NO, YES)
         prompt = template.render_question([titles[i] for i in histories[row]], titles[item])
-        out.append({"prompt": prompt, "chosen": right, "rejected": [wrong]})
+        out.append({"prompt": prompt, "chosen": right, "rejected": [wrong], "user": users[row]})
     return out
 
 

@@ -23,7 +23,7 @@ from sirius_rec.recipes.models import (
     place,
     select_attention,
 )
-from sirius_rec.recipes.records import ALIGN_STREAM, slate_records, stage_rows, validation_set
+from sirius_rec.recipes.records import ALIGN_STREAM, slate_records, training_rows, validation_set
 from sirius_rec.recipes.run import Run, quiet
 from sirius_rec.training.gguf import fingerprint
 
@@ -69,7 +69,7 @@ def _encoded_rows(run: Run, seed: int) -> dict[str, list[PromptCompletions]]:
     """The rows of alignment and of its validation, as token ids."""
     from sirius_rec.training.records import encode_records
 
-    rows = stage_rows(run.dataset.examples("train").height, run.config.align, seed, ALIGN_STREAM)
+    rows = training_rows(run, run.config.align, seed, ALIGN_STREAM)
     records = {"train": slate_records(run.dataset, run.train_slates, run.template, rows)}
     validation = validation_set(run)
     if validation:

@@ -106,7 +106,11 @@ def train_stage(
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints = folder / "checkpoints"
     best_by = validation.get("best_by", HIT) if validation else None
-    args = training_arguments(run.config, stage, checkpoints, loss, seed, n_records=len(records), best_by=best_by)
+    # Shuffled histories, as the tiny backbone reads them first, have no user and nothing to share.
+    share = run.config.training.share if "user" in records[0] else "none"
+    args = training_arguments(
+        run.config, stage, checkpoints, loss, seed, n_records=len(records), best_by=best_by, share=share
+    )
     if stage.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     trainer = (trainer_class or SiriusTrainer)(

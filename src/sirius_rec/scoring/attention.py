@@ -1,8 +1,7 @@
-"""Which attention kernel packed rows run on: the fastest of those that give the right log-probs and gradients here.
+"""Which attention kernel trees run on: the fastest of those that give the right log-probs and gradients here.
 
-sdpa with a mask runs everywhere; in parts (`split`) it is faster where prompts or slates are long. flex attention skips
-the blocks that no row may see, which pays off in long rows on CUDA; torch gives it no backward pass on CPU.
-FlashAttention takes no mask, so packed rows cannot be given to it.
+Chunks of a tree on sdpa run everywhere. flex attention needs no copies of keys and skips the blocks that no node may
+see, which pays off in large trees on CUDA; torch gives it no backward pass on CPU. FlashAttention takes no mask.
 """
 
 from __future__ import annotations
@@ -10,47 +9,37 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from sirius_rec.errors import ScoringError
 from sirius_rec.scoring.masks import refusal
-from sirius_rec.scoring.packed import in_half_precision, packed_logps, unwrapped
-from sirius_rec.scoring.rows import PackedBatch, PromptCompletions, pack
+from sirius_rec.scoring.packed import in_half_precision, tree_logps, unwrapped
+from sirius_rec.scoring.rows import PromptCompletions
 from sirius_rec.scoring.scorer import self_check
+from sirius_rec.scoring.tree import CandidateTree, build_tree
 from sirius_rec.scoring.tree_attention import TREE_ATTENTION, register
 
-CANDIDATES = ("sdpa", TREE_ATTENTION, "flex_attention")
-
-
-def use_tree_attention(model: nn.Module) -> str:
-    """Put a model that runs on sdpa on its form in parts, where that is right; the name of what it is on now."""
-    base = unwrapped(model)
-    before = str(base.config._attn_implementation)
-    if before == "sdpa" and not refusal(base.config):
-        register()
-        base.set_attn_implementation(TREE_ATTENTION)
-        if refusal(base.config):
-            base.set_attn_implementation(before)
-    return str(base.config._attn_implementation)
+CANDIDATES = (TREE_ATTENTION, "flex_attention")
 
 
 @dataclass(frozen=True)
 class Probe:
-    """chosen: the kernel the model is on now. seconds: of a pass over the probe's rows. refused: why not, by kernel."""
+    """chosen: the kernel the model is on now. seconds: of passes over trees of several sizes. refused: why not."""
 
     chosen: str
     seconds: dict[str, float]
     refused: dict[str, str]
 
 
-def _pass(model: nn.Module, batch: PackedBatch, trained: list[nn.Parameter]) -> list[Tensor]:
+def _pass(model: nn.Module, tree: CandidateTree, trained: list[nn.Parameter]) -> list[Tensor]:
     """One forward and backward pass; the gradients, or the log-probs where nothing is trained."""
     if not trained:
         with torch.no_grad():
-            return [packed_logps(model, batch)]
-    return list(torch.autograd.grad(packed_logps(model, batch).sum(), trained))
+            return [tree_logps(model, tree)]
+    return list(torch.autograd.grad(tree_logps(model, tree).sum(), trained))
 
 
 def _same(actual: Sequence[Tensor], expected: Sequence[Tensor], half: bool) -> bool:
@@ -82,8 +71,9 @@ def probe_attention(
     bf16: bool = False,
     repeats: int = 3,
 ) -> Probe:
-    """Time each kernel on `rows`, forward and backward, and leave the model on the fastest one that is right.
+    """Time each kernel on trees of one, some and all `rows`, and leave the model on the fastest one that is right.
 
+    A pass is forward and backward; kernels that are compiled for every size had their compilation before.
     Right means: log-probs equal to separate passes (`self_check`), gradients equal to those of the first right kernel
     (within 1e-3 of their norm; 5 % in half precision). bf16: compute float32 weights in bfloat16 meanwhile. Raises
     ScoringError where no kernel is right; where none is left but some had no memory, that error. The model stays where
@@ -94,7 +84,8 @@ def probe_attention(
     device = next(model.parameters()).device
     half = bf16 or in_half_precision(model)
     trained = [p for p in model.parameters() if p.requires_grad]
-    batch = pack(rows, pad_id).to(device)
+    sizes = sorted({1, max(len(rows) // 2, 1), len(rows)})
+    trees = [build_tree(rows[:n]).to(device) for n in sizes]
     was_training = model.training
     model.eval()
     seconds: dict[str, float] = {}
@@ -109,10 +100,10 @@ def probe_attention(
                 raise ScoringError(reason)
             self_check(model, rows, pad_id)
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-                actual = _pass(model, batch, trained)
+                actual = _pass(model, trees[-1], trained)
                 if expected is not None and not _same(actual, expected, half):
                     raise ScoringError(f"its gradients differ from those of {next(iter(seconds))}")
-                seconds[name] = _seconds(lambda: _pass(model, batch, trained), device, repeats)
+                seconds[name] = sum(_seconds(partial(_pass, model, t, trained), device, repeats) for t in trees)
             expected = actual if expected is None else expected
         except torch.OutOfMemoryError as error:  # says nothing about being right; another kernel may need less
             no_memory, refused[name] = error.with_traceback(None), "out of memory"
@@ -123,7 +114,7 @@ def probe_attention(
         raise no_memory
     if not seconds:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
-        raise ScoringError(f"no attention kernel scores packed rows rightly here ({reasons}): set scoring: naive")
+        raise ScoringError(f"no attention kernel scores trees rightly here ({reasons}): set scoring: naive")
     chosen = min(seconds, key=lambda name: seconds[name])
     base.set_attn_implementation(chosen)
     return Probe(chosen, seconds, refused)

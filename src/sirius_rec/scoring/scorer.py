@@ -1,7 +1,8 @@
-"""The scorer that training, evaluation and the reference cache share: packed where known to be right, else naive."""
+"""The scorer that training, evaluation and the reference cache share: trees where known to be right, else naive."""
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from weakref import WeakKeyDictionary
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 from sirius_rec.errors import ScoringError
 from sirius_rec.scoring.masks import refusal
 from sirius_rec.scoring.naive import in_parts, naive_logps
-from sirius_rec.scoring.packed import in_half_precision, packed_logps, unwrapped
-from sirius_rec.scoring.rows import PromptCompletions, pack
+from sirius_rec.scoring.packed import in_half_precision, tree_logps, unwrapped, use_tree_attention
+from sirius_rec.scoring.rows import PromptCompletions
+from sirius_rec.scoring.tree import build_tree
 
 MODES = ("auto", "packed", "naive")
 _CHECKED = 4  # candidates of a row that the self-check compares
@@ -36,7 +38,7 @@ def logps(model: nn.Module, rows: Sequence[PromptCompletions], pad_id: int, mode
     device = next(model.parameters()).device
     if mode == "naive":
         return naive_logps(model, rows, pad_id, device)
-    return packed_logps(model, pack(rows, pad_id).to(device))
+    return tree_logps(model, build_tree(rows).to(device))
 
 
 def self_check(model: nn.Module, rows: Sequence[PromptCompletions], pad_id: int) -> float:
@@ -48,7 +50,7 @@ def self_check(model: nn.Module, rows: Sequence[PromptCompletions], pad_id: int)
     was_training = model.training
     model.eval()
     chosen = [_spread(len(row.completions)) for row in rows]
-    some = [PromptCompletions(r.prompt, [r.completions[c] for c in cs]) for r, cs in zip(rows, chosen, strict=True)]
+    some = [row.only(columns) for row, columns in zip(rows, chosen, strict=True)]
     with torch.no_grad():
         packed_BC = logps(model, rows, pad_id, "packed")
         naive_BC = logps(model, some, pad_id, "naive")
@@ -78,23 +80,53 @@ def check_once(model: nn.Module, rows: Sequence[PromptCompletions], pad_id: int,
     """
     if not rows or resolve_mode(model, mode) == "naive":
         return
-    kernel = str(unwrapped(model).config._attn_implementation)
+    kernel = use_tree_attention(model)
     if kernel not in _RIGHT.get(model, ()):
         self_check(model, [PromptCompletions(rows[0].prompt, rows[0].completions[:3])], pad_id)
         _RIGHT.setdefault(model, set()).add(kernel)
 
 
-def token_batches(rows: Sequence[PromptCompletions], max_tokens: int, mode: str = "packed") -> list[list[int]]:
-    """Row numbers in batches of similar length whose padded size stays within `max_tokens` (at least one row each).
+def tree_batches(rows: Sequence[PromptCompletions], max_tokens: int) -> list[list[int]]:
+    """Row numbers in batches whose trees have at most `max_tokens` nodes, or one row.
 
-    mode: `packed` pads whole rows; `naive` rows of one candidate each, as many as there are candidates.
+    Rows with common beginnings are neighbours, so that a batch computes them once; where a batch is full it ends at the
+    border that shares least with what comes behind it, such as that between two users.
     """
-    naive = mode == "naive"
-    width_R = [row.longest_path + 1 if naive else row.packed_length for row in rows]
+    # Big-endian, so that bytes sort as the ids do.
+    prompts = [np.asarray(row.prompt, dtype=">i4") for row in rows]
+    order = sorted(range(len(rows)), key=lambda r: prompts[r].tobytes())
+    shared = [0, *(_shared(prompts[a], prompts[b]) for a, b in itertools.pairwise(order))]
     batches: list[list[int]] = []
-    size = 0  # rows of the last batch as the model gets them
+    start = 0
+    while start < len(order):
+        size, end = 0, start
+        while end < len(order):
+            more = rows[order[end]].packed_length - (shared[end] if end > start else 0)
+            if end > start and size + more > max_tokens:
+                break
+            size, end = size + more, end + 1
+        if end < len(order):
+            cuts = range(end, start + (end - start) // 2, -1)
+            end = min(cuts, key=lambda cut: shared[cut])
+        batches.append(order[start:end])
+        start = end
+    return batches
+
+
+def _shared(first: np.ndarray, second: np.ndarray) -> int:
+    """How many ids two texts have in common from their beginning."""
+    n = min(len(first), len(second))
+    different = np.flatnonzero(first[:n] != second[:n])
+    return int(different[0]) if len(different) else n
+
+
+def padded_batches(rows: Sequence[PromptCompletions], max_tokens: int) -> list[list[int]]:
+    """Row numbers in batches of similar length whose separate rows, padded, stay within `max_tokens`, or one row."""
+    width_R = [row.longest_path + 1 for row in rows]
+    batches: list[list[int]] = []
+    size = 0  # separate rows of the last batch
     for r in sorted(range(len(rows)), key=lambda r: width_R[r]):
-        own = len(rows[r].completions) if naive else 1
+        own = len(rows[r].completions)
         if batches and width_R[r] * (size + own) <= max_tokens:
             batches[-1].append(r)
             size += own
@@ -117,8 +149,8 @@ def score_rows(
 ) -> list[np.ndarray]:
     """log π(y|x) of every candidate of every row, in row order: one float32 array of C values (nats) per row.
 
-    Rows are batched by length; `max_tokens` bounds a batch's padded tokens, as the mode lays them out (a slate that
-    exceeds it in naive mode is scored in parts). `bf16`: compute float32 weights in bfloat16, as training with bf16
+    `max_tokens` bounds what a batch computes: the nodes of its tree, or in naive mode its padded rows (a slate that
+    exceeds it is scored in parts). `bf16`: compute float32 weights in bfloat16, as training with bf16
     does; policy and reference must agree on it. `progress` gets the rows just done, by all processes.
 
     In a process group every process scores its share and all get all scores: call it in all of them, on the same rows.
@@ -129,7 +161,7 @@ def score_rows(
     rank, processes = _place_in_group()
     # Parts of rows, so that every batch is one forward pass: a sharded model needs as many in all its processes.
     parts, owner = in_parts(rows, max_tokens) if mode == "naive" else (rows, list(range(len(rows))))
-    batches = token_batches(parts, max_tokens, mode)
+    batches = padded_batches(parts, max_tokens) if mode == "naive" else tree_batches(parts, max_tokens)
     left = Counter(owner)
     own: dict[int, np.ndarray] = {}
     for start in range(0, len(batches), processes):

@@ -1,8 +1,6 @@
-"""Attention over packed rows in several calls: the columns where every row is still prompt, and the rest in chunks.
+"""Attention over a tree of candidates in chunks, each of which is given the keys that it may see and no others.
 
-The first part is plain causal attention, which kernels run without a mask and without its upper triangle. A chunk of
-the rest needs the tree mask, and of the columns before it only the prompts and its own candidates. The same sums as one
-masked call.
+Known to transformers as an attention implementation of its own; without a tree it is sdpa.
 """
 
 from __future__ import annotations
@@ -13,18 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sirius_rec.scoring.rows import Chunk, PackedBatch
+from sirius_rec.errors import ScoringError
+from sirius_rec.scoring.tree import CandidateTree
 
 # The name under which transformers knows it.
-TREE_ATTENTION = "tree_split"
+TREE_ATTENTION = "candidate_tree"
 
 
 @dataclass(frozen=True)
-class _Tree:
-    """prompt_end: as in `PackedBatch`. chunks: each with its own mask, [B, 1, its rows, what it is given]."""
+class _Plan:
+    """query_Q: nodes chunk by chunk, fillings included; place_T: where in it each node stands.
 
-    prompt_end: int
-    chunks: list[tuple[Chunk, Tensor]]
+    calls: (nodes of all keys, [G, 1, W, K] which of them each query sees), one for each group of chunks.
+    """
+
+    query_Q: Tensor
+    place_T: Tensor
+    calls: list[tuple[Tensor, Tensor]]
 
 
 def register() -> None:
@@ -36,58 +39,70 @@ def register() -> None:
     AttentionMaskInterface.register(TREE_ATTENTION, sdpa_mask)
 
 
+def planned_mask(tree: CandidateTree, window: int | None, dtype: torch.dtype) -> Tensor:
+    """[1, 1, 1, 1]: what the model hands on to every layer, with the chunks as an attribute.
+
+    An attribute, because a model takes nothing but a tensor here and hands it on as it is.
+    """
+    calls = []
+    for group in tree.groups:
+        seen_GWK = group.seen_GWK
+        if window is not None:
+            distance_GWK = tree.depth_T[group.query_GW][:, :, None] - tree.depth_T[group.key_GK][:, None, :]
+            seen_GWK = seen_GWK & (distance_GWK < window)
+        calls.append((group.key_GK.flatten(), seen_GWK[:, None]))
+    query_Q = torch.cat([group.query_GW.flatten() for group in tree.groups])
+    place_T = torch.empty_like(tree.depth_T)
+    # A filling repeats a node: whichever of its places is kept, the result is the same.
+    place_T[query_Q] = torch.arange(len(query_Q), device=query_Q.device)
+    mask = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=query_Q.device)
+    mask.plan = _Plan(query_Q, place_T, calls)  # type: ignore[attr-defined]
+    return mask
+
+
 def _attend(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    """[B, T, heads, width]. A mask with fewer rows than queries covers the last of them; those before are causal.
+    """query [1, heads, T, width] → [1, T, heads, width]. Raises ScoringError for a tree whose chunks were lost."""
+    plan: _Plan | None = getattr(attention_mask, "plan", None)
+    if plan is None:
+        if attention_mask is not None and attention_mask.shape[-1] < key.shape[2]:
+            raise ScoringError("a wrapper around the model copied its attention mask: set scoring: naive")
+        return _kernel(module, query, key, value, attention_mask, options), None
+    options.pop("is_causal", None)
+    query_TND, key_TND, value_TND = (states[0].transpose(0, 1) for states in (query, key, value))
+    query_QND = query_TND.index_select(0, plan.query_Q)
+    outputs, at = [], 0
+    for key_X, seen_G1WK in plan.calls:
+        chunks, _, width, _ = seen_G1WK.shape
+        own, at = query_QND[at : at + chunks * width], at + chunks * width
+        given = (states.index_select(0, key_X) for states in (key_TND, value_TND))
+        states = [s.view(chunks, -1, *s.shape[1:]).transpose(1, 2) for s in (own, *given)]
+        outputs.append(_kernel(module, states[0], states[1], states[2], seen_G1WK, options).flatten(0, 1))
+    return torch.cat(outputs).index_select(0, plan.place_T)[None], None
 
-    A mask that `in_chunks` made of more than one chunk carries them; one without (or that lost them) is taken whole.
-    """
+
+def _kernel(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None, options: dict[str, Any]
+) -> Tensor:
+    """[B, T, heads, width]: sdpa, or products and a softmax where scores are capped or heads have sinks."""
     from transformers.integrations import sdpa_attention
 
-    attend: Any = sdpa_attention.sdpa_attention_forward
-    options.pop("is_causal", None)
-    if attention_mask is None or attention_mask.shape[-2] == query.shape[2]:
-        return attend(module, query, key, value, attention_mask, **options)[0], None
-    at = query.shape[2] - attention_mask.shape[-2]
-    outputs = [attend(module, query[:, :, :at], key[:, :, :at], value[:, :, :at], None, is_causal=True, **options)[0]]
-    tree: _Tree | None = getattr(attention_mask, "tree", None)
-    if tree is None:
-        outputs.append(attend(module, query[:, :, at:], key, value, attention_mask, is_causal=False, **options)[0])
-        return torch.cat(outputs, 1), None
-    for chunk, mask in tree.chunks:
-        seen = [_seen(states, tree.prompt_end, chunk, 2) for states in (key, value)]
-        own = query[:, :, chunk.first : chunk.end]
-        outputs.append(attend(module, own, *seen, mask, is_causal=False, **options)[0])
-    return torch.cat(outputs, 1), None
-
-
-def _seen(states: Tensor, prompt_end: int, chunk: Chunk, dim: int) -> Tensor:
-    """Along `dim` what a chunk is given: the prompts' columns, and back … end − 1."""
-    if chunk.back <= prompt_end:
-        return states.narrow(dim, 0, chunk.end)
-    return torch.cat([states.narrow(dim, 0, prompt_end), states.narrow(dim, chunk.back, chunk.end - chunk.back)], dim)
-
-
-def in_chunks(config: Any, masks: Any, batch: PackedBatch) -> Any:
-    """Leave out of full-attention masks the rows in which every row of the batch is prompt; cut the others in chunks.
-
-    Windowed masks stay whole: inside a window the prompt is not plainly causal.
-    """
-    if isinstance(masks, dict):
-        return {**masks, "full_attention": _cut(masks["full_attention"], batch)}
-    one_window = config.model_type in ("mistral", "phi3") and config.sliding_window is not None
-    return masks if one_window else _cut(masks, batch)
-
-
-def _cut(mask_B1TT: Tensor, batch: PackedBatch) -> Tensor:
-    if not batch.chunks:
-        return mask_B1TT
-    rest = mask_B1TT[:, :, batch.n_prompt :]
-    if len(batch.chunks) > 1:
-        # An attribute, because a model takes nothing but a tensor here and hands it on as it is.
-        rest.tree = _Tree(  # type: ignore[attr-defined]
-            batch.prompt_end,
-            [(p, _seen(mask_B1TT[:, :, p.first : p.end], batch.prompt_end, p, 3)) for p in batch.chunks],
-        )
-    return rest
+    softcap, sinks_N = options.get("softcap"), options.get("s_aux")
+    if softcap is None and sinks_N is None:
+        attend: Any = sdpa_attention.sdpa_attention_forward
+        return attend(module, query, key, value, seen, **options)[0]  # type: ignore[no-any-return]
+    groups = getattr(module, "num_key_value_groups", 1)
+    key, value = (sdpa_attention.repeat_kv(states, groups) for states in (key, value))
+    scores_BNTK = query @ key.transpose(2, 3) * options["scaling"]
+    if softcap is not None:
+        scores_BNTK = softcap * torch.tanh(scores_BNTK / softcap)
+    if seen is None:
+        seen = torch.ones(scores_BNTK.shape[-2:], dtype=torch.bool, device=query.device).tril()
+    scores_BNTK = scores_BNTK.float().masked_fill(~seen, -torch.inf)
+    if sinks_N is not None:
+        sinks_BNT1 = sinks_N.float()[None, :, None, None].expand(*scores_BNTK.shape[:3], 1)
+        scores_BNTK = torch.cat([scores_BNTK, sinks_BNT1], -1)
+    weights_BNTK = scores_BNTK.softmax(-1)[..., : key.shape[2]].to(value.dtype)
+    weights_BNTK = torch.dropout(weights_BNTK, options.get("dropout", 0.0), module.training)
+    return (weights_BNTK @ value).transpose(1, 2)

@@ -51,7 +51,7 @@ class StepLayout:
 
 
 def grouped(rows: np.ndarray, lengths: np.ndarray, batch: int, rng: np.random.Generator) -> np.ndarray:
-    """Shuffled rows with neighbours of similar length, so that little is padded.
+    """Shuffled rows with neighbours of similar length, so that all micro-batches of a step take about as long.
 
     rows: row numbers in random order. lengths: tokens of each of them, in the same order. Pools of _POOL steps are
     sorted by length and cut into steps; the steps are shuffled.
@@ -65,3 +65,9 @@ def grouped(rows: np.ndarray, lengths: np.ndarray, batch: int, rng: np.random.Ge
     short = [step for step in batches if len(step) < batch]
     # An incomplete step goes last: anywhere else it would shift the borders of those behind it.
     return np.concatenate([full[b] for b in rng.permutation(len(full))] + short)
+
+
+def by_user(user_R: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Row numbers with each user's together, in their order; users shuffled."""
+    rank_U = rng.permutation(int(user_R.max()) + 1)
+    return np.argsort(rank_U[user_R], kind="stable")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from transformers import TrainingArguments
@@ -10,20 +10,25 @@ from transformers import TrainingArguments
 from sirius_rec.errors import ConfigError
 from sirius_rec.objectives.losses import Objective, build_objective
 
+SHARES = ("none", "user")
+
 
 @dataclass
 class SiriusConfig(TrainingArguments):
     """Options of `SiriusTrainer`; everything of TrainingArguments applies.
 
     loss: a name in `objectives.LOSSES`. The next options override its parts; None keeps the preset's value.
-    beta (> 0), gamma (≥ 0; 0 for the DPO family), negatives (a number or "all"), anchor, anchor_constant,
-    anchor_margin (≥ 0), nll_weight (λ ≥ 0), nll_per_token, filter: see `objectives.Objective`.
+    beta (> 0), gamma (≥ 0; 0 for the DPO family), negatives (a number or "all"), reward, link, comparison, anchor,
+    anchor_constant, anchor_margin (≥ 0), nll_weight (λ ≥ 0), nll_per_token, filter, label_smoothing (0 ≤ ε < 0.5),
+    dpop_lambda (λ ≥ 0), reward_temperature (λ > 0): see `objectives.losses.Objective`.
     scoring: "packed" (prompt computed once), "naive", or "auto" (packed where it is known to be right).
     score_unsampled: how many candidates beyond the sampled negatives are scored in each step for the logs, or "all".
     epsilons: the ε of the logged insensitive shares.
     max_length: context in tokens; None takes the model's.
+    share: "user" for steps of whole runs of a user's rows, which share their histories; records then have a `user`.
+        "none" for steps of rows at random.
     examples_per_epoch: an epoch is that many records, walking through all of them; None: all in each epoch.
-    eval_batch_tokens: padded tokens per batch in evaluation and reference scoring.
+    eval_batch_tokens: tokens per batch in evaluation and reference scoring.
     disable_dropout: train without dropout. None: in preference losses, where policy and reference are compared (SFT
         keeps the model's).
     chat: wrap text prompts in the tokenizer's chat template.
@@ -39,10 +44,17 @@ class SiriusConfig(TrainingArguments):
     nll_weight: float | None = None
     nll_per_token: bool | None = None
     filter: bool | None = None
+    reward: str | None = None
+    link: str | None = None
+    comparison: str | None = None
+    label_smoothing: float | None = None
+    dpop_lambda: float | None = None
+    reward_temperature: float | None = None
     scoring: str = "auto"
     score_unsampled: int | str = "all"
     epsilons: list[float] = field(default_factory=lambda: [0.1, 0.5])
     max_length: int | None = None
+    share: str = "none"
     examples_per_epoch: int | None = None
     eval_batch_tokens: int = 8192
     disable_dropout: bool | None = None
@@ -57,21 +69,12 @@ class SiriusConfig(TrainingArguments):
 
     def objective(self) -> Objective:
         """The composed objective; ConfigError where the parts do not fit together."""
-        return build_objective(
-            self.loss,
-            beta=self.beta,
-            gamma=self.gamma,
-            negatives=self.negatives,
-            anchor=self.anchor,
-            anchor_constant=self.anchor_constant,
-            anchor_margin=self.anchor_margin,
-            nll_weight=self.nll_weight,
-            nll_per_token=self.nll_per_token,
-            filter=self.filter,
-        )
+        return build_objective(self.loss, **{f.name: getattr(self, f.name) for f in fields(Objective)})
 
     def check(self) -> None:
         """ConfigError for options of TrainingArguments that would train something else than they say, silently."""
+        if self.share not in SHARES:
+            raise ConfigError(f"share: choose one of {', '.join(SHARES)}, got {self.share!r}")
         if self.n_gpu > 1:
             raise ConfigError(
                 f"{self.n_gpu} GPUs in one process: start with torchrun or accelerate launch, or show it one GPU "

@@ -70,6 +70,7 @@ class CurriculumTrainer(SiriusTrainer):
             seed=hybrid.seed,
             examples_per_epoch=hybrid.n_examples,
             layout=hybrid.layout,
+            users=hybrid.users,
         )
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:

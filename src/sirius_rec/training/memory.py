@@ -15,9 +15,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from sirius_rec.scoring import head
 from sirius_rec.scoring.naive import naive_logps
-from sirius_rec.scoring.packed import packed_logps, takes_logits_to_keep, unwrapped
-from sirius_rec.scoring.rows import PromptCompletions, pack
+from sirius_rec.scoring.packed import takes_logits_to_keep, tree_logps, unwrapped
+from sirius_rec.scoring.rows import PromptCompletions
+from sirius_rec.scoring.tree import build_tree, count_nodes
 
 _FEW = 4  # rows that are measured; more are continued in a straight line
 
@@ -26,9 +28,8 @@ _FEW = 4  # rows that are measured; more are continued in a straight line
 class MemoryEstimate:
     """Bytes per process.
 
-    logits: of one micro-batch in float32, with their gradient. activations: all else that its step needs beside
-    weights, gradients and optimiser. rows, tokens: size of that micro-batch, made of the longest rows; tokens are
-    those of a row, of all its separate ones under naive scoring.
+    logits: those held at one time in float32, with their gradient. activations: all else that a step needs beside
+    weights, gradients and optimiser. rows, tokens: size of the micro-batch; tokens that the model computes for it.
     """
 
     weights: int
@@ -49,7 +50,7 @@ class MemoryEstimate:
         parts = {k: v / size for k, v in asdict(self).items() if k not in ("rows", "tokens")}
         breakdown = ", ".join(f"{name} {part:.1f}" for name, part in parts.items())
         return (
-            f"memory: a step takes about {self.total / size:.1f} {unit} of tensors ({breakdown}; {self.rows} rows of "
+            f"memory: a step takes about {self.total / size:.1f} {unit} of tensors ({breakdown}; {self.rows} rows with "
             f"{self.tokens} tokens at once), beside the {resident() / 2**30:.1f} GiB that this process holds now"
         )
 
@@ -94,11 +95,11 @@ def step_peak(
 ) -> int:
     """Bytes that a forward and backward pass over `rows` needs beside weights and optimiser; gradients are included."""
     device = next(model.parameters()).device
-    batch = pack(rows, pad_id).to(device)
+    tree = build_tree(rows).to(device)
 
     def run() -> None:
         with torch.enable_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-            logp_BC = naive_logps(model, rows, pad_id, device) if scoring == "naive" else packed_logps(model, batch)
+            logp_BC = naive_logps(model, rows, pad_id, device) if scoring == "naive" else tree_logps(model, tree)
         logp_BC.sum().backward()
 
     was_training = model.training
@@ -110,46 +111,57 @@ def step_peak(
     return peak
 
 
+def _logits(model: nn.Module, rows: Sequence[PromptCompletions], scoring: str) -> int:
+    """Bytes of logits and their gradient at one time."""
+    vocabulary = int(unwrapped(model).config.get_text_config().vocab_size)
+    if scoring == "packed":
+        entries = len(build_tree(rows).keep_N) * vocabulary
+        return 8 * (entries if entries <= head.KEPT else head.CHUNK)
+    keeps = takes_logits_to_keep(model)
+    positions = (len(r.completions) * (1 + max(map(len, r.completions))) if keeps else r.length(scoring) for r in rows)
+    return 8 * vocabulary * sum(positions)
+
+
+def _tokens(rows: Sequence[PromptCompletions], scoring: str) -> int:
+    return sum(row.length(scoring) for row in rows) if scoring == "naive" else count_nodes(rows)
+
+
 def estimate(
     model: nn.Module,
     rows: Sequence[PromptCompletions],
     pad_id: int,
-    micro: int,
     *,
     scoring: str = "packed",
     shards: int = 1,
     bf16: bool = False,
 ) -> MemoryEstimate:
-    """What a training step with micro-batches of `micro` rows needs at most.
+    """What a training step with the micro-batch `rows` needs at most.
 
     model: as it will be trained (adapter, checkpointing switched on), on its device, without gradients; it is left so.
-    rows: those to be trained on, with as many candidates as are scored. scoring: `packed` or `naive`, as resolved.
+    rows: with as many candidates as are scored. scoring: `packed` or `naive`, as resolved.
     shards: over how many processes weights, gradients and optimiser are split (FSDP); 1 where each holds them all. The
-    optimiser is AdamW: two numbers per trained weight, in the weight's precision. Every row is taken to be as long as
-    the longest.
+    optimiser is AdamW: two numbers per trained weight, in the weight's precision. A few rows are measured, and what
+    they need beside gradients and logits is continued by their tokens.
     """
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    longest = max(rows, key=lambda row: row.length(scoring))
-    count = min(micro, len(rows))
-    peak = step_peak(model, [longest] * min(count, _FEW), pad_id, scoring=scoring, bf16=bf16)
-    if count > _FEW:
-        less = step_peak(model, [longest] * (_FEW // 2), pad_id, scoring=scoring, bf16=bf16)
-        peak += (count - _FEW) * max(peak - less, 0) // (_FEW - _FEW // 2)
-    if scoring == "packed":
-        positions = 1 + sum(len(ids) - 1 for ids in longest.completions)
-    elif takes_logits_to_keep(model):
-        positions = len(longest.completions) * (1 + max(map(len, longest.completions)))
-    else:
-        positions = longest.length(scoring)
-    vocabulary = int(unwrapped(model).config.get_text_config().vocab_size)
-    logits = count * positions * vocabulary * 4 * 2
+    n_tokens = _tokens(rows, scoring)
+
+    def rest(n: int) -> int:
+        peak = step_peak(model, rows[:n], pad_id, scoring=scoring, bf16=bf16)
+        return max(peak - trained - _logits(model, rows[:n], scoring), 0)
+
+    few = min(len(rows), _FEW)
+    activations = rest(few)
+    if len(rows) > few:
+        some, fewer = (_tokens(rows[:n], scoring) for n in (few, few // 2))
+        activations += max(activations - rest(few // 2), 0) * (n_tokens - some) // (some - fewer)
     return MemoryEstimate(
         weights=weights // shards,
         gradients=trained // shards,
         optimizer=2 * trained // shards,
-        activations=max(peak - trained - logits, 0),
-        logits=logits,
-        rows=count,
-        tokens=longest.length(scoring),
+        activations=activations,
+        logits=_logits(model, rows, scoring),
+        rows=len(rows),
+        tokens=n_tokens,
     )

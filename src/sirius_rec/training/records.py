@@ -1,12 +1,14 @@
-"""Preference records → tokenised rows → packed batches.
+"""Preference records → tokenised rows → trees of candidates.
 
 A record is TRL's: `prompt` (text, or a list of chat messages), `chosen` (text) and `rejected` (text, or a list of
-texts). With more rejected texts than the objective asks for, that many are drawn anew in every epoch.
+texts). With more rejected texts than the objective asks for, that many are drawn anew in every epoch. Losses that
+weight records also read `reward`, a number that was observed, a rating for example.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +19,9 @@ from torch.utils.data import Dataset
 
 from sirius_rec.errors import ConfigError, DataError, PromptError
 from sirius_rec.prompts.encoding import Encoder
-from sirius_rec.scoring.rows import PromptCompletions, pack
-from sirius_rec.training.batching import StepLayout, grouped
+from sirius_rec.scoring.rows import PromptCompletions
+from sirius_rec.scoring.tree import build_tree
+from sirius_rec.training.batching import StepLayout, by_user, grouped
 
 
 def _text(value: Any, column: str, number: int) -> str:
@@ -89,6 +92,29 @@ def encode_records(records: Iterable[Mapping[str, Any]], encoder: Encoder) -> li
     return [PromptCompletions(ids, ys) for ids, ys in zip(prompt_ids, completions, strict=True)]
 
 
+def observed_rewards(records: Iterable[Mapping[str, Any]]) -> list[float]:
+    """The `reward` of every record, a finite number such as a rating. DataError naming the first that has none."""
+    rewards = []
+    for number, record in enumerate(records):
+        value = record.get("reward")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise DataError(
+                f"record {number}: this loss weights records by an observed 'reward', a finite number, got {value!r}"
+            )
+        rewards.append(float(value))
+    return rewards
+
+
+def users_of(records: Iterable[Mapping[str, Any]]) -> list[Hashable]:
+    """Whose each record is, from its `user`; DataError for a record without one."""
+    users = [record.get("user") for record in records]
+    if None in users:
+        raise DataError(
+            f"record {users.index(None)}: share: user needs to know whose it is: give every record a 'user'"
+        )
+    return users
+
+
 def check_context(rows: Sequence[PromptCompletions], context: int | None) -> None:
     """PromptError, with the count and the longest, if any row does not fit into the model's context (in tokens)."""
     if context is None:
@@ -119,6 +145,12 @@ class Draw:
     weight: float | None = None
 
 
+def _numbered(users: Sequence[Hashable]) -> np.ndarray:
+    """Users as numbers, in the order of their first rows."""
+    numbers: dict[Hashable, int] = {}
+    return np.array([numbers.setdefault(user, len(numbers)) for user in users])
+
+
 class PreferenceDataset(Dataset[Draw]):
     """Rows with their sampled negatives, drawn anew each epoch by (seed, epoch, row) alone.
 
@@ -128,6 +160,8 @@ class PreferenceDataset(Dataset[Draw]):
         seen twice before each was seen once. None: all rows.
     layout: how steps are computed. The order of an epoch is shuffled by (seed, epoch), then rows of similar length, as
         drawn for this epoch, are put into steps together and the steps shuffled. Read it sequentially: slot after slot.
+    users: whose each row is, for steps of whole runs of a user's rows, in their order: users are shuffled instead of
+        rows, and an epoch of fewer examples is one of fewer users.
     """
 
     def __init__(
@@ -139,6 +173,7 @@ class PreferenceDataset(Dataset[Draw]):
         seed: int = 0,
         examples_per_epoch: int | None = None,
         layout: StepLayout | None = None,
+        users: Sequence[Hashable] | None = None,
     ) -> None:
         fewest = min(len(row.completions) - 1 for row in rows)
         if (1 if negatives == "all" else int(negatives)) > fewest:
@@ -151,7 +186,10 @@ class PreferenceDataset(Dataset[Draw]):
         self.seed = seed
         self.layout = layout or StepLayout()
         self._length = min(examples_per_epoch or len(rows), len(rows))
-        self._walk = np.random.Generator(np.random.Philox(key=[seed, _WALK])).permutation(len(rows))
+        self.users = users
+        self._user_R = None if users is None else _numbered(users)
+        walk = np.random.Generator(np.random.Philox(key=[seed, _WALK]))
+        self._walk = walk.permutation(len(rows)) if self._user_R is None else by_user(self._user_R, walk)
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
@@ -160,10 +198,12 @@ class PreferenceDataset(Dataset[Draw]):
         start = self.epoch * self._length
         rows = self._walk[np.arange(start, start + self._length) % len(self.rows)]
         rng = np.random.Generator(np.random.Philox(key=[self.seed, _ORDER + self.epoch]))
-        rows = rng.permutation(rows)
+        rows = (
+            rng.permutation(rows) if self._user_R is None else np.sort(rows)[by_user(self._user_R[np.sort(rows)], rng)]
+        )
         # Drawn once for the lengths and for training: a generator per row costs more than all else in a batch.
         self._drawn = {r: self.draw(r) for r in rows.tolist()}
-        if self.layout.batch > 1:
+        if self._user_R is None and self.layout.batch > 1:
             rows = grouped(rows, self._drawn_lengths(rows), self.layout.batch, rng)
         self.order = rows
 
@@ -176,11 +216,14 @@ class PreferenceDataset(Dataset[Draw]):
             lengths[at] = len(row.prompt) + inputs
         return lengths
 
-    def longest(self, scoring: str = "packed") -> PromptCompletions:
-        """The longest row of this epoch in that mode of scoring, with the candidates drawn for it."""
-        rows = ((self.rows[draw.row], draw.columns) for draw in self._drawn.values())
-        drawn = (PromptCompletions(row.prompt, [row.completions[c] for c in columns]) for row, columns in rows)
-        return max(drawn, key=lambda row: row.length(scoring))
+    def heaviest(self, scoring: str = "packed") -> list[PromptCompletions]:
+        """The rows of this epoch's longest micro-batch in that mode of scoring, with the candidates drawn for them."""
+        micro = self.layout.micro
+        drawn = [self.rows[r].only(self._drawn[r].columns.tolist()) for r in self.order.tolist()]
+        lengths = np.array([row.length(scoring) for row in drawn])
+        starts = np.arange(0, len(drawn), micro)
+        start = int(starts[np.add.reduceat(lengths, starts).argmax()])
+        return drawn[start : start + micro]
 
     @property
     def n_examples(self) -> int:
@@ -205,29 +248,28 @@ class PreferenceDataset(Dataset[Draw]):
         return Draw(row, np.concatenate([[0], order[: n_sampled + n_others]]), n_sampled)
 
 
-class PackingCollator:
-    """Draws → packed tensors. `ref_logps`, set before training, holds log π_ref per row and completion (nats)."""
+class TreeCollator:
+    """Draws → a tree of candidates. Set before training: `ref_logps`, log π_ref per row and completion (nats), and
+    `observed`, the observed reward of each row."""
 
-    def __init__(self, rows: Sequence[PromptCompletions], pad_id: int, *, with_rows: bool = False) -> None:
+    def __init__(self, rows: Sequence[PromptCompletions], *, with_rows: bool = False) -> None:
         self.rows = rows
-        self.pad_id = pad_id
         self.with_rows = with_rows
         self.ref_logps: Sequence[np.ndarray] | None = None
+        self.observed: Sequence[float] | None = None
 
     def __call__(self, draws: Sequence[Draw]) -> dict[str, Any]:
-        """`packed` fields by name, sampled_BC, row_B, weight_B, and ref_logp_BC where there is a reference.
+        """tree, sampled_BC, row_B, weight_B; ref_logp_BC and observed_B where they are set.
 
         n_real: examples that count; those of weight 0 stand behind them.
         """
-        chosen = [
-            PromptCompletions(self.rows[d.row].prompt, [self.rows[d.row].completions[c] for c in d.columns])
-            for d in draws
-        ]
-        batch: dict[str, Any] = dict(vars(pack(chosen, self.pad_id)))
-        shape = tuple(batch["valid_BC"].shape)
+        chosen = [self.rows[d.row].only(d.columns.tolist()) for d in draws]
+        tree = build_tree(chosen)
+        batch: dict[str, Any] = {"tree": tree}
+        shape = tuple(tree.valid_BC.shape)
         columns_C = torch.arange(shape[1])
         n_sampled_B = torch.tensor([d.n_sampled for d in draws])
-        batch["sampled_BC"] = (columns_C > 0) & (columns_C <= n_sampled_B[:, None]) & batch["valid_BC"]
+        batch["sampled_BC"] = (columns_C > 0) & (columns_C <= n_sampled_B[:, None]) & tree.valid_BC
         batch["row_B"] = torch.tensor([d.row for d in draws])
         # Draws of no step are a batch of their own: their mean.
         batch["weight_B"] = torch.tensor([1 / len(draws) if d.weight is None else d.weight for d in draws])
@@ -237,6 +279,8 @@ class PackingCollator:
             for b, d in enumerate(draws):
                 ref_logp_BC[b, : len(d.columns)] = torch.from_numpy(self.ref_logps[d.row][d.columns])
             batch["ref_logp_BC"] = ref_logp_BC
+        if self.observed is not None:
+            batch["observed_B"] = torch.tensor([self.observed[d.row] for d in draws])
         if self.with_rows:
             batch["rows"] = chosen
         return batch

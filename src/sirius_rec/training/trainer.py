@@ -1,6 +1,6 @@
 """`SiriusTrainer`: preference alignment of any causal language model on slates, on transformers' Trainer.
 
-One forward pass scores the positive and all its candidates (`scoring.packed`); the objective is composed in
+One forward pass scores the positives and all their candidates (`scoring.packed`); the objective is composed in
 `objectives`; every step logs what reward hacking looks like from inside (`objectives.evidence`).
 """
 
@@ -24,9 +24,10 @@ from sirius_rec.objectives.evidence import evidence
 from sirius_rec.objectives.losses import LossOutput, compute_loss
 from sirius_rec.prompts.encoding import Encoder
 from sirius_rec.scoring.naive import naive_logps
-from sirius_rec.scoring.packed import packed_logps, unwrapped
-from sirius_rec.scoring.rows import PackedBatch, PromptCompletions
+from sirius_rec.scoring.packed import tree_logps, unwrapped
+from sirius_rec.scoring.rows import PromptCompletions
 from sirius_rec.scoring.scorer import resolve_mode, score_rows, self_check
+from sirius_rec.scoring.tree import CandidateTree
 from sirius_rec.training.averages import Averages
 from sirius_rec.training.batching import StepLayout
 from sirius_rec.training.checkpoints import (
@@ -41,18 +42,26 @@ from sirius_rec.training.checkpoints import (
 from sirius_rec.training.config import SiriusConfig
 from sirius_rec.training.dropout import check_no_noise, disable_dropout
 from sirius_rec.training.held_out import HeldOutLog
+from sirius_rec.training.held_out_evidence import held_out_evidence
 from sirius_rec.training.inputs import check_trainable, check_vocabulary, policy_of, records_of
 from sirius_rec.training.memory import MemoryEstimate, estimate
 from sirius_rec.training.metrics_log import MetricsLog
-from sirius_rec.training.records import PackingCollator, PreferenceDataset, check_context, encode_records
+from sirius_rec.training.records import (
+    PreferenceDataset,
+    TreeCollator,
+    check_context,
+    encode_records,
+    observed_rewards,
+    users_of,
+)
 
 EvalHook = Callable[[list[np.ndarray]], dict[str, float]]
-_PACKED_FIELDS = tuple(PackedBatch.__dataclass_fields__)
 _SELF_CHECK_ROWS = 2
 
 
 class SiriusTrainer(Trainer):
-    """Trains a causal LM on preference records (`prompt`, `chosen`, `rejected`: a text or a list of texts).
+    """Trains a causal LM on preference records (`prompt`, `chosen`, `rejected`: a text or a list of texts; `reward`, a
+    number, where the loss weights records by what was observed).
 
     model: any `AutoModelForCausalLM` in float32, a PEFT model, or a hub id or folder. args: `SiriusConfig`.
     processing_class: its tokenizer.
@@ -105,15 +114,19 @@ class SiriusTrainer(Trainer):
         self.encoder = encoder or Encoder(processing_class, chat=args.chat)
         self.scoring = resolve_mode(model, args.scoring)
         context = args.max_length or getattr(unwrapped(model).config, "max_position_embeddings", None)
-        train_rows = encode_records(records_of(train_dataset, "train_dataset"), self.encoder)
-        evaluated = [] if eval_dataset is None else records_of(eval_dataset, "eval_dataset")
+        trained = list(records_of(train_dataset, "train_dataset"))
+        train_rows = encode_records(trained, self.encoder)
+        evaluated = [] if eval_dataset is None else list(records_of(eval_dataset, "eval_dataset"))
         self.eval_rows = [] if eval_dataset is None else encode_records(evaluated, self.encoder)
         for rows in (train_rows, self.eval_rows):
             check_context(rows, context)
             check_vocabulary(model, rows, self.encoder.tokenizer)
-        dataset = self._training_set(train_rows, args)
-        self.collator = PackingCollator(train_rows, self.encoder.pad_id, with_rows=self.scoring == "naive")
+        dataset = self._training_set(train_rows, args, users_of(trained) if args.share == "user" else None)
+        self.collator = TreeCollator(train_rows, with_rows=self.scoring == "naive")
         self.collator.ref_logps = ref_logps
+        self.eval_observed: list[float] | None = None
+        if self.objective.needs_observed:
+            self.collator.observed, self.eval_observed = observed_rewards(trained), observed_rewards(evaluated)
         self.eval_ref_logps = eval_ref_logps
         self.eval_hook = eval_hook
         self.metrics_log = MetricsLog(metrics_file or Path(args.output_dir) / "metrics.jsonl")
@@ -139,7 +152,9 @@ class SiriusTrainer(Trainer):
         # Our loss is a mean over examples already; the Trainer must not divide by tokens.
         self.model_accepts_loss_kwargs = False
 
-    def _training_set(self, rows: Sequence[PromptCompletions], args: SiriusConfig) -> PreferenceDataset:
+    def _training_set(
+        self, rows: Sequence[PromptCompletions], args: SiriusConfig, users: Sequence[Any] | None
+    ) -> PreferenceDataset:
         """What each epoch draws from the rows: as many negatives as the loss takes, and others to be watched."""
         others = "all" if self.objective.needs_slate else args.score_unsampled
         negatives = self.objective.negatives
@@ -154,6 +169,7 @@ class SiriusTrainer(Trainer):
             seed=args.data_seed if args.data_seed is not None else args.seed,
             examples_per_epoch=args.examples_per_epoch,
             layout=StepLayout(args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size),
+            users=users,
         )
 
     # before the first step
@@ -200,10 +216,8 @@ class SiriusTrainer(Trainer):
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         return estimate(
             self.model,
-            [self.train_dataset.longest(self.scoring)]
-            * min(args.per_device_train_batch_size, len(self.train_dataset.rows)),
+            self.train_dataset.heaviest(self.scoring),
             self.encoder.pad_id,
-            args.per_device_train_batch_size,
             scoring=self.scoring,
             shards=args.world_size if sharded else 1,
             bf16=bool(args.bf16),
@@ -237,28 +251,29 @@ class SiriusTrainer(Trainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The objective's loss, so weighted that a step's is the mean over its examples; the evidence is added up."""
-        batch = PackedBatch(**{name: inputs[name] for name in _PACKED_FIELDS})
+        tree: CandidateTree = inputs["tree"].to(self.args.device)
         if self.scoring == "naive":
-            logp_BC = naive_logps(model, inputs["rows"], self.encoder.pad_id, batch.input_ids_BT.device)
+            logp_BC = naive_logps(model, inputs["rows"], self.encoder.pad_id, self.args.device)
         else:
-            logp_BC = packed_logps(model, batch)
+            logp_BC = tree_logps(model, tree)
         out = compute_loss(
             self.objective,
             logp_BC,
-            batch.length_BC,
+            tree.length_BC,
             inputs["sampled_BC"],
-            batch.valid_BC,
+            tree.valid_BC,
             inputs.get("ref_logp_BC"),
+            inputs.get("observed_B"),
         )
         loss = (out.loss_B * inputs["weight_B"]).sum()
-        self._record(out, logp_BC, inputs, batch)
+        self._record(out, logp_BC, inputs, tree)
         if loss.device.type == "cpu" and not torch.isfinite(loss):
             self._stop_on_nan()
         return (loss, {"logp_BC": logp_BC}) if return_outputs else loss
 
-    def _record(self, out: LossOutput, logp_BC: Tensor, inputs: dict[str, Any], batch: PackedBatch) -> None:
+    def _record(self, out: LossOutput, logp_BC: Tensor, inputs: dict[str, Any], tree: CandidateTree) -> None:
         real = slice(inputs["n_real"])
-        sampled_BC, valid_BC = inputs["sampled_BC"][real], batch.valid_BC[real]
+        sampled_BC, valid_BC = inputs["sampled_BC"][real], tree.valid_BC[real]
         parts = evidence(out.reward_BC[real], logp_BC[real], sampled_BC, valid_BC, self.args.epsilons)
         one = torch.ones((), device=logp_BC.device)
         if self.objective.filter:
@@ -272,7 +287,7 @@ class SiriusTrainer(Trainer):
             if tensor is not None:
                 parts[f"nonfinite {name}"] = ((~torch.isfinite(tensor.detach())).sum().float(), one)
         self._averages.add(parts)
-        self._tokens = self._tokens.to(logp_BC.device) + (batch.segment_BT >= 0).sum()
+        self._tokens = self._tokens.to(logp_BC.device) + tree.n_nodes
 
     def _stop_on_nan(self) -> None:
         """Raise with the step and the first quantity that was not finite."""
@@ -281,7 +296,8 @@ class SiriusTrainer(Trainer):
         cause = {
             "reference": "the reference log-probs are not finite: check the reference model",
             "log-probs": "the model's log-probs are not finite: the weights have diverged, lower the learning rate",
-            "loss": "the loss overflowed: lower beta or the learning rate",
+            "loss": "the loss overflowed: lower beta or the learning rate"
+            + (", or raise reward_temperature" if self.objective.needs_observed else ""),
         }[bad[0] if bad else "loss"]
         raise TrainingError(
             f"NaN or infinite loss after step {self.state.global_step} (epoch {self.state.epoch or 0:.2f}): {cause}; "
@@ -331,12 +347,24 @@ class SiriusTrainer(Trainer):
         if self.objective.needs_reference and self.eval_ref_logps is None and eval_dataset is None:
             self._ensure_reference()
         ref_logps = self.eval_ref_logps
-        if eval_dataset is not None and self.objective.needs_reference:
-            raise TrainingError("evaluating other records needs their reference log-probs: pass them as eval_dataset")
+        for needed, what in (
+            (self.objective.needs_reference, "reference log-probs"),
+            (self.objective.needs_observed, "observed rewards"),
+        ):
+            if eval_dataset is not None and needed:
+                raise TrainingError(f"evaluating other records needs their {what}: pass them as eval_dataset")
         logps = self.score(rows)
         ranks = per_example(logps, np.zeros(len(logps), dtype=np.int64)).select(METRICS).mean().to_dicts()[0]
         metrics: dict[str, float] = dict(ranks)
-        metrics |= self._evaluation_evidence(rows, logps, ref_logps)
+        metrics |= held_out_evidence(
+            self.objective,
+            rows,
+            logps,
+            ref_logps=ref_logps,
+            observed=self.eval_observed,
+            epsilons=self.args.epsilons,
+            seed=self.args.seed,
+        )
         if self.eval_hook is not None:
             metrics |= self.eval_hook(logps)
         self._write("eval", metrics)
@@ -348,34 +376,6 @@ class SiriusTrainer(Trainer):
         self.log(dict(prefixed))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, prefixed)
         return prefixed
-
-    @torch.no_grad()
-    def _evaluation_evidence(self, rows: Sequence[Any], logps: list[np.ndarray], ref: Any) -> dict[str, float]:
-        """Loss and evidence over the evaluation rows, with the sampled negatives of a fixed draw."""
-        negatives = self.objective.negatives if self.objective.uses_negatives else min(1, min(map(len, logps)) - 1)
-        draws = PreferenceDataset(rows, negatives=negatives, seed=self.args.seed)
-        averages = Averages()
-        width = max(len(logp_C) for logp_C in logps)
-        for start in range(0, len(rows), 512):
-            part = [draws.draw(r) for r in range(start, min(start + 512, len(rows)))]
-            logp_BC, ref_BC = torch.zeros(len(part), width), torch.zeros(len(part), width)
-            length_BC = torch.ones(len(part), width)
-            valid_BC = torch.zeros(len(part), width, dtype=torch.bool)
-            sampled_BC = torch.zeros(len(part), width, dtype=torch.bool)
-            for b, d in enumerate(part):
-                n = len(d.columns)
-                logp_BC[b, :n] = torch.from_numpy(logps[d.row][d.columns])
-                length_BC[b, :n] = torch.tensor([len(rows[d.row].completions[c]) for c in d.columns])
-                valid_BC[b, :n] = True
-                sampled_BC[b, 1 : 1 + d.n_sampled] = True
-                if ref is not None:
-                    ref_BC[b, :n] = torch.from_numpy(ref[d.row][d.columns])
-            out = compute_loss(
-                self.objective, logp_BC, length_BC, sampled_BC, valid_BC, ref_BC if ref is not None else None
-            )
-            averages.add(evidence(out.reward_BC, logp_BC, sampled_BC, valid_BC, self.args.epsilons))
-            averages.add({"loss": (out.loss_B.sum(), torch.tensor(float(len(part))))})
-        return averages.means()
 
     # checkpoints
 

@@ -11,7 +11,7 @@ from sirius_rec.recipes.methods.base import Prerequisite, Role
 from sirius_rec.recipes.methods.finetuned import Finetuned
 from sirius_rec.recipes.methods.sft import Sft
 from sirius_rec.recipes.models import load_stage_model
-from sirius_rec.recipes.records import ALIGN_STREAM, slate_records, stage_rows, validation_set
+from sirius_rec.recipes.records import ALIGN_STREAM, slate_records, training_rows, validation_set
 from sirius_rec.recipes.reference import read_reference, reference
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.training import train_stage
@@ -69,7 +69,7 @@ class Arm(Finetuned):
     def fit(self, run: Run, seed: int) -> None:
         if self.is_done(run, seed):
             return
-        rows = stage_rows(run.dataset.examples("train").height, self.training, seed, ALIGN_STREAM)
+        rows = training_rows(run, self.training, seed, ALIGN_STREAM)
         ref = read_reference(run, seed) if self.objective.needs_reference else {}
         train_stage(
             run,

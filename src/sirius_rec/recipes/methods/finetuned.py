@@ -16,7 +16,7 @@ from sirius_rec.option_errors import describe
 from sirius_rec.options import Flag, Options, options_of, unknown_option
 from sirius_rec.recipes.methods.base import Method, Prerequisite, no_preset
 from sirius_rec.recipes.models import computes_in_bf16, context_of, load_stage_model, place, select_attention
-from sirius_rec.recipes.records import SFT_STREAM, slate_records, stage_rows, validation_set
+from sirius_rec.recipes.records import SFT_STREAM, slate_records, training_rows, validation_set
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.run_folder import DONE
 from sirius_rec.recipes.training import pretrain, pretrains, starting_model, train_stage
@@ -182,7 +182,7 @@ class Finetuned(LanguageModel):
         """Train on the rows of the stage, from prompts as `template` renders them, with the likelihood of titles."""
         if self.is_done(run, seed):
             return
-        rows = stage_rows(run.dataset.examples("train").height, self.training, seed, SFT_STREAM)
+        rows = training_rows(run, self.training, seed, SFT_STREAM)
         given = {"stage": self.training, **self.training_set(run, seed, rows)}
         train_stage(
             run,

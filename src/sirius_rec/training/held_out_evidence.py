@@ -1,0 +1,60 @@
+"""Loss and evidence over evaluation rows whose log-probs are known, with the sampled negatives of a fixed draw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from sirius_rec.objectives.evidence import evidence
+from sirius_rec.objectives.losses import Objective, compute_loss
+from sirius_rec.training.averages import Averages
+from sirius_rec.training.records import PreferenceDataset
+
+_AT_ONCE = 512  # rows
+
+
+@torch.no_grad()
+def held_out_evidence(
+    objective: Objective,
+    rows: Sequence[Any],
+    logps: Sequence[np.ndarray],
+    *,
+    ref_logps: Sequence[np.ndarray] | None,
+    observed: Sequence[float] | None,
+    epsilons: Sequence[float],
+    seed: int,
+) -> dict[str, float]:
+    """Means by name. logps, ref_logps: log π of every completion of every row; observed: each row's observed reward."""
+    negatives = objective.negatives if objective.uses_negatives else min(1, min(map(len, logps)) - 1)
+    draws = PreferenceDataset(rows, negatives=negatives, seed=seed)
+    averages = Averages()
+    width = max(len(logp_C) for logp_C in logps)
+    for start in range(0, len(rows), _AT_ONCE):
+        part = [draws.draw(r) for r in range(start, min(start + _AT_ONCE, len(rows)))]
+        logp_BC, ref_BC = torch.zeros(len(part), width), torch.zeros(len(part), width)
+        length_BC = torch.ones(len(part), width)
+        valid_BC = torch.zeros(len(part), width, dtype=torch.bool)
+        sampled_BC = torch.zeros(len(part), width, dtype=torch.bool)
+        for b, d in enumerate(part):
+            n = len(d.columns)
+            logp_BC[b, :n] = torch.from_numpy(logps[d.row][d.columns])
+            length_BC[b, :n] = torch.tensor([len(rows[d.row].completions[c]) for c in d.columns])
+            valid_BC[b, :n] = True
+            sampled_BC[b, 1 : 1 + d.n_sampled] = True
+            if ref_logps is not None:
+                ref_BC[b, :n] = torch.from_numpy(ref_logps[d.row][d.columns])
+        out = compute_loss(
+            objective,
+            logp_BC,
+            length_BC,
+            sampled_BC,
+            valid_BC,
+            None if ref_logps is None else ref_BC,
+            None if observed is None else torch.tensor([observed[d.row] for d in part]),
+        )
+        averages.add(evidence(out.reward_BC, logp_BC, sampled_BC, valid_BC, epsilons))
+        averages.add({"loss": (out.loss_B.sum(), torch.tensor(float(len(part))))})
+    return averages.means()
