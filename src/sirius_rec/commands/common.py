@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +9,7 @@ import typer
 
 from sirius_rec import atomic, processes
 from sirius_rec.errors import ConfigError
+from sirius_rec.processes import log
 
 if TYPE_CHECKING:
     from sirius_rec.config import Config
@@ -55,12 +55,6 @@ def say(text: str) -> None:
     """One line of the outcome, on standard output; of several processes the main one speaks."""
     if processes.is_main():
         print(text, flush=True)
-
-
-def log(text: str) -> None:
-    """One line of progress, on standard error."""
-    if processes.is_main():
-        print(text, file=sys.stderr, flush=True)
 
 
 def load(config: Path, overrides: list[str] | None) -> Config:

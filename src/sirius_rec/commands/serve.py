@@ -13,7 +13,7 @@ from sirius_rec.errors import ConfigError, DataError
 
 @app.command(short_help="Rank requests with a trained model.")
 def rank(
-    model: Annotated[str, typer.Option(help="Run folder, or a causal LM: hub id or folder.")],
+    model: Annotated[str, typer.Option(help="Run folder, or a causal LM: hub id, folder, .gguf file or smollm2.")],
     input: Annotated[Path, typer.Option(help='JSON lines: {"history": [...], "candidates": [...][, "id": …]}.')],
     out: Annotated[Path, typer.Option("--out", help="JSON lines to write, one answer per request, in their order.")],
     method: Annotated[str | None, typer.Option(help="Any of a run's. Default: best on val.")] = None,

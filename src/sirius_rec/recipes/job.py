@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 import time
 
-from sirius_rec.processes import is_main
+from sirius_rec.processes import log
 
-
-def log(text: str) -> None:
-    """Progress: one flushed line on standard error; of several processes the main one speaks."""
-    if is_main():
-        print(text, file=sys.stderr, flush=True)
+__all__ = ["Ticker", "duration", "log"]
 
 
 class Ticker:

@@ -11,7 +11,7 @@ from sirius_rec import atomic
 from sirius_rec.config import Config, MethodSection
 from sirius_rec.errors import RunError
 from sirius_rec.recipes.adoption import first_difference
-from sirius_rec.recipes.models import ATTENTION
+from sirius_rec.recipes.models import ATTENTION, gguf_file_of
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.run_folder import ENVIRONMENT, RunFolder
 from sirius_rec.recipes.scoring import check_trained
@@ -35,6 +35,8 @@ def merge_runs(paths: Sequence[Path], out: Path) -> RunFolder:
         where = f"{other.folder.path} and {first.folder.path}"
         if other.dataset.fingerprint != first.dataset.fingerprint:
             raise RunError(f"{where} are on different data: runs can be merged on the same prepared data only")
+        if gguf_file_of(other.folder) != gguf_file_of(first.folder):
+            raise RunError(f"{where} were made with different files of backbone '{first.config.backbone.model}'")
         one, two = (run.config.changed(seeds=(0,)) for run in (first, other))
         difference = first_difference(other.folder, one, two)
         if difference:

@@ -9,6 +9,7 @@ from typing import Any
 
 from sirius_rec import __version__, atomic
 from sirius_rec.recipes.run import Run
+from sirius_rec.training.gguf import HUB_NAMES
 
 _CARD = """---
 library_name: {library}
@@ -47,10 +48,10 @@ def write_card(
 
     name: for people. ranks_by: how candidates are ranked. options: of `sirius rank`, that serve this model.
     """
-    adapter, base = (folder / "adapter_config.json").is_file(), run.config.backbone.name
+    adapter, base = (folder / "adapter_config.json").is_file(), run.config.backbone.model
     text = _CARD.format(
         library="peft" if adapter else "transformers",
-        base="" if base == "tiny" else f"base_model: {base}\n",
+        base="" if base == "tiny" else f"base_model: {HUB_NAMES.get(base, base)}\n",
         name=f"{name} of {run.config.name}",
         ranks_by=ranks_by,
         options=options,

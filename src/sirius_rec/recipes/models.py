@@ -14,7 +14,7 @@ import numpy as np
 from sirius_rec import atomic
 from sirius_rec.atomic import write_json
 from sirius_rec.config import Config
-from sirius_rec.errors import ConfigError
+from sirius_rec.errors import ConfigError, RunError
 from sirius_rec.processes import is_main, wait
 from sirius_rec.recipes.run_folder import RunFolder
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sirius_rec.scoring.rows import PromptCompletions
 
 ATTENTION = "attention.json"
+_GGUF = "gguf.json"
 _PROBE_ROWS = 16
 
 
@@ -31,10 +32,31 @@ def load_run_tokenizer(folder: RunFolder, config: Config, dataset: Dataset) -> A
     from sirius_rec.training.backbones import load_tokenizer
 
     if config.backbone.name != "tiny":
-        return load_tokenizer(config.backbone.name)
+        hold_fast(folder, config)
+        return load_tokenizer(config.backbone.model)
     if not (folder.backbone / "tokenizer.json").is_file():
         _train_tokenizer(folder, config, dataset)
     return load_tokenizer(folder.backbone)
+
+
+def hold_fast(folder: RunFolder, config: Config) -> None:
+    """Write down which GGUF file a run was begun with; RunError if it goes on with another one of the same name."""
+    from sirius_rec.training.gguf import fingerprint
+
+    now, before = fingerprint(config.backbone.model), gguf_file_of(folder)
+    if now is not None and before is None and is_main():
+        write_json(folder.backbone / _GGUF, {"name": config.backbone.model, "sha256": now})
+    if before not in (now, None):
+        raise RunError(
+            f"{folder.path}: this run was made with another file of backbone '{config.backbone.model}' (SHA-256 saved "
+            f"{before[:12]}…, now {now[:12]}…): install the one it was made with, or choose another --out"
+        )
+
+
+def gguf_file_of(folder: RunFolder) -> str | None:
+    """SHA-256 of the GGUF file that a run was begun with; None for other backbones."""
+    stored = folder.backbone / _GGUF
+    return str(json.loads(stored.read_text())["sha256"]) if stored.is_file() else None
 
 
 def _train_tokenizer(folder: RunFolder, config: Config, dataset: Dataset) -> None:
@@ -133,7 +155,7 @@ def initial_model(config: Config, tokenizer: Any, seed: int) -> Any:
     else:
         from sirius_rec.training.backbones import load_backbone
 
-        model = load_backbone(config.backbone.name, **_loading(config))
+        model = load_backbone(config.backbone.model, **_loading(config))
     return model
 
 
@@ -141,7 +163,7 @@ def load_stage_model(config: Config, folder: Path) -> Any:
     """The model saved in a stage's `best` or `last` folder."""
     from sirius_rec.training.backbones import load_trained
 
-    return load_trained(folder, config.backbone.name, **_loading(config))
+    return load_trained(folder, config.backbone.model, **_loading(config))
 
 
 def place(model: Any, config: Config) -> Any:
@@ -155,13 +177,6 @@ def context_of(config: Config) -> int | None:
     """The backbone's context in tokens; None where its configuration names none."""
     if config.backbone.name == "tiny":
         return config.backbone.tiny.context
-    from transformers import AutoConfig
+    from sirius_rec.training import backbones
 
-    from sirius_rec.training.backbones import adapter_base, cannot_read, is_adapter
-
-    name = config.backbone.name
-    try:
-        loaded = AutoConfig.from_pretrained(adapter_base(Path(name)) if is_adapter(Path(name)) else name)
-    except Exception as error:  # the hub raises many kinds
-        raise cannot_read(name, "read its configuration", error) from error
-    return getattr(loaded.get_text_config(), "max_position_embeddings", None)
+    return backbones.context_of(config.backbone.model)

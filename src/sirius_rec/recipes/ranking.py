@@ -103,7 +103,7 @@ def load_plain_model(
     chat: bool = False,
     dtype: str = "float32",
 ) -> Served:
-    """Any causal language model by hub id or folder (of SiriusTrainer, say); requests hold titles.
+    """Any causal language model by hub id, folder (of SiriusTrainer, say) or GGUF file; requests hold titles.
 
     chat: prompts as user turns of the tokenizer's chat template. dtype: float32 or bfloat16, of the weights.
     """
@@ -112,11 +112,12 @@ def load_plain_model(
     from sirius_rec.prompts.encoding import Encoder
     from sirius_rec.prompts.templates import get_template
     from sirius_rec.training.backbones import adapter_base, is_adapter, load_backbone, load_tokenizer, load_trained
+    from sirius_rec.training.gguf import model_folder
 
     quiet()
     form = get_template(template, shows_slate=shows_slate)
     tokenizer = load_tokenizer(name)
-    folder = Path(name)
+    folder = Path(model_folder(name))
     if is_adapter(folder):
         model = load_trained(folder, adapter_base(folder), dtype=dtype)
     else:

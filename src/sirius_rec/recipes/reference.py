@@ -25,6 +25,7 @@ from sirius_rec.recipes.models import (
 )
 from sirius_rec.recipes.records import ALIGN_STREAM, slate_records, training_rows, validation_set
 from sirius_rec.recipes.run import Run, quiet
+from sirius_rec.training.gguf import fingerprint
 
 if TYPE_CHECKING:
     from sirius_rec.scoring.rows import PromptCompletions
@@ -112,6 +113,8 @@ def _reference_key(run: Run, seed: int) -> str:
     device, kernel = "cpu" if on_cpu(run.config) else "cuda", run.folder.path / ATTENTION
     computed = [backbone.name, backbone.dtype, backbone.attention, backbone.quantization, run.config.compute.scoring,
                 device, kernel.read_text() if device == "cuda" and kernel.is_file() else None]  # fmt: skip
+    if gguf := fingerprint(backbone.model):
+        computed.append(gguf)
     digest.update(json.dumps(computed).encode())
     for split, rows in _encoded_rows(run, seed).items():
         digest.update(f"{split} {len(rows)}".encode())

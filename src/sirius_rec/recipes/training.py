@@ -99,6 +99,7 @@ def train_stage(
     """
     from sirius_rec.recipes.arguments import training_arguments
     from sirius_rec.recipes.callbacks import Clock, EpochLines, SaveOnStop
+    from sirius_rec.training.backbones import name_base
     from sirius_rec.training.trainer import SiriusTrainer
 
     clock = Clock()
@@ -132,8 +133,10 @@ def train_stage(
         trainer.train(resume_from_checkpoint=True)
     if trainer.is_world_process_zero():
         _finish(trainer, folder, clock.seconds)
-        for checkpoint in ("best", "last") if card else ():
-            write_card(folder / checkpoint, run, loss, records, **card)
+        for checkpoint in ("best", "last"):
+            name_base(folder / checkpoint, run.config.backbone.model)
+            if card:
+                write_card(folder / checkpoint, run, loss, records, **card)
     trainer.accelerator.wait_for_everyone()
 
 

@@ -302,7 +302,7 @@ def what_was_run(run: ReportedRun) -> list[tuple[str, str]]:
 
 def _backbone(backbone: Mapping[str, Any]) -> str:
     tiny, lora = backbone.get("tiny"), backbone.get("lora")
-    text = str(backbone["name"])
+    text = "/".join(str(part) for part in (backbone["name"], backbone.get("gguf_file")) if part)
     if text == "tiny" and tiny:
         text += f", from scratch: {count(tiny['layers'], 'layer')}, width {tiny['hidden_size']}"
     if lora:

