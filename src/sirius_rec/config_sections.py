@@ -74,7 +74,7 @@ class PromptSection(Options):
         if isinstance(self.template, OwnTemplate):
             if self.template.answer is None and self.slate:
                 raise ConfigError(
-                    "prompts.template.answer: null continues the history, and behind a slate the answer would look like "
+                    "prompts.template.answer: null continues the history, and behind a slate the answer looks like "
                     "one more candidate: set prompts.slate: false, or name the line before the answer"
                 )
             return Template("own", **self.template.model_dump(), shows_slate=self.slate)
@@ -193,6 +193,7 @@ class EvaluationSection(Options):
     generation_rows: how many test prompts are answered by greedy generation (ValidRatio); 0 for none.
     validation_rows: how many validation rows are ranked after each epoch; null for all. Those of half the users choose
         SFT's best epoch, and the onset of hacking is looked for on the others.
+    test_rows: how many rows of which test slates are ranked, by every method; whole users, drawn once. Others: all.
     """
 
     HOW: ClassVar[frozenset[str]] = frozenset({"batch_tokens"})
@@ -201,6 +202,7 @@ class EvaluationSection(Options):
     slates: tuple[str, ...] | None = None
     generation_rows: Count = 500
     validation_rows: Positive | None = None
+    test_rows: dict[str, Positive] | None = None
     batch_tokens: Positive = 8192
     baseline: str = "sft_continued"
 

@@ -15,6 +15,7 @@ from sirius_rec.data.options import INTERACTED_LEAKY
 from sirius_rec.errors import ConfigError
 from sirius_rec.recipes.run_folder import RunFolder
 from sirius_rec.schema import CANDIDATES, HISTORY, SPLITS, USER_ID, SlateName
+from sirius_rec.training.batching import by_user
 
 if TYPE_CHECKING:
     from sirius_rec.data.store import Dataset
@@ -109,14 +110,15 @@ class Run:
         """Names of the slates that results are measured on; ConfigError naming those that there are."""
         prepared = [name for name in self.dataset.slate_names if SlateName.parse(name).split == "test"]
         chosen = self.config.evaluation.slates
+        for key, names in (("slates", chosen or ()), ("test_rows", self.config.evaluation.test_rows or ())):
+            for name in names:
+                if name not in prepared:
+                    have = ", ".join(prepared) or "none"
+                    raise ConfigError(f"evaluation.{key}: no test slates '{name}'; there are {have}")
         if chosen is None:
             if not prepared:
                 raise ConfigError(self._why_nothing_is_tested())
             return prepared
-        for name in chosen:
-            if name not in prepared:
-                have = ", ".join(prepared) or "none"
-                raise ConfigError(f"evaluation.slates: no test slates '{name}'; there are {have}")
         return list(chosen)
 
     def _why_nothing_is_tested(self) -> str:
@@ -136,13 +138,25 @@ class Run:
         """The test slates of a size: all but the whole catalogue, which language models do not rank."""
         return [name for name in self.test_slates if SlateName.parse(name).protocol != "full"]
 
+    def tested_rows(self, slates: str) -> np.ndarray:
+        """Numbers of the rows of frozen slates that are ranked, ascending: all, or those of `evaluation.test_rows`.
+
+        Whole users in one seeded order until there are enough rows, so that their histories are shared, and the rows of
+        a smaller number are among those of a larger.
+        """
+        users = self.dataset.examples(SlateName.parse(slates).split)[USER_ID]
+        wanted = (self.config.evaluation.test_rows or {}).get(slates)
+        if wanted is None:
+            return np.arange(len(users))
+        user_R = np.unique(users.to_numpy(), return_inverse=True)[1]
+        return np.sort(by_user(user_R, np.random.default_rng(0))[:wanted])
+
     def slate_arrays(self, slates: str) -> tuple[ItemLists, ItemLists]:
-        """Histories and candidates of every row of frozen slates, as dense item numbers."""
-        examples = self.dataset.examples(SlateName.parse(slates).split)
-        return (
-            [row.to_numpy() for row in examples[HISTORY]],
-            [row.to_numpy() for row in self.dataset.slates(slates)[CANDIDATES]],
-        )
+        """Histories and candidates of the ranked rows of frozen slates, as dense item numbers."""
+        rows = self.tested_rows(slates)
+        histories = self.dataset.examples(SlateName.parse(slates).split)[HISTORY].gather(rows)
+        candidates = self.dataset.slates(slates)[CANDIDATES].gather(rows)
+        return [row.to_numpy() for row in histories], [row.to_numpy() for row in candidates]
 
 
 def quiet() -> None:

@@ -126,7 +126,8 @@ def _write(run: Run, method: Method, seed: int, slates: str, checkpoint: str, sc
     # As precise as they were computed: in float32 seconds, say, would tie.
     kind = pl.Float64 if any(row.dtype == np.float64 for row in rows) else pl.Float32
     column = pl.Series("scores", [row.tolist() for row in rows], dtype=pl.List(kind))
-    frame = run.dataset.slates(slates).select(ROW_ID, CANDIDATES).with_columns(column)
+    ranked = run.dataset.slates(slates).select(ROW_ID, CANDIDATES)[run.tested_rows(slates)]
+    frame = ranked.with_columns(column)
     write_table(ScoreTable(method.key, method.label, seed, slates, checkpoint, frame), run.folder.scores)
 
 
@@ -143,7 +144,7 @@ def _generate(run: Run, method: Method, seed: int, slates: str, checkpoint: str,
     """What a file of generated answers holds."""
     histories, candidates = run.slate_arrays(slates)
     rows = answered_rows(run.config.evaluation.generation_rows, len(histories))
-    examples = run.dataset.examples(SlateName.parse(slates).split)
+    examples = run.dataset.examples(SlateName.parse(slates).split)[run.tested_rows(slates)]
     targets, row_ids = examples[TARGET].to_list(), examples[ROW_ID].to_list()
     ranker.progress = Ticker(f"{method.key} s{seed} answers", len(rows))
     answers: Sequence[Any] = ranker.answer(
