@@ -242,3 +242,22 @@ def test_shared_stages_choose_users_with_all_their_rows(mini: Callable[..., Conf
     assert len(set(users[rows])) == 5
     assert rows.tolist() == sorted(rows.tolist())
     assert rows.tolist() != recipe_records.stage_rows(200, few, 1, 3, users).tolist()
+
+
+def test_tested_rows_are_whole_users_and_nested(trained: Run) -> None:
+    name = trained.test_slates[0]
+    examples = trained.dataset.examples("test")
+    every = trained.tested_rows(name)
+    assert every.tolist() == list(range(examples.height))
+    chosen = {}
+    for wanted in (3, 9):
+        evaluation = trained.config.evaluation.changed(test_rows={name: wanted})
+        run = Run(trained.folder, trained.config.changed(evaluation=evaluation))
+        chosen[wanted] = run.tested_rows(name).tolist()
+        histories, candidates = run.slate_arrays(name)
+        assert len(histories) == len(candidates) == wanted
+        assert histories[0].tolist() == examples["history"][chosen[wanted][0]].to_list()
+        users = examples["user_id"][chosen[wanted]].to_list()
+        cut = [user for user in set(users) if users.count(user) < examples.filter(pl.col("user_id") == user).height]
+        assert len(cut) <= 1
+    assert set(chosen[3]) <= set(chosen[9])

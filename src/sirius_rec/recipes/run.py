@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 ItemLists = list[np.ndarray]
 
 
+def _by_user(users: Any, rng: np.random.Generator) -> np.ndarray:
+    """Row numbers with each user's together, users shuffled; a row without a user is one of its own."""
+    labels = np.arange(len(users)) if users.null_count() else users.to_numpy()
+    return by_user(np.unique(labels, return_inverse=True)[1], rng)
+
+
 class Run:
     """A run folder with its configuration. Data, tokenizer and encoder are loaded when they are first asked for."""
 
@@ -84,10 +90,15 @@ class Run:
 
     @property
     def validation_rows(self) -> np.ndarray:
-        """The validation rows ranked after each epoch; the same for every seed and method."""
-        n_rows = self.dataset.examples("val").height
-        wanted = min(n_rows, self.config.evaluation.validation_rows or n_rows)
-        return np.sort(np.random.default_rng(0).permutation(n_rows)[:wanted])
+        """The validation rows ranked after each epoch; the same for every seed and method.
+
+        With `training.share: user` whole users' rows, whose histories are then computed once.
+        """
+        users = self.dataset.examples("val")[USER_ID]
+        wanted = min(len(users), self.config.evaluation.validation_rows or len(users))
+        rng = np.random.default_rng(0)
+        order = rng.permutation(len(users)) if self.config.training.share == "none" else _by_user(users, rng)
+        return np.sort(order[:wanted])
 
     @property
     def selecting(self) -> np.ndarray | None:
@@ -148,8 +159,7 @@ class Run:
         wanted = (self.config.evaluation.test_rows or {}).get(slates)
         if wanted is None:
             return np.arange(len(users))
-        user_R = np.unique(users.to_numpy(), return_inverse=True)[1]
-        return np.sort(by_user(user_R, np.random.default_rng(0))[:wanted])
+        return np.sort(_by_user(users, np.random.default_rng(0))[:wanted])
 
     def slate_arrays(self, slates: str) -> tuple[ItemLists, ItemLists]:
         """Histories and candidates of the ranked rows of frozen slates, as dense item numbers."""

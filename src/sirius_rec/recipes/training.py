@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from sirius_rec.atomic import write_json
 from sirius_rec.config import Config
 from sirius_rec.diagnostics.curves import HIT
 from sirius_rec.errors import TrainingError
-from sirius_rec.recipes.job import log
+from sirius_rec.recipes.job import Ticker, log
 from sirius_rec.recipes.model_card import write_card
 from sirius_rec.recipes.models import initial_model, load_stage_model, select_attention
 from sirius_rec.recipes.records import Record, continuation_records, pretraining_records, validation_set
@@ -126,6 +127,7 @@ def train_stage(
         callbacks=[EpochLines(name, log), SaveOnStop(), clock],
         **further,
     )
+    trainer.progress_of = partial(Ticker, f"{name} validation")
     rows, pad_id = trainer.train_dataset.rows, trainer.encoder.pad_id
     select_attention(run.folder, run.config, model.to(args.device), rows, pad_id)
     log(f"{name}: {trainer.estimate_memory().line()}")

@@ -129,6 +129,8 @@ class SiriusTrainer(Trainer):
             self.collator.observed, self.eval_observed = observed_rewards(trained), observed_rewards(evaluated)
         self.eval_ref_logps = eval_ref_logps
         self.eval_hook = eval_hook
+        # Number of rows → what gets the numbers of those just done, where somebody wants to see an evaluation move.
+        self.progress_of: Callable[[int], Callable[[int], None]] | None = None
         self.metrics_log = MetricsLog(metrics_file or Path(args.output_dir) / "metrics.jsonl")
         self.held_out_log = HeldOutLog(self.metrics_log.path.parent / "held_out")
         self._averages = Averages()
@@ -353,7 +355,7 @@ class SiriusTrainer(Trainer):
         ):
             if eval_dataset is not None and needed:
                 raise TrainingError(f"evaluating other records needs their {what}: pass them as eval_dataset")
-        logps = self.score(rows)
+        logps = self.score(rows, self.progress_of(len(rows)) if self.progress_of else None)
         ranks = per_example(logps, np.zeros(len(logps), dtype=np.int64)).select(METRICS).mean().to_dicts()[0]
         metrics: dict[str, float] = dict(ranks)
         metrics |= held_out_evidence(
