@@ -240,22 +240,25 @@ def bench_memory(
     say: Say,
     shape: Shape = CPU_SHAPE,
     log: LogShape | None = None,
-    vocabularies: Sequence[int] = (32_000, 152_000),
+    vocabularies: Mapping[int, Sequence[str]] | None = None,
     n_rows: int = 40,
 ) -> Rows:
     """Peak bytes of tensors in a forward and backward pass beside the weights: allocator statistics, free of noise.
 
-    log: histories of 20 and 3 negatives unless given. For TRL a row has one negative, and its peak is compared with
-    that of trees on the same rows.
+    log: histories of 20 and 3 negatives unless given. vocabularies: the rivals that are measured with each; separate
+    rows with 152,000 logits each would not fit. For TRL a row has one negative, and its peak is compared with that of
+    trees on the same rows.
     """
     log = log or LogShape(20, 3)
+    both = ("packed_candidates", "completion_logits")
     out: Rows = []
-    for vocabulary in vocabularies:
+    for vocabulary, rivals in (vocabularies or {32_000: both, 152_000: both[:1]}).items():
         model = _prepared(replace(shape, vocabulary=vocabulary)).train()
         rows = log_rows(log, max(n_rows // 4, 1) if quick else n_rows, vocabulary=vocabulary)
         pairs = [row.only((0, 1)) for row in rows]
         cpu = torch.device("cpu")
-        peaks = {name: allocated_peak(partial(_pass, scorer, model, rows), cpu) for name, scorer in SCORERS.items()}
+        ways = ("trees", *rivals)
+        peaks = {name: allocated_peak(partial(_pass, SCORERS[name], model, rows), cpu) for name in ways}
         beside = dict.fromkeys(peaks, peaks["trees"])
         with suppress(ImportError):
             own = copy.deepcopy(model)
