@@ -89,7 +89,7 @@ def main() -> None:
                 rounds[name].append(json.loads(result.read_text()))
                 print(f"round {number + 1}, {name}: {rounds[name][-1]}", flush=True)
     from sirius_rec.bench.run import environment as described
-    from sirius_rec.recipes.run_folder import processor, versions
+    from sirius_rec.recipes.environment import processor, versions
 
     seconds = [key for key in rounds["now"][0] if key.endswith("_seconds")]
     medians = {n: {key: float(np.median([r[key] for r in found])) for key in seconds} for n, found in rounds.items()}

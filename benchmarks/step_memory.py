@@ -62,8 +62,9 @@ def main() -> None:
                     environment = {**os.environ, "PYTHONPATH": str(checkout.resolve() / "src")}
                     subprocess.run(command, env=environment, check=True, stderr=subprocess.DEVNULL)
                     found[name] = int(result.read_text())
-                out.append({"vocabulary": vocabulary, "examples": n, "k": 3, "bytes_now": found["now"],
-                            "bytes_before": found["before"], "share": round(found["now"] / found["before"], 3)})  # fmt: skip
+                share = round(found["now"] / found["before"], 3)
+                sizes = {f"bytes_{name}": size for name, size in found.items()}
+                out.append({"vocabulary": vocabulary, "examples": n, "k": 3, "share": share, **sizes})
                 print(out[-1], flush=True)
     arguments.out.write_text(json.dumps({"rows": out}, indent=1, sort_keys=True) + "\n")
 
