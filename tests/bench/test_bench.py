@@ -127,8 +127,9 @@ def test_ratios_by_hand() -> None:
     assert (row["baseline"], row["ratio"], row["seconds_trees"]) == ("other", 2.0, 1.0)
 
 
-def test_step_score_and_memory_give_their_rows(tmp_path: Path) -> None:
+def test_step_score_and_memory_give_their_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("trl")
+    monkeypatch.setattr(measures, "_TRL", LogShape(4, 1))
     steps = {LogShape(4, 0): 8, LogShape(4, 1): 8, LogShape(4, 3, slate_shown=True): 8}
     step = measures.bench_step(quick=True, say=quiet, shape=TINY_SHAPE, steps=steps)
     rivals = ["packed_candidates", "completion_logits"]
