@@ -43,10 +43,20 @@ def measure(config_path: Path, overrides: list[str], data: Path) -> dict[str, An
         run.path.mkdir()
         dataset = prepare_data(config, data, lambda line: None)
         form, tokenizer = config.prompts.form(), load_run_tokenizer(run, config, dataset)
-        rows = stage_rows(dataset.examples("train").height, config.align, 0, ALIGN_STREAM)
+        examples, further = dataset.examples("train"), {}
+        if getattr(getattr(config, "training", None), "share", "none") == "user":
+            further = {"users": examples["user_id"].to_numpy()}
+        rows = stage_rows(examples.height, config.align, 0, ALIGN_STREAM, **further)
         stage = config.align.changed(epochs=1)
         args = training_arguments(
-            config, stage, Path(folder) / "out", {"loss": "softmax_dpo"}, 0, n_records=len(rows), best_by=None
+            config,
+            stage,
+            Path(folder) / "out",
+            {"loss": "softmax_dpo"},
+            0,
+            n_records=len(rows),
+            best_by=None,
+            **({"share": "user"} if further else {}),
         )
         args.save_strategy = "no"
         records = slate_records(dataset, SlateName.parse("train-uniform-20-s0"), form, rows)
@@ -85,7 +95,8 @@ def main() -> None:
                 result = Path(folder) / "result.json"
                 command = [sys.executable, __file__, arguments.config, result, "--child", Path(folder) / f"data-{name}"]
                 environment = {**os.environ, "PYTHONPATH": str(checkout.resolve() / "src")}
-                subprocess.run([*map(str, command), *overrides], env=environment, check=True)
+                known = overrides if name == "now" else [o for o in overrides if not o.startswith("training.")]
+                subprocess.run([*map(str, command), *known], env=environment, check=True)
                 rounds[name].append(json.loads(result.read_text()))
                 print(f"round {number + 1}, {name}: {rounds[name][-1]}", flush=True)
     from sirius_rec.bench.run import environment as described

@@ -19,8 +19,10 @@ from typing import Any
 import numpy as np
 
 
-def rows_of(run: Path, metrics: tuple[str, ...]) -> tuple[dict[tuple[str, str], dict[str, np.ndarray]], np.ndarray]:
-    """(method, slates) → metric → [seeds, rows]; and whose the rows are."""
+def rows_of(
+    run: Path, metrics: tuple[str, ...]
+) -> tuple[dict[tuple[str, str], dict[str, np.ndarray]], dict[str, np.ndarray]]:
+    """(method, slates) → metric → [seeds, rows]; and slates → whose the rows are."""
     from sirius_rec.data.store import open_dataset
     from sirius_rec.evaluation.metrics import per_example, target_positions
     from sirius_rec.evaluation.tables import read_tables
@@ -28,14 +30,16 @@ def rows_of(run: Path, metrics: tuple[str, ...]) -> tuple[dict[tuple[str, str], 
 
     examples = open_dataset(run / "data").examples("test").select(ROW_ID, TARGET, USER_ID)
     found: dict[tuple[str, str], dict[str, list[np.ndarray]]] = defaultdict(lambda: defaultdict(list))
+    users: dict[str, np.ndarray] = {}
     for table in sorted(read_tables(run / "scores"), key=lambda table: table.seed):
         frame = table.frame.join(examples, on=ROW_ID, how="left", maintain_order="left")
+        users[table.slates] = frame[USER_ID].to_numpy()
         positions = target_positions(frame[CANDIDATES], frame[TARGET])
         values = per_example(frame["scores"], positions)
         for metric in metrics:
             found[table.method, table.slates][metric].append(values[metric].to_numpy())
     stacked = {key: {m: np.stack(v) for m, v in by_metric.items()} for key, by_metric in found.items()}
-    return stacked, examples[USER_ID].to_numpy()
+    return stacked, users
 
 
 def main() -> None:
@@ -51,6 +55,8 @@ def main() -> None:
     runs = {share: arguments.runs / f"{arguments.config.stem}-share-{share}" for share in ("none", "user")}
     for share, folder in runs.items():
         command = ["-m", "sirius_rec", "run", str(arguments.config), "--out", str(folder), f"training.share={share}"]
+        # The last epoch, because the best one would be chosen on other validation rows.
+        command.append("evaluation.checkpoints=[last]")
         subprocess.run([sys.executable, *command, *overrides], check=True)
     metrics = ("hr@1", "ndcg@10")
     (none, users), (user, _) = (rows_of(folder, metrics) for folder in runs.values())
@@ -60,7 +66,7 @@ def main() -> None:
             pair = np.stack([values[metric], none[method, slates][metric]])
             if np.array_equal(pair[0], pair[1]):  # what is not trained
                 continue
-            test = paired_test(pair[0], pair[1], groups=users)
+            test = paired_test(pair[0], pair[1], groups=users[slates])
             out.append(
                 {
                     "method": method, "slates": slates, "metric": metric, "seeds": len(pair[0]),

@@ -90,6 +90,7 @@ class BackboneSection(Options):
 
     dtype bfloat16: with LoRA the frozen base is held in bfloat16; otherwise float32 weights compute in bfloat16.
     attention auto: on CUDA the fastest kernel that is right, measured once per run; on CPU chunks of a tree on sdpa.
+    eager is for comparison: it takes memory with the square of a micro-batch's tokens.
     quantization 4bit: the frozen base in 4 bits under LoRA (QLoRA); needs CUDA and bitsandbytes.
     `tiny` and `pretrain` are for the tiny backbone only; `pretrain: null` starts SFT from random weights.
     """
@@ -193,7 +194,8 @@ class EvaluationSection(Options):
     generation_rows: how many test prompts are answered by greedy generation (ValidRatio); 0 for none.
     validation_rows: how many validation rows are ranked after each epoch; null for all. Those of half the users choose
         SFT's best epoch, and the onset of hacking is looked for on the others.
-    test_rows: how many rows of which test slates are ranked, by every method; whole users, drawn once. Others: all.
+    test_rows: how many rows of which test slates are ranked, by every method: whole users, drawn once, the
+        last one's in part. Others: all.
     """
 
     HOW: ClassVar[frozenset[str]] = frozenset({"batch_tokens"})

@@ -212,5 +212,5 @@ def test_the_command_writes_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyP
     content = json.loads((tmp_path / "cuda.json").read_text())
     assert content["rows"] == []
     assert content["environment"]["versions"]["torch"]
-    assert [shape["name"] for shape in content["environment"]["shapes"]] == ["cpu", "llama-2-7b"]
+    assert [shape["name"] for shape in content["environment"]["shapes"]] == ["cpu", "smollm2-135m", "llama-2-7b"]
     assert "skipped" in capsys.readouterr().out  # what was measured is the result; "done" is not

@@ -336,3 +336,51 @@ def test_longrope_scores_do_not_depend_on_the_batch() -> None:
     alone = torch.cat([naive_logps(model, [row], 0, CPU) for row in rows])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
     torch.testing.assert_close(tree_logps(model, build_tree(rows[:1])), alone[:1], atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", [*sorted(EAGER_ONLY), "llama", "mistral-window", "gemma3-window"])
+def test_generation_on_the_kernel_is_that_without_it(name: str) -> None:
+    """Padding on the left, a cache, one query at a time: what is not a tree runs as it did before."""
+    model = build(name)
+    ids = torch.tensor([[0, 0, 0, 0, 0, 0, 0, 7, 8], [5, 6, 7, 8, 9, 10, 11, 12, 13]])
+    seen = (ids != 0).long()
+    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    before = model.generate(
+        input_ids=ids, attention_mask=seen, output_scores=True, return_dict_in_generate=True, **options
+    )
+    assert packed.use_tree_attention(model) == TREE_ATTENTION
+    after = model.generate(
+        input_ids=ids, attention_mask=seen, output_scores=True, return_dict_in_generate=True, **options
+    )
+    torch.testing.assert_close(torch.stack(after.scores), torch.stack(before.scores), atol=1e-4, rtol=0)
+    assert torch.equal(after.sequences, before.sequences)
+
+
+def test_threads_that_score_with_one_model_take_turns() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    model, tree = build("gemma3-window"), build_tree(random_rows())
+    with torch.no_grad():
+        alone = tree_logps(model, tree)
+        ids = torch.tensor([[5, 6, 7]])
+        plain = model(input_ids=ids).logits
+
+    def score(_: int) -> Tensor:
+        with torch.no_grad():
+            return tree_logps(model, tree)
+
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(score, range(24)):
+            torch.testing.assert_close(found, alone)
+    assert "forward" not in vars(model.get_output_embeddings())
+    with torch.no_grad():
+        torch.testing.assert_close(model(input_ids=ids).logits, plain)
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss-window"])
+def test_router_logits_are_not_asked_for(name: str) -> None:
+    """Their loss reads the mask as one of two dimensions, and is not ours."""
+    model = build(name)
+    model.config.output_router_logits = True
+    assert_parity(model, random_rows())

@@ -163,3 +163,27 @@ def test_a_kernel_without_memory_is_not_called_wrong(model: Any, monkeypatch: py
     assert (probe.chosen, probe.refused) == (TREE_ATTENTION, {"eager": "out of memory"})
     with pytest.raises(torch.OutOfMemoryError, match="124 GiB"):
         probe_attention(model, ROWS, 0, candidates=("eager",))
+
+
+def test_a_model_put_on_the_kernel_elsewhere(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unpickled in another process, it names a kernel that transformers has not heard of there."""
+    asked: list[bool] = []
+    use_tree_attention(model)
+    monkeypatch.setattr(packed, "register", lambda: asked.append(True))
+    use_tree_attention(model)
+    assert asked
+
+
+def test_eager_attention_takes_few_nodes_at_a_time(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its memory grows with the square of the tree; log-probs do not depend on it."""
+    from sirius_rec.scoring import scorer
+
+    expected = scorer.score_rows(model, ROWS, 0)
+    model.set_attn_implementation("eager")
+    monkeypatch.setattr(scorer, "_EAGER", 8)
+    sizes: list[int] = []
+    logps = scorer.logps
+    monkeypatch.setattr(scorer, "logps", lambda m, rows, *rest: sizes.append(len(rows)) or logps(m, rows, *rest))
+    for ours, theirs in zip(scorer.score_rows(model, ROWS, 0), expected, strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-5)
+    assert sizes == [1, 1]

@@ -100,3 +100,20 @@ def test_naive_scoring_is_measured_as_such() -> None:
     llama = build(False, False)
     naive, packed = (estimate(llama, ROWS[:6], 0, scoring=scoring) for scoring in ("naive", "packed"))
     assert naive.activations > 2 * packed.activations
+
+
+def test_rows_that_share_everything_are_estimated() -> None:
+    """Six equal rows are one; no difference between few and fewer of them to continue."""
+    model = build(True, False)
+    found = estimate(model, ROWS[:1] * 6, 0)
+    assert found.tokens == estimate(model, ROWS[:1], 0).tokens
+    assert found.total == pytest.approx(estimate(model, ROWS[:1], 0).total, rel=0.02)
+
+
+def test_eager_attention_is_estimated_by_its_square() -> None:
+    model = build(True, False)
+    model.set_attn_implementation("eager")
+    found = estimate(model, ROWS, 0)
+    weights, optimizer = found.weights, found.optimizer
+    assert found.total == pytest.approx(weights + optimizer + step_peak(model, ROWS, 0), rel=0.1)
+    assert found.activations > 2 * estimate(build(True, False), ROWS, 0).activations

@@ -81,6 +81,20 @@ def test_a_step_costs_less() -> None:
     assert max(shared) < min(alone)
 
 
+def test_the_heaviest_micro_batch_is_that_with_most_nodes() -> None:
+    """One user's rows with a long history cost less together than short ones of many users."""
+    long = [PromptCompletions([*range(3, 60), 60 + n], [[5, 2]]) for n in range(8)]
+    short = [PromptCompletions([100 + n] * 20, [[5, 2]]) for n in range(8)]
+    users = ["long"] * 8 + [f"short{n}" for n in range(8)]
+    data = PreferenceDataset([*long, *short], negatives=0, users=users, seed=1, layout=StepLayout(8))
+    batches = [data.order[at : at + 8].tolist() for at in (0, 8)]
+    nodes = [count_nodes([data.rows[r] for r in batch]) for batch in batches]
+    assert count_nodes(data.heaviest()) == max(nodes)
+    assert sum(row.length("naive") for row in data.heaviest("naive")) == max(
+        sum(data.rows[r].length("naive") for r in batch) for batch in batches
+    )
+
+
 Build = Callable[..., Any]
 
 
@@ -135,6 +149,9 @@ def test_what_is_refused(build: Build) -> None:
     unowned = records()
     del unowned[3]["user"]
     with pytest.raises(DataError, match="record 3: share: user needs to know whose it is: give every record a 'user'"):
+        build(2, data=unowned)
+    unowned[3]["user"] = float("nan")
+    with pytest.raises(DataError, match="record 3: share: user needs to know whose it is"):
         build(2, data=unowned)
     from sirius_rec.training.config import SiriusConfig
 

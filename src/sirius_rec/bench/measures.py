@@ -39,13 +39,13 @@ Rows = list[dict[str, Any]]
 BETA = 1.0
 # Shape of the rows → examples of a step: whole runs of users' rows.
 STEPS: dict[LogShape, int] = {
-    **{LogShape(20, k): n for k, n in ((0, 80), (1, 80), (3, 80), (19, 20))},
+    **{LogShape(20, k): n for k, n in ((0, 80), (1, 80), (3, 40), (19, 20))},
     **{LogShape(50, k): n for k, n in ((0, 80), (1, 80), (3, 40))},
     LogShape(10, 1, anchored=False): 80,
     LogShape(50, 1, slate_shown=True): 40,
 }
 # The same on the shape of a real language model, where it is the layers that cost, and not the output.
-REAL_STEPS: dict[LogShape, int] = {LogShape(20, 1): 40, LogShape(20, 3): 40}
+REAL_STEPS: dict[LogShape, int] = {LogShape(20, 1): 40}
 # TRL pads all rows of a batch to the longest: it is measured once, with these.
 _TRL = LogShape(20, 1)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from sirius_rec.bench.shapes import CPU_SHAPE, LLAMA_2_7B
+from sirius_rec.bench.shapes import CPU_SHAPE, LLAMA_2_7B, SMOLLM2_135M
 from sirius_rec.errors import ConfigError
 
 BENCHES = ("step", "score", "memory", "cost", "end-to-end", "cuda")
@@ -27,8 +27,9 @@ def environment(processor: str, versions: dict[str, str]) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions,
-        "shapes": [CPU_SHAPE.described(), LLAMA_2_7B.described()],
-        "batch": "prompts of 300 tokens ± 2 %, candidates of 3 to 9 tokens with the end of sequence, random tokens",
+        "shapes": [shape.described() for shape in (CPU_SHAPE, SMOLLM2_135M, LLAMA_2_7B)],
+        "batch": "random tokens: step and memory on rows of a log (bench/shapes.py: log_rows), others on prompts of "
+        "300 tokens ± 2 %, candidates of 3 to 9 tokens with the end of sequence",
     }
 
 

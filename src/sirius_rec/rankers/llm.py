@@ -21,7 +21,7 @@ class LLMRanker:
 
     model, encoder: the LM and its tokenizer. template, titles: how items are shown; titles by dense item number.
     shown: what stands for an item in prompts, where that is not its title (hybrid prompts).
-    scoring: "auto", "packed" or "naive". batch_tokens: padded tokens per batch. bf16: see
+    scoring: "auto", "packed" or "naive". batch_tokens: tokens per batch. bf16: see
     `scoring.scorer.score_rows`. progress: gets the rows just done.
     """
 

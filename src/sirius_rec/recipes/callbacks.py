@@ -99,7 +99,7 @@ class EpochLines(TrainerCallback):
         elif "loss" in logs and time.monotonic() - self.logged > 15:
             done = state.global_step - self._first
             left = (time.monotonic() - self._began) / max(done, 1) * (state.max_steps - state.global_step)
-            line = f"loss {logs['loss']:.4f}  {logs.get('tokens_per_second', 0):.0f} packed tokens/s"
+            line = f"loss {logs['loss']:.4f}  {logs.get('tokens_per_second', 0):.0f} tokens/s"
             if done > 0:
                 line += f"  {duration(left)} left"
         else:

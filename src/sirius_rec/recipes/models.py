@@ -94,10 +94,9 @@ def select_attention(
     """With attention: auto, put the model on the fastest kernel: on CPU the one for trees, on CUDA what is measured.
 
     Measured once per run, because policy and reference must run on the same kernel: another one rounds otherwise, and
-    every margin would carry the difference. rows: real ones, of which the longest are timed; without any, what was
-    measured before holds. Gives the kernel's name.
+    every margin would carry the difference. rows: those of a micro-batch, the first of which are timed; without any,
+    what was measured before holds. Gives the kernel's name.
     """
-    from sirius_rec.scoring.attention import probe_attention
     from sirius_rec.scoring.packed import unwrapped, use_tree_attention
 
     base = unwrapped(model)
@@ -109,12 +108,24 @@ def select_attention(
     if not rows and not stored.is_file():  # nothing was trained here, and there is nothing to measure with
         return use_tree_attention(model)
     if is_main() and not stored.is_file():
-        longest = sorted(rows, key=lambda row: -row.packed_length)[:_PROBE_ROWS]
-        write_json(stored, asdict(probe_attention(model, longest, pad_id, bf16=computes_in_bf16(config))))
+        write_json(stored, _probed(model, rows[:_PROBE_ROWS], pad_id, config))
     wait()
     if json.loads(stored.read_text())["chosen"] == "flex_attention":
         base.set_attn_implementation("flex_attention")
     return use_tree_attention(model)
+
+
+def _probed(model: Any, rows: Sequence[PromptCompletions], pad_id: int, config: Config) -> dict[str, Any]:
+    """What the probe finds; where no kernel has the memory for it, the one for trees, which needs the least."""
+    import torch
+
+    from sirius_rec.scoring.attention import probe_attention
+    from sirius_rec.scoring.tree_attention import TREE_ATTENTION
+
+    try:
+        return asdict(probe_attention(model, rows, pad_id, bf16=computes_in_bf16(config)))
+    except torch.OutOfMemoryError:
+        return {"chosen": TREE_ATTENTION, "seconds": {}, "refused": {"every kernel": "out of memory in the probe"}}
 
 
 def computes_in_bf16(config: Config) -> bool:

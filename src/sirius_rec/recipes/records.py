@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sirius_rec.errors import ConfigError
 from sirius_rec.prompts.templates import NO, YES
 from sirius_rec.recipes.run import Run
 from sirius_rec.schema import CANDIDATES, HISTORY, ROW_ID, TARGET, USER_ID, UTILITY, SlateName
@@ -105,7 +106,13 @@ def stage_rows(n_rows: int, stage: StageOptions, seed: int, stream: int, users: 
 def training_rows(run: Run, stage: StageOptions, seed: int, stream: int) -> np.ndarray:
     """`stage_rows` of an open run: users are chosen with `training.share: user`."""
     examples = run.dataset.examples("train")
-    users = examples[USER_ID].to_numpy() if run.config.training.share == "user" else None
+    users = None
+    if run.config.training.share == "user":
+        if examples[USER_ID].null_count():
+            raise ConfigError(
+                "training.share: user needs rows that say whose they are, and this data does not: set none"
+            )
+        users = examples[USER_ID].to_numpy()
     return stage_rows(examples.height, stage, seed, stream, users)
 
 

@@ -92,7 +92,7 @@ class Run:
     def validation_rows(self) -> np.ndarray:
         """The validation rows ranked after each epoch; the same for every seed and method.
 
-        With `training.share: user` whole users' rows, whose histories are then computed once.
+        With `training.share: user` whole users' rows (the last one's in part), whose histories are then computed once.
         """
         users = self.dataset.examples("val")[USER_ID]
         wanted = min(len(users), self.config.evaluation.validation_rows or len(users))
@@ -152,8 +152,8 @@ class Run:
     def tested_rows(self, slates: str) -> np.ndarray:
         """Numbers of the rows of frozen slates that are ranked, ascending: all, or those of `evaluation.test_rows`.
 
-        Whole users in one seeded order until there are enough rows, so that their histories are shared, and the rows of
-        a smaller number are among those of a larger.
+        Whole users in one seeded order until there are enough rows (the last one's in part), so that their histories
+        are shared, and the rows of a smaller number are among those of a larger.
         """
         users = self.dataset.examples(SlateName.parse(slates).split)[USER_ID]
         wanted = (self.config.evaluation.test_rows or {}).get(slates)

@@ -108,7 +108,7 @@ def train_stage(
     checkpoints = folder / "checkpoints"
     best_by = validation.get("best_by", HIT) if validation else None
     # Shuffled histories, as the tiny backbone reads them first, have no user and nothing to share.
-    share = run.config.training.share if "user" in records[0] else "none"
+    share = run.config.training.share if records and "user" in records[0] else "none"
     args = training_arguments(
         run.config, stage, checkpoints, loss, seed, n_records=len(records), best_by=best_by, share=share
     )
@@ -128,8 +128,8 @@ def train_stage(
         **further,
     )
     trainer.progress_of = partial(Ticker, f"{name} validation")
-    rows, pad_id = trainer.train_dataset.rows, trainer.encoder.pad_id
-    select_attention(run.folder, run.config, model.to(args.device), rows, pad_id)
+    heaviest = trainer.train_dataset.heaviest(trainer.scoring)
+    select_attention(run.folder, run.config, model.to(args.device), heaviest, trainer.encoder.pad_id)
     log(f"{name}: {trainer.estimate_memory().line()}")
     with stopping.after_a_checkpoint():
         trainer.train(resume_from_checkpoint=True)

@@ -6,9 +6,11 @@ tokens. So adapters on the head and hooks around the model act as usual, and the
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -25,6 +27,9 @@ _AFTER_HEAD: tuple[tuple[str, Any, Callable[[Tensor, Any], Tensor]], ...] = (
     ("logits_scaling", 1.0, lambda logits, scale: logits / scale),
     ("logit_scale", 1.0, lambda logits, scale: logits * scale),
 )
+
+_TURNS: WeakKeyDictionary[Any, threading.RLock] = WeakKeyDictionary()
+_TURNS_LOCK = threading.Lock()
 
 
 class _TokenLogp(torch.autograd.Function):
@@ -50,9 +55,18 @@ class _TokenLogp(torch.autograd.Function):
 def scoring_head(base: Any, keep_N: Tensor, source_M: Tensor, target_M: Tensor) -> Iterator[None]:
     """While it lasts, the model's `logits` are [1, M]: log π of token target_M[m] at position keep_N[source_M[m]].
 
-    base: the transformers model itself. source_M: sorted. In nats, float32.
+    base: the transformers model itself. source_M: sorted. In nats, float32. Threads that score with one model take
+    turns; a plain forward pass beside them is not kept apart.
     """
     head = base.get_output_embeddings()
+    with _TURNS_LOCK:
+        turn = _TURNS.setdefault(head, threading.RLock())
+    with turn, _replaced(base, head, keep_N, source_M, target_M):
+        yield
+
+
+@contextmanager
+def _replaced(base: Any, head: Any, keep_N: Tensor, source_M: Tensor, target_M: Tensor) -> Iterator[None]:
     original = head.forward
     undone, after = _without_changes_behind(base)
 

@@ -50,6 +50,8 @@ def use_tree_attention(model: nn.Module) -> str:
     An architecture that has no sdpa (Gemma-2, gpt-oss) runs on eager unless told otherwise, and is put on it, too.
     """
     base = unwrapped(model)
+    if base.config._attn_implementation == TREE_ATTENTION:
+        register()  # a model that was unpickled in another process than the one that put it there
     takes = "sdpa" if getattr(base, "_supports_sdpa", True) else "eager"
     if base.config._attn_implementation == takes and not refusal(base.config):
         register()
@@ -72,6 +74,8 @@ def tree_logps(model: nn.Module, tree: CandidateTree) -> Tensor:
         "attention_mask": attention_masks(base.config, tree, base.dtype),
         "use_cache": False,
     }
+    if getattr(base.config, "output_router_logits", False):  # for a loss of theirs that reads the mask as 2-D
+        inputs["output_router_logits"] = False
     with scoring_head(base, tree.keep_N, tree.source_M, tree.target_M):
         token_logp_M: Tensor = model(**inputs).logits[0].float()
     shape = tree.valid_BC.shape

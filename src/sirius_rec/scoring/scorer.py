@@ -19,6 +19,7 @@ from sirius_rec.scoring.rows import PromptCompletions
 from sirius_rec.scoring.tree import build_tree
 
 MODES = ("auto", "packed", "naive")
+_EAGER = 1024  # nodes at a time under eager attention, which takes memory with their square
 _CHECKED = 4  # candidates of a row that the self-check compares
 _RIGHT: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()  # kernels that `check_once` found right
 
@@ -161,6 +162,8 @@ def score_rows(
     rank, processes = _place_in_group()
     # Parts of rows, so that every batch is one forward pass: a sharded model needs as many in all its processes.
     parts, owner = in_parts(rows, max_tokens) if mode == "naive" else (rows, list(range(len(rows))))
+    if mode == "packed" and use_tree_attention(model) == "eager":
+        max_tokens = min(max_tokens, _EAGER)
     batches = padded_batches(parts, max_tokens) if mode == "naive" else tree_batches(parts, max_tokens)
     left = Counter(owner)
     own: dict[int, np.ndarray] = {}

@@ -97,9 +97,11 @@ def _kernel(
     scores_BNTK = query @ key.transpose(2, 3) * options["scaling"]
     if softcap is not None:
         scores_BNTK = softcap * torch.tanh(scores_BNTK / softcap)
-    if seen is None:
-        seen = torch.ones(scores_BNTK.shape[-2:], dtype=torch.bool, device=query.device).tril()
-    scores_BNTK = scores_BNTK.float().masked_fill(~seen, -torch.inf)
+    if seen is None:  # plainly causal; behind a cache the queries are the last of the keys
+        n_queries, n_keys = scores_BNTK.shape[-2:]
+        seen = torch.ones((n_queries, n_keys), dtype=torch.bool, device=query.device).tril(n_keys - n_queries)
+    # Not −∞: padding on the left sees nothing, and its NaN would reach everyone through its values.
+    scores_BNTK = scores_BNTK.float().masked_fill(~seen, torch.finfo(torch.float32).min)
     if sinks_N is not None:
         sinks_BNT1 = sinks_N.float()[None, :, None, None].expand(*scores_BNTK.shape[:3], 1)
         scores_BNTK = torch.cat([scores_BNTK, sinks_BNT1], -1)

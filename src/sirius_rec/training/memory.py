@@ -17,7 +17,7 @@ from torch import nn
 
 from sirius_rec.scoring import head
 from sirius_rec.scoring.naive import naive_logps
-from sirius_rec.scoring.packed import takes_logits_to_keep, tree_logps, unwrapped
+from sirius_rec.scoring.packed import takes_logits_to_keep, tree_logps, unwrapped, use_tree_attention
 from sirius_rec.scoring.rows import PromptCompletions
 from sirius_rec.scoring.tree import build_tree, count_nodes
 
@@ -151,11 +151,15 @@ def estimate(
         peak = step_peak(model, rows[:n], pad_id, scoring=scoring, bf16=bf16)
         return max(peak - trained - _logits(model, rows[:n], scoring), 0)
 
-    few = min(len(rows), _FEW)
+    dense = scoring == "packed" and use_tree_attention(model) == "eager"  # takes memory with the square of the tokens
+    few = len(rows) if dense else min(len(rows), _FEW)
     activations = rest(few)
     if len(rows) > few:
         some, fewer = (_tokens(rows[:n], scoring) for n in (few, few // 2))
-        activations += max(activations - rest(few // 2), 0) * (n_tokens - some) // (some - fewer)
+        if some - fewer < some // 8:  # rows that share nearly all say nothing about what a token takes
+            activations = activations * n_tokens // some
+        else:
+            activations += max(activations - rest(few // 2), 0) * (n_tokens - some) // (some - fewer)
     return MemoryEstimate(
         weights=weights // shards,
         gradients=trained // shards,

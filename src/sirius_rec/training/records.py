@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from sirius_rec.errors import ConfigError, DataError, PromptError
 from sirius_rec.prompts.encoding import Encoder
 from sirius_rec.scoring.rows import PromptCompletions
-from sirius_rec.scoring.tree import build_tree
+from sirius_rec.scoring.tree import build_tree, count_nodes
 from sirius_rec.training.batching import StepLayout, by_user, grouped
 
 
@@ -108,10 +108,9 @@ def observed_rewards(records: Iterable[Mapping[str, Any]]) -> list[float]:
 def users_of(records: Iterable[Mapping[str, Any]]) -> list[Hashable]:
     """Whose each record is, from its `user`; DataError for a record without one."""
     users = [record.get("user") for record in records]
-    if None in users:
-        raise DataError(
-            f"record {users.index(None)}: share: user needs to know whose it is: give every record a 'user'"
-        )
+    unknown = [n for n, user in enumerate(users) if user is None or user != user]  # data frames say NaN
+    if unknown:
+        raise DataError(f"record {unknown[0]}: share: user needs to know whose it is: give every record a 'user'")
     return users
 
 
@@ -222,8 +221,16 @@ class PreferenceDataset(Dataset[Draw]):
         drawn = [self.rows[r].only(self._drawn[r].columns.tolist()) for r in self.order.tolist()]
         lengths = np.array([row.length(scoring) for row in drawn])
         starts = np.arange(0, len(drawn), micro)
-        start = int(starts[np.add.reduceat(lengths, starts).argmax()])
-        return drawn[start : start + micro]
+        sums = np.add.reduceat(lengths, starts)
+        largest, found = -1, drawn[:micro]
+        for at in np.argsort(-sums, kind="stable").tolist():
+            if sums[at] <= largest:  # rows share tokens and never add any: no further one can be larger
+                break
+            batch = drawn[starts[at] : starts[at] + micro]
+            size = int(sums[at]) if scoring == "naive" else count_nodes(batch)
+            if size > largest:
+                largest, found = size, batch
+        return found
 
     @property
     def n_examples(self) -> int:

@@ -23,6 +23,7 @@ from sirius_rec.evaluation.metrics import METRICS, per_example
 from sirius_rec.objectives.evidence import evidence
 from sirius_rec.objectives.losses import LossOutput, compute_loss
 from sirius_rec.prompts.encoding import Encoder
+from sirius_rec.scoring.masks import first_range
 from sirius_rec.scoring.naive import naive_logps
 from sirius_rec.scoring.packed import tree_logps, unwrapped
 from sirius_rec.scoring.rows import PromptCompletions
@@ -114,6 +115,8 @@ class SiriusTrainer(Trainer):
         self.encoder = encoder or Encoder(processing_class, chat=args.chat)
         self.scoring = resolve_mode(model, args.scoring)
         context = args.max_length or getattr(unwrapped(model).config, "max_position_embeddings", None)
+        if self.scoring == "packed":
+            context = min((n for n in (context, first_range(unwrapped(model).config)) if n), default=None)
         trained = list(records_of(train_dataset, "train_dataset"))
         train_rows = encode_records(trained, self.encoder)
         evaluated = [] if eval_dataset is None else list(records_of(eval_dataset, "eval_dataset"))
@@ -289,7 +292,8 @@ class SiriusTrainer(Trainer):
             if tensor is not None:
                 parts[f"nonfinite {name}"] = ((~torch.isfinite(tensor.detach())).sum().float(), one)
         self._averages.add(parts)
-        self._tokens = self._tokens.to(logp_BC.device) + tree.n_nodes
+        separate = (row.length("naive") for row in inputs["rows"]) if self.scoring == "naive" else [tree.n_nodes]
+        self._tokens = self._tokens.to(logp_BC.device) + sum(separate)
 
     def _stop_on_nan(self) -> None:
         """Raise with the step and the first quantity that was not finite."""
