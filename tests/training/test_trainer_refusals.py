@@ -124,3 +124,23 @@ def test_options_that_would_train_something_else_are_refused(
     with pytest.raises(ConfigError, match=message) as caught:
         build(**options)
     assert "\n" not in str(caught.value)
+
+
+def test_rows_beyond_the_first_range_of_longrope_are_refused_before_training(build: Build, tokenizer: Any) -> None:
+    """In a tree a long row's factors would be everybody's; one that long in step 40 must not end the run there."""
+    from transformers import Phi3Config, Phi3ForCausalLM
+
+    def model(limit: int) -> Any:
+        config = Phi3Config(
+            vocab_size=len(tokenizer), hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+            num_key_value_heads=2, max_position_embeddings=256, original_max_position_embeddings=limit, pad_token_id=0,
+            rope_parameters={
+                "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4,
+            },
+        )  # fmt: skip
+        return Phi3ForCausalLM(config)
+
+    with pytest.raises(PromptError, match="exceed the model's context of 4 tokens"):
+        build(model=model(4))
+    build(model=model(4), scoring="naive")
+    build(model=model(200))

@@ -40,7 +40,7 @@ class Shape:
 
 
 # Deep for its width, but still with an output layer of 0.87 of the layers (Qwen-0.5B: 0.4, a 7B model: 0.02): the cost
-# of logits, which packing does not lower, is over-stated rather than under-stated.
+# of logits, which trees hardly lower, is over-stated rather than under-stated.
 CPU_SHAPE = Shape("cpu", hidden=192, intermediate=512, layers=16, heads=6, vocabulary=32000)
 LLAMA_2_7B = Shape("llama-2-7b", hidden=4096, intermediate=11008, layers=32, heads=32, vocabulary=32000)
 SMOLLM2_135M = Shape("smollm2-135m", hidden=576, intermediate=1536, layers=30, heads=9, vocabulary=49152, context=8192)

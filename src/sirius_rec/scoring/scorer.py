@@ -25,7 +25,10 @@ _RIGHT: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()  # kernels 
 
 
 def resolve_mode(model: nn.Module, mode: str) -> str:
-    """`packed` or `naive` for the asked `mode`; raises ScoringError if packed was demanded and is not known right."""
+    """`packed` (as a tree, each prefix once) or `naive` for the asked `mode`.
+
+    Raises ScoringError if packed was demanded and is not known to be right.
+    """
     if mode not in MODES:
         raise ScoringError(f"unknown scoring '{mode}': choose one of {', '.join(MODES)}")
     reason = refusal(unwrapped(model).config)
