@@ -50,7 +50,8 @@ class _TokenLogp(torch.autograd.Function):
 def scoring_head(base: Any, keep_N: Tensor, source_M: Tensor, target_M: Tensor) -> Iterator[None]:
     """While it lasts, the model's `logits` are [1, M]: log π of token target_M[m] at position keep_N[source_M[m]].
 
-    base: the transformers model itself. source_M: sorted. In nats, float32.
+    base: the transformers model itself. keep_N: positions counted through all rows of the batch. source_M: sorted. In
+    nats, float32.
     """
     head = base.get_output_embeddings()
     original = head.forward
@@ -62,8 +63,8 @@ def scoring_head(base: Any, keep_N: Tensor, source_M: Tensor, target_M: Tensor) 
             found_NV = change(found_NV, value)
         return found_NV.float()
 
-    def forward(hidden_1TH: Tensor) -> Tensor:
-        hidden_NH = hidden_1TH[0].index_select(0, keep_N)
+    def forward(hidden_BTH: Tensor) -> Tensor:
+        hidden_NH = hidden_BTH.flatten(0, 1).index_select(0, keep_N)
         return _token_logps(logits, hidden_NH, source_M, target_M, _vocabulary(base))[None]
 
     had_own = "forward" in vars(head)
