@@ -112,7 +112,7 @@ class CachedPrefixes:
     def _positions(self) -> Ints:
         """Of the prompts' columns; 0 of the padding."""
         width = self.prompt_UT.shape[1]
-        return np.maximum(np.arange(width) - (width - self.length_U[:, None]), 0)
+        return np.asarray(np.maximum(np.arange(width) - (width - self.length_U[:, None]), 0))
 
     @torch.no_grad()
     def _forward(

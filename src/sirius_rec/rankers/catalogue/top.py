@@ -31,13 +31,12 @@ _CHECKED: WeakSet[nn.Module] = WeakSet()  # models whose searched scores were co
 def expected_cost(trie: Trie, k: int, width: int = WIDTH) -> tuple[float, float]:
     """Tokens behind the prompt that a search and that exhaustive scoring compute, passes counted in tokens.
 
-    Of a search for its K titles alone: half as many prefixes again as K titles have tokens, the last step in vain, and
-    at least one step for each token of a title. Counted on SmolLM2 (docs/catalogue.md).
+    A search opens the prefixes of its K titles, and as good as a step's width of others at each depth: counted on
+    SmolLM2 and Last.fm 52, 97 and 437 prefixes for K = 1, 10 and 100, where this expects 65, 99 and 440.
     """
     depth = float(trie.depth_N[trie.leaves()].mean())
-    opened = min(1.5 * k * (depth - 1) + width, trie.n_inner - 1)
-    steps = max(opened / width, depth - 1)
-    return opened + _PASS * steps, trie.n_inner - 1
+    steps = (depth - 1) * (k + width) / width
+    return min(steps * width, trie.n_inner - 1) + _PASS * steps, trie.n_inner - 1
 
 
 def top_k(
