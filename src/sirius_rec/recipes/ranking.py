@@ -223,8 +223,12 @@ class TextRequests:
         """The newest items of the history."""
         return request.history[max(0, len(request.history) - self.max_history) :]
 
+    def name(self, item: str) -> str:
+        """How names of items are compared: titles as those in training, ids as they are."""
+        return tidy_title(item) if self.texts is None else item
+
     def _title(self, item: str) -> str:
-        return tidy_title(item) if self.texts is None else self.texts[item]
+        return self.name(item) if self.texts is None else self.texts[item]
 
     def _prompt(self, request: Request) -> str:
         history = [self._title(item) for item in self._shown(request)]
