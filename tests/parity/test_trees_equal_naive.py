@@ -9,12 +9,14 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from torch import Tensor
 
 from sirius_rec.errors import ScoringError
+from sirius_rec.rankers.catalogue.prefixes import CachedPrefixes, SeparatePrefixes
 from sirius_rec.scoring import chunks, packed
 from sirius_rec.scoring import head as head_module
 from sirius_rec.scoring.masks import SUPPORTED
@@ -192,6 +194,39 @@ def assert_parity(model: Any, rows: list[PromptCompletions]) -> None:
     for name, want in oracle_grads.items():
         error = float((our_grads[name] - want).norm())
         assert error <= 1e-4 * max(float(want.norm()), 1e-3 * largest), (name, error, float(want.norm()))
+
+
+@pytest.mark.parametrize(("name", "attention"), CASES)
+def test_prefixes_on_a_cache_equal_separate_texts(name: str, attention: str) -> None:
+    """The catalogue's prefixes, opened step by step behind prompts of several lengths; one user leaves in between.
+
+    Left padding, windows by distance, keys of siblings in the cache: each would be wrong silently.
+    """
+    model, rng = build(name, attention), np.random.default_rng(0)
+    prompts = [rng.integers(3, VOCAB, n).tolist() for n in (9, 2, 14)]
+    ways = [CachedPrefixes(model, prompts, 0), SeparatePrefixes(model, prompts)]
+    user_n, target_M = np.arange(3), rng.integers(3, VOCAB, 12)
+    at_start = [way.begin(np.repeat(user_n, 4), target_M) for way in ways]
+    np.testing.assert_allclose(at_start[0], at_start[1], atol=1e-4)
+    place_n = [np.full(3, -1)] * 2
+    for step in range(4):
+        if step == 2:
+            for way in ways:
+                way.keep([0, 2])
+            left = user_n != 1
+            place_n = [places[left] for places in place_n]
+            user_n = np.where(user_n[left] == 2, 1, 0)
+        # Two or three children of each prefix: a user's steps have different widths.
+        parents = np.repeat(np.arange(len(user_n)), rng.integers(2, 4, len(user_n)))
+        user_n, token_n = user_n[parents], rng.integers(3, VOCAB, len(parents))
+        target_M, source_M = rng.integers(3, VOCAB, 2 * len(parents)), np.repeat(np.arange(len(parents)), 2)
+        opened = [
+            way.open(user_n, places[parents], token_n, source_M, target_M)
+            for way, places in zip(ways, place_n, strict=True)
+        ]
+        place_n = [places for places, _ in opened]
+        np.testing.assert_allclose(opened[0][1], opened[1][1], atol=1e-4)
+        assert (opened[0][1] < 0).all()
 
 
 def test_every_supported_architecture_is_covered() -> None:

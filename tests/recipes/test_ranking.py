@@ -19,7 +19,7 @@ from sirius_rec.prompts.templates import get_template
 from sirius_rec.rankers.requests import Request
 from sirius_rec.recipes.configuration import parse_config
 from sirius_rec.recipes.methods import build_methods
-from sirius_rec.recipes.ranking import TextRequests, _chosen
+from sirius_rec.recipes.ranking import TextRequests, chosen_method
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.run_folder import RunFolder
 from sirius_rec.recipes.scoring import score_only
@@ -105,7 +105,7 @@ def test_the_best_on_validation_is_ranked_with(ready: tuple[Path, Path, Any], tm
         (folder / "done.json").write_text(json.dumps({"best_hr@1": hit}))
 
     def chosen(key: str | None = None, seed: int | None = None) -> tuple[str, int]:
-        method, of = _chosen(run, key, seed)
+        method, of = chosen_method(run, key, seed)
         return method.key, of
 
     assert chosen() == chosen(seed=0) == ("dpo_sirius", 0)

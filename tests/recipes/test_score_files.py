@@ -31,7 +31,8 @@ def test_scores_in_seconds_do_not_tie(mini: Callable[..., Config], tmp_path: Pat
     slates = pl.DataFrame(
         {ROW_ID: [0, 1], CANDIDATES: [[4, 5, 6], [7, 8]]}, schema_overrides={CANDIDATES: pl.List(pl.Int32)}
     )
-    run.__dict__["dataset"] = SimpleNamespace(slates=lambda name: slates)
+    examples = pl.DataFrame({"user_id": ["ann", "bob"]})
+    run.__dict__["dataset"] = SimpleNamespace(slates=lambda name: slates, examples=lambda split: examples)
     scores = [np.array(row, dtype=dtype) for row in ([1e9 + 2, 1e9 + 1, 1e9], [1e9, -1e9])]
     scoring._write(run, method, 0, NAME, "best", scores)
     scoring._copy(run, method, 0, NAME, "best", "last", False)

@@ -1,37 +1,59 @@
-"""rank: requests in, ranked answers out."""
+"""rank, recommend: requests in, ranked answers out."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from sirius_rec.commands.common import app, check_json, log, say
 from sirius_rec.errors import ConfigError, DataError
 
+if TYPE_CHECKING:
+    from sirius_rec.rankers.requests import Outcome
+    from sirius_rec.recipes.ranking import Served
+
+
+ModelOption = Annotated[
+    str, typer.Option("--model", help="Run folder, or a causal LM: hub id, folder, .gguf file or smollm2.")
+]
+AnswersOption = Annotated[Path, typer.Option("--out", help="JSON lines to write, one answer per request, in order.")]
+MethodOption = Annotated[str | None, typer.Option("--method", help="Any of a run's. Default: best on val.")]
+SeedOption = Annotated[int | None, typer.Option("--seed", min=0, help="Of a run. Default: the best on val.")]
+CheckpointOption = Annotated[Literal["best", "last"], typer.Option("--checkpoint", help="Of a run's language model.")]
+TitlesOption = Annotated[bool, typer.Option("--titles", help="Requests hold titles instead of item ids.")]
+SkipOption = Annotated[bool, typer.Option("--skip-bad", help="Pass over bad lines, saying so in their place.")]
+UnknownOption = Annotated[
+    Literal["drop", "refuse"], typer.Option("--unknown", help="History items that the ranker does not know.")
+]
+TemplateOption = Annotated[str | None, typer.Option("--template", help="Prompt of a plain model. Default: generic.")]
+HistoryOption = Annotated[int | None, typer.Option("--max-history", min=0, help="Newest items shown. Default: 10.")]
+ChatOption = Annotated[bool, typer.Option("--chat", help="Prompt a plain model by its chat template.")]
+DtypeOption = Annotated[
+    Literal["float32", "bfloat16"] | None, typer.Option("--dtype", help="Of a plain model's weights.")
+]
+
 
 @app.command(short_help="Rank requests with a trained model.")
 def rank(
-    model: Annotated[str, typer.Option(help="Run folder, or a causal LM: hub id, folder, .gguf file or smollm2.")],
+    model: ModelOption,
     input: Annotated[Path, typer.Option(help='JSON lines: {"history": [...], "candidates": [...][, "id": …]}.')],
-    out: Annotated[Path, typer.Option("--out", help="JSON lines to write, one answer per request, in their order.")],
-    method: Annotated[str | None, typer.Option(help="Any of a run's. Default: best on val.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of a run. Default: the best on val.")] = None,
-    checkpoint: Annotated[Literal["best", "last"], typer.Option(help="Of a run's language model.")] = "best",
-    titles: Annotated[bool, typer.Option("--titles", help="Requests hold titles instead of item ids.")] = False,
+    out: AnswersOption,
+    method: MethodOption = None,
+    seed: SeedOption = None,
+    checkpoint: CheckpointOption = "best",
+    titles: TitlesOption = False,
     top: Annotated[int | None, typer.Option(min=1, help="Write the first K only.")] = None,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Pass over bad lines, saying so in their place.")
-    ] = False,
-    unknown: Annotated[
-        Literal["drop", "refuse"], typer.Option(help="History items that the ranker does not know.")
-    ] = "drop",
-    template: Annotated[str | None, typer.Option(help="Prompt of a plain model. Default: generic.")] = None,
+    skip_bad: SkipOption = False,
+    unknown: UnknownOption = "drop",
+    template: TemplateOption = None,
     slate: Annotated[bool | None, typer.Option(help="Whether a plain model's prompt lists the candidates.")] = None,
-    max_history: Annotated[int | None, typer.Option(min=0, help="Newest items shown. Default: 10.")] = None,
-    chat: Annotated[bool, typer.Option("--chat", help="Prompt a plain model by its chat template.")] = False,
-    dtype: Annotated[Literal["float32", "bfloat16"] | None, typer.Option(help="Of a plain model's weights.")] = None,
+    max_history: HistoryOption = None,
+    chat: ChatOption = False,
+    dtype: DtypeOption = None,
 ) -> None:
     """Rank requests with a trained model, in a stream; killed and started again, it goes on where it stopped.
 
@@ -42,33 +64,124 @@ def rank(
     from sirius_rec.extras import require
 
     require("train")
-    from sirius_rec.progress import byte_bar
-    from sirius_rec.rankers.requests import AnswerFile, rank_file
+    from sirius_rec.rankers.requests import rank_file
     from sirius_rec.recipes.ranking import load_plain_model, load_run_ranker
     from sirius_rec.recipes.run import Run
-    from sirius_rec.recipes.run_folder import RunFolder
 
     check_json(out, "--out")
-    if not input.exists():  # before the model is loaded
-        raise DataError(f"--input {input}: no such file")
-    if RunFolder(Path(model)).config_file.is_file():
-        plain = {"--template": template, "--slate": slate, "--max-history": max_history, "--chat": chat or None,
-                 "--dtype": dtype}  # fmt: skip
-        for option in (name for name, value in plain.items() if value is not None):
-            raise ConfigError(f"{option}: is for plain models; {model} is a run folder, which holds its own prompts")
+    _check_input(input)
+    plain = {"--template": template, "--slate": slate, "--max-history": max_history, "--chat": chat or None,
+             "--dtype": dtype}  # fmt: skip
+    if _is_run(model, plain):
         served = load_run_ranker(Run.open(model), method=method, seed=seed, checkpoint=checkpoint, titles=titles)
     else:
-        given = {"template": template, "shows_slate": slate, "max_history": max_history, "dtype": dtype}
-        chosen = {name: value for name, value in given.items() if value is not None}
-        served = load_plain_model(model, chat=chat, **chosen)
-    log(f"ranking with {served.name}")
+        served = load_plain_model(model, **_given(plain))
+    _answer(served, input, out, partial(rank_file, top=top), top, verb="ranking", unknown=unknown, skip_bad=skip_bad)
+
+
+@app.command(short_help="The best of the whole catalogue.")
+def recommend(
+    model: ModelOption,
+    input: Annotated[Path, typer.Option(help='JSON lines: {"history": [...][, "exclude": [...], "id": …]}.')],
+    out: AnswersOption,
+    top: Annotated[int, typer.Option(min=1, help="Items of an answer.")] = 10,
+    exclude_seen: Annotated[bool, typer.Option("--exclude-seen", help="Leave out what the history holds.")] = False,
+    max_opened: Annotated[
+        int | None, typer.Option(min=1, help="Prefixes of titles opened per request at most. Default: no limit.")
+    ] = None,
+    items: Annotated[
+        Path | None, typer.Option(help="A plain model's catalogue: CSV or Parquet, item_id, title.")
+    ] = None,
+    method: MethodOption = None,
+    seed: SeedOption = None,
+    checkpoint: CheckpointOption = "best",
+    titles: TitlesOption = False,
+    skip_bad: SkipOption = False,
+    unknown: UnknownOption = "drop",
+    template: TemplateOption = None,
+    max_history: HistoryOption = None,
+    chat: ChatOption = False,
+    dtype: DtypeOption = None,
+) -> None:
+    """The best of the whole catalogue for each history, in a stream; started again, it goes on where it stopped.
+
+    With a language model the list is exact and says so: titles are searched by their beginnings, and what is not
+    opened is proved to score less. With --max-opened a search may end before that ("exact": false, "bound": …).
+
+    Example: sirius recommend --model runs/lastfm --input histories.jsonl --top 10 --exclude-seen --out top.jsonl
+
+    Example: sirius recommend --model smollm2 --items items.csv --input histories.jsonl --out top.jsonl
+    """
+    from sirius_rec.extras import require
+
+    require("train")
+    from sirius_rec.rankers.requests import RECOMMENDING, answer_file
+    from sirius_rec.recipes.recommending import load_plain_recommender, load_run_recommender
+    from sirius_rec.recipes.run import Run
+
+    check_json(out, "--out")
+    _check_input(input)
+    plain = {"--template": template, "--max-history": max_history, "--chat": chat or None, "--dtype": dtype,
+             "--items": items}  # fmt: skip
+    asked: dict[str, Any] = {"titles": titles, "top": top, "exclude_seen": exclude_seen, "max_opened": max_opened}
+    if _is_run(model, plain):
+        served = load_run_recommender(Run.open(model), method=method, seed=seed, checkpoint=checkpoint, **asked)
+    elif items is None:
+        raise ConfigError(f"--items: {model} is no run folder: name its catalogue, a table of item_id and title")
+    else:
+        served = load_plain_recommender(model, **_given(plain), **asked)
+    # A request takes a second or so: few at a time, so that little is lost with a kill.
+    respond = partial(answer_file, form=RECOMMENDING, part=32)
+    _answer(served, input, out, respond, top, verb="recommending", unknown=unknown, skip_bad=skip_bad)
+
+
+def _check_input(path: Path) -> None:
+    if not path.exists():  # before the model is loaded
+        raise DataError(f"--input {path}: no such file")
+
+
+def _is_run(model: str, plain: dict[str, Any]) -> bool:
+    """Whether a model is a run folder. ConfigError where options are given that are for plain models."""
+    from sirius_rec.recipes.run_folder import RunFolder
+
+    if not RunFolder(Path(model)).config_file.is_file():
+        return False
+    for option in (name for name, value in plain.items() if value is not None):
+        raise ConfigError(
+            f"{option}: is for plain models; {model} is a run folder, which has its own prompts and items"
+        )
+    return True
+
+
+def _given(plain: dict[str, Any]) -> dict[str, Any]:
+    """Options of plain models that were given, as arguments."""
+    names = {"--slate": "shows_slate"}
+    return {names.get(o, o[2:].replace("-", "_")): value for o, value in plain.items() if value is not None}
+
+
+def _answer(
+    served: Served,
+    input: Path,
+    out: Path,
+    answer: Callable[..., Outcome],
+    top: int | None,
+    *,
+    verb: str,
+    unknown: str,
+    skip_bad: bool,
+) -> None:
+    """Answer a file by `rank_file` or `answer_file`, and say what came of it."""
+    from sirius_rec.progress import byte_bar
+    from sirius_rec.rankers.requests import AnswerFile
+
+    log(f"{verb} with {served.name}")
     recipe = {**served.recipe, "input": str(input.resolve()), "top": top, "unknown": unknown}
-    with AnswerFile(out, recipe) as answers, byte_bar("ranking") as advance:
+    with AnswerFile(out, recipe) as answers, byte_bar(verb) as advance:
         if answers.answered:
             log(f"going on behind line {answers.answered}")
         dropping = served.unknown if unknown == "drop" else None
-        outcome = rank_file(
-            input, answers, served.score, served.check, top=top, skip_bad=skip_bad, unknown=dropping, advance=advance
+        outcome = answer(
+            input, answers, served.score, served.check, skip_bad=skip_bad, unknown=dropping, advance=advance
         )
         answers.finish()
     for warning in served.warnings():

@@ -115,6 +115,19 @@ class Encoder:
             ids = self._completions[text] = [*self._own(text), self.eos_id]
         return ids
 
+    def completions(self, texts: Sequence[str]) -> list[list[int]]:
+        """`completion` of many texts at once, which is far faster; they are not kept."""
+        if self.chat or not texts:
+            return [self.completion(text) for text in texts]
+        rows: list[list[int]] = self.tokenizer(
+            list(texts), add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False
+        )["input_ids"]
+        for text, ids in zip(texts, rows, strict=True):
+            if not ids:
+                raise PromptError(f"the completion {text!r} has no tokens")
+            ids.append(self.eos_id)
+        return rows
+
     def turn(self, text: str) -> list[int]:
         """Ids of a completion as the chat template's assistant says it, to the end of its turn.
 

@@ -8,8 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sirius_rec.errors import ScoringError
 from sirius_rec.prompts.encoding import Encoder
 from sirius_rec.prompts.templates import Template
+from sirius_rec.rankers.catalogue.search import Found
+from sirius_rec.rankers.catalogue.top import top_k
+from sirius_rec.rankers.catalogue.trie import Trie
 from sirius_rec.rankers.generation import generate_answers
 from sirius_rec.rankers.protocol import Answer, Items, check_rows
 from sirius_rec.scoring.rows import PromptCompletions
@@ -75,6 +79,36 @@ class LLMRanker:
             mode=self.scoring,
             max_tokens=self.batch_tokens,
             bf16=self.bf16,
+            progress=self.progress,
+        )
+
+    def top_k(
+        self,
+        trie: Trie,
+        histories: Sequence[Items],
+        k: int,
+        *,
+        leave_out: Sequence[Items] | None = None,
+        max_opened: int | None = None,
+    ) -> list[Found]:
+        """The K best titles of a whole catalogue for each history; see `rankers.catalogue.top.top_k`.
+
+        trie: of this encoder. ScoringError where prompts show candidates: a whole catalogue cannot be shown.
+        """
+        if self.template.shows_slate:
+            raise ScoringError("prompts that list the candidates cannot list a catalogue: set prompts.slate: false")
+        prompts = self.encoder.prompts(self.prompts(histories, [np.empty(0, dtype=np.int64)] * len(histories)))
+        return top_k(
+            self.model,
+            trie,
+            prompts,
+            k,
+            pad_id=self.encoder.pad_id,
+            leave_out=leave_out,
+            max_opened=max_opened,
+            max_tokens=self.batch_tokens,
+            bf16=self.bf16,
+            scoring=self.scoring,
             progress=self.progress,
         )
 

@@ -1,6 +1,7 @@
-"""Ranking requests in JSON lines: reading them in order, and writing answers so that a killed run can go on.
+"""Requests in JSON lines: reading them in order, and writing answers so that a killed run can go on.
 
-A request: {"history": [ids or titles, oldest first], "candidates": [ids or titles]}, and anything in "id".
+A request: {"history": [ids or titles, oldest first], "candidates": [ids or titles]}, and anything in "id"; where the
+whole catalogue is ranked there are no candidates, but "exclude" may name what is no answer.
 An answer: {"line": 1, "id": …, "candidates": [best first], "scores": [as ordered]}, one per request, in their order.
 """
 
@@ -11,7 +12,7 @@ import math
 import os
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -22,7 +23,6 @@ from sirius_rec.data.sources.lines import blocks
 from sirius_rec.errors import DataError, RunError, ScoringError
 from sirius_rec.progress import Advance
 
-_KNOWN = ("id", "history", "candidates")
 PARTIAL = ".partial"
 _TRAIL = len("00000000 ")  # before an answer in the partial file
 
@@ -30,14 +30,36 @@ _TRAIL = len("00000000 ")  # before an answer in the partial file
 @dataclass(frozen=True)
 class Request:
     """line: its number in the file, from 1. key: what "id" held, `named` where there was one. trail: a checksum of this
-    line and all before it."""
+    line and all before it. exclude: of the whole catalogue, what is no answer."""
 
     line: int
     history: tuple[str, ...]
-    candidates: tuple[str, ...]
+    candidates: tuple[str, ...] = ()
     key: Any = None
     named: bool = False
     trail: int = field(default=0, compare=False)
+    exclude: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Form:
+    """Which lists a request has, and which it may have. empty: what is wrong with one of them when it is empty."""
+
+    lists: tuple[str, ...]
+    optional: tuple[str, ...]
+    empty: Mapping[str, str]
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        return ("id", *self.lists, *self.optional)
+
+    @property
+    def example(self) -> str:
+        return "{" + ", ".join(f'"{name}": [...]' for name in self.lists) + "}"
+
+
+RANKING = Form(("history", "candidates"), (), {"candidates": "there is nothing to rank"})
+RECOMMENDING = Form(("history",), ("exclude",), {"history": "there is nothing to recommend from"})
 
 
 @dataclass(frozen=True)
@@ -53,18 +75,18 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON value")
 
 
-def parse_request(line: int, text: bytes) -> Request | BadRequest:
+def parse_request(line: int, text: bytes, form: Form = RANKING) -> Request | BadRequest:
     """One request, or the reason why it is none. Ids may be text or whole numbers; a candidate stands once."""
     try:
         record = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         return BadRequest(line, f"not a JSON object ({str(error) or type(error).__name__})")
     if not isinstance(record, dict):
-        return BadRequest(line, 'not a JSON object; write {"history": [...], "candidates": [...]}')
-    if unknown := sorted(set(record) - set(_KNOWN)):
-        return BadRequest(line, f"unknown field {unknown[0]!r}; known are {', '.join(_KNOWN)}")
-    lists: list[tuple[str, ...]] = []
-    for name in ("history", "candidates"):
+        return BadRequest(line, f"not a JSON object; write {form.example}")
+    if unknown := sorted(set(record) - set(form.known)):
+        return BadRequest(line, f"unknown field {unknown[0]!r}; known are {', '.join(form.known)}")
+    lists: dict[str, tuple[str, ...]] = {}
+    for name in (*form.lists, *(name for name in form.optional if name in record)):
         entries = record.get(name)
         if not isinstance(entries, list):
             return BadRequest(line, f"{name} is {'missing' if entries is None else repr(entries)}; give a list")
@@ -73,18 +95,20 @@ def parse_request(line: int, text: bytes) -> Request | BadRequest:
                 return BadRequest(line, f"{name} holds {entry!r}; give ids or titles")
             if isinstance(entry, str) and any("\ud800" <= c <= "\udfff" for c in entry):
                 return BadRequest(line, f"{name} holds {entry!r}, which is not valid text")
-        lists.append(tuple(map(str, entries)))
-    history, candidates = lists
-    if not candidates:
-        return BadRequest(line, "candidates is empty; there is nothing to rank")
+        lists[name] = tuple(map(str, entries))
+    for name, why in form.empty.items():
+        if not lists[name]:
+            return BadRequest(line, f"{name} is empty; {why}")
+    candidates = lists.get("candidates", ())
     if len(set(candidates)) < len(candidates):
         twice = next(c for i, c in enumerate(candidates) if c in candidates[:i])
         return BadRequest(line, f"candidate {twice!r} is duplicated")
-    return Request(line, history, candidates, record.get("id"), "id" in record)
+    excluded = lists.get("exclude", ())
+    return Request(line, lists["history"], candidates, record.get("id"), "id" in record, exclude=excluded)
 
 
 def read_requests(
-    path: Path, after: int = 0, advance: Advance | None = None, *, trail: int | None = None
+    path: Path, after: int = 0, advance: Advance | None = None, *, trail: int | None = None, form: Form = RANKING
 ) -> Iterator[Request | BadRequest]:
     """Requests of a plain or gzip file behind its line `after`; blank lines are passed over. Bounded memory.
 
@@ -102,7 +126,7 @@ def read_requests(
             if number > after:
                 if not matched:
                     raise _changed(path, after)
-                yield replace(parse_request(number, text), trail=passed)
+                yield replace(parse_request(number, text, form), trail=passed)
     if not matched:
         raise _changed(path, after)
 
@@ -208,19 +232,27 @@ def answer(request: Request, scores: Any, top: int | None, marks: Mapping[str, A
 
     marks: what else to say of the answer, beside "id".
     """
+    return _headed(request, marks, ordered(request, scores, top))
+
+
+def ordered(request: Request, scores: Any, top: int | None) -> dict[str, Any]:
+    """What `answer` says of the candidates alone."""
+    order = sorted(range(len(request.candidates)), key=lambda c: -float(scores[c]))[:top]
+    return {"candidates": [request.candidates[c] for c in order], "scores": finite(request, scores, order)}
+
+
+def finite(request: Request, scores: Any, order: Sequence[int]) -> list[float]:
+    """Scores in an order, rounded to 1e-6. ScoringError if any of them is NaN or infinity."""
     if not all(math.isfinite(float(score)) for score in scores):
         raise ScoringError(
             f"request line {request.line}: a score is not a finite number; the model's weights are damaged"
         )
-    order = sorted(range(len(request.candidates)), key=lambda c: -float(scores[c]))[:top]
+    return [round(float(scores[c]), 6) for c in order]
+
+
+def _headed(request: Request, marks: Mapping[str, Any] | None, body: Mapping[str, Any]) -> dict[str, Any]:
     named = {"id": request.key} if request.named else {}
-    return {
-        "line": request.line,
-        **named,
-        **(marks or {}),
-        "candidates": [request.candidates[c] for c in order],
-        "scores": [round(float(scores[c]), 6) for c in order],
-    }
+    return {"line": request.line, **named, **(marks or {}), **body}
 
 
 def refusal(bad: BadRequest) -> dict[str, Any]:
@@ -232,7 +264,7 @@ def refuse(path: Path, bad: BadRequest) -> DataError:
     return DataError(f"{path}, line {bad.line}: {bad.why}; mend it, or pass over such lines with --skip-bad")
 
 
-Scorer = Callable[[list[Request]], list[Any]]
+Scorer = Callable[[list[Request]], list[Any]]  # scores per candidate, or what answers say
 Check = Callable[[Request], str | None]
 
 
@@ -240,8 +272,8 @@ Check = Callable[[Request], str | None]
 class Unknown:
     """What to do with history items that a ranker does not know, where they are dropped instead of refused.
 
-    known: whether it knows an item. popular: scores of the candidates by popularity, for a history of which nothing is
-    left; such an answer is marked.
+    known: whether it knows an item. popular: answers by popularity, for a history of which nothing is left; such an
+    answer is marked.
     """
 
     known: Callable[[str], bool]
@@ -264,20 +296,42 @@ def rank_file(
     score: Scorer,
     check: Check,
     *,
-    part: int = 256,
     top: int | None = None,
+    unknown: Unknown | None = None,
+    **options: Any,
+) -> Outcome:
+    """Answer every request of `path` behind those answered already with its candidates in order.
+
+    score: requests → scores per candidate. unknown, options: as in `answer_file`.
+    """
+
+    def respond(scorer: Scorer) -> Scorer:
+        return lambda requests: [ordered(r, found, top) for r, found in zip(requests, scorer(requests), strict=True)]
+
+    given = None if unknown is None else Unknown(unknown.known, respond(unknown.popular))
+    return answer_file(path, out, respond(score), check, unknown=given, **options)
+
+
+def answer_file(
+    path: Path,
+    out: AnswerFile,
+    respond: Scorer,
+    check: Check,
+    *,
+    form: Form = RANKING,
+    part: int = 256,
     skip_bad: bool = False,
     unknown: Unknown | None = None,
     advance: Advance | None = None,
 ) -> Outcome:
     """Answer every request of `path` behind those answered already.
 
-    score: requests → scores per candidate. check: why a request cannot be scored, or None. part: requests in memory.
-    unknown: drop history items that the ranker does not know; None leaves them to `check`.
-    Raises DataError at the first bad line, after its predecessors are answered, unless `skip_bad`.
+    respond: requests → what each answer says, beside its line and "id". check: why a request cannot be answered, or
+    None. part: requests in memory. unknown: drop history items that the ranker does not know; None leaves them to
+    `check`. Raises DataError at the first bad line, after its predecessors are answered, unless `skip_bad`.
     """
     outcome = Outcome()
-    for requests in in_parts(read_requests(path, out.answered, advance, trail=out.trail), part):
+    for requests in in_parts(read_requests(path, out.answered, advance, trail=out.trail, form=form), part):
         checked: list[Request | BadRequest] = []
         marks: dict[int, dict[str, Any]] = {}
         for request in requests:
@@ -290,12 +344,9 @@ def rank_file(
             checked = checked[: checked.index(first_bad)]
         good = [r for r in checked if isinstance(r, Request)]
         popular = {r.line for r in good if "by" in marks.get(r.line, {})}
-        scores = _scores(good, popular, score, unknown)
+        bodies = _bodies(good, popular, respond, unknown)
         out.write(
-            [
-                answer(r, scores[r.line], top, marks.get(r.line)) if isinstance(r, Request) else refusal(r)
-                for r in checked
-            ],
+            [_headed(r, marks.get(r.line), bodies[r.line]) if isinstance(r, Request) else refusal(r) for r in checked],
             [r.trail for r in checked],
         )
         outcome.answered += len(good)
@@ -316,13 +367,13 @@ def _without_unknown(request: Request, unknown: Unknown) -> tuple[Request, dict[
     return replace(request, history=history), {"unknown": dropped, **({} if history else {"by": "popularity"})}
 
 
-def _scores(requests: list[Request], popular: set[int], score: Scorer, unknown: Unknown | None) -> dict[int, Any]:
-    """Scores by line, of the ranker or by popularity."""
-    scores: dict[int, Any] = {}
-    groups: list[tuple[Scorer, list[Request]]] = [(score, [r for r in requests if r.line not in popular])]
+def _bodies(requests: list[Request], popular: set[int], respond: Scorer, unknown: Unknown | None) -> dict[int, Any]:
+    """What answers say, by line: by the ranker or by popularity."""
+    bodies: dict[int, Any] = {}
+    groups: list[tuple[Scorer, list[Request]]] = [(respond, [r for r in requests if r.line not in popular])]
     if unknown is not None:
         groups.append((unknown.popular, [r for r in requests if r.line in popular]))
-    for scorer, group in groups:
+    for responder, group in groups:
         if group:
-            scores.update(zip((r.line for r in group), scorer(group), strict=True))
-    return scores
+            bodies.update(zip((r.line for r in group), responder(group), strict=True))
+    return bodies

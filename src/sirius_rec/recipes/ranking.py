@@ -12,6 +12,8 @@ import numpy as np
 from sirius_rec.data.store import Dataset
 from sirius_rec.data.titles import tidy_title
 from sirius_rec.errors import PromptError, RunError
+from sirius_rec.rankers.catalogue.search import Found
+from sirius_rec.rankers.catalogue.trie import Trie
 from sirius_rec.rankers.llm import LLMRanker
 from sirius_rec.rankers.requests import Request, Unknown
 from sirius_rec.rankers.trivial import Popularity
@@ -25,7 +27,8 @@ from sirius_rec.schema import ITEM_ID
 class Served:
     """A loaded ranker. name: for people. recipe: what its answers depend on. score, check, unknown: see `rank_file`.
 
-    warnings: what to say once all is answered.
+    Where it recommends from a catalogue, score gives what answers say (`answer_file`). warnings: what to say once all
+    is answered.
     """
 
     name: str
@@ -43,44 +46,57 @@ def load_run_ranker(run: Run, *, method: str | None, seed: int | None, checkpoin
     Raises RunError if nothing of that name and seed is trained.
     """
     quiet()
-    chosen, seed = _chosen(run, method, seed)
-    files = _weights(chosen.folder(run, seed) / checkpoint) or _weights(chosen.folder(run, seed))
-    recipe = {"run": str(run.folder.path.resolve()), "data": run.dataset.fingerprint, "method": chosen.key,
-              "seed": seed, "checkpoint": checkpoint, "weights": files, "titles": titles}  # fmt: skip
+    chosen, seed = chosen_method(run, method, seed)
+    name, recipe = described(run, chosen, seed, checkpoint, titles=titles)
     ranker = chosen.ranker(run, seed, checkpoint)
-    name = f"{chosen.key} of seed {seed}" if chosen.random else chosen.key
     if chosen.reads_titles:
-        texts = None if titles else dict(zip(_item_ids(run.dataset), run.dataset.titles, strict=True))
-        max_history = run.config.data.window.max_history
-        requests = TextRequests(
-            ranker.model, ranker.encoder, ranker.template, texts, max_history=max_history, scoring=ranker.scoring,
-            batch_tokens=ranker.batch_tokens, bf16=ranker.bf16,
-        )  # fmt: skip
-        if titles and run.config.backbone.name == "tiny":  # it has read nothing but this catalogue
-            requests.catalogue = set(run.dataset.titles)
+        requests = text_requests(run, ranker, titles=titles)
         unknown = None if titles else _unknown(run, titles)
-        name = f"{name} ({checkpoint} checkpoint)"
         return Served(name, recipe, requests.score, requests.check, unknown, requests.warnings)
-    items = CatalogueRequests(ranker, chosen.key, _names(run, titles), titles=titles, length=chosen.request_length(run))
+    items = CatalogueRequests(ranker, chosen.key, names(run, titles), titles=titles, length=chosen.request_length(run))
     if chosen.uses_backbone:
         items.max_history, items.context = run.config.data.window.max_history, context_of(run.config)
     return Served(name, recipe, items.score, items.check, _unknown(run, titles))
 
 
-def _names(run: Run, titles: bool) -> list[str]:
+def described(run: Run, method: Method, seed: int, checkpoint: str, *, titles: bool) -> tuple[str, dict[str, Any]]:
+    """What people call a method's ranker, and what its answers depend on."""
+    files = weights_of(method.folder(run, seed) / checkpoint) or weights_of(method.folder(run, seed))
+    recipe = {"run": str(run.folder.path.resolve()), "data": run.dataset.fingerprint, "method": method.key,
+              "seed": seed, "checkpoint": checkpoint, "weights": files, "titles": titles}  # fmt: skip
+    name = f"{method.key} of seed {seed}" if method.random else method.key
+    return f"{name} ({checkpoint} checkpoint)" if method.reads_titles else name, recipe
+
+
+def text_requests(run: Run, ranker: Any, *, titles: bool) -> TextRequests:
+    """Requests for a run's language model, by item id or by title."""
+    requests = TextRequests(
+        ranker.model, ranker.encoder, ranker.template,
+        None if titles else dict(zip(item_ids(run.dataset), run.dataset.titles, strict=True)),
+        max_history=run.config.data.window.max_history, scoring=ranker.scoring, batch_tokens=ranker.batch_tokens,
+        bf16=ranker.bf16,
+    )  # fmt: skip
+    if titles and run.config.backbone.name == "tiny":  # it has read nothing but this catalogue
+        requests.catalogue = set(run.dataset.titles)
+    return requests
+
+
+def names(run: Run, titles: bool) -> list[str]:
     """How requests name the items of the catalogue, by dense number."""
-    return run.dataset.titles if titles else _item_ids(run.dataset)
+    return run.dataset.titles if titles else item_ids(run.dataset)
 
 
 def _unknown(run: Run, titles: bool) -> Unknown:
     popularity = Popularity().fit(run.dataset.train_sequences(), run.dataset.n_items)
-    items = CatalogueRequests(popularity, "popularity", _names(run, titles), titles=titles)
+    items = CatalogueRequests(popularity, "popularity", names(run, titles), titles=titles)
     return Unknown(lambda item: items.name(item) in items.number, items.score)
 
 
-def _chosen(run: Run, key: str | None, seed: int | None) -> tuple[Method, int]:
-    """The method and seed asked for, or the best on validation slates among those that fit."""
-    methods = [m for m in build_methods(run.config).values() if not m.remote]
+def chosen_method(
+    run: Run, key: str | None, seed: int | None, can: Callable[[Method], bool] = lambda method: True
+) -> tuple[Method, int]:
+    """The method and seed asked for, or the best on validation slates among those that fit, and `can` do it."""
+    methods = [m for m in build_methods(run.config).values() if not m.remote and can(m)]
     trained = {(m, s): m.validation_hit(run, s) for m in methods for s in m.seeds if m.is_done(run, s)}
     fitting = {
         (m, s): hit or 0.0
@@ -94,7 +110,16 @@ def _chosen(run: Run, key: str | None, seed: int | None) -> tuple[Method, int]:
     return max(fitting, key=lambda pair: fitting[pair])
 
 
-def load_plain_model(
+def load_plain_model(name: str, **options: Any) -> Served:
+    """Any causal language model by hub id, folder (of SiriusTrainer, say) or GGUF file; requests hold titles.
+
+    options: of `plain_requests`.
+    """
+    requests, recipe = plain_requests(name, **options)
+    return Served(name, recipe, requests.score, requests.check)
+
+
+def plain_requests(
     name: str,
     *,
     template: str = "generic",
@@ -102,8 +127,8 @@ def load_plain_model(
     max_history: int = 10,
     chat: bool = False,
     dtype: str = "float32",
-) -> Served:
-    """Any causal language model by hub id, folder (of SiriusTrainer, say) or GGUF file; requests hold titles.
+) -> tuple[TextRequests, dict[str, Any]]:
+    """Requests by title for a plain model, and what answers depend on.
 
     chat: prompts as user turns of the tokenizer's chat template. dtype: float32 or bfloat16, of the weights.
     """
@@ -124,12 +149,12 @@ def load_plain_model(
         model = load_backbone(name, dtype=dtype)
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     requests = TextRequests(model, Encoder(tokenizer, chat=chat), form, None, max_history=max_history)
-    recipe = {"model": name, "weights": _weights(folder), "template": template, "slate": shows_slate, "chat": chat,
+    recipe = {"model": name, "weights": weights_of(folder), "template": template, "slate": shows_slate, "chat": chat,
               "dtype": dtype, "max_history": max_history}  # fmt: skip
-    return Served(name, recipe, requests.score, requests.check)
+    return requests, recipe
 
 
-def _weights(folder: Path) -> list[list[Any]]:
+def weights_of(folder: Path) -> list[list[Any]]:
     """Name, bytes and time (ns) of a folder's weight files: whether answers come from the same ones. [] of a hub id."""
     files = sorted(path for path in folder.glob("*") if path.suffix in (".safetensors", ".bin"))
     return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
@@ -153,6 +178,8 @@ class TextRequests:
         self.catalogue: set[str] | None = None
         self._never_read: set[str] = set()
         self.context = getattr(unwrapped(model).config, "max_position_embeddings", None)
+        # Tokens of the longest title that an answer may hold, where it is not one of the request's candidates.
+        self.longest: int | None = None
 
     def check(self, request: Request) -> str | None:
         """Why a request cannot be scored: an unknown item, a title without tokens, a prompt beyond the context."""
@@ -178,7 +205,7 @@ class TextRequests:
         highest = max(i for ids in (prompt, *encoded) for i in ids)
         if highest >= (size := embedding_count(self.model)):
             return f"token id {highest} lies outside the model's {size} embeddings"
-        longest = max(map(len, encoded[len(titles) - len(request.candidates) :]))
+        longest = self.longest or max(map(len, encoded[len(titles) - len(request.candidates) :]))
         if self.context is not None and len(prompt) + longest - 1 > self.context:
             return (
                 f"prompt and longest candidate take {len(prompt) + longest - 1} tokens, the context is {self.context}"
@@ -196,8 +223,12 @@ class TextRequests:
         """The newest items of the history."""
         return request.history[max(0, len(request.history) - self.max_history) :]
 
+    def name(self, item: str) -> str:
+        """How names of items are compared: titles as those in training, ids as they are."""
+        return tidy_title(item) if self.texts is None else item
+
     def _title(self, item: str) -> str:
-        return tidy_title(item) if self.texts is None else self.texts[item]
+        return self.name(item) if self.texts is None else self.texts[item]
 
     def _prompt(self, request: Request) -> str:
         history = [self._title(item) for item in self._shown(request)]
@@ -212,8 +243,19 @@ class TextRequests:
         ranker = LLMRanker(self.model, self.encoder, self.form, titles, **self.scoring)
         return ranker.score(*_numbered(shown, number))
 
+    def top_k(self, requests: list[Request], trie: Trie, k: int, **options: Any) -> list[Found]:
+        """What is best of a catalogue for each request's history; options of `LLMRanker.top_k`."""
+        shown = [[self._title(item) for item in self._shown(request)] for request in requests]
+        titles = list(dict.fromkeys(title for history in shown for title in history))
+        if self.catalogue is not None:
+            self._never_read.update(title for title in titles if title not in self.catalogue)
+        number = {title: n for n, title in enumerate(titles)}
+        ranker = LLMRanker(self.model, self.encoder, self.form, titles, **self.scoring)
+        histories, _ = _numbered([(history, ()) for history in shown], number)
+        return ranker.top_k(trie, histories, k, **options)
 
-def _item_ids(dataset: Dataset) -> list[str]:
+
+def item_ids(dataset: Dataset) -> list[str]:
     return list(map(str, dataset.items[ITEM_ID].to_list()))
 
 

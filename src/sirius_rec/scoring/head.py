@@ -55,8 +55,8 @@ class _TokenLogp(torch.autograd.Function):
 def scoring_head(base: Any, keep_N: Tensor, source_M: Tensor, target_M: Tensor) -> Iterator[None]:
     """While it lasts, the model's `logits` are [1, M]: log π of token target_M[m] at position keep_N[source_M[m]].
 
-    base: the transformers model itself. source_M: sorted. In nats, float32. Threads that score with one model take
-    turns; a plain forward pass beside them is not kept apart.
+    base: the transformers model itself. keep_N: positions counted through all rows of the batch. source_M: sorted. In
+    nats, float32. Threads that score with one model take turns; a plain forward pass beside them is not kept apart.
     """
     head = base.get_output_embeddings()
     with _TURNS_LOCK:
@@ -76,8 +76,8 @@ def _replaced(base: Any, head: Any, keep_N: Tensor, source_M: Tensor, target_M: 
             found_NV = change(found_NV, value)
         return found_NV.float()
 
-    def forward(hidden_1TH: Tensor) -> Tensor:
-        hidden_NH = hidden_1TH[0].index_select(0, keep_N)
+    def forward(hidden_BTH: Tensor) -> Tensor:
+        hidden_NH = hidden_BTH.flatten(0, 1).index_select(0, keep_N)
         return _token_logps(logits, hidden_NH, source_M, target_M, _vocabulary(base))[None]
 
     had_own = "forward" in vars(head)

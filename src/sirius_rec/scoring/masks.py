@@ -77,6 +77,26 @@ def attention_masks(config: Any, tree: CandidateTree, dtype: torch.dtype) -> Any
     return make(tree, window if config.model_type in _ONE_WINDOW else None, dtype)
 
 
+def cached_masks(config: Any, seen_UWL: Tensor, distance_UWL: Tensor, dtype: torch.dtype) -> Any:
+    """What to pass as `attention_mask` for W new positions behind a cache; L counts the cached keys and the new ones.
+
+    seen_UWL: which keys a position may see. distance_UWL: how many tokens before it they stand in the text.
+    """
+    as_bias = config._attn_implementation == "eager"
+
+    def ready(window: int | None) -> Tensor:
+        seen = seen_UWL if window is None else seen_UWL & (distance_UWL < window)
+        if not as_bias:
+            return seen[:, None]
+        bias = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+        return bias.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
+
+    window = getattr(config, "sliding_window", None)
+    if config.model_type in _MASK_PER_LAYER_TYPE:
+        return {"full_attention": ready(None), "sliding_attention": ready(window)}
+    return ready(window if config.model_type in _ONE_WINDOW else None)
+
+
 def _dense(tree: CandidateTree, window: int | None) -> Tensor:
     """[T, T]: which node (column) a node (row) sees."""
     node_T = torch.arange(tree.n_nodes, device=tree.exit_T.device)

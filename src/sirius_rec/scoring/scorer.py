@@ -61,12 +61,21 @@ def self_check(model: nn.Module, rows: Sequence[PromptCompletions], pad_id: int)
     model.train(was_training)
     packed_N = torch.cat([packed_BC[b, cs] for b, cs in enumerate(chosen)])
     naive_N = torch.cat([naive_BC[b, : len(cs)] for b, cs in enumerate(chosen)])
-    difference_N = (packed_N - naive_N).abs()
-    allowed_N = 0.1 + 0.02 * naive_N.abs() if in_half_precision(model) else torch.full_like(naive_N, 1e-3)
+    return require_agreement(model, packed_N, naive_N, "packed")
+
+
+def require_agreement(model: nn.Module, found_N: Tensor, naive_N: Tensor, how: str, *, half: bool = False) -> float:
+    """Largest difference between log-probs and those of separate passes; ScoringError beyond what rounding explains.
+
+    half: float32 weights that compute in half precision.
+    """
+    difference_N = (found_N - naive_N).abs()
+    in_half = half or in_half_precision(model)
+    allowed_N = 0.1 + 0.02 * naive_N.abs() if in_half else torch.full_like(naive_N, 1e-3)
     worst = float(difference_N.max())
     if not bool((difference_N <= allowed_N).all()):
         raise ScoringError(
-            f"packed scoring disagrees with separate forward passes by {worst:.3g} nats on the first rows: "
+            f"{how} scoring disagrees with separate forward passes by {worst:.3g} nats on the first rows: "
             "set scoring: naive and report the architecture"
         )
     return worst

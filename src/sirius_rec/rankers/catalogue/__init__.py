@@ -1,0 +1,1 @@
+"""The whole catalogue ranked by a language model: its titles as a trie, the exact top K, constrained generation."""

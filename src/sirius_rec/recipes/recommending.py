@@ -1,0 +1,186 @@
+"""`sirius recommend`: the best of a whole catalogue for histories in JSON lines, exact with a language model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sirius_rec import cache
+from sirius_rec.data.sources.files import load_items
+from sirius_rec.data.titles import distinct_titles
+from sirius_rec.errors import ConfigError, DataError, PromptError
+from sirius_rec.prompts.encoding import Encoder
+from sirius_rec.rankers.catalogue.trie import Trie, build_trie, trie_key
+from sirius_rec.rankers.requests import Request, Unknown, finite
+from sirius_rec.rankers.trivial import Popularity
+from sirius_rec.recipes.methods import Method
+from sirius_rec.recipes.ranking import (
+    CatalogueRequests,
+    Served,
+    TextRequests,
+    chosen_method,
+    described,
+    item_ids,
+    plain_requests,
+    text_requests,
+)
+from sirius_rec.recipes.run import Run, quiet
+from sirius_rec.schema import ITEM_ID, TITLE
+from sirius_rec.training.inputs import embedding_count
+
+# Building the trie of fewer titles takes less than a second; of more it is kept in the cache, named by its key.
+_KEPT_FROM = 20_000
+
+
+class Shelf:
+    """A catalogue of which the best are recommended: ids and titles by item number.
+
+    titles_given: requests hold titles. top: items of an answer; fewer where fewer are left. exclude_seen: what the
+    history holds is no answer, shown to the model or not. ConfigError for a `top` that the catalogue does not have.
+    """
+
+    def __init__(
+        self, ids: Sequence[str], titles: Sequence[str], *, titles_given: bool, top: int, exclude_seen: bool
+    ) -> None:
+        if not 1 <= top <= len(ids):
+            raise ConfigError(f"--top {top}: the catalogue has {len(ids)} items: ask for 1 to {len(ids)}")
+        self.ids, self.titles, self.top, self.exclude_seen = ids, titles, top, exclude_seen
+        self.names = titles if titles_given else ids
+        self.number = {name: n for n, name in enumerate(self.names)}
+
+    def left_out(self, requests: Sequence[Request], tidy: Any) -> list[np.ndarray]:
+        """Item numbers that are no answers. tidy: how names are compared. What the catalogue lacks needs no mention."""
+        out = []
+        for request in requests:
+            unwanted = {*request.exclude, *(request.history if self.exclude_seen else ())}
+            known = {self.number.get(tidy(name)) for name in unwanted} - {None}
+            out.append(np.array(sorted(n for n in known if n is not None), dtype=np.int64))
+        return out
+
+    def answer(
+        self, request: Request, items: Sequence[int], scores: Any, *, exact: bool = True, opened: int = 0
+    ) -> dict[str, Any]:
+        return {
+            "items": [self.ids[i] for i in items],
+            "titles": [self.titles[i] for i in items],
+            "scores": finite(request, scores, range(len(items))),
+            "exact": exact,
+            "opened": opened,
+        }
+
+
+class Searched:
+    """A language model's recommendations, searched for in the trie of the catalogue."""
+
+    def __init__(self, shelf: Shelf, requests: TextRequests, max_opened: int | None) -> None:
+        """ConfigError for prompts that list candidates, PromptError for ids beyond the embeddings; as `build_trie`."""
+        if requests.form.shows_slate:
+            raise ConfigError(
+                "this model's prompts list the candidates, and a catalogue is too long a list: train with "
+                "prompts.slate: false, or name another method"
+            )
+        self.shelf, self.requests, self.max_opened = shelf, requests, max_opened
+        self.trie = _trie(requests.encoder, shelf.titles)
+        if (highest := int(self.trie.token_N.max())) >= (size := embedding_count(requests.model)):
+            raise PromptError(f"titles of the catalogue: token id {highest} lies outside the model's {size} embeddings")
+        requests.longest = self.trie.longest
+
+    def respond(self, requests: list[Request]) -> list[dict[str, Any]]:
+        out = self.shelf.left_out(requests, self.requests.name)
+        found = self.requests.top_k(requests, self.trie, self.shelf.top, leave_out=out, max_opened=self.max_opened)
+        answers = []
+        for request, result in zip(requests, found, strict=True):
+            items = result.items.tolist()
+            said = self.shelf.answer(request, items, result.scores, exact=result.exact, opened=result.opened)
+            if not result.exact and math.isfinite(result.bound):
+                said["bound"] = round(result.bound, 6)
+            answers.append(said)
+        return answers
+
+
+class Scored:
+    """Recommendations of a ranker that scores every item."""
+
+    def __init__(self, shelf: Shelf, requests: CatalogueRequests) -> None:
+        self.shelf, self.requests = shelf, requests
+
+    def respond(self, requests: list[Request]) -> list[dict[str, Any]]:
+        left = [
+            np.setdiff1d(np.arange(len(self.shelf.ids)), out)
+            for out in self.shelf.left_out(requests, self.requests.name)
+        ]
+        asked = [
+            replace(request, candidates=tuple(self.shelf.names[i] for i in items))
+            for request, items in zip(requests, left, strict=True)
+        ]
+        answers = []
+        for request, items, scores in zip(requests, left, self.requests.score(asked), strict=True):
+            best = np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")[: self.shelf.top]
+            answers.append(self.shelf.answer(request, items[best].tolist(), np.asarray(scores)[best]))
+        return answers
+
+
+def _trie(encoder: Encoder, titles: Sequence[str]) -> Trie:
+    if len(titles) < _KEPT_FROM:
+        return build_trie(encoder, titles)
+    return build_trie(encoder, titles, cache.root() / f"catalogue-{trie_key(encoder, titles)[:16]}.npz")
+
+
+def load_run_recommender(
+    run: Run,
+    *,
+    method: str | None,
+    seed: int | None,
+    checkpoint: str,
+    titles: bool,
+    top: int,
+    exclude_seen: bool,
+    max_opened: int | None,
+) -> Served:
+    """Recommendations from a run's catalogue, by any method that can rank all of it; by default the best on validation.
+
+    RunError if none is trained.
+    """
+    quiet()
+    data = run.dataset
+    shelf = Shelf(item_ids(data), data.titles, titles_given=titles, top=top, exclude_seen=exclude_seen)
+    chosen, seed = chosen_method(run, method, seed, _ranks_catalogue)
+    name, recipe = described(run, chosen, seed, checkpoint, titles=titles)
+    recipe |= {"exclude_seen": exclude_seen, "max_opened": max_opened}
+    ranker = chosen.ranker(run, seed, checkpoint)
+    popularity = Popularity().fit(data.train_sequences(), data.n_items)
+    popular = CatalogueRequests(popularity, "popularity", shelf.names, titles=titles)
+    unknown = Unknown(lambda item: popular.name(item) in popular.number, Scored(shelf, popular).respond)
+    if chosen.reads_titles:
+        requests = text_requests(run, ranker, titles=titles)
+        searched = Searched(shelf, requests, max_opened)
+        return Served(name, recipe, searched.respond, requests.check, None if titles else unknown, requests.warnings)
+    scored = CatalogueRequests(ranker, chosen.key, shelf.names, titles=titles)
+    return Served(name, recipe, Scored(shelf, scored).respond, scored.check, unknown)
+
+
+def _ranks_catalogue(method: Method) -> bool:
+    return method.reads_titles or (method.ranks_catalogue and not method.uses_backbone)
+
+
+def load_plain_recommender(
+    name: str, items: Path, *, titles: bool, top: int, exclude_seen: bool, max_opened: int | None, **options: Any
+) -> Served:
+    """Recommendations of any causal language model from a table of item_id and title. options: of `plain_requests`."""
+    frame, untitled, _ = load_items(items, {}, "drop")
+    if untitled:
+        raise DataError(f"{items}: item {untitled[0]!r} has no title: give it one, or leave it out")
+    ids, shown = frame[ITEM_ID].to_list(), distinct_titles(frame[TITLE].to_list())[0]
+    shelf = Shelf(ids, shown, titles_given=titles, top=top, exclude_seen=exclude_seen)
+    requests, recipe = plain_requests(name, shows_slate=False, **options)
+    if not titles:
+        requests.texts = dict(zip(ids, shown, strict=True))
+    searched = Searched(shelf, requests, max_opened)
+    recipe |= {"items": str(items.resolve()), "trie": searched.trie.key, "titles": titles,
+               "exclude_seen": exclude_seen, "max_opened": max_opened}  # fmt: skip
+    return Served(name, recipe, searched.respond, requests.check)

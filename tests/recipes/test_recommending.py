@@ -1,0 +1,202 @@
+"""`sirius recommend` on trained runs and a plain model: the order of scoring everything, its options and refusals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from sirius_rec import cli
+from sirius_rec.config import Config
+from sirius_rec.errors import ConfigError, DataError, PromptError, RunError
+from sirius_rec.rankers.catalogue import top as catalogue_top
+from sirius_rec.rankers.requests import PARTIAL, Request
+from sirius_rec.recipes.adoption import open_run
+from sirius_rec.recipes.methods import build_methods
+from sirius_rec.recipes.ranking import TextRequests, load_run_ranker, text_requests
+from sirius_rec.recipes.recommending import Searched, Shelf
+from sirius_rec.recipes.run import Run
+from sirius_rec.recipes.story import run_stages
+
+
+@pytest.fixture(scope="module")
+def run(mini: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """SFT whose prompts show no slate, beside a ranker that is no language model."""
+    config = mini("prompts.slate=false", "methods=[markov]")
+    opened = Run(open_run(tmp_path_factory.mktemp("recommend") / "run", config), config)
+    run_stages(opened, ("sft",), lambda line: None)
+    build_methods(config)["markov"].fit(opened, 0)
+    return opened
+
+
+@pytest.fixture(scope="module")
+def ids(run: Run) -> list[str]:
+    return [str(item) for item in run.dataset.items["item_id"].to_list()]
+
+
+@pytest.fixture
+def searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The catalogue here is so small that everything would be scored."""
+    monkeypatch.setattr(catalogue_top, "expected_cost", lambda trie, k, width: (1.0, 2.0))
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def recommend(tmp_path: Path, model: Any, rows: list[dict[str, Any]], *arguments: Any) -> list[dict[str, Any]]:
+    requests, out = write(tmp_path / "requests.jsonl", rows), tmp_path / "out.jsonl"
+    out.unlink(missing_ok=True)
+    asked = ["recommend", "--model", model, "--input", requests, "--out", out, *arguments]
+    result = CliRunner().invoke(cli.app, list(map(str, asked)), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return [json.loads(line) for line in out.read_text().splitlines()]
+
+
+def all_scores(run: Run, method: str, history: list[str], candidates: list[str]) -> Any:
+    served = load_run_ranker(run, method=method, seed=None, checkpoint="best", titles=False)
+    return np.asarray(served.score([Request(1, tuple(history), tuple(candidates))])[0], dtype=np.float64)
+
+
+@pytest.mark.parametrize("method", ["sft", "markov"])
+def test_the_first_of_all_items(run: Run, ids: list[str], tmp_path: Path, searched: None, method: str) -> None:
+    title = dict(zip(ids, run.dataset.titles, strict=True))
+    histories = [ids[3:6], ids[40:41], ids[10:20]]
+    rows = [{"history": history, "id": n} for n, history in enumerate(histories)]
+    rows.append({"history": ids[3:6], "exclude": [*ids[::2], "sold out long ago"]})
+    for extra in ((), ("--exclude-seen",)):
+        answers = recommend(tmp_path, run.folder.path, rows, "--method", method, "--top", 7, *extra)
+        assert [answer["line"] for answer in answers] == [1, 2, 3, 4]
+        assert [answer.get("id") for answer in answers] == [0, 1, 2, None]
+        for row, answer in zip(rows, answers, strict=True):
+            unwanted = {*row.get("exclude", []), *(row["history"] if extra else ())}
+            left = [item for item in ids if item not in unwanted]
+            scores = all_scores(run, method, row["history"], left)
+            order = np.argsort(-scores, kind="stable")[:7]
+            np.testing.assert_allclose(answer["scores"], scores[order], atol=2e-5)
+            if (np.diff(scores[order]) < -1e-4).all() or method == "markov":
+                assert answer["items"] == [left[i] for i in order]
+            assert answer["titles"] == [title[item] for item in answer["items"]]
+            assert answer["exact"] is True
+            assert (answer["opened"] > 0) == (method == "sft")
+
+
+def test_titles_unknown_items_and_what_is_left(run: Run, ids: list[str], tmp_path: Path, searched: None) -> None:
+    titles = run.dataset.titles
+    by_id = recommend(tmp_path, run.folder.path, [{"history": ids[:3]}], "--method", "sft", "--top", 3)
+    given = ("--method", "sft", "--top", 3, "--titles")
+    by_title = recommend(tmp_path, run.folder.path, [{"history": titles[:3]}], *given)
+    assert by_title == by_id
+    dropped, popular = recommend(
+        tmp_path,
+        run.folder.path,
+        [{"history": ["who?", *ids[:3]]}, {"history": ["who?"]}],
+        "--method",
+        "sft",
+        "--top",
+        3,
+    )
+    assert dropped == {**by_id[0], "unknown": 1}
+    counts = np.bincount(np.concatenate(run.dataset.train_sequences()), minlength=len(ids))
+    assert popular["by"] == "popularity"
+    assert popular["items"] == [ids[i] for i in np.argsort(-counts, kind="stable")[:3]]
+    # All but two are excluded: these two are the answer.
+    (few,) = recommend(tmp_path, run.folder.path, [{"history": ids[:3], "exclude": ids[2:]}], "--method", "sft")
+    assert sorted(few["items"]) == sorted(ids[:2])
+
+
+def test_a_budget_is_marked(run: Run, ids: list[str], tmp_path: Path) -> None:
+    (answer,) = recommend(tmp_path, run.folder.path, [{"history": ids[:3]}], "--method", "sft", "--max-opened", 2)
+    assert answer["exact"] is False
+    assert answer["opened"] == 2
+    assert answer["bound"] < 0
+    assert len(answer["items"]) <= 10
+
+
+def test_a_plain_model_with_a_table_of_items(run: Run, ids: list[str], tmp_path: Path, searched: None) -> None:
+    table = tmp_path / "items.csv"
+    table.write_text("item_id,title\n" + "".join(f'{i},"{t}"\n' for i, t in zip(ids, run.dataset.titles, strict=True)))
+    model = run.folder.path / "sft/s0/best"
+    plain = recommend(tmp_path, model, [{"history": ids[:3]}], "--items", table, "--max-history", 5)
+    assert plain == recommend(tmp_path, run.folder.path, [{"history": ids[:3]}], "--method", "sft")
+    for rest, error, why in (
+        ((), ConfigError, "--items: .* is no run folder: name its catalogue, a table of item_id and title"),
+        (("--items", table, "--top", 5000), ConfigError, "--top 5000: the catalogue has 80 items: ask for 1 to 80"),
+    ):
+        with pytest.raises(error, match=why):
+            recommend(tmp_path, model, [{"history": ids[:3]}], *rest)
+    table.write_text("item_id,title\n1,Air\n2,\n")
+    with pytest.raises(DataError, match=r"items\.csv: item '2' has no title: give it one, or leave it out"):
+        recommend(tmp_path, model, [{"history": ["1"]}], "--items", table, "--top", 1)
+
+
+def test_it_goes_on_where_it_was_stopped(
+    run: Run, ids: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"history": [ids[n % 80], ids[(n + 7) % 80]]} for n in range(70)]
+    whole = recommend(tmp_path, run.folder.path, rows, "--method", "sft")
+    (tmp_path / "out.jsonl").unlink()
+    kept, calls = TextRequests.top_k, list[int]()
+
+    def dies(self: Any, requests: list[Request], *rest: Any, **options: Any) -> Any:
+        calls.append(len(requests))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return kept(self, requests, *rest, **options)
+
+    monkeypatch.setattr(TextRequests, "top_k", dies)
+    asked = ["recommend", "--model", run.folder.path, "--input", tmp_path / "requests.jsonl", "--method", "sft",
+             "--out", tmp_path / "out.jsonl"]  # fmt: skip
+    CliRunner().invoke(cli.app, list(map(str, asked)))
+    assert not (tmp_path / "out.jsonl").exists()
+    assert len((tmp_path / f"out.jsonl{PARTIAL}").read_text().splitlines()) == 1 + 64
+    with pytest.raises(RunError, match="was made from another input, model or options"):
+        CliRunner().invoke(cli.app, [*map(str, asked), "--exclude-seen"], catch_exceptions=False)
+    assert CliRunner().invoke(cli.app, list(map(str, asked))).exit_code == 0
+    assert calls == [32, 32, 6, 6]
+    answers = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert answers == whole
+
+
+def test_bad_requests_are_one_line_each(run: Run, trained: Run, ids: list[str], tmp_path: Path) -> None:
+    for row, why in (
+        ({"history": []}, "line 1: history is empty; there is nothing to recommend from"),
+        ({}, "line 1: history is missing; give a list"),
+        ({"history": ids[:1], "candidates": ids[:2]}, "unknown field 'candidates'; known are id, history, exclude"),
+        ({"history": ids[:1], "exclude": "all"}, "exclude is 'all'; give a list"),
+    ):
+        with pytest.raises(DataError, match=why):
+            recommend(tmp_path, run.folder.path, [row])
+    with pytest.raises(DataError, match="item 'who' is not in the catalogue"):
+        recommend(tmp_path, run.folder.path, [{"history": ["who"]}], "--unknown", "refuse")
+    with pytest.raises(ConfigError, match="--top 81: the catalogue has 80 items: ask for 1 to 80"):
+        recommend(tmp_path, run.folder.path, [{"history": ids[:1]}], "--top", 81)
+    with pytest.raises(ConfigError, match="--items: is for plain models"):
+        recommend(tmp_path, run.folder.path, [{"history": ids[:1]}], "--items", tmp_path / "requests.jsonl")
+    with pytest.raises(ConfigError, match=r"prompts list the candidates.*: train with prompts\.slate: false"):
+        recommend(tmp_path, trained.folder.path, [{"history": ids[:1]}])
+    (skipped, good) = recommend(tmp_path, run.folder.path, [{"history": []}, {"history": ids[:1]}], "--skip-bad")
+    assert skipped == {"line": 1, "error": "history is empty; there is nothing to recommend from"}
+    assert len(good["items"]) == 10
+
+
+def test_a_history_that_leaves_no_room_for_the_longest_title(run: Run, ids: list[str], tmp_path: Path) -> None:
+    ranker = build_methods(run.config)["sft"].ranker(run, 0, "best")
+    requests = text_requests(run, ranker, titles=False)
+    shelf = Shelf(ids, run.dataset.titles, titles_given=False, top=1, exclude_seen=False)
+    searched = Searched(shelf, requests, None)
+    assert requests.check(Request(1, tuple(ids[:3]))) is None
+    prompt = len(requests.encoder.prompt(requests._prompt(Request(1, tuple(ids[:3])))))
+    requests.context = prompt + searched.trie.longest - 2
+    assert "prompt and longest candidate take" in str(requests.check(Request(1, tuple(ids[:3]))))
+    requests.model.resize_token_embeddings(20)
+    with pytest.raises(
+        PromptError, match=r"titles of the catalogue: token id .* lies outside the model's 20 embeddings"
+    ):
+        Searched(shelf, requests, None)
