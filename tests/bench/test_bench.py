@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from sirius_rec.bench import cost, cuda, end_to_end, flops, measures, run
+from sirius_rec.bench import catalogue, cost, cuda, end_to_end, flops, measures, run
 from sirius_rec.bench.rivals import SCORERS
 from sirius_rec.bench.shapes import (
     CPU_SHAPE,
@@ -190,6 +190,23 @@ def test_cuda_code_on_a_cpu_and_without_a_device(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert cuda.bench_cuda(quick=True, say=lines.append) == []
     assert lines[-1] == "cuda: skipped, torch sees no CUDA device"
+
+
+def test_the_catalogue_gives_its_rows() -> None:
+    task = catalogue.made_up_task(TINY_SHAPE, titles=300, users=3, prompt=12)
+    lines: list[str] = []
+    rows = catalogue.bench_catalogue(quick=True, say=lines.append, task=task, ks=(1, 5), beams=(2, 300))
+    names = ["exhaustive", "beam2", "beam300"]
+    assert [(row["k"], row["baseline"]) for row in rows] == [(k, name) for k in (1, 5) for name in names]
+    for row in rows:
+        assert {"bench", "k", "baseline", "ratio", "opened_share", "beam_recall"} <= set(row)
+        assert 0 < row["opened_share"] < 1
+        assert (row["beam_recall"] is None) == (row["baseline"] == "exhaustive")
+        assert row["ratio"] == pytest.approx(row["seconds_baseline"] / row["seconds_search"], rel=0.05)
+    by = {(row["k"], row["baseline"]): row["beam_recall"] for row in rows}
+    assert by[5, "beam2"] <= 0.4 < by[5, "beam300"] == 1  # as many beams as titles give nothing up
+    assert len(lines) == len(rows)
+    json.dumps(rows)
 
 
 def test_utilisation_by_hand() -> None:

@@ -7,14 +7,17 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from sirius_rec.bench.shapes import CPU_SHAPE, LLAMA_2_7B, SMOLLM2_135M
 from sirius_rec.errors import ConfigError
 
-BENCHES = ("step", "score", "memory", "cost", "end-to-end", "cuda")
+if TYPE_CHECKING:
+    from sirius_rec.bench.catalogue import CatalogueTask
+
+BENCHES = ("step", "score", "memory", "cost", "end-to-end", "cuda", "catalogue")
 
 
 def environment(processor: str, versions: dict[str, str]) -> dict[str, Any]:
@@ -34,9 +37,12 @@ def environment(processor: str, versions: dict[str, str]) -> dict[str, Any]:
 
 
 def run_bench(
-    name: str, *, quick: bool, say: Callable[[str], None], plot: Path | None = None
+    name: str, *, quick: bool, say: Callable[[str], None], plot: Path | None = None, task: CatalogueTask | None = None
 ) -> tuple[list[dict[str, Any]], float]:
-    """The rows of a bench and its seconds. ConfigError for an unknown one. plot: where `cost` draws its figure."""
+    """The rows of a bench and its seconds. ConfigError for an unknown one.
+
+    plot: where `cost` draws its figure. task: what `catalogue` searches, instead of what it makes up.
+    """
     started = time.monotonic()
     if name in ("step", "score", "memory"):
         from sirius_rec.bench import measures
@@ -58,6 +64,10 @@ def run_bench(
         from sirius_rec.bench.cuda import bench_cuda
 
         rows = bench_cuda(quick=quick, say=say)
+    elif name == "catalogue":
+        from sirius_rec.bench.catalogue import bench_catalogue
+
+        rows = bench_catalogue(quick=quick, say=say, task=task)
     else:
         raise ConfigError(f"no bench is called '{name}': choose one of {', '.join(BENCHES)}")
     return rows, time.monotonic() - started

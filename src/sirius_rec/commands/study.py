@@ -105,14 +105,19 @@ def theory(
 
 @app.command("bench", short_help="Performance figures with their baselines.")
 def bench_command(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="step, score, memory, cost, end-to-end or cuda.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="step, score, memory, cost, end-to-end, cuda, catalogue.")
+    ],
     quick: Annotated[bool, typer.Option("--quick", help="Smaller batches, fewer rounds: at most 3 minutes.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Where `cost` draws its figure (PNG).")] = None,
+    model: Annotated[Path | None, typer.Option(help="Run folder whose catalogue `catalogue` searches.")] = None,
     json_file: JsonOption = None,
 ) -> None:
     """Performance figures, packed rows against what people use today, on the same batch, interleaved.
 
     Example: sirius bench step --quick --json step.json
+
+    Example: sirius bench catalogue --model runs/lastfm --json catalogue.json
     """
     from sirius_rec.extras import require
 
@@ -124,7 +129,15 @@ def bench_command(
     check_json(json_file)
     check_json(plot, "--plot")
     quiet()
-    rows, seconds = run_bench(name, quick=quick, say=say, plot=plot)
+    task = None
+    if model is not None:
+        if name != "catalogue":
+            raise ConfigError(f"--model: is for `sirius bench catalogue`; {name} makes its own model")
+        from sirius_rec.recipes.recommending import bench_task
+        from sirius_rec.recipes.run import Run
+
+        task = bench_task(Run.open(model), users=2 if quick else 8)
+    rows, seconds = run_bench(name, quick=quick, say=say, plot=plot, task=task)
     content = {"environment": environment(processor(), versions()), "quick": quick, "seconds": round(seconds, 1)}
     write_json(json_file, {**content, "rows": rows})
     log(f"done in {seconds:.0f} s")

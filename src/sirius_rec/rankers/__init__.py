@@ -1,1 +1,1 @@
-"""Everything that ranks a slate, behind one protocol."""
+"""Everything that ranks a slate or the catalogue, behind one protocol."""

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from sirius_rec import cache
+from sirius_rec.bench.catalogue import CatalogueTask
 from sirius_rec.data.sources.files import load_items
 from sirius_rec.data.titles import distinct_titles
 from sirius_rec.errors import ConfigError, DataError, PromptError
@@ -30,7 +31,7 @@ from sirius_rec.recipes.ranking import (
     text_requests,
 )
 from sirius_rec.recipes.run import Run, quiet
-from sirius_rec.schema import ITEM_ID, TITLE
+from sirius_rec.schema import HISTORY, ITEM_ID, TITLE
 from sirius_rec.training.inputs import embedding_count
 
 # Building the trie of fewer titles takes less than a second; of more it is kept in the cache, named by its key.
@@ -184,3 +185,17 @@ def load_plain_recommender(
     recipe |= {"items": str(items.resolve()), "trie": searched.trie.key, "titles": titles,
                "exclude_seen": exclude_seen, "max_opened": max_opened}  # fmt: skip
     return Served(name, recipe, searched.respond, requests.check)
+
+
+def bench_task(run: Run, *, users: int, seed: int = 0) -> CatalogueTask:
+    """The run's best language model, its catalogue, and the prompts of some test rows: what `bench catalogue` times."""
+    chosen, of = chosen_method(run, None, None, lambda method: method.reads_titles)
+    ranker = chosen.ranker(run, of, "best")
+    if ranker.template.shows_slate:
+        raise ConfigError(f"{run.folder.path}: its prompts list the candidates: name a run with prompts.slate: false")
+    histories = run.dataset.examples("test")[HISTORY].to_list()
+    rows = np.random.default_rng(seed).permutation(len(histories))[:users]
+    shown = [np.array(histories[r][-run.config.data.window.max_history :]) for r in rows]
+    prompts = ranker.encoder.prompts(ranker.prompts(shown, [np.empty(0, dtype=np.int64)] * len(shown)))
+    name = f"{run.folder.path.name}, {chosen.key}"
+    return CatalogueTask(name, ranker.model, _trie(ranker.encoder, run.dataset.titles), prompts, ranker.encoder.pad_id)

@@ -130,15 +130,18 @@ class CachedPrefixes:
         place_UW = place_UL[:, -tokens_UW.shape[1] :]
         distance_UWL = place_UW[:, :, None] - place_UL[:, None]
         mask = cached_masks(self.base.config, at(seen_UWL), distance_UWL, self.base.dtype)
-        kept = at(keep_N), at(source_M), at(target_M)
-        with (
-            torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16),
-            scoring_head(self.base, *kept),
-        ):
-            found = self.model(
-                input_ids=at(tokens_UW), position_ids=place_UW, attention_mask=mask, past_key_values=self.cache,
-                use_cache=True,
-            ).logits[0]  # fmt: skip
+        inputs: dict[str, Any] = {
+            "input_ids": at(tokens_UW),
+            "position_ids": place_UW,
+            "attention_mask": mask,
+            "past_key_values": self.cache,
+            "use_cache": True,
+        }
+        if getattr(self.base.config, "output_router_logits", False):  # for a loss of theirs that reads the mask as 2-D
+            inputs["output_router_logits"] = False
+        head = scoring_head(self.base, at(keep_N), at(source_M), at(target_M))
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16), head:
+            found = self.model(**inputs).logits[0]
         return _as_logps(found)
 
     def _on_device(self, values: Any) -> Tensor:

@@ -68,14 +68,14 @@ def top_k(
     check_request(model, trie, prompts, k)
     naive = resolve_mode(model, scoring) == "naive"
     found: list[Found | None] = [None] * len(prompts)
-    out_U = [_places(trie, () if leave_out is None else leave_out[u]) for u in range(len(prompts))]
+    out_U = [places_of(trie, () if leave_out is None else leave_out[u]) for u in range(len(prompts))]
     cheaper = "exhaustive" if way == "auto" and np.greater(*expected_cost(trie, k, width)) else way
-    with _evaluating(model):
+    with evaluating(model):
         if cheaper == "exhaustive" and max_opened is None:
             found = list(_exhaustive(model, trie, prompts, k, out_U, pad_id=pad_id, max_tokens=max_tokens, bf16=bf16,
                                      mode=scoring, progress=progress))  # fmt: skip
         else:
-            for some in _groups(prompts, users, max_tokens):
+            for some in groups(prompts, users, max_tokens):
                 prefixes = prefixes_of(model, [prompts[u] for u in some], pad_id, bf16=bf16, naive=naive)
                 frontiers = [Frontier(trie, k, out_U[u], math.inf if max_opened is None else max_opened) for u in some]
                 for u, result in zip(some, search(prefixes, frontiers, width, progress), strict=True):
@@ -98,7 +98,7 @@ def check_request(model: Any, trie: Trie, prompts: Sequence[Sequence[int]], k: i
         )
 
 
-def _places(trie: Trie, items: Any) -> Ints:
+def places_of(trie: Trie, items: Any) -> Ints:
     numbers = np.asarray(items, dtype=np.int64)
     wrong = numbers[(numbers < 0) | (numbers >= trie.n_titles)]
     if wrong.size:
@@ -106,7 +106,7 @@ def _places(trie: Trie, items: Any) -> Ints:
     return np.unique(trie.place_I[numbers])
 
 
-def _groups(prompts: Sequence[Sequence[int]], users: int, max_tokens: int) -> Iterator[list[int]]:
+def groups(prompts: Sequence[Sequence[int]], users: int, max_tokens: int) -> Iterator[list[int]]:
     """Numbers of prompts of like length, so that little is padded, in groups that are searched at once."""
     group: list[int] = []
     for u in sorted(range(len(prompts)), key=lambda u: len(prompts[u])):
@@ -119,7 +119,7 @@ def _groups(prompts: Sequence[Sequence[int]], users: int, max_tokens: int) -> It
 
 
 @contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
+def evaluating(model: Any) -> Iterator[None]:
     """Without dropout; afterwards the model is in its own mode and on its own attention kernel again."""
     base, was_training = unwrapped(model), model.training
     before = base.config._attn_implementation
