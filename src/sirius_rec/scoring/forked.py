@@ -91,7 +91,7 @@ def _fork_logps(model: nn.Module, fork: _Fork, completions: Sequence[Sequence[in
     step_by_step = unwrapped(model).config.model_type in STEP_BY_STEP
     # Where more columns go on together, at least two: a single one takes a kernel for generation, which clamps the time
     # steps of some Mamba layers otherwise than training does.
-    width = max(width, 1, *(len(ids) - 1 for ids in completions))
+    width = max(width, 1 if step_by_step else 2, *(len(ids) - 1 for ids in completions))
     # Padding needs no mask: it stands on the right, where nothing causal looks, and its states are thrown away.
     read_CW = torch.full((count, width), pad_id, dtype=torch.long)
     target_CW, scored_CW = torch.zeros_like(read_CW), torch.zeros_like(read_CW, dtype=torch.bool)
