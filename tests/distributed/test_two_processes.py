@@ -73,6 +73,9 @@ def assert_same_training(run: RunFolder, other: RunFolder, *methods: str) -> Non
         ours, theirs = curve(folder), curve(alone)
         assert len(ours) == len(theirs) > 4
         for mine, their in zip(ours, theirs, strict=True):
+            if abs(their.get("reward_margin", 1.0)) < 1e-4:
+                # Policy and reference are one at first: which of two equal rewards is larger, rounding says.
+                mine, their = ({k: v for k, v in line.items() if "misordered" not in k} for line in (mine, their))
             assert mine == pytest.approx(their, abs=1e-4)
         for kind in ("best", "last"):
             mine, their = (load_file(f / kind / "model.safetensors") for f in (folder, alone))
