@@ -208,7 +208,7 @@ def test_all_processes_take_as_many_passes(name: str, processes: int, monkeypatc
     for rank in range(processes):
         seen.clear()
         monkeypatch.setattr(scorer, "_place_in_group", lambda rank=rank: (rank, processes))
-        score_rows(model, rows, 0, max_tokens=60)
+        score_rows(model, rows, 0, max_tokens=24)
         counts.append(len(seen))
     assert len(set(counts)) == 1
     together = {r: logp_C for share in shares for r, logp_C in share.items()}
