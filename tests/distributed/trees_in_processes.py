@@ -47,13 +47,13 @@ def train(folder: Path, micro: int, *, checkpointing: bool = False) -> dict[str,
 
 
 def in_chunks(on: bool) -> None:
-    """Five positions of the vocabulary at a time, computed again in the backward pass; or all at once."""
+    """Five positions (of 300 logits each) at a time, computed again in the backward pass; or all at once."""
     from sirius_rec.scoring import head
 
     head.KEPT, head.CHUNK = (1, 5 * 300) if on else (2**25, 2**23)
 
 
-def random_trees() -> None:
+def random_trees(seed: int, *, checkpointing: bool) -> None:
     """Each process scores other rows: values are those of separate passes, gradients the processes' mean of them."""
     from torch.nn.parallel import DistributedDataParallel
 
@@ -65,33 +65,29 @@ def random_trees() -> None:
     sys.path.insert(0, str(HERE.parent / "parity"))
     from test_trees_equal_naive import CPU, build, gradients, random_rows
 
-    chunks.CHUNK = 4
+    chunks.CHUNK = 4  # so that these small trees are cut
+    model = build("llama").train()
+    alone = copy.deepcopy(model)
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    together: Any = DistributedDataParallel(model)
+    rows = [random_rows(2 * seed + rank) for rank in range(2)]
+    trees = [build_tree(part) for part in rows]
+    weights = [
+        torch.randn(tree.valid_BC.shape, generator=torch.Generator().manual_seed(rank)) * tree.valid_BC
+        for rank, tree in enumerate(trees)
+    ]
     rank = torch.distributed.get_rank()
-    weights = torch.randn((64, 8), generator=torch.Generator().manual_seed(1))
-    for seed, (chunked, checkpointing) in enumerate(CASES.values()):
-        in_chunks(chunked)
-        model = build("llama").train()
-        alone = copy.deepcopy(model)
-        if checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        together: Any = DistributedDataParallel(model)
-        rows = [random_rows(10 * seed + r) for r in range(2)]
-
-        def weight(b: int, tree: Any) -> Any:
-            return weights[: tree.valid_BC.shape[0], : tree.valid_BC.shape[1]] * tree.valid_BC / (b + 1)
-
-        tree = build_tree(rows[rank])
-        ours, our_grads = gradients(together, lambda tree=tree: tree_logps(together, tree), weight(rank, tree))
-        oracle = []
-        for r in range(2):
-            other = weight(r, build_tree(rows[r]))
-            oracle.append(gradients(alone, lambda r=r: naive_logps(alone, rows[r], 0, CPU), other))
-        assert (ours - oracle[rank][0]).abs().max() <= 1e-4
-        assert (oracle[0][0].sum() - oracle[1][0].sum()).abs() > 1
-        for name, grad in our_grads.items():
-            want = (oracle[0][1][name.removeprefix("module.")] + oracle[1][1][name.removeprefix("module.")]) / 2
-            assert (grad - want).norm() <= 1e-4 * want.norm(), name
-        assert len(our_grads) == len(oracle[0][1])
+    ours_BC, ours = gradients(together, lambda: tree_logps(together, trees[rank]), weights[rank])
+    (first_BC, first), (second_BC, second) = (
+        gradients(alone, lambda part=part: naive_logps(alone, part, 0, CPU), weight)
+        for part, weight in zip(rows, weights, strict=True)
+    )
+    assert (ours_BC - (first_BC, second_BC)[rank]).abs().max() <= 1e-4
+    assert {name.removeprefix("module.") for name in ours} == set(first) == set(second)
+    for name, grad in ours.items():
+        want = (first[name.removeprefix("module.")] + second[name.removeprefix("module.")]) / 2
+        assert (grad - want).norm() <= 1e-4 * want.norm(), name
     os.write(1, b"random trees: right\n")  # in one piece: the other process writes to the same pipe
 
 
@@ -102,13 +98,13 @@ def main(folder: Path, kind: str) -> None:
 
         os.environ |= SETTINGS
         allow_cpu()
-    for case, (chunked, checkpointing) in CASES.items():
+    for seed, (case, (chunked, checkpointing)) in enumerate(CASES.items()):
         in_chunks(chunked)
         found = train(folder, 4, checkpointing=checkpointing)
         if torch.distributed.get_rank() == 0:
             np.savez(folder / f"{case}-{kind}.npz", **found)
-    if kind == "ddp":
-        random_trees()
+        if kind == "ddp":
+            random_trees(seed, checkpointing=checkpointing)
     torch.distributed.destroy_process_group()
 
 
