@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from sirius_rec.training.metrics_log import read_metrics
 
 MINI = Path(__file__).resolve().parents[1] / "mini.yaml"
 WORKER = Path(__file__).with_name("fsdp2_on_cpu.py")
+TREES = Path(__file__).with_name("trees_in_processes.py")
 SMALL = ["backbone.pretrain=null", "arms=[dpo_sirius]", "evaluation.generation_rows=4", "evaluation.baseline=sft"]
 METHODS = (
     "[{method: sasrec, options: {epochs: 1, dimension: 8, length: 5}}, {method: llara, options: {curriculum: 0.6}}]"
@@ -36,16 +38,19 @@ SMALL.append(f"methods={METHODS}")
 UNEVEN = ["align.examples_per_epoch=50", "align.micro_batch_size=8", "align.save_steps=null", "sft.micro_batch_size=16"]
 
 
-def launched(*command: str, out: Path) -> str:
+def launched(*command: str) -> str:
     """The output of torchrun over two processes."""
     free = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "FSDP_"))}
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *command,
-         str(MINI), *SMALL, *UNEVEN, "--out", str(out)],
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *command],
         capture_output=True, text=True, check=False, timeout=900, env={**free, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done.stdout + done.stderr
+
+
+def recipe(*command: str, out: Path) -> str:
+    return launched(*command, str(MINI), *SMALL, *UNEVEN, "--out", str(out))
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +103,7 @@ def assert_same_reference(run: RunFolder, other: RunFolder) -> None:
 
 @pytest.mark.slow
 def test_ddp_is_one_process(one: RunFolder, tmp_path: Path) -> None:
-    said = launched("-m", "sirius_rec", "run", out=tmp_path / "run")
+    said = recipe("-m", "sirius_rec", "run", out=tmp_path / "run")
     two = RunFolder(tmp_path / "run")
     assert_same_training(two, one, "llara")
     assert_same_reference(two, one)
@@ -119,12 +124,59 @@ def test_ddp_is_one_process(one: RunFolder, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_fsdp2_is_one_process(one: RunFolder, tmp_path: Path) -> None:
-    said = launched(str(WORKER), "align", out=tmp_path / "run")
+    said = recipe(str(WORKER), "align", out=tmp_path / "run")
     assert said.count("sharded: DTensor\n") == said.count("sharded:") == 4
     two = RunFolder(tmp_path / "run")
     assert_same_training(two, one)
     assert_same_reference(two, one)
     assert not list(two.path.rglob("pytorch_model_fsdp*"))
+
+
+@pytest.fixture(scope="module")
+def users(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any, Any], Path]:
+    """users(tokenizer, model) → a folder for trees_in_processes.py; what one process makes of it is alone.npz."""
+    folder = tmp_path_factory.mktemp("users")
+
+    def made(tokenizer: Any, model: Any) -> Path:
+        if (folder / "alone.npz").is_file():
+            return folder
+        for part in (tokenizer, model):
+            part.save_pretrained(folder / "model")
+        rng = np.random.default_rng(0)
+        records = []
+        for user in range(6):  # 23 rows, so that the last step of an epoch has 7
+            titles = [f"Artist {i}" for i in rng.permutation(30).tolist()]
+            for n in range(1, 5 - (user == 5)):
+                slate = titles[n : n + 5]
+                prompt = "\n".join([*titles[:n], ""])
+                records.append({"user": user, "prompt": prompt, "chosen": slate[0], "rejected": slate[1:]})
+        (folder / "records.json").write_text(json.dumps(records))
+        found = runpy.run_path(str(TREES))["train"](folder, 8)
+        np.savez(folder / "alone.npz", **found)
+        return folder
+
+    return made
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "parameters"), [("ddp", "Parameter"), ("fsdp2", "DTensor")])
+def test_trees_of_whole_users_are_those_of_one_process(
+    users: Callable[..., Path], tokenizer: Any, tiny_llama: Callable[..., Any], kind: str, parameters: str
+) -> None:
+    """Also where the head goes in chunks, and where layers are computed again in the backward pass."""
+    folder = users(tokenizer, tiny_llama(tokenizer))
+    said = launched(str(TREES), str(folder), kind)
+    assert said.count("random trees: right\n") == (6 if kind == "ddp" else 0)
+    with np.load(folder / "alone.npz") as alone:
+        assert len(alone["losses"]) == 6
+        assert len(np.unique(alone["losses"])) > 4
+        for case in ("plain", "chunks", "checkpointing"):
+            with np.load(folder / f"{case}-{kind}.npz") as found:
+                assert found["kinds"].tolist() == [parameters]
+                np.testing.assert_allclose(found["losses"], alone["losses"], atol=1e-4, rtol=0)
+                assert set(found) == set(alone)
+                for name in set(alone) - {"losses", "kinds"}:
+                    np.testing.assert_allclose(found[name], alone[name], atol=1e-5, rtol=0, err_msg=name)
 
 
 def test_jobs_side_by_side_are_said_to_be_for_one_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,7 +95,7 @@ def test_a_model_is_checked_once_for_each_kernel(
     monkeypatch.setattr(
         scorer,
         "self_check",
-        lambda m, rows, pad: checked.append([len(r.completions) for r in rows]) or check(m, rows, pad),
+        lambda m, rows, *rest: checked.append([len(r.completions) for r in rows]) or check(m, rows, *rest),
     )
     model = tiny_llama(tokenizer)
     for attention in ("sdpa", "sdpa", "eager", "sdpa"):

@@ -111,7 +111,8 @@ def test_blocks_for_flex_attention(rows: list[PromptCompletions], window: int | 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"model_type": "mamba"}, "architecture 'mamba' has not been checked (checked: cohere2, gemma, gemma2, "),
+        ({"model_type": "rwkv"}, "architecture 'rwkv' has not been checked (checked: cohere2, gemma, gemma2, "),
+        ({"model_type": "mamba"}, "architecture 'mamba' hands a state from token to token, past every mask"),
         ({"_attn_implementation": "flash_attention_2"}, "attention 'flash_attention_2' takes no tree mask"),
         ({"use_bidirectional_attention": True}, "the model attends in both directions"),
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "its rotary positions change"),

@@ -406,7 +406,7 @@ def test_a_model_is_checked_once_for_each_kernel(
     """On the first row, and not on a slate of hundreds."""
     model, rows = tiny_llama(tokenizer), [PromptCompletions([n], [[7, 2], [8, 2], [9, 2], [10, 2]]) for n in (5, 6)]
     checked: list[Any] = []
-    monkeypatch.setattr(scorer, "self_check", lambda model, some, pad_id: checked.append(some))
+    monkeypatch.setattr(scorer, "self_check", lambda model, some, pad_id, mode: checked.append(some))
     for _ in range(2):
         scorer.check_once(model, rows, 0, "auto")
     assert checked == [[PromptCompletions([5], [[7, 2], [8, 2], [9, 2]])]]

@@ -23,11 +23,21 @@ _MASK_PER_LAYER_TYPE = frozenset(
     {"qwen2", "qwen3", "gemma2", "gemma3_text", "gemma4_text", "olmo3", "smollm3", "cohere2", "gpt_oss"}
 )
 SUPPORTED = _FULL_ATTENTION | _ONE_WINDOW | _MASK_PER_LAYER_TYPE
+# Architectures with recurrent layers, which no mask makes read a tree, but whose caches were checked to go on behind a
+# prompt (tests/parity): with any number of tokens, or where more than one would forget the state, token by token.
+_GO_ON = frozenset(
+    {"qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "kimi_linear", "olmo_hybrid", "lfm2", "lfm2_moe", "lfm3"}
+    | {"mamba2", "falcon_h1", "bamba", "granitemoehybrid", "nemotron_h", "zamba2"}
+)
+STEP_BY_STEP = frozenset({"mamba", "falcon_mamba", "jamba", "minimax"})
+FORKED = _GO_ON | STEP_BY_STEP
 _ATTENTION = frozenset({"sdpa", "eager", "flex_attention", TREE_ATTENTION})
 
 
 def refusal(config: Any) -> str | None:
     """Why scoring in trees is not known to be right for a model of this configuration; None where it is."""
+    if config.model_type in FORKED:
+        return f"architecture '{config.model_type}' hands a state from token to token, past every mask"
     if config.model_type not in SUPPORTED:
         return f"architecture '{config.model_type}' has not been checked (checked: {', '.join(sorted(SUPPORTED))})"
     if config._attn_implementation not in _ATTENTION:
@@ -37,6 +47,11 @@ def refusal(config: Any) -> str | None:
     if "dynamic" in _rope_types(config):
         return "its rotary positions change with the row's length (dynamic scaling)"
     return None
+
+
+def can_be_forked(config: Any) -> bool:
+    """Whether candidates are known to be scored rightly from copies of the prompt's cache."""
+    return config.model_type in FORKED and not _rope_types(config) & {"dynamic", "longrope"}
 
 
 def _rope_types(config: Any) -> set[str]:

@@ -1,10 +1,14 @@
-"""The scorer that training, evaluation and the reference cache share: trees where known to be right, else naive."""
+"""The scorer that training, evaluation and the reference cache share: trees where known to be right, else naive.
+
+Without gradient, models with recurrent layers are scored from copies of the prompt's cache (`forked`).
+"""
 
 from __future__ import annotations
 
 import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import cache
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -12,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from sirius_rec.errors import ScoringError
-from sirius_rec.scoring.masks import refusal
+from sirius_rec.processes import log
+from sirius_rec.scoring.forked import Passes, common, forked_logps, passes
+from sirius_rec.scoring.masks import can_be_forked, refusal
 from sirius_rec.scoring.naive import in_parts, naive_logps
 from sirius_rec.scoring.packed import in_half_precision, tree_logps, unwrapped, use_tree_attention
 from sirius_rec.scoring.rows import PromptCompletions
@@ -25,7 +31,7 @@ _RIGHT: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()  # kernels 
 
 
 def resolve_mode(model: nn.Module, mode: str) -> str:
-    """`packed` (as a tree, each prefix once) or `naive` for the asked `mode`.
+    """How log-probs with gradient are computed for the asked `mode`: `packed`, as a tree, or `naive`.
 
     Raises ScoringError if packed was demanded and is not known to be right.
     """
@@ -37,31 +43,65 @@ def resolve_mode(model: nn.Module, mode: str) -> str:
     return "naive" if mode == "naive" or reason else "packed"
 
 
-def logps(model: nn.Module, rows: Sequence[PromptCompletions], pad_id: int, mode: str) -> Tensor:
-    """log π(y|x), [B, C] in nats, by the resolved `mode`, on the model's device; with gradient where enabled."""
+def resolve_scoring(model: nn.Module, mode: str) -> str:
+    """How `score_rows`, which needs no gradient, computes the asked `mode`: `resolve_mode`, or `forked` under auto."""
+    resolved = resolve_mode(model, mode)
+    return "forked" if mode == "auto" and resolved == "naive" and can_be_forked(unwrapped(model).config) else resolved
+
+
+def training_mode(model: nn.Module, mode: str) -> str:
+    """`resolve_mode`; says once where the steps of a training cost more than the same model's scoring does."""
+    if resolve_scoring(model, mode) == "forked":
+        _say(
+            f"scoring: '{unwrapped(model).config.model_type}' has recurrent layers, through which candidates cannot "
+            "share a prompt's gradient: it trains with a row for each (naive), and scores with the prompt computed once"
+        )
+    return resolve_mode(model, mode)
+
+
+@cache
+def _say(text: str) -> None:
+    log(text)
+
+
+def logps(
+    model: nn.Module,
+    rows: Sequence[PromptCompletions],
+    pad_id: int,
+    mode: str,
+    size: Passes = Passes(),
+) -> Tensor:
+    """log π(y|x), [B, C] in nats, by the resolved `mode`, on the model's device; with gradient where enabled.
+
+    size: of forked rows. Forked ones have no gradient.
+    """
     device = next(model.parameters()).device
+    if mode == "forked":
+        return forked_logps(model, rows, pad_id, device, size)
     if mode == "naive":
         return naive_logps(model, rows, pad_id, device)
     return tree_logps(model, build_tree(rows).to(device))
 
 
-def self_check(model: nn.Module, rows: Sequence[PromptCompletions], pad_id: int) -> float:
+def self_check(model: nn.Module, rows: Sequence[PromptCompletions], pad_id: int, mode: str = "packed") -> float:
     """Largest |packed − naive| log-prob over `rows` (nats); raises ScoringError beyond what rounding explains.
 
     float32: 1e-3. Half precision: 2 % of the log-prob plus 0.1 nat, which a wrong mask still exceeds by far. All
     candidates are packed, and up to `_CHECKED` of each row compared: separate rows of whole slates would not fit.
+    mode: `packed`, or `forked`, of which only those compared are computed.
     """
     was_training = model.training
     model.eval()
     chosen = [_spread(len(row.completions)) for row in rows]
     some = [row.only(columns) for row, columns in zip(rows, chosen, strict=True)]
     with torch.no_grad():
-        packed_BC = logps(model, rows, pad_id, "packed")
+        ours_BC = logps(model, some if mode == "forked" else rows, pad_id, mode)
         naive_BC = logps(model, some, pad_id, "naive")
     model.train(was_training)
-    packed_N = torch.cat([packed_BC[b, cs] for b, cs in enumerate(chosen)])
-    naive_N = torch.cat([naive_BC[b, : len(cs)] for b, cs in enumerate(chosen)])
-    return require_agreement(model, packed_N, naive_N, "packed")
+    places = [list(range(len(cs))) for cs in chosen]
+    ours_N = torch.cat([ours_BC[b, cs] for b, cs in enumerate(places if mode == "forked" else chosen)])
+    naive_N = torch.cat([naive_BC[b, cs] for b, cs in enumerate(places)])
+    return require_agreement(model, ours_N, naive_N, mode)
 
 
 def require_agreement(model: nn.Module, found_N: Tensor, naive_N: Tensor, how: str, *, half: bool = False) -> float:
@@ -87,15 +127,16 @@ def _spread(n: int) -> list[int]:
 
 
 def check_once(model: nn.Module, rows: Sequence[PromptCompletions], pad_id: int, mode: str) -> None:
-    """`self_check` on a few candidates of the first row, once for each model and attention kernel, where packed.
+    """`self_check` on a few candidates of the first row, once for each model and attention kernel, unless naive.
 
     mode: as asked for. In a process group call it in all processes, on the same rows.
     """
-    if not rows or resolve_mode(model, mode) == "naive":
+    resolved = resolve_scoring(model, mode)
+    if not rows or resolved == "naive":
         return
-    kernel = use_tree_attention(model)
+    kernel = f"{resolved} {use_tree_attention(model)}"
     if kernel not in _RIGHT.get(model, ()):
-        self_check(model, [PromptCompletions(rows[0].prompt, rows[0].completions[:3])], pad_id)
+        self_check(model, [PromptCompletions(rows[0].prompt, rows[0].completions[:3])], pad_id, resolved)
         _RIGHT.setdefault(model, set()).add(kernel)
 
 
@@ -149,6 +190,14 @@ def padded_batches(rows: Sequence[PromptCompletions], max_tokens: int) -> list[l
     return batches
 
 
+def single_rows(rows: Sequence[PromptCompletions], max_tokens: int) -> list[list[int]]:
+    """Each row number alone, neighbours of similar length."""
+    return [[r] for r in sorted(range(len(rows)), key=lambda r: rows[r].longest_path)]
+
+
+_BATCHES = {"packed": tree_batches, "naive": padded_batches, "forked": single_rows}
+
+
 @torch.no_grad()
 def score_rows(
     model: nn.Module,
@@ -162,13 +211,14 @@ def score_rows(
 ) -> list[np.ndarray]:
     """log π(y|x) of every candidate of every row, in row order: one float32 array of C values (nats) per row.
 
-    `max_tokens` bounds what a batch computes: the nodes of its tree, or in naive mode its padded rows (a slate that
-    exceeds it is scored in parts). `bf16`: compute float32 weights in bfloat16, as training with bf16
-    does; policy and reference must agree on it. `progress` gets the rows just done, by all processes.
+    `max_tokens` bounds what a batch computes: the nodes of its tree, in naive mode its padded rows (a slate that
+    exceeds it is scored in parts), and of forked rows what the copies of the prompt and their candidates hold. `bf16`:
+    compute float32 weights in bfloat16, as training with bf16 does; policy and reference must agree on it. `progress`
+    gets the rows just done, by all processes.
 
     In a process group every process scores its share and all get all scores: call it in all of them, on the same rows.
     """
-    mode = resolve_mode(model, mode)
+    mode = resolve_scoring(model, mode)
     was_training = model.training
     model.eval()
     rank, processes = _place_in_group()
@@ -176,15 +226,18 @@ def score_rows(
     parts, owner = in_parts(rows, max_tokens) if mode == "naive" else (rows, list(range(len(rows))))
     if mode == "packed" and use_tree_attention(model) == "eager":
         max_tokens = min(max_tokens, _EAGER)
-    batches = padded_batches(parts, max_tokens) if mode == "naive" else tree_batches(parts, max_tokens)
+    batches = _BATCHES[mode](parts, max_tokens)
     left = Counter(owner)
     own: dict[int, np.ndarray] = {}
     for start in range(0, len(batches), processes):
         # Who has no batch left scores the first one again, for nobody: a sharded model needs all its processes.
         mine = start + rank < len(batches)
-        batch = batches[start + rank if mine else 0]
+        together = [batches[at if at < len(batches) else 0] for at in range(start, start + processes)]
+        batch = together[rank]
+        # Of forked rows the passes of the one that needs most.
+        size = common([passes(parts[p], max_tokens) for p, *_ in together]) if mode == "forked" else Passes()
         with torch.autocast(next(model.parameters()).device.type, dtype=torch.bfloat16, enabled=bf16):
-            logp_BC = logps(model, [parts[p] for p in batch], pad_id, mode).float().cpu().numpy()
+            logp_BC = logps(model, [parts[p] for p in batch], pad_id, mode, size).float().cpu().numpy()
         if mine:
             own |= {p: logp_BC[b, : len(parts[p].completions)].copy() for b, p in enumerate(batch)}
         left.subtract(done := [owner[p] for batch in batches[start : start + processes] for p in batch])

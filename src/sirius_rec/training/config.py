@@ -21,7 +21,8 @@ class SiriusConfig(TrainingArguments):
     beta (> 0), gamma (≥ 0; 0 for the DPO family), negatives (a number or "all"), reward, link, comparison, anchor,
     anchor_constant, anchor_margin (≥ 0), nll_weight (λ ≥ 0), nll_per_token, filter, label_smoothing (0 ≤ ε < 0.5),
     dpop_lambda (λ ≥ 0), reward_temperature (λ > 0): see `objectives.losses.Objective`.
-    scoring: "packed" (as a tree, each prefix once), "naive", or "auto" (packed where it is known to be right).
+    scoring: "packed" (as a tree, each prefix once), "naive", or "auto" (packed where it is known to be right; models
+        with recurrent layers train naive, and are evaluated from copies of the prompt's cache).
     score_unsampled: how many candidates beyond the sampled negatives are scored in each step for the logs, or "all".
     epsilons: the ε of the logged insensitive shares.
     max_length: context in tokens; None takes the model's.

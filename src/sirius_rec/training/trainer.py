@@ -27,7 +27,7 @@ from sirius_rec.scoring.masks import first_range
 from sirius_rec.scoring.naive import naive_logps
 from sirius_rec.scoring.packed import tree_logps, unwrapped
 from sirius_rec.scoring.rows import PromptCompletions
-from sirius_rec.scoring.scorer import resolve_mode, score_rows, self_check
+from sirius_rec.scoring.scorer import resolve_scoring, score_rows, self_check, training_mode
 from sirius_rec.scoring.tree import CandidateTree
 from sirius_rec.training.averages import Averages
 from sirius_rec.training.batching import StepLayout
@@ -113,7 +113,7 @@ class SiriusTrainer(Trainer):
         if self._no_dropout:
             disable_dropout(model)
         self.encoder = encoder or Encoder(processing_class, chat=args.chat)
-        self.scoring = resolve_mode(model, args.scoring)
+        self.scoring = training_mode(model, args.scoring)
         context = args.max_length or getattr(unwrapped(model).config, "max_position_embeddings", None)
         if self.scoring == "packed":
             context = min((n for n in (context, first_range(unwrapped(model).config)) if n), default=None)
@@ -182,8 +182,9 @@ class SiriusTrainer(Trainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Train; `resume_from_checkpoint=True` goes on from the newest whole checkpoint, or starts afresh."""
         rows, pad_id = self.train_dataset.rows[:_SELF_CHECK_ROWS], self.encoder.pad_id
-        if self.scoring == "packed":
-            self_check(self.model.to(self.args.device), rows, pad_id)
+        scoring = resolve_scoring(self.model, self.args.scoring)
+        if scoring != "naive":
+            self_check(self.model.to(self.args.device), rows, pad_id, scoring)
         if self._no_dropout:
             check_no_noise(self.model.to(self.args.device), rows, pad_id, self.scoring)
         if self.objective.needs_reference:
@@ -244,7 +245,7 @@ class SiriusTrainer(Trainer):
                 model,
                 rows,
                 self.encoder.pad_id,
-                mode=self.scoring,
+                mode=self.args.scoring,
                 max_tokens=tokens,
                 bf16=bool(self.args.bf16),
                 progress=progress,

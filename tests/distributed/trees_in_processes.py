@@ -1,0 +1,112 @@
+"""Trees in two processes: trainings of whole users, and gradients of random trees, for test_two_processes.py.
+
+    torchrun --nproc_per_node 2 trees_in_processes.py FOLDER ddp|fsdp2
+
+FOLDER holds model/ (with its tokenizer) and records.json; each training leaves losses and weights as CASE-KIND.npz.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+HERE = Path(__file__).parent
+# case → (whether the head goes in chunks, whether layers are computed again in the backward pass)
+CASES = {"plain": (False, False), "chunks": (True, False), "checkpointing": (True, True)}
+
+
+def train(folder: Path, micro: int, *, checkpointing: bool = False) -> dict[str, Any]:
+    """Losses and whole weights, by name, of a training on users' rows, 8 a step whatever the number of processes."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from sirius_rec import SiriusConfig, SiriusTrainer
+
+    model: Any = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    arguments = SiriusConfig(
+        output_dir=str(folder / "run"), loss="dpo", share="user", negatives=2, score_unsampled="all",
+        per_device_train_batch_size=micro, num_train_epochs=2, learning_rate=1e-3, lr_scheduler_type="constant",
+        logging_steps=1, save_strategy="no", use_cpu=True, disable_tqdm=True, report_to=[],
+    )  # fmt: skip
+    records = json.loads((folder / "records.json").read_text())
+    trainer = SiriusTrainer(model, arguments, records, AutoTokenizer.from_pretrained(folder / "model"))
+    assert trainer.scoring == "packed"
+    trainer.train()
+    whole = {n: getattr(p, "full_tensor", lambda p=p: p)().detach() for n, p in trainer.model.named_parameters()}
+    kinds = {type(p).__name__ for p in trainer.model.parameters()}
+    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    return {"losses": losses, "kinds": sorted(kinds), **{n: p.numpy().copy() for n, p in whole.items()}}
+
+
+def in_chunks(on: bool) -> None:
+    """Five positions (of 300 logits each) at a time, computed again in the backward pass; or all at once."""
+    from sirius_rec.scoring import head
+
+    head.KEPT, head.CHUNK = (1, 5 * 300) if on else (2**25, 2**23)
+
+
+def random_trees(seed: int, *, checkpointing: bool) -> None:
+    """Each process scores other rows: values are those of separate passes, gradients the processes' mean of them."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    from sirius_rec.scoring import chunks
+    from sirius_rec.scoring.naive import naive_logps
+    from sirius_rec.scoring.packed import tree_logps
+    from sirius_rec.scoring.tree import build_tree
+
+    sys.path.insert(0, str(HERE.parent / "parity"))
+    from test_trees_equal_naive import CPU, build, gradients, random_rows
+
+    chunks.CHUNK = 4  # so that these small trees are cut
+    model = build("llama").train()
+    alone = copy.deepcopy(model)
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    together: Any = DistributedDataParallel(model)
+    rows = [random_rows(2 * seed + rank) for rank in range(2)]
+    trees = [build_tree(part) for part in rows]
+    weights = [
+        torch.randn(tree.valid_BC.shape, generator=torch.Generator().manual_seed(rank)) * tree.valid_BC
+        for rank, tree in enumerate(trees)
+    ]
+    rank = torch.distributed.get_rank()
+    ours_BC, ours = gradients(together, lambda: tree_logps(together, trees[rank]), weights[rank])
+    (first_BC, first), (second_BC, second) = (
+        gradients(alone, lambda part=part: naive_logps(alone, part, 0, CPU), weight)
+        for part, weight in zip(rows, weights, strict=True)
+    )
+    assert (ours_BC - (first_BC, second_BC)[rank]).abs().max() <= 1e-4
+    assert {name.removeprefix("module.") for name in ours} == set(first) == set(second)
+    for name, grad in ours.items():
+        want = (first[name.removeprefix("module.")] + second[name.removeprefix("module.")]) / 2
+        assert (grad - want).norm() <= 1e-4 * want.norm(), name
+    os.write(1, b"random trees: right\n")  # in one piece: the other process writes to the same pipe
+
+
+def main(folder: Path, kind: str) -> None:
+    if kind == "fsdp2":
+        sys.path.insert(0, str(HERE))
+        from fsdp2_on_cpu import SETTINGS, allow_cpu
+
+        os.environ |= SETTINGS
+        allow_cpu()
+    for seed, (case, (chunked, checkpointing)) in enumerate(CASES.items()):
+        in_chunks(chunked)
+        found = train(folder, 4, checkpointing=checkpointing)
+        if torch.distributed.get_rank() == 0:
+            np.savez(folder / f"{case}-{kind}.npz", **found)
+        if kind == "ddp":
+            random_trees(seed, checkpointing=checkpointing)
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])
