@@ -105,7 +105,11 @@ def main() -> None:
     seconds = [key for key in rounds["now"][0] if key.endswith("_seconds")]
     medians = {n: {key: float(np.median([r[key] for r in found])) for key in seconds} for n, found in rounds.items()}
     content: dict[str, Any] = {"environment": described(processor(), versions()), "config": arguments.config.name}
-    content |= {"overrides": overrides, "rounds": rounds, "medians": medians}
+    content |= {
+        "overrides": [text for text in overrides if not text.startswith("data.input=")],
+        "rounds": rounds,
+        "medians": medians,
+    }
     if arguments.against:
         content["ratio"] = {key: round(medians["before"][key] / medians["now"][key], 3) for key in seconds}
     arguments.out.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")

@@ -76,7 +76,12 @@ def main() -> None:
             )  # fmt: skip
             print(out[-1], flush=True)
     said = {k: v for k, v in environment(processor(), versions()).items() if k not in ("shapes", "batch")}
-    content = {"environment": said, "config": arguments.config.name, "overrides": overrides, "rows": out}
+    content = {
+        "environment": said,
+        "config": arguments.config.name,
+        "overrides": [text for text in overrides if not text.startswith("data.input=")],
+        "rows": out,
+    }
     arguments.out.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 

@@ -41,13 +41,14 @@ def measure(rows_file: Path, vocabulary: int) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--against", type=Path)
+    parser.add_argument("--against", type=Path, required="--child" not in sys.argv)
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         arguments.out.write_text(str(measure(Path(arguments.child[0]), int(arguments.child[1]))))
         return
     from sirius_rec.bench.shapes import LogShape, log_rows
+    from sirius_rec.recipes.environment import processor, versions
 
     out = []
     with tempfile.TemporaryDirectory() as folder:
@@ -66,7 +67,8 @@ def main() -> None:
                 sizes = {f"bytes_{name}": size for name, size in found.items()}
                 out.append({"vocabulary": vocabulary, "examples": n, "k": 3, "share": share, **sizes})
                 print(out[-1], flush=True)
-    arguments.out.write_text(json.dumps({"rows": out}, indent=1, sort_keys=True) + "\n")
+    content = {"versions": versions(), "processor": processor(), "rows": out}
+    arguments.out.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":

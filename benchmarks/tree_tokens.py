@@ -19,6 +19,7 @@ import numpy as np
 def main() -> None:
     from sirius_rec.prompts.encoding import Encoder
     from sirius_rec.recipes.configuration import load_config
+    from sirius_rec.recipes.environment import versions
     from sirius_rec.recipes.models import load_run_tokenizer
     from sirius_rec.recipes.records import slate_records
     from sirius_rec.recipes.run import quiet
@@ -63,7 +64,13 @@ def main() -> None:
             }
         )  # fmt: skip
         print(out[-1], flush=True)
-    content = {"config": config.model_dump(mode="json"), "rows": out}
+    content = {
+        "config": arguments.config.name,
+        "overrides": [text for text in overrides if not text.startswith("data.input=")],
+        "data_fingerprints": dataset.info["fingerprints"],
+        "versions": versions(),
+        "rows": out,
+    }
     arguments.out.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 

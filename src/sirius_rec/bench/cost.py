@@ -11,8 +11,9 @@ import torch
 
 from sirius_rec import atomic
 from sirius_rec.bench import flops
+from sirius_rec.bench.measures import STEPS
 from sirius_rec.bench.rivals import SCORERS
-from sirius_rec.bench.shapes import CPU_SHAPE, LLAMA_2_7B, PAD, Shape, build_model, random_rows
+from sirius_rec.bench.shapes import CPU_SHAPE, LLAMA_2_7B, PAD, Shape, build_model, log_rows, random_rows
 from sirius_rec.bench.timing import interleaved
 from sirius_rec.scoring.packed import use_tree_attention
 from sirius_rec.scoring.rows import PromptCompletions
@@ -27,20 +28,26 @@ AXES: dict[str, tuple[Sequence[int], Callable[[int, int], list[PromptCompletions
 
 
 def bench_flops(say: Callable[[str], None]) -> Rows:
-    """Operations of a tree's layout over the bound, counted from the layout; the model need not exist."""
+    """Operations of a tree's layout over the bound, counted from the layout; the model need not exist.
+
+    Along the axes, and on the rows of a log that `step` times.
+    """
     out: Rows = []
     for shape in (CPU_SHAPE, LLAMA_2_7B):
-        for axis, (values, make) in AXES.items():
-            for value in values:
-                rows = make(value, shape.vocabulary)
-                over = flops.layout(shape, rows) / flops.bound(shape, rows)
-                saved = flops.separate(shape, rows) / flops.layout(shape, rows)
-                out.append(
-                    {
-                        "bench": "flops", "shape": shape.name, axis: value, "layout_over_bound": round(over, 4),
-                        "separate_over_layout": round(saved, 2),
-                    }
-                )  # fmt: skip
+        made: list[tuple[dict[str, Any], list[PromptCompletions]]] = [
+            ({axis: value}, make(value, shape.vocabulary)) for axis, (values, make) in AXES.items() for value in values
+        ]
+        made += [(log.described(), log_rows(log, n, vocabulary=shape.vocabulary)) for log, n in STEPS.items()]
+        for said, rows in made:
+            over = flops.layout(shape, rows) / flops.bound(shape, rows)
+            saved = flops.separate(shape, rows) / flops.layout(shape, rows)
+            out.append(
+                {
+                    "bench": "flops", "shape": shape.name, **said, "layout_over_bound": round(over, 4),
+                    "attention_over_bound": round(flops.attention_over_bound(rows), 3),
+                    "separate_over_layout": round(saved, 2),
+                }
+            )  # fmt: skip
         worst = max(row["layout_over_bound"] for row in out if row["shape"] == shape.name)
         say(f"operations, {shape.name}: layout at most {worst:.3f}× of the bound")
     return out

@@ -25,6 +25,12 @@ def bound(shape: Shape, rows: Sequence[PromptCompletions]) -> int:
     return _dense(shape, tree.n_nodes, len(tree.keep_N)) + pairs * _pair(shape)
 
 
+def attention_over_bound(rows: Sequence[PromptCompletions]) -> float:
+    """Pairs of query and key that the chunks take, over those that the tree needs."""
+    tree = build_tree(rows)
+    return sum(group.seen_GWK.numel() for group in tree.groups) / (int(tree.depth_T.sum()) + tree.n_nodes)
+
+
 def layout(shape: Shape, rows: Sequence[PromptCompletions]) -> int:
     """Forward operations of `scoring.tree_attention`: each chunk takes all keys that it is given, fillings included."""
     tree = build_tree(rows)

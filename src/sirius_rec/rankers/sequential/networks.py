@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class Network(nn.Module):
+class Network(nn.Module, ABC):
     """items_BT: int64, left-padded with `n_items`, the last column the newest item; states come out [B, T, D].
 
     Scores are states @ item embeddings (+ bias): input and output embeddings are one table, as in SASRec.
@@ -29,8 +30,8 @@ class Network(nn.Module):
         with torch.no_grad():
             self.items.weight[n_items].zero_()
 
-    def forward(self, items_BT: Tensor) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def forward(self, items_BT: Tensor) -> Tensor: ...
 
     def scores(self, state_ND: Tensor, items_NC: Tensor | None = None) -> Tensor:
         """[N, n_items], or [N, C] of the given items."""
