@@ -113,7 +113,7 @@ def bench_command(
     model: Annotated[Path | None, typer.Option(help="Run folder whose catalogue `catalogue` searches.")] = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Performance figures, packed rows against what people use today, on the same batch, interleaved.
+    """Performance figures, candidate trees against what people use today, on the same batch, interleaved.
 
     Example: sirius bench step --quick --json step.json
 
