@@ -25,7 +25,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 TOGETHER = (
     "tests/recipes/test_end_to_end.py",
     "tests/distributed/test_two_processes.py",
-    "tests/test_cli.py",
+    "tests/commands/test_command_line.py",
+    "tests/commands/test_faults.py",
     "tests/recipes/test_language_baselines.py",
     "tests/rankers/test_sequential.py",
     "tests/recipes/test_comparison.py",

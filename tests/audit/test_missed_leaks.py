@@ -6,7 +6,6 @@ The worlds are those of benchmarks/audit_power.py, which runs all of them: bench
 from __future__ import annotations
 
 import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,8 +27,9 @@ def _load() -> ModuleType:
     spec = importlib.util.spec_from_file_location("audit_power", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["audit_power"] = module  # where its dataclasses look up their types
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(path.parent)  # for the worlds beside it, as when it is started
+        spec.loader.exec_module(module)
     return module
 
 

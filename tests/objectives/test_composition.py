@@ -1,0 +1,120 @@
+"""What objectives are composed of: what they need, which parts go together, and which presets are whose base."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from sirius_rec.errors import ConfigError
+from sirius_rec.objectives.losses import LOSSES, Objective, build_objective, compute_loss
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"beta": 0.0}, "beta must be positive, got 0.0"),
+        ({"beta": -1.0}, "beta must be positive"),
+        ({"beta": math.nan}, "beta must be a finite number, got nan"),
+        ({"beta": math.inf}, "beta must be a finite number"),
+        ({"reward": "simpo", "gamma": -0.1}, "gamma must not be negative, got -0.1"),
+        ({"reward": "simpo", "gamma": math.nan}, "gamma must be a finite number"),
+        ({"gamma": 0.5}, "gamma belongs to the SimPO family"),
+        ({"nll_weight": -1.0}, "nll_weight must not be negative"),
+        ({"anchor_margin": -1.0}, "anchor_margin must not be negative"),
+        ({"anchor_constant": math.nan}, "anchor_constant must be a finite number"),
+        ({"reward": "simpo", "anchor": "reference"}, "the reference anchor needs the DPO reward, not 'simpo'"),
+        ({"reward": "ppo"}, "unknown reward 'ppo': choose one of dpo, dpo_ln, simpo, simpo_no_ln"),
+        ({"comparison": "max"}, "unknown comparison 'max'"),
+        ({"anchor": "first"}, "unknown anchor 'first'"),
+        ({"negatives": 0}, "negatives must be a whole number from 1, or 'all', got 0"),
+        ({"negatives": 1.5}, "negatives must be a whole number"),
+        ({"negatives": "some"}, "negatives must be a whole number"),
+        ({"comparison": "none", "filter": True, "nll_weight": 1.0}, "filter drops sampled negatives"),
+        ({"comparison": "none"}, "nothing to train on"),
+    ],
+)
+def test_impossible_objectives_are_refused_in_one_line(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        Objective(**options)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_names_get_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"unknown loss 'sofmax_dpo', did you mean 'softmax_dpo'\?"):
+        build_objective("sofmax_dpo")
+    with pytest.raises(ConfigError, match=r"unknown loss 'qqq'.*Known: sft, sft_continued, dpo,"):
+        build_objective("qqq")
+    with pytest.raises(ConfigError, match="unknown loss option 'betta'"):
+        build_objective("dpo", betta=1.0)
+
+
+def test_overrides_go_through_the_same_checks() -> None:
+    assert build_objective("simpo", gamma=None, beta=2.0) == Objective(reward="simpo", gamma=0.6, beta=2.0)
+    with pytest.raises(ConfigError, match="gamma belongs to the SimPO family"):
+        build_objective("dpo", gamma=0.4)
+    with pytest.raises(ConfigError, match="reference anchor needs the DPO reward"):
+        build_objective("simpo", anchor="reference")
+
+
+def test_what_an_objective_needs() -> None:
+    assert build_objective("dpo").needs_reference
+    assert not build_objective("sft").needs_reference
+    assert not build_objective("sft").uses_negatives
+    assert not build_objective("softmax_ref_free").needs_reference
+    assert build_objective("softmax_dpo_all").needs_slate
+    assert build_objective("simpo_no_ln_sirius_slate").needs_slate
+    assert not build_objective("softmax_dpo_sirius").needs_slate
+
+
+BASES = {
+    "dpo_sirius": "dpo",
+    "softmax_dpo_sirius": "softmax_dpo",
+    "simpo_sirius": "simpo",
+    "simpo_no_ln_sirius": "simpo_no_ln",
+    "simpo_no_ln_sirius_slate": "simpo_no_ln",
+}
+
+
+def test_every_anchored_preset_has_its_base_among_the_presets() -> None:
+    """Of all pairs of presets exactly these: `sft` and `softmax_dpo_all` are the base of none."""
+    built = {name: build_objective(name) for name in LOSSES}
+    assert {(b, a) for a in built for b in built if built[b].is_base_of(built[a])} == {(b, a) for a, b in BASES.items()}
+    assert set(BASES) == {name for name, objective in built.items() if objective.anchor != "none"}
+
+
+def test_a_base_is_the_same_in_all_but_the_anchor() -> None:
+    base = build_objective("simpo", beta=2.0)
+    anchored = build_objective("simpo_sirius", beta=2.0, anchor_constant=10.0)
+    assert anchored.base() == base == base.base()
+    assert base.is_base_of(anchored) and base.is_base_of(build_objective("simpo", beta=2.0, anchor="slate"))
+    # an anchor's number without an anchor changes nothing
+    assert build_objective("simpo", beta=2.0, anchor_margin=3.0).is_base_of(anchored)
+    for other in ({"beta": 1.0}, {"gamma": 0.4}, {"comparison": "softmax"}, {"negatives": 2}, {"nll_weight": 1.0}):
+        assert not build_objective("simpo", **{"beta": 2.0, **other}).is_base_of(anchored)
+    assert not anchored.is_base_of(base) and not base.is_base_of(base) and not anchored.is_base_of(anchored)
+
+
+def test_an_anchor_alone_has_no_base() -> None:
+    alone = Objective(reward="simpo", comparison="none", anchor="constant")
+    assert alone.base() is None
+    assert not any(build_objective(name).is_base_of(alone) for name in LOSSES)
+
+
+def test_parts_are_compared_by_value() -> None:
+    """A configuration's strings are objects of their own."""
+    none = "".join(["no", "ne"])
+    assert not build_objective("dpo").is_base_of(build_objective("dpo", anchor=none))
+    assert build_objective("dpo").is_base_of(build_objective("dpo_sirius"))
+    logp, length = torch.tensor([[-2.0, -3.0]]), torch.ones(1, 2)
+    sampled = torch.tensor([[False, True]])
+    valid = torch.ones(1, 2, dtype=torch.bool)
+    losses = [
+        compute_loss(
+            Objective(comparison=word, anchor=word, reward="dpo", nll_weight=1.0), logp, length, sampled, valid
+        )
+        for word in ("none", none)
+    ]
+    assert torch.equal(losses[0].loss_B, losses[1].loss_B)
