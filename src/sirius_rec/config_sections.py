@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import AfterValidator, Field, StrictInt, field_validator
 
 from sirius_rec.data.options import FilterOptions, SlateOptions, SplitOptions, WindowOptions
 from sirius_rec.errors import ConfigError
@@ -188,6 +188,15 @@ class MethodSection(Options):
         return self.name or (self.method if self.preset == "tuned" else f"{self.method}_{self.preset}")
 
 
+class RetrievedSection(Options):
+    """Slates of the `size` items that a method ranks highest for a row, of all that its user had not interacted with;
+    the target may not be among them. retriever: key of a method that ranks the whole catalogue without the backbone; of
+    its seeds the first."""
+
+    retriever: str
+    size: Annotated[StrictInt, Field(ge=2)] = 100
+
+
 class EvaluationSection(Options):
     """checkpoints: the best epoch by held-out HR@1, the last, or both. slates: null means all test slates.
 
@@ -195,7 +204,8 @@ class EvaluationSection(Options):
     validation_rows: how many validation rows are ranked after each epoch; null for all. Those of half the users choose
         SFT's best epoch, and the onset of hacking is looked for on the others.
     test_rows: how many rows of which test slates are ranked, by every method: whole users, drawn once, the
-        last one's in part. Others: all.
+        last one's in part. Others: all. full_rows: the same for slates of protocol full and for what is retrieved.
+    retrieved: test slates that the run makes itself, the best of the whole catalogue by a method of this run.
     """
 
     HOW: ClassVar[frozenset[str]] = frozenset({"batch_tokens"})
@@ -205,6 +215,8 @@ class EvaluationSection(Options):
     generation_rows: Count = 500
     validation_rows: Positive | None = None
     test_rows: dict[str, Positive] | None = None
+    full_rows: Positive | None = None
+    retrieved: tuple[RetrievedSection, ...] = ()
     batch_tokens: Positive = 8192
     baseline: str = "sft_continued"
 

@@ -8,7 +8,8 @@ Items have two names. `item_id` is the publisher's id, kept as text and shown to
       examples.parquet    row_id (int64), user_id (str), history (list[int32], oldest first), target (int32),
                           timestamp (int64 seconds of the target, null where the source has none), split (str)
       slates/<split>-<protocol>-<size>-s<seed>.parquet
-                          row_id (int64), candidates (list[int32], the target among them, order as shown)
+                          row_id (int64), candidates (list[int32], the target among them, order as shown);
+                          of protocol full in their place excluded (list[int32]): all others are candidates
       truth/<same name>.parquet   only for simulated worlds: row_id, utility (list[float64], aligned with candidates)
       dataset.json        statistics, filters, provenance, fingerprints
 """
@@ -35,6 +36,7 @@ HISTORY: Final = "history"
 TARGET: Final = "target"
 SPLIT: Final = "split"
 CANDIDATES: Final = "candidates"
+EXCLUDED: Final = "excluded"
 UTILITY: Final = "utility"
 
 SPLITS: Final = ("train", "val", "test")
@@ -72,6 +74,8 @@ class Examples:
 # Protocols that give the target away on purpose, kept to repeat published figures.
 LEAKY_PROTOCOLS: Final = ("sdpo-legacy",)
 _LEAKY_MARK: Final = "-LEAKY"
+# Protocols of slates that a run makes itself: the candidates of a retriever, `retrieved_<its key>`.
+RETRIEVED: Final = "retrieved_"
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,12 @@ from rich.text import Text
 from sirius_rec.evaluation.results import TRIVIAL, TRUE_REWARD, VALID, decision
 from sirius_rec.report.answer import answer
 from sirius_rec.report.text import NO_MODEL, marked_labels
+from sirius_rec.schema import RETRIEVED, SlateName
 
 Row = Mapping[str, Any]
 _COLUMNS = {"hr@1": "HR@1", "ndcg@10": "NDCG@10", "mrr": "MRR", VALID: "Valid", TRUE_REWARD: "Truth"}
+# Where the whole catalogue is ranked, or what a retriever found of it, lists are what counts.
+_LISTS = {"hr@1": "HR@1", "hr@10": "HR@10", "ndcg@10": "NDCG@10", "hr@100": "HR@100", TRUE_REWARD: "Truth"}
 _WIDE = {"hr@1": "HR@1", "hr@5": "HR@5", "hr@10": "HR@10", "ndcg@5": "NDCG@5", "ndcg@10": "NDCG@10", VALID: "Valid"}
 _LABEL = 12  # cells that a label keeps, however narrow the terminal is
 _UNLIMITED = 10_000
@@ -53,7 +56,7 @@ def print_comparison(results: Mapping[str, Any], console: Console | None = None)
             [row for row in results[part] if (row["slates"], row["checkpoint"]) == (slates, checkpoint)]
             for part in ("summary", "rows", "paired")
         )
-        title = f"{slates}, {checkpoint} epoch, {summary[0]['n']:,} rows"
+        title = f"{slates}, {checkpoint} epoch, {summary[0]['n']:,} rows{_ceiling(summary[0])}"
         against = labels[results["baseline"]]
         console.print(Text(f"\n{title}; tests: HR@1 against {against}, p by Holm\n"), soft_wrap=True)
         verdicts = {test["method"]: test for test in tests if test["against"] == results["baseline"]}
@@ -140,7 +143,8 @@ def print_results(results: Mapping[str, Any], console: Console | None = None) ->
 def _print_part(console: Console, slates: str, checkpoint: str, rows: Sequence[Row], tests: Sequence[Row]) -> None:
     seeds = sorted({seed for row in rows if row["role"] != TRIVIAL for seed in row["seeds"]})
     many = "" if len(seeds) == 1 else "s"
-    console.print(f"\n{slates}, {checkpoint} epoch, {rows[0]['n']:,} rows, {len(seeds)} seed{many}\n", markup=False)
+    title = f"\n{slates}, {checkpoint} epoch, {rows[0]['n']:,} rows, {len(seeds)} seed{many}"
+    console.print(f"{title}{_ceiling(rows[0])}\n", markup=False, soft_wrap=True)
     _print(console, _summary(rows))
     labels = {row["method"]: row["label"] for row in rows}
     pairs = [test for test in tests if test["against_base"]]
@@ -157,13 +161,20 @@ def _print_part(console: Console, slates: str, checkpoint: str, rows: Sequence[R
     _print(console, table)
 
 
+def _ceiling(row: Row) -> str:
+    """How far a metric can rise where retrieved candidates may lack the target."""
+    return "" if row.get("ceiling") is None else f"; target among the candidates: {row['ceiling']:.3f}"
+
+
 def _summary(rows: Sequence[Row]) -> Table:
     """Methods by falling HR@1; a column that no method has is left out."""
-    shown = [key for key in _COLUMNS if any(row.get(key) is not None for row in rows)]
+    protocol = SlateName.parse(rows[0]["slates"]).protocol
+    columns = _LISTS if protocol == "full" or protocol.startswith(RETRIEVED) else _COLUMNS
+    shown = [key for key in columns if any(row.get(key) is not None for row in rows)]
     values = {key: [row[key] for row in rows if row.get(key) is not None] for key in shown}
     # Where all are equal none is best.
     best = {key: max(values[key]) if len(set(values[key])) > 1 else None for key in shown}
-    headers = ["method", "HR@1", "95 %", *(_COLUMNS[key] for key in shown[1:])]
+    headers = ["method", "HR@1", "95 %", *(columns[key] for key in shown[1:])]
     table = _table(headers, headers, gap=1)
     for row in sorted(rows, key=lambda row: (-row["hr@1"], row["label"])):
         cells = [_number(row.get(key), best[key], values[key]) for key in shown]

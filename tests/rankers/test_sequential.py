@@ -13,11 +13,12 @@ import torch.nn.functional as F
 
 from sirius_rec.errors import ConfigError, DataError, RunError, ScoringError
 from sirius_rec.evaluation.metrics import per_example
+from sirius_rec.rankers.protocol import UNSEEN
 from sirius_rec.rankers.sequential.chunks import chunks, windows
 from sirius_rec.rankers.sequential.losses import LOSSES
 from sirius_rec.rankers.sequential.networks import NETWORKS, GRU4Rec, SASRec, _over_windows
 from sirius_rec.rankers.sequential.options import PRESETS, TUNED, MoRecOptions, SequentialOptions, with_options
-from sirius_rec.rankers.sequential.ranker import UNSEEN, SequentialRanker, Validation, build_network
+from sirius_rec.rankers.sequential.ranker import SequentialRanker, Validation, build_network
 
 N_ITEMS = 24
 

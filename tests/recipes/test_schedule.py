@@ -164,3 +164,20 @@ def test_workers_end_with_their_parent(
     assert parent.returncode == status
     assert "Traceback" not in errors
     assert all(gone(pid) for pid in pids)
+
+
+def test_ctrl_c_while_a_worker_starts_is_answered_afterwards() -> None:
+    script = """
+import os, signal, time
+from sirius_rec.recipes.schedule import _workers_ignore_interrupts
+
+try:
+    with _workers_ignore_interrupts():
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+        print("started")
+except KeyboardInterrupt:
+    print("answered")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=600, check=False)
+    assert done.stdout.split() == ["started", "answered"], done.stderr

@@ -34,7 +34,7 @@ from sirius_rec.data.protocols import (
     train_counts,
 )
 from sirius_rec.data.recipe import NO_OPTIONS, adopted, make_recipe, reusable
-from sirius_rec.data.slates import interacted_items, slates_from_examples, uniform_slates
+from sirius_rec.data.slates import interacted_items, seen_items, slates_from_examples, uniform_slates
 from sirius_rec.data.sources import SOURCES
 from sirius_rec.data.sources.simulated import SimulatedWorld
 from sirius_rec.data.statistics import paper_statistics, row_statistics
@@ -173,10 +173,14 @@ def _frozen_slates(
         say(f"slates {name}")
         part = example_set.select((example_set.examples[SPLIT] == name.split).to_numpy())
         if name.protocol == "full":
-            rule = "every item of the catalogue, in its order; no file is written"
-            described[str(name)] = {"rows": part.examples.height, "size": name.size, "candidates": rule}
+            rule = "every item of the catalogue, in its order, but those that the user interacted with before"
+            seen = seen_items(part.examples, part.past)
+            tables[f"slates/{name}"] = seen
+            described[str(name)] = {
+                "rows": seen.height, "size": name.size, "candidates": rule, "fingerprint": table_fingerprint(seen),
+            }  # fmt: skip
             if world is not None:
-                frozen = full_slates(part.examples, example_set.items.height)
+                frozen = full_slates(part.examples, seen, example_set.items.height)
                 tables[f"truth/{name}"] = true_utilities(world, example_set.items, part.examples, frozen)
             continue
         frozen = _freeze(part, name, exclude, train, fingerprint)
@@ -241,9 +245,16 @@ def true_utilities(
         for back in range(world.memory, 0, -1)
     ).to_numpy()
     histories = np.where(recent >= 0, world_item[recent], -1)
-    candidates = world_item[slates[CANDIDATES].explode().to_numpy().reshape(slates.height, -1)]
-    table = world.utility_table(world.user_index(examples[USER_ID].to_list()), histories, candidates)
-    return pl.DataFrame({ROW_ID: slates[ROW_ID], UTILITY: as_lists(UTILITY, table)})
+    users = world.user_index(examples[USER_ID].to_list())
+    candidates = [world_item[slate.to_numpy()] for slate in slates[CANDIDATES]]
+    if len({len(slate) for slate in candidates}) == 1:
+        table = world.utility_table(users, histories, np.stack(candidates))
+        return pl.DataFrame({ROW_ID: slates[ROW_ID], UTILITY: as_lists(UTILITY, table)})
+    ragged = [
+        world.utility_table(users[r : r + 1], histories[r : r + 1], slate[None])[0].tolist()
+        for r, slate in enumerate(candidates)
+    ]
+    return pl.DataFrame({ROW_ID: slates[ROW_ID], UTILITY: pl.Series(ragged, dtype=pl.List(pl.Float64))})
 
 
 def _example_set(

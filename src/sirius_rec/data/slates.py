@@ -17,7 +17,7 @@ import polars as pl
 
 from sirius_rec.data.windows import as_lists
 from sirius_rec.errors import DataError
-from sirius_rec.schema import CANDIDATES, HISTORY, ROW_ID, TARGET, TIMESTAMP, USER_ID, SlateName
+from sirius_rec.schema import CANDIDATES, EXCLUDED, HISTORY, ROW_ID, TARGET, TIMESTAMP, USER_ID, SlateName
 
 Int = npt.NDArray[np.int64]
 Bits = npt.NDArray[np.uint64]
@@ -116,6 +116,17 @@ def past_items(examples: pl.DataFrame) -> ExcludedItems:
     pairs = pl.concat([own.select("row", "item"), earlier.select("row", "item")]).unique().sort("row", "item")
     stop_R = np.bincount(pairs["row"].to_numpy(), minlength=examples.height).cumsum().astype(np.int64)
     return ExcludedItems(pairs["item"].to_numpy().astype(np.int64), np.r_[0, stop_R[:-1]], stop_R)
+
+
+def seen_items(examples: pl.DataFrame, past: ExcludedItems) -> pl.DataFrame:
+    """row_id, excluded (list[int32], ascending): what a ranking of the whole catalogue leaves out, never the target.
+
+    examples: row_id, target of R rows. past: of the same rows, as `past_items` has it.
+    """
+    target_R = examples[TARGET].to_numpy()
+    items = [np.sort(past.item[a:b]) for a, b in zip(past.start_R, past.stop_R, strict=True)]
+    lists = [row[row != target].tolist() for row, target in zip(items, target_R, strict=True)]
+    return pl.DataFrame({ROW_ID: examples[ROW_ID], EXCLUDED: pl.Series(lists, dtype=pl.List(pl.Int32))})
 
 
 def mix64(state: Bits) -> Bits:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,19 @@ import polars as pl
 from sirius_rec import atomic
 from sirius_rec.data.fingerprint import combined_fingerprint, table_fingerprint
 from sirius_rec.errors import DataError, RunError
-from sirius_rec.schema import CANDIDATES, HISTORY, ITEM, ROW_ID, SPLIT, SPLITS, TARGET, TITLE, USER_ID, SlateName
+from sirius_rec.schema import (
+    CANDIDATES,
+    EXCLUDED,
+    HISTORY,
+    ITEM,
+    ROW_ID,
+    SPLIT,
+    SPLITS,
+    TARGET,
+    TITLE,
+    USER_ID,
+    SlateName,
+)
 
 FORMAT = 1
 _FULL_CELLS = 400_000_000  # scores of full slates held at once: 1.6 GB per column
@@ -109,7 +122,13 @@ class Dataset:
             raise DataError(f"{self.path}: no slates {name!r}; there are {', '.join(self.slate_names) or 'none'}")
         table = f"slates/{name}"
         if table not in self._kept and SlateName.parse(name).protocol == "full":
-            self._kept[table] = full_slates(self.examples(SlateName.parse(name).split), self.n_items)
+            if table not in self.info["fingerprints"]:
+                raise DataError(
+                    f"{self.path}: {name} was made by an earlier version, which ranked items that a user had seen "
+                    "among the others; delete the folder and prepare it again"
+                )
+            examples = self.examples(SlateName.parse(name).split)
+            self._kept[table] = full_slates(examples, self._read_unchanged(table), self.n_items)
         if table not in self._kept:
             slates = self._read_unchanged(table)
             examples = self.examples(SlateName.parse(name).split)
@@ -184,11 +203,13 @@ def open_dataset(path: Path | str) -> Dataset:
     return Dataset(path, info)
 
 
-def full_slates(examples: pl.DataFrame, n_items: int) -> pl.DataFrame:
-    """row_id, candidates: every item, in the catalogue's order, for each row.
+def full_slates(examples: pl.DataFrame, excluded: pl.DataFrame, n_items: int) -> pl.DataFrame:
+    """row_id, candidates: every item that a row does not exclude, in the catalogue's order.
+
+    excluded: row_id, excluded (list of items) of the same rows.
 
     Raises:
-        DataError: the table would not fit into memory.
+        DataError: the table would not fit into memory, or a row excludes nothing known, its target, or an unknown item.
     """
     cells = examples.height * n_items
     if cells > _FULL_CELLS:
@@ -196,8 +217,22 @@ def full_slates(examples: pl.DataFrame, n_items: int) -> pl.DataFrame:
             f"full slates: {examples.height:,} rows of {n_items:,} items are more than {_FULL_CELLS:,} scores; set "
             "limits for the split"
         )
-    every = pl.DataFrame({CANDIDATES: [list(range(n_items))]}, schema={CANDIDATES: pl.List(pl.Int32)})
-    return examples.select(ROW_ID).join(every, how="cross")
+    rows = examples.select(ROW_ID, TARGET).join(excluded, on=ROW_ID, how="left", maintain_order="left")
+    faulty = rows.filter(
+        pl.col(EXCLUDED).is_null()
+        | pl.col(EXCLUDED).list.contains(pl.col(TARGET))
+        | (pl.col(EXCLUDED).list.max() >= n_items)
+        | (pl.col(EXCLUDED).list.min() < 0)
+    )
+    if faulty.height:
+        raise DataError(f"full slates: row {faulty[ROW_ID][0]} excludes its target, or unknown items; prepare it again")
+    left = np.ones((rows.height, n_items), dtype=bool)
+    lengths = rows[EXCLUDED].list.len().to_numpy()
+    left[np.repeat(np.arange(rows.height), lengths), rows[EXCLUDED].explode().drop_nulls().to_numpy()] = False
+    row, item = np.nonzero(left)
+    starts = np.searchsorted(row, np.arange(rows.height + 1)).tolist()
+    lists = [item[start:stop].tolist() for start, stop in pairwise(starts)]
+    return rows.select(ROW_ID, pl.Series(CANDIDATES, lists, dtype=pl.List(pl.Int32)))
 
 
 def check_slates(where: str, slates: pl.DataFrame, examples: pl.DataFrame, n_items: int) -> None:

@@ -15,12 +15,32 @@ import numpy.typing as npt
 import polars as pl
 
 from sirius_rec.errors import DataError
+from sirius_rec.schema import SlateName
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 METRICS: Final = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10", "mrr")
 """The metrics of a result table. NDCG@1 is HR@1."""
+
+LISTED: Final = 100
+"""How far down a ranking of the whole catalogue is known: a language model is asked for so many titles, best first."""
+
+_DEPTHS: Final = (1, 5, 10)
+_CATALOGUE_DEPTHS: Final = (1, 5, 10, 20, 50, LISTED)
+CATALOGUE_METRICS: Final = (
+    *(f"hr@{k}" for k in _CATALOGUE_DEPTHS), *(f"ndcg@{k}" for k in _CATALOGUE_DEPTHS[1:]), f"mrr@{LISTED}",
+)  # fmt: skip
+"""The metrics of a ranking of the whole catalogue. MRR@100: 1 / rank down to rank 100, 0 beyond."""
+
+
+def metrics_of(slates: str) -> tuple[str, ...]:
+    """The metrics that are measured on slates of this name.
+
+    >>> metrics_of("test-uniform-20-s0") == METRICS, metrics_of("test-full-4606-s0")[-1]
+    (True, 'mrr@100')
+    """
+    return CATALOGUE_METRICS if SlateName.parse(slates).protocol == "full" else METRICS
 
 
 def flatten(values: Any, what: str = "values", dtype: npt.DTypeLike = np.float64) -> tuple[npt.NDArray[Any], Ints]:
@@ -96,9 +116,12 @@ def _checked_scores(scores: Any, row_ids: Sequence[int] | None) -> tuple[Floats,
     return flat, lengths
 
 
-def target_positions(candidates: Any, targets: Any, row_ids: Sequence[int] | None = None) -> Ints:
+def target_positions(
+    candidates: Any, targets: Any, row_ids: Sequence[int] | None = None, *, may_lack: bool = False
+) -> Ints:
     """Position of each target inside its slate, [rows].
 
+    may_lack: a slate may lack its target, as what a retriever found may; its position is −1.
     Raises DataError naming the row when the target is not in its slate or is duplicated.
 
     >>> target_positions([[7, 3], [4, 5, 6]], [3, 4])
@@ -110,14 +133,17 @@ def target_positions(candidates: Any, targets: Any, row_ids: Sequence[int] | Non
         raise DataError(f"targets: {len(wanted)} targets for {len(lengths)} slates; give one per slate")
     matches = flat == np.repeat(wanted, lengths)
     counts = _sums(matches.astype(np.int64), lengths)
-    wrong = np.flatnonzero(counts != 1)
+    wrong = np.flatnonzero((counts > 1) | ((counts == 0) & (not may_lack)))
     if wrong.size:
         row = int(wrong[0])
         raise DataError(
             f"candidates: {_named(row, row_ids)} holds its target {wanted[row]} {counts[row]} times; "
             "it must stand there once"
         )
-    return np.flatnonzero(matches) - _starts(lengths)
+    positions = np.full(len(lengths), -1, dtype=np.int64)
+    held = np.flatnonzero(counts)
+    positions[held] = np.flatnonzero(matches) - _starts(lengths)[held]
+    return positions
 
 
 def rank_bounds(scores: Any, positions: Any, row_ids: Sequence[int] | None = None) -> tuple[Ints, Ints]:
@@ -160,27 +186,39 @@ def ndcg(above: Ints, tied: Ints, k: int) -> Floats:
     return _mean_gain(np.where(ranks <= k, 1.0 / np.log2(1.0 + ranks), 0.0), above, tied)
 
 
-def reciprocal_rank(above: Ints, tied: Ints) -> Floats:
-    """1 / rank, in expectation over tie orders; its mean is MRR."""
+def reciprocal_rank(above: Ints, tied: Ints, k: int | None = None) -> Floats:
+    """1 / rank, in expectation over tie orders; its mean is MRR. k: 0 beyond rank k."""
     ranks = np.arange(1, int((above + tied).max(initial=1)) + 1)
-    return _mean_gain(1.0 / ranks, above, tied)
+    return _mean_gain(np.where(ranks <= (k or len(ranks)), 1.0 / ranks, 0.0), above, tied)
 
 
-def per_example(scores: Any, positions: Any, row_ids: Sequence[int] | None = None) -> pl.DataFrame:
+def per_example(
+    scores: Any, positions: Any, row_ids: Sequence[int] | None = None, *, catalogue: bool = False
+) -> pl.DataFrame:
     """Every metric of every example: columns hr@1, hr@5, hr@10, ndcg@1, ndcg@5, ndcg@10, mrr, rank, chance.
 
-    `rank` is the mean rank over tie orders (1 = best); `chance` is 1 / (slate size), the HR@1 of a blind guess.
+    `rank` is the mean rank over tie orders (1 = best); `chance` is 1 / (slate size), the HR@1 of a blind guess. A slate
+    without its target (position −1) is a miss: its metrics are 0, its rank is behind its last candidate.
+    catalogue: the columns of `CATALOGUE_METRICS` too, for slates of the whole catalogue.
 
     >>> per_example([[0.1, 0.9, 0.9]], [1]).select("hr@1", "mrr", "rank").row(0)
     (0.5, 0.75, 1.5)
+    >>> per_example([[0.1, 0.9]], [-1]).select("hr@10", "mrr", "rank").row(0)
+    (0.0, 0.0, 3.0)
     """
-    above, tied = rank_bounds(scores, positions, row_ids)
+    place = np.asarray(positions, dtype=np.int64)
+    lacks = place == -1
+    above, tied = rank_bounds(scores, np.where(lacks, 0, place), row_ids)
     _, lengths = flatten(scores, "scores")
-    columns = {f"hr@{k}": hit_rate(above, tied, k) for k in (1, 5, 10)}
-    columns |= {f"ndcg@{k}": ndcg(above, tied, k) for k in (1, 5, 10)}
+    depths = _CATALOGUE_DEPTHS if catalogue else _DEPTHS
+    columns = {f"hr@{k}": hit_rate(above, tied, k) for k in depths}
+    columns |= {f"ndcg@{k}": ndcg(above, tied, k) for k in depths}
     columns["mrr"] = reciprocal_rank(above, tied)
-    columns["rank"] = above + (tied + 1) / 2
-    columns["chance"] = 1.0 / lengths
+    if catalogue:
+        columns[f"mrr@{LISTED}"] = reciprocal_rank(above, tied, LISTED)
+    columns = {name: np.where(lacks, 0.0, values) for name, values in columns.items()}
+    columns["rank"] = np.where(lacks, lengths + 1.0, above + (tied + 1) / 2)
+    columns["chance"] = np.where(lacks, 0.0, 1.0 / lengths)
     return pl.DataFrame(columns)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,9 +20,9 @@ import polars as pl
 from sirius_rec import atomic
 from sirius_rec.errors import DataError, RunError
 from sirius_rec.evaluation.intervals import EXACT_GROUPS, FLIPS, RESAMPLES, GroupBootstrap, Interval, holm, paired_test
-from sirius_rec.evaluation.metrics import METRICS, Floats, per_example, target_positions, true_reward
+from sirius_rec.evaluation.metrics import METRICS, Floats, metrics_of, per_example, target_positions, true_reward
 from sirius_rec.evaluation.tables import SCORES, ScoreTable
-from sirius_rec.schema import CANDIDATES, ROW_ID, TARGET, USER_ID, UTILITY
+from sirius_rec.schema import CANDIDATES, RETRIEVED, ROW_ID, TARGET, USER_ID, UTILITY, SlateName
 
 FORMAT: Final = 3  # 1: methods told apart by their names; 2: intervals and p-values that held for few seeds only
 TRIVIAL: Final = "trivial"
@@ -56,7 +56,12 @@ class _Block:
     first: str
     bootstrap: GroupBootstrap
     utility: pl.Series | None = None
-    scored: list[_Scored] = field(default_factory=list)
+
+    @property
+    def ceiling(self) -> float | None:
+        """Share of the rows whose target is among the candidates, where it may be missing: no HR@K can be higher."""
+        found = self.positions >= 0
+        return None if found.all() else float(found.mean())
 
 
 def clean(value: Any, where: str = "results") -> Any:
@@ -99,7 +104,9 @@ def _open_block(table: ScoreTable, examples: pl.DataFrame, truth: pl.DataFrame |
             f"{table.name}: row_id {unknown[ROW_ID][0]} is not among the examples; score this data's slates"
         )
     row_ids = joined[ROW_ID].to_numpy()
-    positions = target_positions(frame[CANDIDATES], joined[TARGET].to_numpy(), row_ids.tolist())
+    retrieved = SlateName.parse(table.slates).protocol.startswith(RETRIEVED)
+    targets = joined[TARGET].to_numpy()
+    positions = target_positions(frame[CANDIDATES], targets, row_ids.tolist(), may_lack=retrieved)
     bootstrap = GroupBootstrap(len(row_ids), _groups(joined[USER_ID], row_ids), seed=seed)
     block = _Block(row_ids, positions, frame[CANDIDATES].cast(pl.List(pl.Int64)), table.name, bootstrap)
     if truth is not None:
@@ -128,8 +135,10 @@ def _score(block: _Block, table: ScoreTable) -> _Scored:
             "every method must score the same slates"
         )
     try:
-        metrics = per_example(frame[SCORES], block.positions, block.row_ids.tolist())
-        values = {metric: metrics[metric].to_numpy() for metric in METRICS}
+        wanted = metrics_of(table.slates)
+        catalogue = SlateName.parse(table.slates).protocol == "full"
+        metrics = per_example(frame[SCORES], block.positions, block.row_ids.tolist(), catalogue=catalogue)
+        values = {metric: metrics[metric].to_numpy() for metric in wanted}
         if block.utility is not None:
             values[TRUE_REWARD] = true_reward(frame[SCORES], block.utility, block.row_ids.tolist())
     except DataError as error:
@@ -191,13 +200,13 @@ def _row(block: _Block, scored: _Scored, generated: _Generated | None) -> dict[s
     table = scored.table
     row: dict[str, Any] = {
         "method": table.method, "label": table.label, "seed": table.seed, "slates": table.slates,
-        "checkpoint": table.checkpoint, "n": len(block.row_ids), "chance": scored.chance,
+        "checkpoint": table.checkpoint, "n": len(block.row_ids), "chance": scored.chance, "ceiling": block.ceiling,
     }  # fmt: skip
     intervals = dict(zip(scored.values, block.bootstrap.intervals(np.stack(list(scored.values.values()))), strict=True))
     if generated is not None:
         made = generated.bootstrap.intervals(np.stack(list(generated.values.values())))
         intervals |= dict(zip(generated.values, made, strict=True))
-    for metric in ALL_METRICS:
+    for metric in dict.fromkeys((*ALL_METRICS, *metrics_of(table.slates))):
         _put(row, metric, intervals.get(metric))
     row["n_generated"] = len(generated.row_ids) if generated is not None else None
     return row
@@ -208,12 +217,13 @@ def _summary(block: _Block, members: list[_Scored], generated: list[_Generated])
     row: dict[str, Any] = {
         "method": table.method, "label": table.label, "slates": table.slates, "checkpoint": table.checkpoint,
         "seeds": [member.table.seed for member in members], "n": len(block.row_ids), "chance": members[0].chance,
+        "ceiling": block.ceiling,
     }  # fmt: skip
     # generations are averaged over seeds only when every seed generated for the same rows
     whole = len(generated) == len(members) and all(
         np.array_equal(entry.row_ids, generated[0].row_ids) for entry in generated
     )
-    for metric in ALL_METRICS:
+    for metric in dict.fromkeys((*ALL_METRICS, *metrics_of(table.slates))):
         if metric in members[0].values:
             matrix, plan = np.stack([member.values[metric] for member in members]), block.bootstrap
         elif metric in (VALID, GENERATED) and whole:

@@ -112,6 +112,23 @@ class LLMRanker:
             progress=self.progress,
         )
 
+    def score_best(
+        self, trie: Trie, histories: Sequence[Items], candidates: Sequence[Items], k: int
+    ) -> list[npt.NDArray[np.float64]]:
+        """As `score`, for the K best candidates of each row alone; the others are known to be no better, and get −inf.
+
+        trie: of the whole catalogue, most of which the candidates are: what they lack is left out of the search.
+        """
+        every = np.arange(trie.n_titles)
+        leave_out = [np.setdiff1d(every, slate) for slate in candidates]
+        rows = []
+        found_R = self.top_k(trie, histories, min(k, trie.n_titles), leave_out=leave_out)
+        for slate, found in zip(candidates, found_R, strict=True):
+            scores_I = np.full(trie.n_titles, -np.inf)
+            scores_I[found.items] = found.scores
+            rows.append(scores_I[slate])
+        return rows
+
     def answer(self, histories: Sequence[Items], candidates: Sequence[Items], targets: Sequence[int]) -> list[Answer]:
         """What the model writes by itself, greedily, and whether it is a candidate's title and the target's."""
         return generate_answers(

@@ -12,6 +12,8 @@ import numpy.typing as npt
 from sirius_rec.errors import DataError, ScoringError
 
 Items = npt.NDArray[np.integer[Any]]
+# A network's score of an item that training never saw, whose embedding means nothing: below every real score.
+UNSEEN = -1e4
 
 
 class Ranker(Protocol):

@@ -11,7 +11,7 @@ from sirius_rec.config import Config, structure
 from sirius_rec.config_yaml import apply_overrides, read_yaml
 from sirius_rec.errors import ConfigError
 from sirius_rec.option_errors import nearest
-from sirius_rec.recipes.methods import METHODS, reserved_keys
+from sirius_rec.recipes.methods import METHODS, build_methods, reserved_keys
 
 # What score tables allow in the name of a method.
 _KEY = re.compile(r"[A-Za-z0-9_.]+")
@@ -136,10 +136,12 @@ def _key_problems(place: str, key: str, taken: tuple[str, ...], kind: str) -> It
 
 def _methods(config: Config) -> Iterator[str]:
     taken = (*reserved_keys(), *(arm.key for arm in config.arms))
+    mistaken = False
     for number, entry in enumerate(config.methods):
         place = f"methods.{number}"
         if entry.method not in METHODS:
             yield f"{place}: no method is called '{entry.method}'{nearest(entry.method, METHODS)}"
+            mistaken = True
             continue
         kind = METHODS[entry.method]
         yield from _key_problems(f"{place}.name", entry.key, taken, "method")
@@ -154,6 +156,12 @@ def _methods(config: Config) -> Iterator[str]:
             kind(config, entry)
         except ConfigError as error:
             yield f"{place} ({entry.key}): {error}"
+            mistaken = True
+    if not mistaken:
+        try:
+            build_methods(config)
+        except ConfigError as error:
+            yield f"methods: {error}"
 
 
 def _baseline(config: Config) -> Iterator[str]:

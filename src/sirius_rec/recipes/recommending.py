@@ -10,13 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from sirius_rec import cache
 from sirius_rec.bench.catalogue import CatalogueTask
 from sirius_rec.data.sources.files import load_items
 from sirius_rec.data.titles import distinct_titles
 from sirius_rec.errors import ConfigError, DataError, PromptError
-from sirius_rec.prompts.encoding import Encoder
-from sirius_rec.rankers.catalogue.trie import Trie, build_trie, trie_key
+from sirius_rec.rankers.catalogue.trie import catalogue_trie
 from sirius_rec.rankers.requests import Request, Unknown, finite
 from sirius_rec.rankers.trivial import Popularity
 from sirius_rec.recipes.methods import Method
@@ -33,9 +31,6 @@ from sirius_rec.recipes.ranking import (
 from sirius_rec.recipes.run import Run, quiet
 from sirius_rec.schema import HISTORY, ITEM_ID, TITLE
 from sirius_rec.training.inputs import embedding_count
-
-# Building the trie of fewer titles takes less than a second; of more it is kept in the cache, named by its key.
-_KEPT_FROM = 20_000
 
 
 class Shelf:
@@ -86,7 +81,7 @@ class Searched:
                 "prompts.slate: false, or name another method"
             )
         self.shelf, self.requests, self.max_opened = shelf, requests, max_opened
-        self.trie = _trie(requests.encoder, shelf.titles)
+        self.trie = catalogue_trie(requests.encoder, shelf.titles)
         if (highest := int(self.trie.token_N.max())) >= (size := embedding_count(requests.model)):
             raise PromptError(f"titles of the catalogue: token id {highest} lies outside the model's {size} embeddings")
         requests.longest = self.trie.longest
@@ -124,12 +119,6 @@ class Scored:
             best = np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")[: self.shelf.top]
             answers.append(self.shelf.answer(request, items[best].tolist(), np.asarray(scores)[best]))
         return answers
-
-
-def _trie(encoder: Encoder, titles: Sequence[str]) -> Trie:
-    if len(titles) < _KEPT_FROM:
-        return build_trie(encoder, titles)
-    return build_trie(encoder, titles, cache.root() / f"catalogue-{trie_key(encoder, titles)[:16]}.npz")
 
 
 def load_run_recommender(
@@ -198,4 +187,6 @@ def bench_task(run: Run, *, users: int, seed: int = 0) -> CatalogueTask:
     shown = [np.array(histories[r][-run.config.data.window.max_history :]) for r in rows]
     prompts = ranker.encoder.prompts(ranker.prompts(shown, [np.empty(0, dtype=np.int64)] * len(shown)))
     name = f"{run.folder.path.name}, {chosen.key}"
-    return CatalogueTask(name, ranker.model, _trie(ranker.encoder, run.dataset.titles), prompts, ranker.encoder.pad_id)
+    return CatalogueTask(
+        name, ranker.model, catalogue_trie(ranker.encoder, run.dataset.titles), prompts, ranker.encoder.pad_id
+    )

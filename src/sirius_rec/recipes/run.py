@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import polars as pl
 
 from sirius_rec.config import Config
 from sirius_rec.data.options import INTERACTED_LEAKY
-from sirius_rec.errors import ConfigError
+from sirius_rec.errors import ConfigError, RunError
 from sirius_rec.recipes.run_folder import RunFolder
-from sirius_rec.schema import CANDIDATES, HISTORY, SPLITS, USER_ID, SlateName
+from sirius_rec.schema import CANDIDATES, HISTORY, RETRIEVED, SPLITS, USER_ID, SlateName
 from sirius_rec.training.batching import by_user
 
 if TYPE_CHECKING:
@@ -126,11 +127,36 @@ class Run:
                 if name not in prepared:
                     have = ", ".join(prepared) or "none"
                     raise ConfigError(f"evaluation.{key}: no test slates '{name}'; there are {have}")
-        if chosen is None:
-            if not prepared:
-                raise ConfigError(self._why_nothing_is_tested())
-            return prepared
-        return list(chosen)
+        if chosen is None and not prepared:
+            raise ConfigError(self._why_nothing_is_tested())
+        return [*(prepared if chosen is None else chosen), *self.retrieved_slates]
+
+    @property
+    def retrieved_slates(self) -> list[str]:
+        """Names of the slates that the run makes itself."""
+        return [
+            str(SlateName("test", RETRIEVED + entry.retriever, entry.size, self.config.seeds[0]))
+            for entry in self.config.evaluation.retrieved
+        ]
+
+    @property
+    def full_slates(self) -> str:
+        """The test slates of the whole catalogue, which say what users had met; ConfigError where there are none."""
+        names = [name for name in self.dataset.slate_names if SlateName.parse(name).protocol == "full"]
+        if not names:
+            raise ConfigError(
+                "evaluation.retrieved: what users had met is in slates of the whole catalogue: add "
+                "{protocol: full, splits: [test]} to data.slates"
+            )
+        return names[0]
+
+    def slates(self, name: str) -> pl.DataFrame:
+        """row_id, candidates of the data's frozen slates, or of those that the run has made; RunError if it has not."""
+        if name not in self.retrieved_slates:
+            return self.dataset.slates(name)
+        if not (file := self.folder.retrieved(name)).is_file():
+            raise RunError(f"{file}: not made yet: run `sirius evaluate`")
+        return pl.read_parquet(file)
 
     def _why_nothing_is_tested(self) -> str:
         if not any("test" in slate.splits for slate in self.config.data.slates):
@@ -146,7 +172,7 @@ class Run:
 
     @property
     def sized_test_slates(self) -> list[str]:
-        """The test slates of a size: all but the whole catalogue, which language models do not rank."""
+        """The test slates whose candidates all get a score: all but the whole catalogue."""
         return [name for name in self.test_slates if SlateName.parse(name).protocol != "full"]
 
     def tested_rows(self, slates: str) -> np.ndarray:
@@ -157,6 +183,9 @@ class Run:
         """
         users = self.dataset.examples(SlateName.parse(slates).split)[USER_ID]
         wanted = (self.config.evaluation.test_rows or {}).get(slates)
+        protocol = SlateName.parse(slates).protocol
+        if wanted is None and (protocol == "full" or protocol.startswith(RETRIEVED)):
+            wanted = self.config.evaluation.full_rows
         if wanted is None:
             return np.arange(len(users))
         return np.sort(_by_user(users, np.random.default_rng(0))[:wanted])
@@ -165,7 +194,7 @@ class Run:
         """Histories and candidates of the ranked rows of frozen slates, as dense item numbers."""
         rows = self.tested_rows(slates)
         histories = self.dataset.examples(SlateName.parse(slates).split)[HISTORY].gather(rows)
-        candidates = self.dataset.slates(slates)[CANDIDATES].gather(rows)
+        candidates = self.slates(slates)[CANDIDATES].gather(rows)
         return [row.to_numpy() for row in histories], [row.to_numpy() for row in candidates]
 
 

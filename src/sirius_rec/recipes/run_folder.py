@@ -82,6 +82,10 @@ class RunFolder:
     def scores(self) -> Path:
         return self.path / "scores"
 
+    def retrieved(self, slates: str) -> Path:
+        """The file of slates that the run makes itself."""
+        return self.path / "slates" / f"{slates}.parquet"
+
     @property
     def generation(self) -> Path:
         return self.path / "generation"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -16,7 +17,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -57,18 +58,21 @@ def _end_with(parent: int) -> None:
 
 @contextmanager
 def _workers_ignore_interrupts() -> Iterator[None]:
-    """Processes started here ignore Ctrl-C, which reaches the whole group: the parent alone answers it, by ending them.
+    """Processes started here never see Ctrl-C, which reaches the whole group: the parent alone answers it, by ending
+    them.
 
-    Inherited rather than set in the worker, so that it also holds while a worker still imports.
+    Blocked and inherited rather than set in the worker, so that it also holds while a worker still imports; blocked
+    rather than ignored, so that one that comes meanwhile reaches this process afterwards.
     """
-    if threading.current_thread() is not threading.main_thread():
+    if sys.platform == "win32":
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    resource_tracker.ensure_running()  # started later, it would unblock the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_worker(parent: int, threads: int | None) -> None:

@@ -60,13 +60,14 @@ def check_trained(run: Run) -> None:
 
 def ranked_slates(run: Run, method: Method) -> list[str]:
     """The test slates that a method ranks."""
-    return run.test_slates if method.ranks_catalogue else run.sized_test_slates
+    return [slates for slates in run.test_slates if method.ranks(run, slates)]
 
 
 def _answered_slates(run: Run, method: Method) -> str | None:
-    """The slates on which generated answers are judged: the first."""
+    """The slates on which generated answers are judged: the first of a size."""
     wanted = method.answers and run.config.evaluation.generation_rows > 0
-    return next(iter(ranked_slates(run, method)), None) if wanted else None
+    sized = [slates for slates in run.sized_test_slates if slates not in run.retrieved_slates]
+    return next(iter(sized), None) if wanted else None
 
 
 def _all_scored(run: Run, method: Method, seed: int) -> bool:
@@ -82,7 +83,7 @@ def score(run: Run, method: Method, seed: int) -> None:
     """Score tables and generated answers of a method's checkpoints, those that are missing."""
     slates_of_method = ranked_slates(run, method)
     if len(slates_of_method) < len(run.test_slates):
-        log(f"{method.key} s{seed}: a language model does not rank the whole catalogue; others do")
+        log(f"{method.key} s{seed}: {method.no_catalogue}")
     if _all_scored(run, method, seed):
         return
     steps, scored = method.steps(run, seed), dict[int, str]()
@@ -104,9 +105,8 @@ def score(run: Run, method: Method, seed: int) -> None:
             if generates and is_main():
                 write_json(answers, _generate(run, method, seed, slates, checkpoint, ranker))
             if scores:
-                histories, candidates = run.slate_arrays(slates)
-                ranker.progress = Ticker(f"{method.key} s{seed} on {slates}", len(histories))
-                rows = ranker.score(histories, candidates)
+                ranker.progress = Ticker(f"{method.key} s{seed} on {slates}", len(run.tested_rows(slates)))
+                rows = method.scores(run, ranker, slates)
                 if is_main():
                     _write(run, method, seed, slates, checkpoint, rows)
         scored.setdefault(steps[checkpoint], checkpoint)
@@ -126,7 +126,7 @@ def _write(run: Run, method: Method, seed: int, slates: str, checkpoint: str, sc
     # As precise as they were computed: in float32 seconds, say, would tie.
     kind = pl.Float64 if any(row.dtype == np.float64 for row in rows) else pl.Float32
     column = pl.Series("scores", [row.tolist() for row in rows], dtype=pl.List(kind))
-    ranked = run.dataset.slates(slates).select(ROW_ID, CANDIDATES)[run.tested_rows(slates)]
+    ranked = run.slates(slates).select(ROW_ID, CANDIDATES)[run.tested_rows(slates)]
     frame = ranked.with_columns(column)
     write_table(ScoreTable(method.key, method.label, seed, slates, checkpoint, frame), run.folder.scores)
 

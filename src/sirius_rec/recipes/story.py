@@ -10,7 +10,7 @@ from sirius_rec import processes
 from sirius_rec.config import Config
 from sirius_rec.errors import DataError, SiriusError
 from sirius_rec.extras import missing
-from sirius_rec.recipes import comparison, diagnosis, models, scoring
+from sirius_rec.recipes import comparison, diagnosis, models, retrieving, scoring
 from sirius_rec.recipes.adoption import adopt
 from sirius_rec.recipes.methods import build_methods, in_order_of_check
 from sirius_rec.recipes.reporting import report_run
@@ -67,13 +67,19 @@ def stage_jobs(run: Run, stages: Iterable[str]) -> list[Job]:
         for (name, seed), p in needed.items()
         if p.stage in wanted
     ]
+    first: frozenset[str] = frozenset()
+    if "evaluate" in wanted:
+        retrieved = [Job(f"retrieve {name}", retrieving.retrieve, (path, name), alone=True)
+                     for name in run.retrieved_slates]  # fmt: skip
+        jobs += retrieved
+        first = frozenset(job.name for job in retrieved)
     for method in methods:
         trains_alone = method.stage != "evaluate"
         if method.stage not in wanted:
             continue
         for seed in method.seeds:
             job = scoring.fit if trains_alone else scoring.fit_and_score
-            after = _names(method.builds_on(), seed)
+            after = _names(method.builds_on(), seed) | (frozenset() if trains_alone else first)
             jobs.append(Job(f"{method.key} s{seed}", job, (path, method.key, seed), after, alone=method.alone))
     if "evaluate" in wanted:
         jobs += [
@@ -81,7 +87,7 @@ def stage_jobs(run: Run, stages: Iterable[str]) -> list[Job]:
                 f"evaluate {method.key} s{seed}",
                 scoring.score_only,
                 (path, method.key, seed),
-                _names([method.key], seed),
+                _names([method.key], seed) | first,
             )
             for method in methods
             if method.stage != "evaluate"
@@ -117,6 +123,9 @@ def run_stages(run: Run, stages: Iterable[str], log: Log) -> None:
 
 def _check(run: Run, stages: Collection[str]) -> None:
     """What can be known to fail before anything is trained, of the methods that are not done."""
+    for entry in run.config.evaluation.retrieved:
+        retrieving.retriever(run, entry.retriever)
+        run.full_slates  # noqa: B018 (says what is missing)
     for method in in_order_of_check(build_methods(run.config).values()):
         asked = method.uses_backbone or method.stage in stages
         if asked and not all(method.is_done(run, seed) for seed in method.seeds):

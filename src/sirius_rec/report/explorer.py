@@ -15,7 +15,7 @@ from sirius_rec.evaluation.metrics import per_example, target_positions
 from sirius_rec.evaluation.results import TRIVIAL, Facts
 from sirius_rec.evaluation.tables import SCORES, ScoreTable
 from sirius_rec.prompts.templates import Template
-from sirius_rec.schema import CANDIDATES, HISTORY, ROW_ID, TARGET, SlateName
+from sirius_rec.schema import CANDIDATES, HISTORY, RETRIEVED, ROW_ID, TARGET, SlateName
 
 ROWS: Final = 300
 CELLS: Final = 150_000  # scores embedded at most, about 1 MB of page
@@ -92,9 +92,14 @@ def sample_examples(
     }
 
 
+def _sampled(slates: SlateName) -> bool:
+    """Whether every candidate has a score of its own, and the target is among them."""
+    return slates.split == "test" and slates.protocol != "full" and not slates.protocol.startswith(RETRIEVED)
+
+
 def _choose(tables: Sequence[ScoreTable], methods: Facts) -> _Chosen | None:
     roles = {key: facts["role"] for key, facts in methods.items()}
-    starts = [t for t in tables if roles[t.method] == "sft" and SlateName.parse(t.slates).split == "test"]
+    starts = [t for t in tables if roles[t.method] == "sft" and _sampled(SlateName.parse(t.slates))]
 
     def order(table: ScoreTable) -> tuple[int, str, bool, int]:
         return SlateName.parse(table.slates).size, table.slates, table.checkpoint != "best", table.seed

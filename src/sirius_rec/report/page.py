@@ -17,8 +17,9 @@ from sirius_rec.diagnostics import curves as evidence
 from sirius_rec.report import answer, plots, sections, svg
 from sirius_rec.report.evidence_plots import Drawn, epoch_figures, hacking_figures
 from sirius_rec.report.explorer import Explorer
+from sirius_rec.report.overstatement import Overstatement, overstatement, overstatement_figure
 from sirius_rec.report.reported_run import ReportedRun, check_comparable, check_run
-from sirius_rec.report.text import flat
+from sirius_rec.report.text import flat, slates_in_words
 from sirius_rec.report.theory_plots import anchor_figure, sensitivity_figure
 
 _THEORY_POINTS: Final = 161  # of the grid, per side: a page needs fewer than print
@@ -76,6 +77,7 @@ def _run(run: ReportedRun, number: int, folder: Path | None) -> dict[str, Any]:
         figure = plots.dot_figure(section.pop("rows"), run.methods)
         title = f"HR@1 with intervals on {section['words']}"
         section["svg"] = _svg(Drawn(name, title, "", figure), folder, f"r{number}dots{n}")
+    beside = overstatement(results, labels)
     named = config.get("title") or config.get("name") or (results.get("data") or {}).get("name")
     return {
         "id": f"r{number}",
@@ -86,6 +88,8 @@ def _run(run: ReportedRun, number: int, folder: Path | None) -> dict[str, Any]:
         "audit": sections.audit_facts(run),
         "audit_command": run.audit_command,
         "sections": found,
+        "overstated": None if beside is None else beside.sentence(),
+        "overstated_figures": [] if beside is None else _figures([_beside(beside, run)], folder, number),
         "baseline": labels.get(results.get("baseline", ""), ""),
         "margins": _figures(drawn["margin"], folder, number),
         "margin_reading": _MARGIN,
@@ -109,6 +113,11 @@ def _run(run: ReportedRun, number: int, folder: Path | None) -> dict[str, Any]:
         "versions": flat(results.get("environment") or {}),
         "explorer": run.explorer is not None,
     }
+
+
+def _beside(found: Overstatement, run: ReportedRun) -> Drawn:
+    title = f"HR@1 on {slates_in_words(found.sampled)}, beside HR@10 on {slates_in_words(found.full)}"
+    return Drawn("sampled_and_full", title, "", overstatement_figure(found, run.methods))
 
 
 def _figures(drawn: Sequence[Drawn], folder: Path | None, number: int) -> list[dict[str, Any]]:

@@ -200,7 +200,7 @@ def _spread(targets: Sequence[float], gap: float, low: float, high: float) -> li
     return [float(value) for value in result]
 
 
-def _name_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
+def name_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
     """Names at the right ends of lines, moved apart, with a thin leader to each line's end."""
     low, high = axes.get_ylim()
     fractions = [(y - low) / (high - low) for _, y, _, _ in ends]
@@ -248,7 +248,7 @@ def curve_figure(
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.margins(x=0.02)
         axes.set_ylim(axes.get_ylim())
-        _name_ends(axes, ends)
+        name_ends(axes, ends)
     return figure
 
 

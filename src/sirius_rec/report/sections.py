@@ -7,8 +7,8 @@ from typing import Any, Final
 
 from sirius_rec.diagnostics import curves as evidence
 from sirius_rec.diagnostics.wording import golden_line, influence_line, onset_found, verdict
-from sirius_rec.evaluation.metrics import METRICS
-from sirius_rec.evaluation.results import ALL_METRICS, GENERATED, TRIVIAL, TRUE_REWARD, VALID, Facts, decision
+from sirius_rec.evaluation.metrics import metrics_of
+from sirius_rec.evaluation.results import GENERATED, TRIVIAL, TRUE_REWARD, VALID, Facts, decision
 from sirius_rec.report.answer import DECISIONS, anchor_sentence, best_sentence, result_keys, rows_of, tests_of
 from sirius_rec.report.evidence_plots import PAPER_SHARE, shares
 from sirius_rec.report.reported_run import ReportedRun
@@ -93,11 +93,12 @@ def result_sections(run: ReportedRun) -> list[dict[str, Any]]:
     for slates, checkpoint in result_keys(results):
         here = [{**row, "label": labels[row["method"]]} for row in rows_of(results, slates, checkpoint)]
         tests = tests_of(results, slates, checkpoint)
-        ranking = list(METRICS)
-        other = [m for m in ALL_METRICS if m not in METRICS and any(row[m] is not None for row in here)]
+        ranking = list(metrics_of(slates))
+        other = [m for m in (TRUE_REWARD, VALID, GENERATED) if any(row[m] is not None for row in here)]
         sections.append({
             "slates": slates, "checkpoint": checkpoint, "words": slates_in_words(slates), "n": f"{here[0]['n']:,}",
             "chance": number(here[0]["chance"]),
+            "ceiling": None if here[0].get("ceiling") is None else number(here[0]["ceiling"]),
             "short": _in_short(run, here, tests, answered=not sections),
             "seen": len({run.methods[row["method"]].get("train_rows") for row in here} - {None}) > 1,
             "tables": [

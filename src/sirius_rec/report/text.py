@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
-from sirius_rec.schema import SlateName
+from sirius_rec.schema import RETRIEVED, SlateName
 
 MINUS: Final = "\u2212"
 NO_MODEL: Final = "\u00b0"
@@ -76,6 +76,10 @@ def slates_in_words(name: str) -> str:
         return name
     if slate.protocol == "full":
         return f"{slate.split} split, the whole catalogue of {slate.size:,} items"
+    if slate.protocol.startswith(RETRIEVED):
+        retriever = slate.protocol.removeprefix(RETRIEVED)
+        best = f"the {slate.size} best of the whole catalogue by {retriever}"
+        return f"{slate.split} split, {best}, which may lack the target"
     leaky = "LEAKY, seeded by the target as published: " if slate.leaky else ""
     if slate.exclusion_leaks:
         leaky = "LEAKY, negatives leave out what users interacted with later: "

@@ -16,13 +16,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sirius_rec import atomic
+from sirius_rec import atomic, cache
 from sirius_rec.errors import DataError, PromptError, RunError
 from sirius_rec.prompts.encoding import Encoder
 
 Ints = npt.NDArray[np.integer[Any]]
 ROOT = 0
 _PART = 1 << 16  # titles tokenised at once
+# Building the trie of fewer titles takes less than a second; of more it is kept in the cache, named by its key.
+_KEPT_FROM = 20_000
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,13 @@ def build_trie(encoder: Encoder, titles: Sequence[str], path: Path | None = None
     if path is not None:
         trie.save(path)
     return trie
+
+
+def catalogue_trie(encoder: Encoder, titles: Sequence[str]) -> Trie:
+    """`build_trie`, kept in the cache where building takes longer than reading."""
+    if len(titles) < _KEPT_FROM:
+        return build_trie(encoder, titles)
+    return build_trie(encoder, titles, cache.root() / f"catalogue-{trie_key(encoder, titles)[:16]}.npz")
 
 
 def _parts(titles: Sequence[str]) -> Iterator[list[str]]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from sirius_rec import atomic
 from sirius_rec.errors import ConfigError, DataError, RunError, ScoringError, TrainingError
 from sirius_rec.evaluation.metrics import per_example
-from sirius_rec.rankers.protocol import Items, check_rows
+from sirius_rec.rankers.protocol import UNSEEN, Items, check_rows
 from sirius_rec.rankers.sequential.chunks import chunks, left_padded, windows
 from sirius_rec.rankers.sequential.losses import LOSSES
 from sirius_rec.rankers.sequential.networks import NETWORKS, Network
@@ -27,8 +27,6 @@ from sirius_rec.rankers.sequential.options import SequentialOptions
 from sirius_rec.rankers.sequential.resuming import ProgressFile, Reached
 
 Floats = npt.NDArray[np.floating[Any]]
-# Below every real score: an item that training never saw has an embedding that means nothing.
-UNSEEN = -1e4
 _ROWS = 1024
 _FORMAT = 2  # 1: GRU4Rec read the padding before a history
 

@@ -9,6 +9,7 @@ from sirius_rec.recipes.methods.arms import Arm
 from sirius_rec.recipes.methods.base import Method, Prerequisite
 from sirius_rec.recipes.methods.chatrec import ChatRec
 from sirius_rec.recipes.methods.closed_form import TRIVIAL, Ease, ItemKnnShrunk, MarkovChain, Recency
+from sirius_rec.recipes.methods.fusion import Fusion
 from sirius_rec.recipes.methods.llara import Llara
 from sirius_rec.recipes.methods.networks import Caser, Gru4Rec, MoRec, SasRec
 from sirius_rec.recipes.methods.sft import Sft
@@ -20,7 +21,7 @@ __all__ = ["METHODS", "Method", "Prerequisite", "build_methods", "reserved_keys"
 _METHODS: tuple[type[Method], ...] = (
     Recency, MarkovChain, ItemKnnShrunk, Ease,
     Gru4Rec, Caser, SasRec, MoRec,
-    ZeroShot, TallRec, TallRecListwise, Llara, ChatRec,
+    ZeroShot, TallRec, TallRecListwise, Llara, ChatRec, Fusion,
 )  # fmt: skip
 # What `methods:` of a configuration may name.
 METHODS: dict[str, type[Method]] = {method.name: method for method in _METHODS}
@@ -32,12 +33,19 @@ def reserved_keys() -> tuple[str, ...]:
 
 
 def build_methods(config: Config) -> dict[str, Method]:
-    """Every recommender of a run by its key: trivial baselines, SFT and the arms, `methods:`, in that order."""
+    """Every recommender of a run by its key: trivial baselines, SFT and the arms, `methods:`, in that order.
+
+    ConfigError for a method that needs another which is not listed before it.
+    """
     methods: list[Method] = [kind(config, MethodSection(method=kind.name)) for kind in TRIVIAL]
     if config.trains_language_model:
         methods += [Sft(config), *(Arm(config, arm) for arm in config.arms)]
     methods += [METHODS[entry.method](config, entry) for entry in config.methods]
-    return {method.key: method for method in methods}
+    built: dict[str, Method] = {}
+    for method in methods:
+        method.join(built)
+        built[method.key] = method
+    return built
 
 
 def in_order_of_check(methods: Iterable[Method]) -> list[Method]:

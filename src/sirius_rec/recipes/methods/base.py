@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from sirius_rec.config import Config, MethodSection
 from sirius_rec.errors import ConfigError
 from sirius_rec.recipes.run_folder import DONE
+from sirius_rec.schema import SlateName
 
 if TYPE_CHECKING:
     from sirius_rec.recipes.run import Run
@@ -41,7 +42,7 @@ class Method(ABC):
 
     role: `trivial` (always scored, nothing to choose), `baseline` (from `methods:`), `sft`, or `arm`. stage: the stage
     of a run that trains it. uses_backbone: prompts the run's language model, or one that it is made of.
-    remote: asks somebody else's model. ranks_catalogue: scores slates of the whole catalogue too. answers: writes
+    remote: asks somebody else's model. ranks_catalogue: gives every item of the catalogue a score. answers: writes
     titles, so that ValidRatio can be measured. alone: of several processes one fits it, and the others wait.
     """
 
@@ -49,11 +50,11 @@ class Method(ABC):
     title: ClassVar[str]
     role: ClassVar[Role] = "baseline"
     stage: ClassVar[str] = "evaluate"
-    uses_backbone: ClassVar[bool] = False
+    uses_backbone: bool = False
     remote: ClassVar[bool] = False
-    ranks_catalogue: ClassVar[bool] = True
+    ranks_catalogue: bool = True
     answers: ClassVar[bool] = False
-    alone: ClassVar[bool] = True
+    alone: bool = True
     # Whether it scores titles by log π(title | prompt), so that titles outside the catalogue can be ranked too.
     reads_titles: ClassVar[bool] = False
     # Options that say how answers are fetched and what they cost: they may change while a run is under way.
@@ -64,6 +65,9 @@ class Method(ABC):
     def __init__(self, config: Config, entry: MethodSection) -> None:
         """Raises ConfigError for a preset or an option that the method does not have, or a value out of range."""
         self.config, self.entry, self.key = config, entry, entry.key
+
+    def join(self, others: Mapping[str, Method]) -> None:  # noqa: B027 (most methods stand alone)
+        """Told once of the methods that are listed before it, by key. ConfigError where it needs one that is not."""
 
     # What it is
 
@@ -135,6 +139,16 @@ class Method(ABC):
         return [self.folder(run, seed)]
 
     # What it does
+
+    def ranks(self, run: Run, slates: str) -> bool:
+        """Whether it ranks these slates; `no_catalogue` says why not those of the whole catalogue."""
+        return self.ranks_catalogue or SlateName.parse(slates).protocol != "full"
+
+    no_catalogue: ClassVar[str] = "does not rank the whole catalogue"
+
+    def scores(self, run: Run, ranker: Any, slates: str) -> Any:
+        """Of every row of these slates one score per candidate, by what `ranker` gave."""
+        return ranker.score(*run.slate_arrays(slates))
 
     @abstractmethod
     def fit(self, run: Run, seed: int) -> None:

@@ -12,8 +12,10 @@ from pydantic import ValidationError
 
 from sirius_rec.config import Config, MethodSection
 from sirius_rec.errors import ConfigError, PromptError
+from sirius_rec.evaluation.metrics import LISTED
 from sirius_rec.option_errors import describe
 from sirius_rec.options import Flag, Options, options_of, unknown_option
+from sirius_rec.rankers.catalogue.trie import catalogue_trie
 from sirius_rec.recipes.methods.base import Method, Prerequisite, no_preset
 from sirius_rec.recipes.models import computes_in_bf16, context_of, load_stage_model, place, select_attention
 from sirius_rec.recipes.records import SFT_STREAM, slate_records, training_rows, validation_set
@@ -47,6 +49,8 @@ class LanguageModel(Method):
     answers = True
     alone = False
     reads_titles = True
+    # Whether it ranks by log π(title | prompt), whose sums bound what is below them in the catalogue's trie.
+    searches: ClassVar[bool] = True
 
     def template(self, run: Run) -> Template:
         """What it prompts with."""
@@ -114,6 +118,22 @@ class LanguageModel(Method):
     def request_length(self, run: Run) -> Callable[[list[int], list[int]], int]:
         encoder = self.encoder(run)
         return lambda history, slate: self.lengths(run, encoder, [history], [slate])[0]
+
+    def ranks(self, run: Run, slates: str) -> bool:
+        """The whole catalogue is searched for the best titles, which prompts that list candidates do not allow."""
+        return (self.searches and not self.template(run).shows_slate) or super().ranks(run, slates)
+
+    @property
+    def no_catalogue(self) -> str:  # type: ignore[override]
+        reason = "lists the candidates in its prompts" if self.searches else "is asked about each candidate alone"
+        return f"{reason}, so it does not rank the whole catalogue"
+
+    def scores(self, run: Run, ranker: Any, slates: str) -> Any:
+        """Of the whole catalogue, the exact best; all others are at −inf."""
+        if SlateName.parse(slates).protocol != "full":
+            return super().scores(run, ranker, slates)
+        trie = catalogue_trie(ranker.encoder, run.dataset.titles)
+        return ranker.score_best(trie, *run.slate_arrays(slates), LISTED)
 
     def llm_ranker(self, run: Run, model: Any, kind: Any = None, **further: Any) -> Any:
         """A ranker around a model, placed and precise as configured. kind: `LLMRanker`, or one like it."""

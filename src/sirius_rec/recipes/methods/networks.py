@@ -72,7 +72,7 @@ class Network(Method):
         ranker = self._new(run, seed).fit(
             run.dataset.train_sequences(),
             run.dataset.n_items,
-            _validation(run),
+            validation(run),
             progress=lambda line: log(f"{self.key} s{seed}  {line}"),
             keep=unfinished,
         )
@@ -144,7 +144,7 @@ def require_validation(run: Run) -> None:
         )
 
 
-def _validation(run: Run) -> Validation:
+def validation(run: Run) -> Validation:
     """The validation slates that language models are watched on too."""
     from sirius_rec.evaluation.metrics import target_positions
     from sirius_rec.rankers.sequential.ranker import Validation

@@ -37,6 +37,7 @@ class TallRec(FinetunedBaseline):
     name, title, OwnOptions = "tallrec", "TALLRec (yes/no per item)", TallRecOptions
     answers = False
     reads_titles = False
+    searches = False
     ranks_by = "Each candidate is asked about alone, and ranked by log π(Yes | prompt) − log π(No | prompt)"
 
     def __init__(self, config: Config, entry: MethodSection) -> None:

@@ -1,0 +1,109 @@
+"""Fusion: methods of the run as one, weighted on validation slates."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from sirius_rec.atomic import write_json
+from sirius_rec.config import Config, MethodSection
+from sirius_rec.errors import ConfigError
+from sirius_rec.options import Options, options_of
+from sirius_rec.recipes.methods.base import Method, no_preset
+from sirius_rec.recipes.run_folder import DONE
+
+if TYPE_CHECKING:
+    from sirius_rec.recipes.run import Run
+
+
+class FusionOptions(Options):
+    """of: keys of the methods that are fused, two or more: a language model and a network, say."""
+
+    of: tuple[str, ...]
+
+
+class Fusion(Method):
+    """The weighted sum of other methods' scores; see `rankers.fusion`. One of their best checkpoints each."""
+
+    name, title = "fusion", "Fusion"
+
+    def __init__(self, config: Config, entry: MethodSection) -> None:
+        super().__init__(config, entry)
+        no_preset(entry.method, entry.preset)
+        self.options: FusionOptions = options_of(FusionOptions, dict(entry.options), entry.method)
+        if len(set(self.options.of)) < 2:
+            raise ConfigError("options.of: name two methods or more, each once")
+        self.parts: list[Method] = []
+
+    def join(self, others: Mapping[str, Method]) -> None:
+        for key in self.options.of:
+            if key not in others:
+                raise ConfigError(f"options.of: '{key}' is no method listed before it: choose from {', '.join(others)}")
+            if others[key].remote:
+                raise ConfigError(f"options.of: '{key}' asks somebody else's model, and gives no scores to weigh")
+        self.parts = [others[key] for key in self.options.of]
+        self.uses_backbone = any(part.uses_backbone for part in self.parts)
+        self.alone = all(part.alone for part in self.parts)
+        self.ranks_catalogue = all(part.ranks_catalogue for part in self.parts)
+
+    @property
+    def label(self) -> str:
+        return self.entry.name or " + ".join(part.label for part in self.parts)
+
+    @property
+    def random(self) -> bool:
+        return any(part.random for part in self.parts)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return self.config.seeds if self.random else (0,)
+
+    def train_rows(self, run: Run) -> int | None:
+        return max((rows for part in self.parts if (rows := part.train_rows(run)) is not None), default=None)
+
+    def builds_on(self) -> tuple[str, ...]:
+        return self.options.of
+
+    def made_in(self, run: Run, seed: int) -> list[Any]:
+        parts = [folder for part in self.parts for folder in part.made_in(run, _own(part, seed))]
+        return [*dict.fromkeys(parts), self.folder(run, seed)]
+
+    def check(self, run: Run) -> None:
+        from sirius_rec.recipes.methods.networks import require_validation
+
+        require_validation(run)
+
+    def fit(self, run: Run, seed: int) -> None:
+        from sirius_rec.rankers.fusion import fit_weights
+        from sirius_rec.recipes.methods.networks import validation
+
+        if self.is_done(run, seed):
+            return
+        started, held_out = time.monotonic(), validation(run)
+        scores = [ranker.score(held_out.histories, held_out.candidates) for ranker in self._rankers(run, seed, "best")]
+        weights = fit_weights(scores, held_out.target.tolist())
+        write_json(
+            self.folder(run, seed) / DONE,
+            {
+                "weights": dict(zip(self.options.of, weights.tolist(), strict=True)),
+                "rows": len(held_out.histories),
+                "parameters": len(weights),
+                "seconds": round(time.monotonic() - started, 1),
+            },
+        )
+
+    def _rankers(self, run: Run, seed: int, checkpoint: str) -> list[Any]:
+        return [part.ranker(run, _own(part, seed), checkpoint) for part in self.parts]
+
+    def ranker(self, run: Run, seed: int, checkpoint: str) -> Any:
+        from sirius_rec.rankers.fusion import FusionRanker
+
+        weights = json.loads((self.folder(run, seed) / DONE).read_text())["weights"]
+        return FusionRanker(self._rankers(run, seed, checkpoint), [weights[key] for key in self.options.of])
+
+
+def _own(part: Method, seed: int) -> int:
+    """A part's seed: the run's, where another seed makes a difference."""
+    return seed if seed in part.seeds else part.seeds[0]
