@@ -14,6 +14,7 @@ from sirius_rec.data.options import SlateOptions, WindowOptions
 from sirius_rec.data.prepare import prepare
 from sirius_rec.data.protocols import CoOccurrence, hard_slates, legacy_slates, popularity_slates, train_counts
 from sirius_rec.data.slates import interacted_items
+from sirius_rec.data.store import full_slates
 from sirius_rec.errors import ConfigError, DataError
 from sirius_rec.recipes.configuration import parse_config
 from sirius_rec.schema import SlateName
@@ -167,9 +168,11 @@ def test_prepared_folder_says_what_its_slates_are(tmp_path: Path) -> None:
     assert SlateName.parse(leaky[0]) == SlateName("train", "sdpo-legacy", 5, 0)
     assert "not comparable with uniform" in described["test-hard-5-s0"]["caution"]
     full = dataset.slates("test-full-40-s0")
-    assert full["candidates"].to_list() == [list(range(40))] * 10
-    assert full["row_id"].equals(dataset.examples("test")["row_id"])
-    assert not (dataset.path / "slates" / "test-full-40-s0.parquet").exists()
+    # the three items of a row's window: its history of two is left out, its target is not
+    rows = dataset.examples("test")
+    for history, target, slate in zip(rows["history"], rows["target"], full["candidates"].to_list(), strict=True):
+        assert slate == sorted(set(range(40)) - set(history)) and target in slate and len(slate) == 38
+    assert full["row_id"].equals(rows["row_id"])
     for name in dataset.slate_names:
         assert dataset.slates(name).height == 10
 
@@ -229,3 +232,38 @@ def test_reports_say_leaky() -> None:
     )
     assert slates_in_words("test-full-4606-s0") == "test split, the whole catalogue of 4,606 items"
     assert slates_in_words("test-uniform-20-s0") == "test split, 20 candidates, uniform negatives, slate seed 0"
+
+
+def test_the_whole_catalogue_leaves_out_what_the_user_had_met_by_then(tmp_path: Path) -> None:
+    """Beyond the shown window, and nothing later."""
+    events = "".join(f"u{u},i{(u + 3 * k) % 40},{k}\n" for u in range(20) for k in range(8))
+    (tmp_path / "interactions.csv").write_text("user_id,item_id,timestamp\n" + events)
+    (tmp_path / "items.csv").write_text("item_id,title\n" + "".join(f"i{k},T{k}\n" for k in range(40)))
+    window = WindowOptions(max_history=2, min_history=2)
+    slates = [SlateOptions(size=5), SlateOptions(protocol="full", splits=("test",))]
+    dataset = prepare("table", tmp_path, tmp_path / "out", window=window, slates=slates)
+    rows, full = dataset.examples("test"), dataset.slates("test-full-40-s0")
+    ids = dataset.items["item_id"].to_list()
+    assert rows.height == 12  # two users with six targets each
+    for user, when, target, slate in zip(
+        rows["user_id"], rows["timestamp"], rows["target"], full["candidates"].to_list(), strict=True
+    ):
+        before = {f"i{(int(user[1:]) + 3 * k) % 40}" for k in range(when)}
+        assert {ids[item] for item in slate} == set(ids) - before and ids[target] not in before
+
+
+def test_full_slates_of_an_earlier_version_are_refused(tmp_path: Path) -> None:
+    slates = [SlateOptions(size=5), SlateOptions(protocol="full", splits=("test",))]
+    source = small_source(tmp_path / "in")
+    dataset = prepare("windows", source, tmp_path / "out", window=WindowOptions(min_history=2), slates=slates)
+    del dataset.info["fingerprints"]["slates/test-full-40-s0"]
+    with pytest.raises(DataError, match="made by an earlier version"):
+        dataset.slates("test-full-40-s0")
+
+
+@pytest.mark.parametrize("excluded", [[7], [40], [-1], None])
+def test_full_slates_that_exclude_nonsense_are_refused(excluded: list[int] | None) -> None:
+    rows = frame([(None, [1, 2], 7)])
+    table = pl.DataFrame({"row_id": rows["row_id"], "excluded": pl.Series([excluded], dtype=pl.List(pl.Int32))})
+    with pytest.raises(DataError, match="row 0 excludes its target, or unknown items"):
+        full_slates(rows, table, 40)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sirius_rec.errors import DataError
-from sirius_rec.evaluation.metrics import flatten, per_example, target_positions, true_reward
+from sirius_rec.evaluation.metrics import CATALOGUE_METRICS, flatten, per_example, target_positions, true_reward
 
 scores_and_place = st.lists(st.integers(-2, 2), min_size=1, max_size=6).flatmap(
     lambda scores: st.tuples(st.just(scores), st.integers(0, len(scores) - 1))
@@ -135,3 +135,33 @@ def test_the_first_missing_row_is_named_and_no_rows_have_no_metrics():
     with pytest.raises(DataError, match="row 1 is missing"):
         per_example(pl.Series([[0.1], None, [0.2], None], dtype=pl.List(pl.Float64)), [0, 0, 0, 0])
     assert per_example([], []).is_empty() and len(target_positions([], [])) == 0
+
+
+def test_metrics_of_the_whole_catalogue_by_hand():
+    """150 items; the target at rank 3, at rank 60, at rank 101, and among 50 items on the 101st to 150th score."""
+    scores = np.tile(-np.arange(150.0), (4, 1))
+    scores[3, 100:] = -np.inf
+    found = per_example(scores, [2, 59, 100, 120], catalogue=True)
+    assert found["hr@10"].to_list() == [1, 0, 0, 0]
+    assert found["hr@50"].to_list() == [1, 0, 0, 0]
+    assert found["hr@100"].to_list() == [1, 1, 0, 0]
+    assert found["ndcg@100"].to_list() == pytest.approx([1 / 2, 1 / np.log2(61), 0, 0])
+    assert found["ndcg@20"].to_list() == pytest.approx([1 / 2, 0, 0, 0])
+    assert found["mrr@100"].to_list() == pytest.approx([1 / 3, 1 / 60, 0, 0])
+    # beyond the list, the reciprocal rank is an expectation over what is not known, and no metric of a catalogue
+    assert found["mrr"][3] == pytest.approx(np.mean(1 / np.arange(101, 151)))
+    assert "mrr" not in CATALOGUE_METRICS and set(CATALOGUE_METRICS) < set(found.columns)
+
+
+def test_a_slate_without_its_target_is_a_miss():
+    positions = target_positions([[7, 3], [4, 5]], [3, 9], may_lack=True)
+    assert positions.tolist() == [1, -1]
+    found = per_example([[0.1, 0.9], [0.9, 0.1]], positions)
+    assert found.select("hr@1", "hr@10", "ndcg@10", "mrr").rows() == [(1, 1, 1, 1), (0, 0, 0, 0)]
+    assert found["rank"].to_list() == [1, 3] and found["chance"].to_list() == [0.5, 0]
+    with pytest.raises(DataError, match="holds its target 9 0 times"):
+        target_positions([[7, 3], [4, 5]], [3, 9])
+    with pytest.raises(DataError, match="holds its target 4 2 times"):
+        target_positions([[4, 4]], [4], may_lack=True)
+    with pytest.raises(DataError, match="has -2"):
+        per_example([[0.1, 0.9]], [-2])

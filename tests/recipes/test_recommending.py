@@ -200,3 +200,33 @@ def test_a_history_that_leaves_no_room_for_the_longest_title(run: Run, ids: list
         PromptError, match=r"titles of the catalogue: token id .* lies outside the model's 20 embeddings"
     ):
         Searched(shelf, requests, None)
+
+
+def test_a_retriever_finds_and_the_model_orders(run: Run, ids: list[str], tmp_path: Path) -> None:
+    history = ids[3:8]
+    arguments = ["--retriever", "markov", "--retrieve", 12, "--top", 5, "--exclude-seen", "--method", "sft"]
+    [answer] = recommend(tmp_path, run.folder.path, [{"history": history, "exclude": [ids[20]]}], *arguments)
+    left = [n for n in range(len(ids)) if ids[n] not in {*history, ids[20]}]
+    shown = [np.array([ids.index(i) for i in history])]
+    scores = build_methods(run.config)["markov"].ranker(run, 0, "best").score(shown, [np.array(left)])[0]
+    found = sorted(left[i] for i in np.argsort(-scores, kind="stable")[:12])
+    ranker = load_run_ranker(run, method="sft", seed=None, checkpoint="best", titles=False)
+    [own] = ranker.score([Request(1, tuple(history), tuple(ids[i] for i in found), False, None)])
+    expected = [ids[found[i]] for i in np.argsort(-np.asarray(own), kind="stable")[:5]]
+    assert answer["items"] == expected and answer["exact"] is False
+    assert answer["scores"] == pytest.approx(sorted(own, reverse=True)[:5], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--retriever", "sft"], "--retriever sft: does not score the whole catalogue: name one of"),
+        (["--retriever", "markov", "--retrieve", 5], "--retrieve 5: fewer candidates than --top 10"),
+        (["--retriever", "markov", "--max-opened", 5], "--max-opened: bounds a search"),
+    ],
+)
+def test_a_retriever_that_cannot_be_is_refused(
+    run: Run, ids: list[str], tmp_path: Path, arguments: list[Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        recommend(tmp_path, run.folder.path, [{"history": ids[:2]}], *arguments)

@@ -89,6 +89,10 @@ def recommend(
     max_opened: Annotated[
         int | None, typer.Option(min=1, help="Prefixes of titles opened per request at most. Default: no limit.")
     ] = None,
+    retriever: Annotated[
+        str | None, typer.Option(help="Method of the run that finds candidates, which the model then orders.")
+    ] = None,
+    retrieve: Annotated[int, typer.Option(min=1, help="How many it finds.")] = 100,
     items: Annotated[
         Path | None, typer.Option(help="A plain model's catalogue: CSV or Parquet, item_id, title.")
     ] = None,
@@ -110,26 +114,40 @@ def recommend(
 
     Example: sirius recommend --model runs/lastfm --input histories.jsonl --top 10 --exclude-seen --out top.jsonl
 
+    With --retriever a network or a baseline of the run finds the candidates, and the model orders these alone: quicker,
+    and no longer exact.
+
     Example: sirius recommend --model smollm2 --items items.csv --input histories.jsonl --out top.jsonl
+
+    Example: sirius recommend --model runs/lastfm --retriever sasrec --input histories.jsonl --out top.jsonl
     """
     from sirius_rec.extras import require
 
     require("train")
     from sirius_rec.rankers.requests import RECOMMENDING, answer_file
     from sirius_rec.recipes.recommending import load_plain_recommender, load_run_recommender
+    from sirius_rec.recipes.reranking import load_run_reranker
     from sirius_rec.recipes.run import Run
 
     check_json(out, "--out")
     _check_input(input)
     plain = {"--template": template, "--max-history": max_history, "--chat": chat or None, "--dtype": dtype,
              "--items": items}  # fmt: skip
-    asked: dict[str, Any] = {"titles": titles, "top": top, "exclude_seen": exclude_seen, "max_opened": max_opened}
-    if _is_run(model, plain):
-        served = load_run_recommender(Run.open(model), method=method, seed=seed, checkpoint=checkpoint, **asked)
+    asked: dict[str, Any] = {"titles": titles, "top": top, "exclude_seen": exclude_seen}
+    of_run: dict[str, Any] = {"method": method, "seed": seed, "checkpoint": checkpoint}
+    if retriever is not None and max_opened is not None:
+        raise ConfigError("--max-opened: bounds a search of the whole catalogue; with --retriever there is none")
+    is_run = _is_run(model, plain)
+    if retriever is not None and not is_run:
+        raise ConfigError(f"--retriever: {model} is no run folder, and has no other methods")
+    if retriever is not None:
+        served = load_run_reranker(Run.open(model), retriever=retriever, retrieve=retrieve, **of_run, **asked)
+    elif is_run:
+        served = load_run_recommender(Run.open(model), max_opened=max_opened, **of_run, **asked)
     elif items is None:
         raise ConfigError(f"--items: {model} is no run folder: name its catalogue, a table of item_id and title")
     else:
-        served = load_plain_recommender(model, **_given(plain), **asked)
+        served = load_plain_recommender(model, max_opened=max_opened, **_given(plain), **asked)
     # A request takes a second or so: few at a time, so that little is lost with a kill.
     respond = partial(answer_file, form=RECOMMENDING, part=32)
     _answer(served, input, out, respond, top, verb="recommending", unknown=unknown, skip_bad=skip_bad)

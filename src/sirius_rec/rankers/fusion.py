@@ -35,7 +35,7 @@ def fit_weights(scores_RC: Sequence[Sequence[npt.NDArray[Any]]], positions_R: Se
         raise ScoringError("fusion: no slates to choose weights on")
     centred = []  # within a slate only differences matter
     for ranker in scores_RC:
-        rows = [_known(row) for row in ranker]
+        rows = [known(row) for row in ranker]
         if not all(np.isfinite(row).all() for row in rows):
             raise ScoringError("fusion: a score is not a finite number; it cannot be weighed")
         centred.append([row - row.mean() for row in rows])
@@ -63,7 +63,7 @@ def fit_weights(scores_RC: Sequence[Sequence[npt.NDArray[Any]]], positions_R: Se
     return weights_M
 
 
-def _known(scores_C: npt.NDArray[Any]) -> Floats:
+def known(scores_C: npt.NDArray[Any]) -> Floats:
     """Items that a ranker knows nothing of stand with the last of those that it knows: others may still lift them."""
     row = np.asarray(scores_C, dtype=np.float64)
     unknown = row <= UNSEEN
@@ -87,7 +87,7 @@ class FusionRanker:
         for ranker, weight in zip(self.rankers, self.weights, strict=True):
             if weight:
                 scored = ranker.score(histories, candidates)
-                totals = [t + weight * _known(s) for t, s in zip(totals, scored, strict=True)]
+                totals = [t + weight * known(s) for t, s in zip(totals, scored, strict=True)]
         if self.progress:
             self.progress(len(totals))
         return totals

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from sirius_rec.config import Config, structure
 from sirius_rec.config_yaml import apply_overrides, read_yaml
 from sirius_rec.errors import ConfigError
 from sirius_rec.option_errors import nearest
-from sirius_rec.recipes.methods import METHODS, build_methods, reserved_keys
+from sirius_rec.recipes.methods import METHODS, Method, build_methods, reserved_keys
 
 # What score tables allow in the name of a method.
 _KEY = re.compile(r"[A-Za-z0-9_.]+")
@@ -157,11 +157,29 @@ def _methods(config: Config) -> Iterator[str]:
         except ConfigError as error:
             yield f"{place} ({entry.key}): {error}"
             mistaken = True
-    if not mistaken:
-        try:
-            build_methods(config)
-        except ConfigError as error:
-            yield f"methods: {error}"
+    if mistaken:
+        return
+    try:
+        methods = build_methods(config)
+    except ConfigError as error:
+        yield f"methods: {error}"
+    else:
+        yield from _retrievers(config, methods)
+
+
+def _retrievers(config: Config, methods: Mapping[str, Method]) -> Iterator[str]:
+    able = [key for key, method in methods.items() if method.ranks_catalogue and not method.uses_backbone]
+    for number, entry in enumerate(config.evaluation.retrieved):
+        if entry.retriever not in able:
+            yield (
+                f"evaluation.retrieved.{number}: '{entry.retriever}' is no method of this run that scores the whole "
+                f"catalogue: name one of {', '.join(able)}, or add one to methods"
+            )
+    if config.evaluation.retrieved and not any(s.protocol == "full" and "test" in s.splits for s in config.data.slates):
+        yield (
+            "evaluation.retrieved: what users had met is in the slates of the whole catalogue: add "
+            "{protocol: full, splits: [test]} to data.slates"
+        )
 
 
 def _baseline(config: Config) -> Iterator[str]:

@@ -13,9 +13,8 @@ import polars as pl
 
 from sirius_rec import atomic
 from sirius_rec.data.slates import draws, row_states
-from sirius_rec.errors import ConfigError
 from sirius_rec.recipes.job import log
-from sirius_rec.recipes.methods import Method, build_methods
+from sirius_rec.recipes.methods import build_methods
 from sirius_rec.recipes.run import Run, quiet
 from sirius_rec.schema import CANDIDATES, HISTORY, RETRIEVED, ROW_ID, SlateName
 
@@ -30,25 +29,13 @@ def retrieve(path: str, slates: str) -> None:
     if file.is_file():
         return
     name = SlateName.parse(slates)
-    method = retriever(run, name.protocol.removeprefix(RETRIEVED))
+    method = build_methods(run.config)[name.protocol.removeprefix(RETRIEVED)]
     seed = name.seed if name.seed in method.seeds else method.seeds[0]
     method.fit(run, seed)
     frame = retrieved_slates(run, method.ranker(run, seed, "best"), name)
     with atomic.replacing(file) as partial:
         frame.write_parquet(partial)
     log(f"{slates}: retrieved by {method.label}")
-
-
-def retriever(run: Run, key: str) -> Method:
-    """The method of that key; ConfigError where there is none, or one that cannot rank the whole catalogue."""
-    methods = build_methods(run.config)
-    able = [m.key for m in methods.values() if m.ranks_catalogue and not m.uses_backbone]
-    if key not in able:
-        raise ConfigError(
-            f"evaluation.retrieved: '{key}' is no method of this run that ranks the whole catalogue: "
-            f"name one of {', '.join(able)}, or list it in methods"
-        )
-    return methods[key]
 
 
 def retrieved_slates(run: Run, ranker: Any, name: SlateName) -> pl.DataFrame:

@@ -141,14 +141,8 @@ class Run:
 
     @property
     def full_slates(self) -> str:
-        """The test slates of the whole catalogue, which say what users had met; ConfigError where there are none."""
-        names = [name for name in self.dataset.slate_names if SlateName.parse(name).protocol == "full"]
-        if not names:
-            raise ConfigError(
-                "evaluation.retrieved: what users had met is in slates of the whole catalogue: add "
-                "{protocol: full, splits: [test]} to data.slates"
-            )
-        return names[0]
+        """The test slates of the whole catalogue, which say what users had met."""
+        return next(name for name in self.dataset.slate_names if SlateName.parse(name).protocol == "full")
 
     def slates(self, name: str) -> pl.DataFrame:
         """row_id, candidates of the data's frozen slates, or of those that the run has made; RunError if it has not."""

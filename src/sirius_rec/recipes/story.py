@@ -123,9 +123,6 @@ def run_stages(run: Run, stages: Iterable[str], log: Log) -> None:
 
 def _check(run: Run, stages: Collection[str]) -> None:
     """What can be known to fail before anything is trained, of the methods that are not done."""
-    for entry in run.config.evaluation.retrieved:
-        retrieving.retriever(run, entry.retriever)
-        run.full_slates  # noqa: B018 (says what is missing)
     for method in in_order_of_check(build_methods(run.config).values()):
         asked = method.uses_backbone or method.stage in stages
         if asked and not all(method.is_done(run, seed) for seed in method.seeds):

@@ -1,0 +1,165 @@
+"""A run that ranks the whole catalogue: language models by search, retrieved slates, and methods fused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from sirius_rec import cli
+from sirius_rec.errors import ConfigError
+from sirius_rec.evaluation.results import read_results
+from sirius_rec.evaluation.tables import read_table
+from sirius_rec.rankers.fusion import known
+from sirius_rec.recipes.configuration import load_config, parse_config
+from sirius_rec.recipes.methods import build_methods
+from sirius_rec.recipes.run import Run
+
+MINI = Path(__file__).resolve().parents[1] / "mini.yaml"
+FULL, RETRIEVED = "test-full-80-s0", "test-retrieved_sasrec-15-s0"
+SASREC = {"method": "sasrec", "options": {"epochs": 2, "dimension": 8, "length": 5}}
+
+
+def raw() -> dict[str, Any]:
+    content = yaml.safe_load(MINI.read_text())
+    content["data"]["slates"] = [{"size": 6}, {"protocol": "full", "splits": ["test"]}]
+    content["prompts"] = {"slate": False}
+    content["align"]["epochs"] = 1
+    content["arms"] = ["dpo"]
+    content["methods"] = [
+        SASREC,
+        {"method": "zero_shot", "options": {"slate": True}},
+        {"method": "fusion", "options": {"of": ["dpo", "sasrec"]}},
+    ]
+    content["evaluation"] = {
+        "generation_rows": 0, "full_rows": 40, "baseline": "sasrec",
+        "retrieved": [{"retriever": "sasrec", "size": 15}, {"retriever": "item_knn", "size": 15}],
+    }  # fmt: skip
+    return content
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, str]:
+    folder = tmp_path_factory.mktemp("full")
+    (folder / "c.yaml").write_text(yaml.safe_dump(raw()))
+    result = CliRunner().invoke(cli.app, ["run", str(folder / "c.yaml"), "--out", str(folder / "run")])
+    assert result.exit_code == 0, result.output
+    return Run.open(folder / "run"), result.output
+
+
+def scores(run: Run, method: str, slates: str) -> pl.DataFrame:
+    return read_table(run.folder.scores / f"{method}-s0-{slates}-best.parquet").frame
+
+
+def test_a_language_models_list_is_that_of_scoring_every_item(done: tuple[Run, str]) -> None:
+    run, _ = done
+    found = scores(run, "dpo", FULL)
+    histories, candidates = run.slate_arrays(FULL)
+    every = build_methods(run.config)["dpo"].ranker(run, 0, "best").score(histories, candidates)
+    assert len(every) == 40 and all(len(row) <= 75 for row in every)  # fewer than 100: the list holds them all
+    for row, one in zip(found["scores"], every, strict=True):
+        np.testing.assert_allclose(row.to_numpy(), one, atol=1e-4)
+
+
+def test_the_same_rows_are_ranked_by_all_and_what_was_seen_is_no_candidate(done: tuple[Run, str]) -> None:
+    run, _ = done
+    examples = run.dataset.examples("test")
+    tables = {key: scores(run, key, FULL) for key in ("sasrec", "popularity", "sft", "dpo")}
+    for table in tables.values():
+        assert table["candidates"].equals(tables["sasrec"]["candidates"])
+    beside = tables["dpo"].join(examples, on="row_id", how="left", maintain_order="left")
+    for history, target, slate in zip(beside["history"], beside["target"], beside["candidates"].to_list(), strict=True):
+        assert target in slate and not set(history) & set(slate)
+
+
+def test_retrieved_slates_are_the_retrievers_best(done: tuple[Run, str]) -> None:
+    run, _ = done
+    retrieved, full = run.slates(RETRIEVED), scores(run, "sasrec", FULL)
+    ranked = full.join(retrieved.rename({"candidates": "best"}), on="row_id", how="left", maintain_order="left")
+    for items, given, best in zip(
+        ranked["candidates"].to_list(), ranked["scores"].to_list(), ranked["best"].to_list(), strict=True
+    ):
+        order = np.argsort(-np.array(given), kind="stable")[:15]
+        assert set(best) == {items[i] for i in order} and best != [items[i] for i in order]
+    assert scores(run, "dpo", RETRIEVED)["candidates"].to_list() == ranked["best"].to_list()
+
+
+def test_end_to_end_metrics_count_what_was_not_found_as_misses(done: tuple[Run, str]) -> None:
+    run, output = done
+    rows = {(r["method"], r["slates"]): r for r in read_results(run.folder.results)["summary"]}
+    alone, whole = rows["sasrec", RETRIEVED], rows["sasrec", FULL]
+    assert alone["hr@10"] == pytest.approx(whole["hr@10"]) and alone["hr@1"] == pytest.approx(whole["hr@1"])
+    table = scores(run, "sasrec", RETRIEVED).join(run.dataset.examples("test"), on="row_id", how="left")
+    ceiling = table.select(pl.col("candidates").list.contains(pl.col("target")).mean()).item()
+    assert 0 < ceiling < 1 and alone["ceiling"] == pytest.approx(ceiling)
+    assert all(r["hr@10"] <= r["ceiling"] + 1e-9 for (_, slates), r in rows.items() if slates == RETRIEVED)
+    assert f"target among the candidates: {ceiling:.3f}" in output
+    assert "mrr@100" in whole and whole["mrr"] is None and "mrr@100" not in alone
+    assert {"test-retrieved_item_knn-15-s0", RETRIEVED, FULL} < {slates for _, slates in rows}
+
+
+def test_what_shows_slates_says_why_it_does_not_rank_the_catalogue(done: tuple[Run, str]) -> None:
+    run, output = done
+    assert "zero_shot s0: lists the candidates in its prompts, so it does not rank the whole catalogue" in output
+    keys = {row["method"] for row in read_results(run.folder.results)["summary"] if row["slates"] == FULL}
+    assert {"sft", "dpo", "sasrec"} <= keys and not {"zero_shot", "fusion"} & keys
+
+
+def test_fused_scores_are_weighted_sums(done: tuple[Run, str]) -> None:
+    run, _ = done
+    weights = json.loads((run.folder.method("fusion", 0) / "done.json").read_text())["weights"]
+    assert set(weights) == {"dpo", "sasrec"} and max(weights.values()) > 0
+    parts = {key: scores(run, key, "test-uniform-6-s0")["scores"].to_list() for key in ("dpo", "sasrec", "fusion")}
+    for dpo, sasrec, fused in zip(parts["dpo"], parts["sasrec"], parts["fusion"], strict=True):
+        expected = weights["dpo"] * np.array(dpo) + weights["sasrec"] * known(np.array(sasrec))
+        np.testing.assert_allclose(fused, expected, atol=1e-4)
+    labels = {row["method"]: row["label"] for row in read_results(run.folder.results)["summary"]}
+    assert labels["fusion"] == f"DPO + {labels['sasrec']}"
+
+
+def test_the_report_sets_the_protocols_side_by_side(done: tuple[Run, str]) -> None:
+    run, _ = done
+    page = (run.folder.path / "report.html").read_text()
+    assert "change places between the two" in page and "MRR@100" in page
+    assert (run.folder.path / "figures" / "sampled_and_full.png").is_file()
+
+
+def mend(**changes: Any) -> dict[str, Any]:
+    return {**raw(), **changes}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (mend(methods=[{"method": "fusion", "options": {"of": ["dpo", "sasrec"]}}, SASREC],
+              evaluation={"baseline": "dpo"}), "'sasrec' is no method listed before it"),
+        (mend(methods=[{"method": "fusion", "options": {"of": ["dpo", "dpo"]}}], evaluation={"baseline": "dpo"}),
+         "name two methods or more"),
+        (mend(methods=[{"method": "fusion"}], evaluation={"baseline": "dpo"}), "of"),
+    ],
+)  # fmt: skip
+def test_a_fusion_that_cannot_be_is_refused(content: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        parse_config(content, "x")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"evaluation.retrieved": [{"retriever": "dpo"}]}, "'dpo' is no method of this run that scores the whole"),
+        ({"evaluation.retrieved": [{"retriever": "ease"}]}, "'ease' is no method of this run"),
+        ({"data.slates": [{"size": 6}]}, "what users had met is in the slates of the whole catalogue"),
+    ],
+)
+def test_a_retriever_that_cannot_be_is_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(raw()))
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(tmp_path / "c.yaml", [f"{key}={json.dumps(value)}" for key, value in changes.items()])
+    assert "\n" not in str(caught.value)
