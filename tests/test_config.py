@@ -250,7 +250,8 @@ def test_every_option_of_an_objective_is_one_of_arms_and_of_the_trainer() -> Non
     from sirius_rec.objectives.losses import Objective
 
     options = {f.name for f in fields(Objective)}
-    assert set(ArmSection.model_fields) == options | {"loss", "name", "learning_rate"}
+    others = {"loss", "name", "learning_rate", "negatives_from", "pool", "skip", "refresh"}
+    assert set(ArmSection.model_fields) == options | others
     assert options <= {f.name for f in fields(SiriusConfig)}
 
 

@@ -89,7 +89,8 @@ class Config(Options):
         """The loss options of an arm; align.gamma reaches the SimPO family only (γ = 0 for the DPO family)."""
         from sirius_rec.objectives.losses import LOSSES
 
-        options = {k: v for k, v in arm.model_dump().items() if k not in ("loss", "name", "learning_rate")}
+        others = ("loss", "name", "learning_rate", "negatives_from", "pool", "skip", "refresh")
+        options = {k: v for k, v in arm.model_dump().items() if k not in others}
         if options["beta"] is None:
             options["beta"] = self.align.beta
         preset = LOSSES.get(arm.loss)

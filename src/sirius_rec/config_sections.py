@@ -142,6 +142,8 @@ class ArmSection(Options):
     """One arm: a preset of `objectives.LOSSES` and what differs from it. docs/losses.md explains parts and numbers.
 
     `name` is how tables and folders call it: letters, digits, _ and . only.
+    negatives_from: slate, the strongest of `pool` drawn ones of it (hard), or the policy's own list of the whole
+        catalogue (on_policy): ranks skip + 1 … skip + pool, made anew every `refresh` steps. docs/catalogue.md.
     """
 
     loss: str
@@ -161,11 +163,21 @@ class ArmSection(Options):
     label_smoothing: Number | None = None
     dpop_lambda: Number | None = None
     reward_temperature: Number | None = None
+    negatives_from: Literal["slate", "hard", "on_policy"] = "slate"
+    pool: Positive | None = None
+    skip: Count | None = None
+    refresh: Positive | None = None
     learning_rate: Rate | None = None
 
     @property
     def key(self) -> str:
         return self.name or self.loss
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """Where negatives come from, as options of `SiriusConfig`: what is given."""
+        given = {"pool": self.pool, "skip": self.skip, "refresh": self.refresh}
+        return {"negatives_from": self.negatives_from, **{k: v for k, v in given.items() if v is not None}}
 
 
 class MethodSection(Options):

@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sirius_rec.config import Config, structure
+from sirius_rec.config import ArmSection, Config, structure
 from sirius_rec.config_yaml import apply_overrides, read_yaml
 from sirius_rec.errors import ConfigError
 from sirius_rec.option_errors import nearest
 from sirius_rec.recipes.methods import METHODS, Method, build_methods, reserved_keys
+
+if TYPE_CHECKING:
+    from sirius_rec.training.negatives import NegativeSource
 
 # What score tables allow in the name of a method.
 _KEY = re.compile(r"[A-Za-z0-9_.]+")
@@ -117,10 +120,28 @@ def _arms(config: Config) -> Iterator[str]:
                 f"arms.{number} ({arm.key}): rows of a data set carry no observed reward: train it with SiriusTrainer, "
                 "on records with a 'reward'"
             )
+        for problem in _source(arm).problems(objective):
+            yield f"arms.{number} ({arm.key}): {problem}"
+        if arm.negatives_from == "on_policy" and config.prompts.slate:
+            yield (
+                f"arms.{number} ({arm.key}): negatives_from on_policy searches the whole catalogue, which prompts that "
+                "list the candidates do not allow: set prompts.slate: false"
+            )
+        pool = _source(arm).pool
+        if slate_size and arm.negatives_from == "hard" and pool > slate_size - 1:
+            yield f"arms.{number} ({arm.key}): pool {pool}, but a train slate of {slate_size} has {slate_size - 1}"
+        if arm.negatives_from == "on_policy":
+            continue
         sampled = objective.negatives if isinstance(objective.negatives, int) else 0
         if slate_size and objective.uses_negatives and sampled > slate_size - 1:
             has = f"a train slate of {slate_size} has {slate_size - 1}"
             yield f"arms.{number} ({arm.key}): {sampled} negatives, but {has}"
+
+
+def _source(arm: ArmSection) -> NegativeSource:
+    from sirius_rec.training.negatives import NegativeSource
+
+    return NegativeSource(arm.negatives_from, **{k: v for k, v in arm.source.items() if k != "negatives_from"})
 
 
 def _train_slate_size(config: Config) -> int | None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sirius_rec.data.options import PAST
+from sirius_rec.data.slates import interacted_items, past_items
 from sirius_rec.errors import ConfigError
 from sirius_rec.prompts.templates import NO, YES
 from sirius_rec.recipes.run import Run
@@ -114,6 +116,19 @@ def training_rows(run: Run, stage: StageOptions, seed: int, stream: int) -> np.n
             )
         users = examples[USER_ID].to_numpy()
     return stage_rows(examples.height, stage, seed, stream, users)
+
+
+def interacted_by(run: Run, rows: np.ndarray) -> list[np.ndarray]:
+    """Of each of these train rows the items that are no negatives of it, by the rule of the train slates.
+
+    `past` ones where users have rows in several splits; without a rule (slates of the source) past ones too.
+    """
+    examples, every = run.dataset.examples("train"), run.dataset.all_train_examples()
+    rule = run.dataset.info["slates"][str(run.train_slates)].get("exclude", PAST)
+    excluded = past_items(every) if rule == PAST else interacted_items(every)
+    place = {row_id: n for n, row_id in enumerate(every[ROW_ID].to_list())}
+    numbers = [place[row_id] for row_id in examples[ROW_ID].gather(rows.tolist()).to_list()]
+    return [excluded.item[excluded.start_R[n] : excluded.stop_R[n]] for n in numbers]
 
 
 def validation_set(

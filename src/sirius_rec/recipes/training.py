@@ -127,6 +127,8 @@ def train_stage(
         callbacks=[EpochLines(name, log), SaveOnStop(), clock],
         **further,
     )
+    if trainer.train_dataset.miner is not None:
+        trainer.train_dataset.miner.say = lambda line: log(f"{name}  {line}")
     trainer.progress_of = partial(Ticker, f"{name} validation")
     heaviest = trainer.train_dataset.heaviest(trainer.scoring)
     select_attention(run.folder, run.config, model.to(args.device), heaviest, trainer.encoder.pad_id)

@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 
 from sirius_rec.errors import ConfigError
 from sirius_rec.objectives.losses import Objective, build_objective
+from sirius_rec.training.negatives import ON_POLICY, POOL, REFRESH, SLATE, NegativeSource
 
 SHARES = ("none", "user")
 
@@ -21,6 +22,8 @@ class SiriusConfig(TrainingArguments):
     beta (> 0), gamma (≥ 0; 0 for the DPO family), negatives (a number or "all"), reward, link, comparison, anchor,
     anchor_constant, anchor_margin (≥ 0), nll_weight (λ ≥ 0), nll_per_token, filter, label_smoothing (0 ≤ ε < 0.5),
     dpop_lambda (λ ≥ 0), reward_temperature (λ > 0): see `objectives.losses.Objective`.
+    negatives_from: "slate" (a record's rejected completions), "hard" or "on_policy"; pool, skip, refresh: see
+        `training.negatives.NegativeSource`. on_policy needs the trainer's `catalogue`.
     scoring: "packed" (as a tree, each prefix once), "naive", or "auto" (packed where it is known to be right; models
         with recurrent layers train naive, and are evaluated from copies of the prompt's cache).
     score_unsampled: how many candidates beyond the sampled negatives are scored in each step for the logs, or "all".
@@ -51,6 +54,10 @@ class SiriusConfig(TrainingArguments):
     label_smoothing: float | None = None
     dpop_lambda: float | None = None
     reward_temperature: float | None = None
+    negatives_from: str = SLATE
+    pool: int = POOL
+    skip: int = 0
+    refresh: int = REFRESH
     scoring: str = "auto"
     score_unsampled: int | str = "all"
     epsilons: list[float] = field(default_factory=lambda: [0.1, 0.5])
@@ -72,8 +79,13 @@ class SiriusConfig(TrainingArguments):
         """The composed objective; ConfigError where the parts do not fit together."""
         return build_objective(self.loss, **{f.name: getattr(self, f.name) for f in fields(Objective)})
 
+    def negative_source(self) -> NegativeSource:
+        return NegativeSource(self.negatives_from, self.pool, self.skip, self.refresh)
+
     def check(self) -> None:
         """ConfigError for options of TrainingArguments that would train something else than they say, silently."""
+        for problem in self.negative_source().problems(self.objective()):
+            raise ConfigError(problem)
         if self.share not in SHARES:
             raise ConfigError(f"share: choose one of {', '.join(SHARES)}, got {self.share!r}")
         if self.n_gpu > 1:
@@ -84,6 +96,9 @@ class SiriusConfig(TrainingArguments):
         if self.fp16:
             # Scoring outside of a step, the reference's among it, knows bfloat16 and float32 only.
             raise ConfigError("fp16: policy and reference would be scored in different precisions: use bf16 or float32")
+        if self.dataloader_num_workers and self.negatives_from == ON_POLICY:
+            raise ConfigError("negatives_from on_policy: workers would ask their own copy of the policy: set "
+                              "dataloader_num_workers=0")  # fmt: skip
         if self.dataloader_num_workers and self.dataloader_persistent_workers:
             # The workers' copy of the data set would stay in its first epoch: same order, same negatives.
             raise ConfigError(

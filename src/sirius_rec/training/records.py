@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,6 +22,11 @@ from sirius_rec.prompts.encoding import Encoder
 from sirius_rec.scoring.rows import PromptCompletions
 from sirius_rec.scoring.tree import build_tree, count_nodes
 from sirius_rec.training.batching import StepLayout, by_user, grouped
+from sirius_rec.training.config import SiriusConfig
+from sirius_rec.training.negatives import HARD
+
+if TYPE_CHECKING:
+    from sirius_rec.training.mining import Miner
 
 
 def _text(value: Any, column: str, number: int) -> str:
@@ -180,12 +185,16 @@ class PreferenceDataset(Dataset[Draw]):
                 f"{negatives} negatives were asked for, but a record has only {fewest} rejected completions"
             )
         self.rows = rows
+        # As they came: what a miner puts in the place of completions must not decide on the order of rows.
+        self._given = list(rows)
         self.negatives = negatives
         self.score_unsampled = score_unsampled
         self.seed = seed
         self.layout = layout or StepLayout()
         self._length = min(examples_per_epoch or len(rows), len(rows))
         self.users = users
+        # Makes the completions of a row before it is drawn from, where they come from the policy (`mining`).
+        self.miner: Miner | None = None
         self._user_R = None if users is None else _numbered(users)
         walk = np.random.Generator(np.random.Philox(key=[seed, _WALK]))
         self._walk = walk.permutation(len(rows)) if self._user_R is None else by_user(self._user_R, walk)
@@ -201,7 +210,7 @@ class PreferenceDataset(Dataset[Draw]):
             rng.permutation(rows) if self._user_R is None else np.sort(rows)[by_user(self._user_R[np.sort(rows)], rng)]
         )
         # Drawn once for the lengths and for training: a generator per row costs more than all else in a batch.
-        self._drawn = {r: self.draw(r) for r in rows.tolist()}
+        self._drawn = {r: self._draw(r, self._given[r]) for r in rows.tolist()}
         if self._user_R is None and self.layout.batch > 1:
             rows = grouped(rows, self._drawn_lengths(rows), self.layout.batch, rng)
         self.order = rows
@@ -210,7 +219,7 @@ class PreferenceDataset(Dataset[Draw]):
         """Packed tokens of each row with the candidates drawn for it: what a row really takes up."""
         lengths = np.empty(len(rows), dtype=np.int64)
         for at, r in enumerate(rows.tolist()):
-            row = self.rows[r]
+            row = self._given[r]
             inputs = sum(len(row.completions[c]) - 1 for c in self._drawn[r].columns.tolist())
             lengths[at] = len(row.prompt) + inputs
         return lengths
@@ -218,7 +227,7 @@ class PreferenceDataset(Dataset[Draw]):
     def heaviest(self, scoring: str = "packed") -> list[PromptCompletions]:
         """The rows of this epoch's longest micro-batch in that mode of scoring, with the candidates drawn for them."""
         micro = self.layout.micro
-        drawn = [self.rows[r].only(self._drawn[r].columns.tolist()) for r in self.order.tolist()]
+        drawn = [self._given[r].only(self._drawn[r].columns.tolist()) for r in self.order.tolist()]
         lengths = np.array([row.length(scoring) for row in drawn])
         starts = np.arange(0, len(drawn), micro)
         sums = np.add.reduceat(lengths, starts)
@@ -242,17 +251,49 @@ class PreferenceDataset(Dataset[Draw]):
 
     def __getitem__(self, slot: int) -> Draw:
         """The example in a slot; slots behind the last example repeat earlier ones with weight 0."""
-        drawn = self._drawn[int(self.order[slot % self._length])]
+        row = int(self.order[slot % self._length])
+        if self.miner is not None:
+            self.miner.prepare(self.epoch, slot, self.order, self.layout)
+        drawn = self._drawn[row] if self.miner is None else self.draw(row)
         return Draw(drawn.row, drawn.columns, drawn.n_sampled, self.layout.weight(slot, self._length))
 
     def draw(self, row: int) -> Draw:
         """The columns of `row` in this epoch: the positive, the sampled negatives, the other scored candidates."""
-        n_rejected = len(self.rows[row].completions) - 1
+        return self._draw(row, self.rows[row])
+
+    def _draw(self, row: int, completions: PromptCompletions) -> Draw:
+        n_rejected = len(completions.completions) - 1
         n_sampled = n_rejected if self.negatives == "all" else int(self.negatives)
         n_others = n_rejected if self.score_unsampled == "all" else int(self.score_unsampled)
         key = (self.seed << 32) ^ self.epoch
         order = np.random.Generator(np.random.Philox(key=[key & (2**64 - 1), row])).permutation(n_rejected) + 1
         return Draw(row, np.concatenate([[0], order[: n_sampled + n_others]]), n_sampled)
+
+
+def training_set(
+    rows: Sequence[PromptCompletions], args: SiriusConfig, users: Sequence[Hashable] | None
+) -> PreferenceDataset:
+    """What each epoch draws from the rows: as many negatives as the loss takes, or those of which the strongest are
+    chosen once they are scored, and others to be watched. ConfigError where a row has fewer."""
+    objective, source = args.objective(), args.negative_source()
+    others = "all" if objective.needs_slate else args.score_unsampled
+    negatives, fewest = objective.negatives, min(len(row.completions) for row in rows) - 1
+    if not objective.uses_negatives:
+        # A loss without negatives still shows its margin in the logs where candidates are scored at all.
+        negatives = min(1, fewest) if others != 0 else 0
+    if source.kind == HARD:
+        negatives = source.pool
+        if negatives > fewest:
+            raise ConfigError(f"pool {negatives}: a record has only {fewest} rejected completions: lower it")
+    return PreferenceDataset(
+        rows,
+        negatives=negatives,
+        score_unsampled=others,
+        seed=args.data_seed if args.data_seed is not None else args.seed,
+        examples_per_epoch=args.examples_per_epoch,
+        layout=StepLayout(args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size),
+        users=users,
+    )
 
 
 class TreeCollator:

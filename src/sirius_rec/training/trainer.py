@@ -26,11 +26,9 @@ from sirius_rec.prompts.encoding import Encoder
 from sirius_rec.scoring.masks import first_range
 from sirius_rec.scoring.naive import naive_logps
 from sirius_rec.scoring.packed import tree_logps, unwrapped
-from sirius_rec.scoring.rows import PromptCompletions
 from sirius_rec.scoring.scorer import resolve_scoring, score_rows, self_check, training_mode
 from sirius_rec.scoring.tree import CandidateTree
 from sirius_rec.training.averages import Averages
-from sirius_rec.training.batching import StepLayout
 from sirius_rec.training.checkpoints import (
     PREFIX,
     list_checkpoints,
@@ -47,12 +45,14 @@ from sirius_rec.training.held_out_evidence import held_out_evidence
 from sirius_rec.training.inputs import check_trainable, check_vocabulary, policy_of, records_of
 from sirius_rec.training.memory import MemoryEstimate, estimate
 from sirius_rec.training.metrics_log import MetricsLog
+from sirius_rec.training.mining import Catalogue, Miner
+from sirius_rec.training.negatives import HARD, ON_POLICY, strongest
 from sirius_rec.training.records import (
-    PreferenceDataset,
     TreeCollator,
     check_context,
     encode_records,
     observed_rewards,
+    training_set,
     users_of,
 )
 
@@ -72,6 +72,7 @@ class SiriusTrainer(Trainer):
         the model as it is before the first step is the reference, and its log-probs are computed once.
     eval_hook: gets the log-probs of every evaluation record (completion 0 the chosen one) and returns more metrics.
     encoder: how texts become ids, where that is not `processing_class` as it is.
+    catalogue: what negatives are taken from with `negatives_from: on_policy`; evaluation stays on the records' own.
 
     Evaluation ranks the chosen text among the rejected ones by log π(y|x): HR@K, NDCG@K, MRR and the evidence of
     `objectives.evidence`. Everything logged also goes to `metrics_file` (default: metrics.jsonl in the output folder),
@@ -91,6 +92,7 @@ class SiriusTrainer(Trainer):
         eval_ref_logps: Sequence[np.ndarray] | None = None,
         eval_hook: EvalHook | None = None,
         encoder: Encoder | None = None,
+        catalogue: Catalogue | None = None,
         metrics_file: Path | None = None,
         callbacks: list[TrainerCallback] | None = None,
         **kwargs: Any,
@@ -108,6 +110,7 @@ class SiriusTrainer(Trainer):
 
             model = get_peft_model(model, peft_config)
         check_trainable(model)
+        self.source = args.negative_source()
         self._own_pad_id = getattr(unwrapped(model).config, "pad_token_id", None)
         self._no_dropout = self.objective.uses_negatives if args.disable_dropout is None else args.disable_dropout
         if self._no_dropout:
@@ -124,13 +127,15 @@ class SiriusTrainer(Trainer):
         for rows in (train_rows, self.eval_rows):
             check_context(rows, context)
             check_vocabulary(model, rows, self.encoder.tokenizer)
-        dataset = self._training_set(train_rows, args, users_of(trained) if args.share == "user" else None)
+        dataset = training_set(train_rows, args, users_of(trained) if args.share == "user" else None)
         self.collator = TreeCollator(train_rows, with_rows=self.scoring == "naive")
         self.collator.ref_logps = ref_logps
         self.eval_observed: list[float] | None = None
         if self.objective.needs_observed:
             self.collator.observed, self.eval_observed = observed_rewards(trained), observed_rewards(evaluated)
         self.eval_ref_logps = eval_ref_logps
+        if self.source.kind == ON_POLICY:
+            dataset.miner = Miner(model, catalogue, train_rows, args, self.encoder.pad_id)
         self.eval_hook = eval_hook
         # Number of rows → what gets the numbers of those just done, where somebody wants to see an evaluation move.
         self.progress_of: Callable[[int], Callable[[int], None]] | None = None
@@ -157,26 +162,6 @@ class SiriusTrainer(Trainer):
         # Our loss is a mean over examples already; the Trainer must not divide by tokens.
         self.model_accepts_loss_kwargs = False
 
-    def _training_set(
-        self, rows: Sequence[PromptCompletions], args: SiriusConfig, users: Sequence[Any] | None
-    ) -> PreferenceDataset:
-        """What each epoch draws from the rows: as many negatives as the loss takes, and others to be watched."""
-        others = "all" if self.objective.needs_slate else args.score_unsampled
-        negatives = self.objective.negatives
-        if not self.objective.uses_negatives:
-            # A loss without negatives still shows its margin in the logs where candidates are scored at all.
-            fewest = min(len(row.completions) for row in rows) - 1
-            negatives = min(1, fewest) if others != 0 else 0
-        return PreferenceDataset(
-            rows,
-            negatives=negatives,
-            score_unsampled=others,
-            seed=args.data_seed if args.data_seed is not None else args.seed,
-            examples_per_epoch=args.examples_per_epoch,
-            layout=StepLayout(args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size),
-            users=users,
-        )
-
     # before the first step
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
@@ -189,6 +174,9 @@ class SiriusTrainer(Trainer):
             check_no_noise(self.model.to(self.args.device), rows, pad_id, self.scoring)
         if self.objective.needs_reference:
             self._ensure_reference()
+        miner = self.train_dataset.miner
+        if miner is not None and self.collator.ref_logps is not None:
+            self.collator.ref_logps = miner.ref_logps = list(self.collator.ref_logps)
         if resume_from_checkpoint is True:
             with self.args.main_process_first(local=False):  # it also removes what a kill left behind
                 checkpoint = resume_point(Path(self.args.output_dir))
@@ -196,6 +184,8 @@ class SiriusTrainer(Trainer):
         at = -1
         if resume_from_checkpoint:
             at = step_of(Path(resume_from_checkpoint))
+        if at < 0 and miner is not None:
+            miner.restart()
         if self.is_world_process_zero():
             self.metrics_log.rewind(at)
             self.held_out_log.rewind(at)
@@ -262,6 +252,8 @@ class SiriusTrainer(Trainer):
             logp_BC = naive_logps(model, inputs["rows"], self.encoder.pad_id, self.args.device)
         else:
             logp_BC = tree_logps(model, tree)
+        if self.source.kind == HARD:
+            inputs["sampled_BC"] = strongest(logp_BC, inputs["sampled_BC"], int(self.objective.negatives))
         out = compute_loss(
             self.objective,
             logp_BC,

@@ -6,12 +6,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+
 from sirius_rec.config import ArmSection, Config, MethodSection
+from sirius_rec.rankers.catalogue.trie import catalogue_trie
 from sirius_rec.recipes.methods.base import Prerequisite, Role
 from sirius_rec.recipes.methods.finetuned import Finetuned
 from sirius_rec.recipes.methods.sft import Sft
 from sirius_rec.recipes.models import load_stage_model
-from sirius_rec.recipes.records import ALIGN_STREAM, slate_records, training_rows, validation_set
+from sirius_rec.recipes.records import ALIGN_STREAM, interacted_by, slate_records, training_rows, validation_set
 from sirius_rec.recipes.reference import read_reference, reference
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.training import train_stage
@@ -43,7 +46,11 @@ class Arm(Finetuned):
     def base(self) -> str | None:
         """The arm with the same objective but for the anchor, and the same training; none for what has no anchor."""
         own, rate, general = self.objective, self.training.learning_rate, self.config.align.learning_rate
-        others = (other for other in self.config.arms if (other.learning_rate or general) == rate)
+        others = (
+            other
+            for other in self.config.arms
+            if (other.learning_rate or general) == rate and other.source == self.arm.source
+        )
         return next((other.key for other in others if self.config.objective(other).is_base_of(own)), None)
 
     def facts(self, run: Run) -> dict[str, Any]:
@@ -85,12 +92,22 @@ class Arm(Finetuned):
             validation=validation_set(run),
             ref_logps=ref.get("train"),
             eval_ref_logps=ref.get("val"),
+            **self._catalogue(run, rows),
         )
+
+    def _catalogue(self, run: Run, rows: np.ndarray) -> dict[str, Any]:
+        """What negatives from the policy are taken from."""
+        if self.arm.negatives_from != "on_policy":
+            return {}
+        from sirius_rec.training.mining import Catalogue
+
+        return {"catalogue": Catalogue(catalogue_trie(run.encoder, run.dataset.titles), interacted_by(run, rows))}
 
     def _loss_options(self) -> dict[str, Any]:
         return {
             "loss": self.arm.loss,
             **self.config.arm_options(self.arm),
+            **self.arm.source,
             "score_unsampled": self.config.align.score_unsampled,
             "epsilons": list(self.config.align.epsilons),
             # In every arm, SFT as a control too: arms must differ in their loss alone.
@@ -106,6 +123,8 @@ def _label(config: Config, arm: ArmSection) -> str:
     own = {key: value for key, value in asdict(config.objective(arm)).items() if value != preset[key]}
     if arm.learning_rate not in (None, config.align.learning_rate):
         own["learning_rate"] = arm.learning_rate
+    if arm.negatives_from != "slate":
+        own |= {"from": arm.negatives_from, **{k: v for k, v in arm.source.items() if k != "negatives_from"}}
     label = LOSSES[arm.loss].label
     words = {
         "negatives": "whole slate" if preset["negatives"] == "all" else str(preset["negatives"]),

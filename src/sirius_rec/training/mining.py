@@ -1,0 +1,137 @@
+"""Negatives from the policy: every so many steps, the exact best of the catalogue for the rows that come next.
+
+A list is drawn from like a record's rejected completions, in whose place it stands. Lists are kept in files, so that a
+resumed training goes on with those that it had.
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sirius_rec import atomic
+from sirius_rec.errors import ConfigError, TrainingError
+from sirius_rec.rankers.catalogue.top import top_k
+from sirius_rec.rankers.catalogue.trie import Trie
+from sirius_rec.scoring.rows import PromptCompletions
+from sirius_rec.scoring.scorer import score_rows
+from sirius_rec.training.batching import StepLayout
+from sirius_rec.training.config import SiriusConfig
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """What negatives are taken from. trie: its titles, read by the trainer's tokenizer. leave_out_R: of each record the
+    item numbers that are no negatives: its target, and what its user interacted with."""
+
+    trie: Trie
+    leave_out_R: Sequence[np.ndarray]
+
+
+def _check_enough(catalogue: Catalogue, n_records: int, skip: int, fewest: int) -> None:
+    if len(catalogue.leave_out_R) != n_records:
+        raise ConfigError(f"catalogue: leave_out_R has {len(catalogue.leave_out_R)} entries for {n_records} records")
+    for r, out in enumerate(catalogue.leave_out_R):
+        if (left := catalogue.trie.n_titles - len(np.unique(out))) < skip + fewest:
+            raise ConfigError(
+                f"negatives_from on_policy: record {r} leaves {left} items of the catalogue, fewer than skip {skip} "
+                f"and {fewest} negatives"
+            )
+
+
+class Miner:
+    """Makes the lists of a round of steps when its first example is asked for.
+
+    The policy is the one at that time. Batches are put together ahead, so it may be that of one step before the round.
+    rows: of the data set and its collator; ref_logps: of the collator; lists take the place of what they hold of a
+    record. say: gets a line for each round.
+    """
+
+    def __init__(
+        self, model: Any, catalogue: Catalogue | None, rows: list[PromptCompletions], args: SiriusConfig, pad_id: int
+    ) -> None:
+        """ConfigError without a catalogue of these records, where one of them leaves too few items, or for a sharded
+        model: a search needs all of it in each process."""
+        self.source, objective = args.negative_source(), args.objective()
+        if catalogue is None:
+            raise ConfigError("negatives_from on_policy: hand over the `catalogue` that negatives are taken from")
+        if args.fsdp or args.deepspeed:
+            raise ConfigError("negatives_from on_policy: searches a whole model in each process: no FSDP, no DeepSpeed")
+        n = objective.negatives
+        _check_enough(catalogue, len(rows), self.source.skip, n if isinstance(n, int) else 1)
+        self.model, self.catalogue, self.rows = model, catalogue, rows
+        self.chosen = [row.completions[0] for row in rows]
+        # The reference is the policy before its first step; it has to score titles that nobody knows beforehand.
+        self.reference = copy.deepcopy(model).eval().requires_grad_(False) if objective.needs_reference else None
+        self.ref_logps: list[np.ndarray] | None = None
+        self.folder, self.process, self.pad_id = Path(args.output_dir) / "mined", args.process_index, pad_id
+        self.scoring = {"mode": args.scoring, "max_tokens": args.eval_batch_tokens, "bf16": bool(args.bf16)}
+        self.say: Callable[[str], None] = lambda line: None
+        self._round: tuple[int, int] | None = None
+
+    def restart(self) -> None:
+        """Forget the lists of an earlier training in this folder."""
+        self._round = None
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def prepare(self, epoch: int, slot: int, order: np.ndarray, layout: StepLayout) -> None:
+        """Make sure that the lists of the round of `slot` are there. order: row of each example of this epoch."""
+        step = slot // layout.batch // self.source.refresh * self.source.refresh
+        if self._round == (epoch, step):
+            return
+        slots = np.arange(step * layout.batch, (step + self.source.refresh) * layout.batch)
+        # Micro-batches are dealt to the processes in turn.
+        own = slots[(slots // layout.micro) % layout.processes == self.process]
+        wanted = np.unique(order[own[own < layout.slots(len(order))] % len(order)])
+        file = self.folder / f"e{epoch}-s{step}-p{self.process}.npz"
+        if not file.is_file():
+            self._mine(wanted, file, f"epoch {epoch}, step {step}")
+        self._take(wanted, file)
+        self._round = (epoch, step)
+
+    def _mine(self, wanted: np.ndarray, file: Path, when: str) -> None:
+        started, trie = time.perf_counter(), self.catalogue.trie
+        prompts = [self.rows[r].prompt for r in wanted]
+        k = min(self.source.skip + self.source.pool, trie.n_titles)
+        found = top_k(
+            self.model, trie, prompts, k, pad_id=self.pad_id,
+            leave_out=[self.catalogue.leave_out_R[r] for r in wanted], max_tokens=self.scoring["max_tokens"],
+            bf16=self.scoring["bf16"], scoring=self.scoring["mode"],
+        )  # fmt: skip
+        items = [one.items[self.source.skip :] for one in found]
+        arrays = {
+            "row": wanted, "item": np.concatenate(items), "length": np.array([len(own) for own in items]),
+            "logp": np.concatenate([one.scores[self.source.skip :] for one in found]),
+        }  # fmt: skip
+        if self.reference is not None:
+            rows = [self._row(r, own) for r, own in zip(wanted.tolist(), items, strict=True)]
+            reference = self.reference.to(next(self.model.parameters()).device)
+            arrays["ref_logp"] = np.concatenate(score_rows(reference, rows, self.pad_id, **self.scoring))
+        atomic.write_npz(file, arrays)
+        self.say(f"{when}: negatives of {len(wanted):,} rows from the policy in {time.perf_counter() - started:.0f} s")
+
+    def _row(self, r: int, items: np.ndarray) -> PromptCompletions:
+        trie = self.catalogue.trie
+        leaves = trie.leaves()[trie.place_I[items]]
+        return PromptCompletions(self.rows[r].prompt, [self.chosen[r], *(trie.tokens(int(leaf)) for leaf in leaves)])
+
+    def _take(self, wanted: np.ndarray, file: Path) -> None:
+        """Put the lists in the place of the records' rejected completions."""
+        with np.load(file) as stored:
+            if not np.array_equal(stored["row"], wanted):
+                raise TrainingError(f"{file}: lists of other rows than this training's: delete {self.folder}")
+            ends = np.cumsum(stored["length"])
+            lists = np.split(stored["item"], ends[:-1])
+            # With the reference's log-prob of the target before each list.
+            logps = np.split(stored["ref_logp"], (ends + np.arange(1, len(ends) + 1))[:-1]) if self.reference else None
+        for n, r in enumerate(wanted.tolist()):
+            self.rows[r] = self._row(r, lists[n])
+            if logps is not None and self.ref_logps is not None:
+                self.ref_logps[r] = logps[n]
