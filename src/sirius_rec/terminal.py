@@ -11,7 +11,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from sirius_rec.evaluation.results import TRIVIAL, TRUE_REWARD, VALID, decision
+from sirius_rec.evaluation.generated import VALID
+from sirius_rec.evaluation.results import TRIVIAL, TRUE_REWARD, decision
 from sirius_rec.report.answer import answer
 from sirius_rec.report.text import NO_MODEL, marked_labels
 from sirius_rec.schema import RETRIEVED, SlateName

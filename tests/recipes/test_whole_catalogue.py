@@ -163,3 +163,16 @@ def test_a_retriever_that_cannot_be_is_refused(changes: dict[str, Any], message:
     with pytest.raises(ConfigError, match=message) as caught:
         load_config(tmp_path / "c.yaml", [f"{key}={json.dumps(value)}" for key, value in changes.items()])
     assert "\n" not in str(caught.value)
+
+
+def test_the_page_says_how_wide_and_how_popular_lists_are(done: tuple[Run, str]) -> None:
+    run, _ = done
+    results = read_results(run.folder.results)
+    rows = {(r["method"], r["slates"]): r for r in results["beyond"]["rows"]}
+    assert rows["popularity", FULL]["gini"]["mean"] > rows["random", FULL]["gini"]["mean"]
+    assert rows["popularity", FULL]["k"] == 10 and rows["popularity", "test-uniform-6-s0"]["k"] == 1
+    assert rows["dpo", "test-uniform-6-s0"]["calibration"] and not rows["dpo", FULL]["calibration"]
+    assert {t["against"] for t in results["beyond"]["tests"]} == {"sasrec"}
+    page = (run.folder.path / "report.html").read_text()
+    assert "More than accuracy" in page and "Popularity lift" in page and "by the Gini index" in page
+    assert (run.folder.path / "figures" / "reliability.png").is_file()

@@ -19,6 +19,7 @@ import polars as pl
 
 from sirius_rec import atomic
 from sirius_rec.errors import DataError, RunError
+from sirius_rec.evaluation.generated import GENERATED, VALID, Generated, Key, read_generations, user_groups
 from sirius_rec.evaluation.intervals import EXACT_GROUPS, FLIPS, RESAMPLES, GroupBootstrap, Interval, holm, paired_test
 from sirius_rec.evaluation.metrics import METRICS, Floats, metrics_of, per_example, target_positions, true_reward
 from sirius_rec.evaluation.tables import SCORES, ScoreTable
@@ -27,13 +28,10 @@ from sirius_rec.schema import CANDIDATES, RETRIEVED, ROW_ID, TARGET, USER_ID, UT
 FORMAT: Final = 3  # 1: methods told apart by their names; 2: intervals and p-values that held for few seeds only
 TRIVIAL: Final = "trivial"
 TRUE_REWARD: Final = "true_reward"
-VALID: Final = "valid_ratio"
-GENERATED: Final = "hr@1_generated"
 ALL_METRICS: Final = (*METRICS, TRUE_REWARD, VALID, GENERATED)
 PAIRED_METRIC: Final = "hr@1"
 ALPHA: Final = 0.05
 
-Key = tuple[str, int, str, str]
 Facts = Mapping[str, Mapping[str, Any]]
 
 
@@ -84,14 +82,6 @@ def clean(value: Any, where: str = "results") -> Any:
     raise DataError(f"{where}: a {type(value).__name__} cannot stand in results.json; give numbers, text, lists, dicts")
 
 
-def _groups(users: pl.Series, row_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Dense user numbers; a row without a user is a group of its own."""
-    codes = users.cast(pl.String).rank("dense").fill_null(0).to_numpy().astype(np.int64)
-    alone = np.flatnonzero(codes == 0)
-    codes[alone] = codes.max(initial=0) + 1 + np.arange(len(alone))
-    return codes
-
-
 def _open_block(table: ScoreTable, examples: pl.DataFrame, truth: pl.DataFrame | None, seed: int) -> _Block:
     frame = table.frame.sort(ROW_ID)
     users = examples.select(pl.col(ROW_ID).cast(pl.Int64), USER_ID, TARGET).unique(ROW_ID, keep="any")
@@ -107,7 +97,7 @@ def _open_block(table: ScoreTable, examples: pl.DataFrame, truth: pl.DataFrame |
     retrieved = SlateName.parse(table.slates).protocol.startswith(RETRIEVED)
     targets = joined[TARGET].to_numpy()
     positions = target_positions(frame[CANDIDATES], targets, row_ids.tolist(), may_lack=retrieved)
-    bootstrap = GroupBootstrap(len(row_ids), _groups(joined[USER_ID], row_ids), seed=seed)
+    bootstrap = GroupBootstrap(len(row_ids), user_groups(joined[USER_ID], row_ids), seed=seed)
     block = _Block(row_ids, positions, frame[CANDIDATES].cast(pl.List(pl.Int64)), table.name, bootstrap)
     if truth is not None:
         utilities = truth.select(pl.col(ROW_ID).cast(pl.Int64), UTILITY)
@@ -146,42 +136,6 @@ def _score(block: _Block, table: ScoreTable) -> _Scored:
     return _Scored(table, float(metrics["chance"].to_numpy().mean()), values)
 
 
-@dataclass(frozen=True)
-class _Generated:
-    """Greedy generations of one method, valid and hit per row, in the order of row_id."""
-
-    row_ids: npt.NDArray[np.int64]
-    values: dict[str, Floats]
-    bootstrap: GroupBootstrap
-
-
-def _generations(entries: Sequence[Mapping[str, Any]], examples: pl.DataFrame, seed: int) -> dict[Key, _Generated]:
-    users = examples.select(pl.col(ROW_ID).cast(pl.Int64), USER_ID)
-    generated: dict[Key, _Generated] = {}
-    plans: dict[bytes, GroupBootstrap] = {}
-    for entry in entries:
-        key = (str(entry["method"]), int(entry["seed"]), str(entry["slates"]), str(entry["checkpoint"]))
-        name = f"generation of {key[0]}, seed {key[1]}, {key[2]}, {key[3]}"
-        if key in generated:
-            raise DataError(f"{name}: given twice")
-        ids = np.asarray(entry["row_id"], dtype=np.int64)
-        valid, hit = (np.asarray(entry[part], dtype=np.float64) for part in ("valid", "hit"))
-        if not ids.size or valid.shape != ids.shape or hit.shape != ids.shape or len(np.unique(ids)) != len(ids):
-            raise DataError(f"{name}: row_id, valid and hit must be equally long, not empty, and name each row once")
-        wrong = np.flatnonzero(~np.isin(valid, (0, 1)) | ~np.isin(hit, (0, 1)) | (hit > valid))
-        if wrong.size:
-            raise DataError(f"{name}: row_id {ids[wrong[0]]} is neither 0 nor 1, or a hit without being valid")
-        order = np.argsort(ids)
-        ids = ids[order]
-        joined = pl.DataFrame({ROW_ID: ids}).join(users, on=ROW_ID, how="inner", maintain_order="left")
-        if len(joined) != len(ids):
-            raise DataError(f"{name}: a row_id is not among the examples; generate for this data's rows")
-        if ids.tobytes() not in plans:
-            plans[ids.tobytes()] = GroupBootstrap(len(ids), _groups(joined[USER_ID], ids), seed=seed)
-        generated[key] = _Generated(ids, {VALID: valid[order], GENERATED: hit[order]}, plans[ids.tobytes()])
-    return generated
-
-
 def _put(row: dict[str, Any], metric: str, interval: Interval | None) -> None:
     row[metric] = interval.mean if interval else None
     row[f"{metric}_low"] = interval.low if interval else None
@@ -196,7 +150,7 @@ def _in_range(interval: Interval, metric: str) -> Interval:
     return Interval(interval.mean, float(low), float(high))
 
 
-def _row(block: _Block, scored: _Scored, generated: _Generated | None) -> dict[str, Any]:
+def _row(block: _Block, scored: _Scored, generated: Generated | None) -> dict[str, Any]:
     table = scored.table
     row: dict[str, Any] = {
         "method": table.method, "label": table.label, "seed": table.seed, "slates": table.slates,
@@ -212,7 +166,7 @@ def _row(block: _Block, scored: _Scored, generated: _Generated | None) -> dict[s
     return row
 
 
-def _summary(block: _Block, members: list[_Scored], generated: list[_Generated]) -> dict[str, Any]:
+def _summary(block: _Block, members: list[_Scored], generated: list[Generated]) -> dict[str, Any]:
     table = members[0].table
     row: dict[str, Any] = {
         "method": table.method, "label": table.label, "slates": table.slates, "checkpoint": table.checkpoint,
@@ -355,7 +309,7 @@ def build_results(
     unknown = sorted({table.method for table in tables} - methods.keys())
     if unknown:
         raise DataError(f"results: scores of '{unknown[0]}', which is no method of this run: remove them from scores/")
-    made = _generations(generation or [], examples, seed)
+    made = read_generations(generation or [], examples, seed)
     blocks: dict[str, _Block] = {}
     groups: dict[tuple[str, str], dict[str, list[_Scored]]] = {}
     seen: set[Key] = set()

@@ -8,14 +8,16 @@ from typing import Any
 
 import polars as pl
 
+from sirius_rec.data.protocols import train_counts
 from sirius_rec.errors import RunError
-from sirius_rec.evaluation.results import build_results, write_results
+from sirius_rec.evaluation.beyond import Popularity, beyond_accuracy
+from sirius_rec.evaluation.results import build_results, clean, write_results
 from sirius_rec.evaluation.tables import ScoreTable, read_tables
 from sirius_rec.recipes.diagnosis import read_curves
 from sirius_rec.recipes.environment import versions
 from sirius_rec.recipes.methods import build_methods
 from sirius_rec.recipes.run import Run
-from sirius_rec.schema import ROW_ID, TARGET, USER_ID, SlateName
+from sirius_rec.schema import HISTORY, ROW_ID, TARGET, USER_ID, SlateName
 
 
 def collect(run: Run) -> dict[str, Any]:
@@ -74,7 +76,13 @@ def gather(run: Run, baseline: str) -> dict[str, Any]:
         methods=_facts(run, tables),
         baseline=baseline,
     )
-    few, every = dataset.examples("train").height, dataset.all_train_examples().height
+    every_train = dataset.all_train_examples()
+    popularity = Popularity(train_counts(every_train, dataset.n_items), len(dataset.train_sequences()))
+    histories = pl.concat([dataset.examples(split).select(ROW_ID, USER_ID, HISTORY, TARGET) for split in splits])
+    results["beyond"] = clean(
+        beyond_accuracy(tables, histories, popularity, methods=results["methods"], baseline=baseline)
+    )
+    few, every = dataset.examples("train").height, every_train.height
     if few < every:
         results["notes"].append(
             f"data.limits.train: language models learned from {few:,} of {every:,} train rows; all other methods from "

@@ -11,10 +11,12 @@ from typing import Any, Final
 
 import jinja2
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from sirius_rec import __version__, atomic
 from sirius_rec.diagnostics import curves as evidence
 from sirius_rec.report import answer, plots, sections, svg
+from sirius_rec.report.beyond import beyond_sections, reliability_figure
 from sirius_rec.report.evidence_plots import Drawn, epoch_figures, hacking_figures
 from sirius_rec.report.explorer import Explorer
 from sirius_rec.report.overstatement import Overstatement, overstatement, overstatement_figure
@@ -78,6 +80,7 @@ def _run(run: ReportedRun, number: int, folder: Path | None) -> dict[str, Any]:
         title = f"HR@1 with intervals on {section['words']}"
         section["svg"] = _svg(Drawn(name, title, "", figure), folder, f"r{number}dots{n}")
     beside = overstatement(results, labels)
+    reliable = reliability_figure(results, labels, run.methods, found[0]["slates"])
     named = config.get("title") or config.get("name") or (results.get("data") or {}).get("name")
     return {
         "id": f"r{number}",
@@ -88,6 +91,8 @@ def _run(run: ReportedRun, number: int, folder: Path | None) -> dict[str, Any]:
         "audit": sections.audit_facts(run),
         "audit_command": run.audit_command,
         "sections": found,
+        "beyond": beyond_sections(results, labels, run.methods),
+        "reliability": [] if reliable is None else _figures([_reliability(reliable)], folder, number),
         "overstated": None if beside is None else beside.sentence(),
         "overstated_figures": [] if beside is None else _figures([_beside(beside, run)], folder, number),
         "baseline": labels.get(results.get("baseline", ""), ""),
@@ -113,6 +118,14 @@ def _run(run: ReportedRun, number: int, folder: Path | None) -> dict[str, Any]:
         "versions": flat(results.get("environment") or {}),
         "explorer": run.explorer is not None,
     }
+
+
+def _reliability(figure: Figure) -> Drawn:
+    reading = (
+        "On the line, a probability means what it says; below it, the model is too sure. Ten bins of equally many "
+        "rows, first seed."
+    )
+    return Drawn("reliability", "Calibration of the top candidate", reading, figure)
 
 
 def _beside(found: Overstatement, run: ReportedRun) -> Drawn:

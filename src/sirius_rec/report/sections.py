@@ -7,8 +7,9 @@ from typing import Any, Final
 
 from sirius_rec.diagnostics import curves as evidence
 from sirius_rec.diagnostics.wording import golden_line, influence_line, onset_found, verdict
+from sirius_rec.evaluation.generated import GENERATED, VALID
 from sirius_rec.evaluation.metrics import metrics_of
-from sirius_rec.evaluation.results import GENERATED, TRIVIAL, TRUE_REWARD, VALID, Facts, decision
+from sirius_rec.evaluation.results import TRIVIAL, TRUE_REWARD, Facts, decision
 from sirius_rec.report.answer import DECISIONS, anchor_sentence, best_sentence, result_keys, rows_of, tests_of
 from sirius_rec.report.evidence_plots import PAPER_SHARE, shares
 from sirius_rec.report.reported_run import ReportedRun
