@@ -42,7 +42,7 @@ def test_unknown_keys_name_the_nearest(text: str, place: str, near: str) -> None
 
 def test_an_unknown_key_without_a_neighbour_lists_what_is_known() -> None:
     said = problem("backbone: {name: org/model, lora: {zzz: 1}}")
-    assert said == "unknown key 'backbone.lora.zzz' (known: rank, alpha, dropout)"
+    assert said == "unknown key 'backbone.lora.zzz' (known: rank, alpha, dropout, targets, dora, rslora)"
 
 
 def test_names_of_jobs_and_of_what_is_always_there_are_taken() -> None:

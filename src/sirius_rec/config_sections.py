@@ -121,9 +121,13 @@ class BackboneSection(Options):
 
 class TrainingSection(Options):
     """What all stages do alike. share: user makes steps of whole runs of users' rows, which share their histories and
-    cost less (docs/performance.md); none makes steps of rows at random."""
+    cost less (docs/performance.md); none makes steps of rows at random. report_to: trackers that get what is logged,
+    each with its own package; TensorBoard's files lie in RUN/tensorboard."""
+
+    HOW: ClassVar[frozenset[str]] = frozenset({"report_to"})
 
     share: Literal["none", "user"] = "none"
+    report_to: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
 
 
 class AlignSection(StageOptions):

@@ -167,3 +167,48 @@ def test_a_missing_folder_is_called_so(tmp_path: Path, monkeypatch: pytest.Monke
         ) as caught:
             load(name)
         assert "Repo id" not in str(caught.value)
+
+
+def test_kinds_of_lora(tokenizer: Any, tiny_llama: Callable[..., Any]) -> None:
+    from sirius_rec.training.backbones import add_lora
+
+    plain = add_lora(tiny_llama(tokenizer), rank=4, alpha=8)
+    assert {name.split(".")[-4] for name, _ in plain.named_parameters() if "lora_A" in name} == {
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"
+    }  # fmt: skip
+    scaled = add_lora(tiny_llama(tokenizer), rank=4, alpha=8, rslora=True, targets=["q_proj", "v_proj"])
+    layers = [module for module in scaled.modules() if isinstance(getattr(module, "scaling", None), dict)]
+    assert layers and {layer.scaling["default"] for layer in layers} == {8 / 4**0.5}
+    assert {name.split(".")[-4] for name, _ in scaled.named_parameters() if "lora_A" in name} == {"q_proj", "v_proj"}
+    magnitudes = [
+        n for n, _ in add_lora(tiny_llama(tokenizer), rank=2, dora=True).named_parameters() if "magnitude" in n
+    ]
+    assert magnitudes
+    with pytest.raises(ConfigError, match=r"backbone\.lora\.targets: .*not found") as caught:
+        add_lora(tiny_llama(tokenizer), targets=["qqq"])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_with_dora_and_noise_trains_and_is_tracked(mini: Mini, tmp_path: Path, folder: Path) -> None:
+    """Evidence of reward hacking stands in TensorBoard's files, which outlive the checkpoints."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    few = ("arms=[dpo]", "align.epochs=1", "evaluation.generation_rows=0", "evaluation.baseline=sft",
+           "sft.examples_per_epoch=64", "align.examples_per_epoch=64", "sft.neftune_alpha=5",
+           "training.report_to=[tensorboard]")  # fmt: skip
+    config = mini(f"backbone.name={folder}", "backbone.lora={rank: 2, dora: true}", *few)
+    opened = Run(open_run(tmp_path / "run", config), config)
+    run_stages(opened, ("sft", "align"), lambda text: None)
+    assert sorted(path.name for path in (tmp_path / "run" / "tensorboard").iterdir()) == ["dpo s0", "sft s0"]
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard" / "dpo s0")).Reload()
+    assert {"train/reward_margin", "train/insensitive@0.1", "eval/hr@1"} <= set(events.Tags()["scalars"])
+
+
+def test_a_tracker_that_is_not_there_is_refused(mini: Mini, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sirius_rec.recipes import trackers
+
+    monkeypatch.setattr(trackers, "find_spec", lambda name: None)
+    config = mini("training.report_to=[wandb]")
+    with pytest.raises(ConfigError, match=r"training\.report_to: wandb is not installed: pip install wandb"):
+        run_stages(Run(open_run(tmp_path / "run", config), config), STAGES, lambda text: None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -136,6 +136,37 @@ def merge(
     folder = merge_runs(runs, out)
     seeds = ", ".join(map(str, folder.config().seeds))
     say(f"done: {folder.path} (seeds {seeds}); `sirius evaluate {folder.path}` makes its table")
+
+
+@app.command(name="export", short_help="A model that others can open.")
+def export_model(
+    run: RunArg,
+    out: Annotated[Path, typer.Option("--out", help="Folder to make.")],
+    method: Annotated[
+        str | None, typer.Option("--method", help="SFT, an arm, or one trained like it. Default: best on val.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of the run. Default: the best on val.")] = None,
+    checkpoint: Annotated[Literal["best", "last"], typer.Option("--checkpoint", help="Which one.")] = "best",
+    merge: Annotated[bool, typer.Option("--merge", help="Merge an adapter into its base.")] = False,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        typer.Option("--dtype", help="Of the weights. Default: as trained."),
+    ] = None,
+) -> None:
+    """A run's language model as a folder for transformers or peft: weights, tokenizer, prompt, and a model card.
+
+    The card is made from the run: data with its fingerprint, audit, table with intervals, limits, and code that ranks.
+
+    Example: sirius export runs/lastfm --method dpo_sirius --out lastfm-dpo-sirius --merge
+    """
+    from sirius_rec.extras import require
+
+    require("train")
+    from sirius_rec.recipes.exporting import export
+    from sirius_rec.recipes.run import Run
+
+    chosen, of = export(Run.open(run), out, method=method, seed=seed, checkpoint=checkpoint, merge=merge, dtype=dtype)
+    say(f"done: {out} ({chosen.key} of seed {of}, {checkpoint} checkpoint); {out / 'README.md'} says how to use it")
 
 
 @app.command(short_help="Score what is trained; results and table.")

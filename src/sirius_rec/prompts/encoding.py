@@ -91,6 +91,13 @@ class Encoder:
             return []
         return self._begun(self.tokenizer(self._whole(texts), add_special_tokens=False)["input_ids"])
 
+    def plain(self, text: str) -> tuple[str, list[int], tuple[str, str]]:
+        """What code without this class needs to write a prompt's ids and a completion's: the text to tokenise without
+        special tokens, the ids before it, and what stands before and behind a title (white space of a chat template).
+        """
+        around = self._assistant[1:3] if self.chat else ("", "")
+        return self._whole([text])[0], [] if self.chat else list(self._prefix), around
+
     def _whole(self, texts: Sequence[str]) -> list[str]:
         """What is tokenised: the texts, in the chat template where there is one."""
         if not self.chat:

@@ -9,6 +9,7 @@ from typing import Any
 from sirius_rec.config import Config
 from sirius_rec.errors import ConfigError
 from sirius_rec.processes import count
+from sirius_rec.recipes import trackers
 from sirius_rec.recipes.models import computes_in_bf16, on_cpu
 from sirius_rec.training.config import SiriusConfig
 from sirius_rec.training.options import StageOptions
@@ -38,11 +39,12 @@ def training_arguments(
     n_records: int,
     best_by: str | None,
     share: str = "none",
+    run_name: str | None = None,
 ) -> SiriusConfig:
     """Trainer arguments of one stage; warm-up is a share of its steps.
 
     best_by: the metric of the evaluation after every epoch that chooses the best one; None without an evaluation.
-    share: see `SiriusConfig`.
+    share: see `SiriusConfig`. run_name: how trackers call the training.
     """
     processes = count()
     micro = stage.micro_batch_size or stage.batch_size // processes
@@ -60,6 +62,7 @@ def training_arguments(
         warmup_steps=math.ceil(stage.warmup * steps_per_epoch * stage.epochs),
         weight_decay=stage.weight_decay,
         max_grad_norm=stage.max_grad_norm,
+        neftune_noise_alpha=stage.neftune_alpha,
         bf16=computes_in_bf16(config),
         seed=seed,
         data_seed=seed,
@@ -77,5 +80,7 @@ def training_arguments(
         # Every weight takes part in every step; looking for those that do not costs a walk over the graph.
         ddp_find_unused_parameters=False,
         disable_tqdm=True,
+        report_to=trackers.integrations(config.training.report_to) or "none",
+        run_name=run_name,
         dataloader_pin_memory=False,
     )

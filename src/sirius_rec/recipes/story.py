@@ -10,7 +10,7 @@ from sirius_rec import processes
 from sirius_rec.config import Config
 from sirius_rec.errors import DataError, SiriusError
 from sirius_rec.extras import missing
-from sirius_rec.recipes import comparison, diagnosis, models, retrieving, scoring
+from sirius_rec.recipes import comparison, diagnosis, models, retrieving, scoring, trackers
 from sirius_rec.recipes.adoption import adopt
 from sirius_rec.recipes.methods import build_methods, in_order_of_check
 from sirius_rec.recipes.reporting import report_run
@@ -123,6 +123,7 @@ def run_stages(run: Run, stages: Iterable[str], log: Log) -> None:
 
 def _check(run: Run, stages: Collection[str]) -> None:
     """What can be known to fail before anything is trained, of the methods that are not done."""
+    trackers.check(run.config.training.report_to)
     for method in in_order_of_check(build_methods(run.config).values()):
         asked = method.uses_backbone or method.stage in stages
         if asked and not all(method.is_done(run, seed) for seed in method.seeds):

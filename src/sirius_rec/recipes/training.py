@@ -15,6 +15,7 @@ from sirius_rec.atomic import write_json
 from sirius_rec.config import Config
 from sirius_rec.diagnostics.curves import HIT
 from sirius_rec.errors import TrainingError
+from sirius_rec.recipes import trackers
 from sirius_rec.recipes.job import Ticker, log
 from sirius_rec.recipes.model_card import write_card
 from sirius_rec.recipes.models import initial_model, load_stage_model, select_attention
@@ -110,10 +111,12 @@ def train_stage(
     # Shuffled histories, as the tiny backbone reads them first, have no user and nothing to share.
     share = run.config.training.share if records and "user" in records[0] else "none"
     args = training_arguments(
-        run.config, stage, checkpoints, loss, seed, n_records=len(records), best_by=best_by, share=share
-    )
+        run.config, stage, checkpoints, loss, seed, n_records=len(records), best_by=best_by, share=share,
+        run_name=f"{run.config.name} {name}",
+    )  # fmt: skip
     if stage.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    tracking = trackers.callbacks(run.config.training.report_to, run.folder.path / "tensorboard" / name)
     trainer = (trainer_class or SiriusTrainer)(
         model,
         args,
@@ -124,7 +127,7 @@ def train_stage(
         eval_ref_logps=eval_ref_logps,
         eval_hook=validation["hook"] if validation else None,
         metrics_file=folder / "metrics.jsonl",
-        callbacks=[EpochLines(name, log), SaveOnStop(), clock],
+        callbacks=[EpochLines(name, log), SaveOnStop(), clock, *tracking],
         **further,
     )
     if trainer.train_dataset.miner is not None:
@@ -135,6 +138,7 @@ def train_stage(
     log(f"{name}: {trainer.estimate_memory().line()}")
     with stopping.after_a_checkpoint():
         trainer.train(resume_from_checkpoint=True)
+    trackers.close(run.config.training.report_to)
     if trainer.is_world_process_zero():
         _finish(trainer, folder, clock.seconds)
         for checkpoint in ("best", "last"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,14 +143,35 @@ def _merged(folder: Path, *, dtype: str, attention: str) -> Any:
     return PeftModel.from_pretrained(base, str(folder)).merge_and_unload()
 
 
-def add_lora(model: Any, *, rank: int = 32, alpha: float = 8.0, dropout: float = 0.0) -> Any:
-    """Wrap the model in a new LoRA adapter on all linear layers (the output head excluded, as PEFT does)."""
+def add_lora(
+    model: Any,
+    *,
+    rank: int = 32,
+    alpha: float = 8.0,
+    dropout: float = 0.0,
+    targets: Sequence[str] | None = None,
+    dora: bool = False,
+    rslora: bool = False,
+) -> Any:
+    """Wrap the model in a new LoRA adapter; options as in `training.options.LoraOptions`.
+
+    ConfigError for targets that the model does not have.
+    """
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM"
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules="all-linear" if targets is None else list(targets),
+        use_dora=dora,
+        use_rslora=rslora,
+        task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config)
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise ConfigError(f"backbone.lora.targets: {_first_line(error)}") from error
 
 
 def is_adapter(folder: Path) -> bool:

@@ -22,18 +22,24 @@ class TinyOptions(Options):
 
 
 class LoraOptions(Options):
-    """LoRA on all linear layers; the paper's "32×8" read as rank 32, alpha 8."""
+    """LoRA, the paper's "32×8" read as rank 32, alpha 8. targets: names of the layers that get it, as PEFT takes them;
+    null: all linear ones but the output head. dora: weights in magnitude and direction (Liu et al. 2024, arXiv
+    2402.09353). rslora: scaled by alpha / √rank (Kalajdzievski 2023, arXiv 2312.03732)."""
 
     rank: Positive = 32
     alpha: Rate = 8.0
     dropout: Share = 0.0
+    targets: tuple[str, ...] | None = None
+    dora: Flag = False
+    rslora: Flag = False
 
 
 class StageOptions(Options):
     """How a stage is trained. batch_size is the effective batch, whatever the number of processes.
 
     examples_per_epoch: null takes every training row in each epoch.
-    save_steps: null saves at the end of each epoch.
+    save_steps: null saves at the end of each epoch. neftune_alpha: noise on the embeddings in training, of size
+    alpha / √(tokens × width) (Jain et al. 2023, arXiv 2310.05914); a prefix that rows share has one noise.
     What only says how a step is computed may change under way: up to rounding the training is the same, but for the
     masks of dropout (of LoRA, or of the backbone in SFT), which follow micro_batch_size.
     """
@@ -51,6 +57,7 @@ class StageOptions(Options):
     warmup: Share = 0.05
     weight_decay: NotNegative = 0.01
     max_grad_norm: Rate = 1.0
+    neftune_alpha: Rate | None = None
     gradient_checkpointing: Flag = False
     save_steps: Positive | None = None
     logging_steps: Positive = 1

@@ -1,0 +1,47 @@
+"""Experiment trackers (`training.report_to`): what the Trainer logs, reward-hacking evidence included, goes there too.
+
+They are transformers' own integrations; metrics.jsonl is written whatever is asked for here.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from sirius_rec.errors import ConfigError
+
+_TENSORBOARD = "tensorboard"
+# How each of the others is told that a training is over: the next one of this process is a run of its own.
+_ENDS = {"wandb": "finish", "mlflow": "end_run", "trackio": "finish"}
+
+
+def check(names: Sequence[str]) -> None:
+    """ConfigError where a tracker's package is missing."""
+    for name in names:
+        if find_spec(name) is None:
+            raise ConfigError(f"training.report_to: {name} is not installed: pip install {name}, or leave it out")
+
+
+def integrations(names: Sequence[str]) -> list[str]:
+    """What the Trainer sets up itself: all but TensorBoard, whose files would lie among checkpoints that go."""
+    return [name for name in names if name != _TENSORBOARD]
+
+
+def callbacks(names: Sequence[str], folder: Path) -> list[Any]:
+    """TensorBoard's callback, writing below `folder`; it goes on in the same place after a kill."""
+    if _TENSORBOARD not in names:
+        return []
+    from torch.utils.tensorboard import SummaryWriter
+    from transformers.integrations import TensorBoardCallback
+
+    return [TensorBoardCallback(SummaryWriter(log_dir=str(folder)))]
+
+
+def close(names: Sequence[str]) -> None:
+    """End the runs that the Trainer's integrations have opened."""
+    for name in integrations(names):
+        if (module := sys.modules.get(name)) is not None:
+            getattr(module, _ENDS[name])()

@@ -1,0 +1,121 @@
+"""`sirius export`: the folder opens in plain transformers and peft, and the card's code ranks as `sirius rank` does."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from sirius_rec import cli
+from sirius_rec.config import Config
+from sirius_rec.errors import ConfigError, RunError
+from sirius_rec.rankers.requests import Request
+from sirius_rec.recipes.adoption import open_run
+from sirius_rec.recipes.exporting import export
+from sirius_rec.recipes.ranking import load_run_ranker
+from sirius_rec.recipes.run import Run
+from sirius_rec.recipes.story import run_stages
+
+CHAT = (
+    "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}{{ eos_token }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+_MADE: dict[bool, Run] = {}  # trained once each
+
+
+@pytest.fixture
+def adapted(
+    mini: Callable[..., Config], tokenizer: Any, tiny_llama: Callable[..., Any], tmp_path_factory: Any
+) -> Callable[..., Run]:
+    """SFT of an adapter on a local folder, in its chat template or not; trained once each."""
+
+    def run(*, chat: bool) -> Run:
+        if chat not in _MADE:
+            root = tmp_path_factory.mktemp("export")
+            tiny_llama(tokenizer, max_position_embeddings=1024).save_pretrained(root / "model")
+            tokenizer.save_pretrained(root / "model")
+            if chat:
+                file = root / "model" / "tokenizer_config.json"
+                file.write_text(json.dumps({**json.loads(file.read_text()), "chat_template": CHAT}))
+            few = ("arms=[dpo]", "align.epochs=1", "evaluation.baseline=sft", "sft.examples_per_epoch=64",
+                   f"prompts.chat={str(chat).lower()}")  # fmt: skip
+            config = mini(f"backbone.name={root / 'model'}", "backbone.lora={rank: 2}", *few)
+            _MADE[chat] = Run(open_run(root / "run", config), config)
+            run_stages(_MADE[chat], ("sft",), lambda line: None)
+        return _MADE[chat]
+
+    return run
+
+
+def ranked_by_the_card(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the code of README.md leaves behind, run beside the folder."""
+    code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    assert code is not None
+    monkeypatch.chdir(folder.parent)
+    names: dict[str, Any] = {}
+    exec(code.group(1), names)
+    return names
+
+
+def by_sirius(run: Run, method: str, titles: list[str]) -> list[float]:
+    from sirius_rec.schema import HISTORY
+
+    history = [run.dataset.titles[i] for i in run.dataset.examples("train")[HISTORY][0].to_list()]
+    served = load_run_ranker(run, method=method, seed=0, checkpoint="best", titles=True)
+    [scores] = served.score([Request(1, tuple(history), tuple(titles))])
+    return [float(score) for score in scores]
+
+
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("merge", [False, True])
+def test_an_adapter_opens_in_peft_and_merged_in_transformers(
+    adapted: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chat: bool, merge: bool
+) -> None:
+    run, out = adapted(chat=chat), tmp_path / "out"
+    arguments = ["export", str(run.folder.path), "--method", "sft", "--out", str(out), *(["--merge"] if merge else [])]
+    result = CliRunner().invoke(cli.app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0 and "README.md says how to use it" in result.output
+    assert (out / "adapter_model.safetensors").is_file() is not merge
+    assert not (out / "trainer_state.json").exists()
+    names = ranked_by_the_card(out, monkeypatch)
+    assert type(names["model"]).__name__ == ("LlamaForCausalLM" if merge else "PeftModelForCausalLM")
+    own = [names["log_prob"](title) for title in names["titles"]]
+    assert own == pytest.approx(by_sirius(run, "sft", names["titles"]), abs=1e-4)
+    prompt = json.loads((out / "prompt.json").read_text())
+    assert prompt["chat"] is chat and prompt["max_history"] == 5 and prompt["shows_slate"] is True
+
+
+def test_a_whole_model_in_half_precision(trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    export(trained, tmp_path / "whole", method="sft")
+    names = ranked_by_the_card(tmp_path / "whole", monkeypatch)
+    own = [names["log_prob"](title) for title in names["titles"]]
+    assert own == pytest.approx(by_sirius(trained, "sft", names["titles"]), abs=1e-4)
+    card = (tmp_path / "whole" / "README.md").read_text()
+    assert trained.dataset.fingerprint in card and "Not evaluated" in card and "a small Llama from scratch" in card
+    export(trained, tmp_path / "half", method="sft", dtype="bfloat16")
+    half = ranked_by_the_card(tmp_path / "half", monkeypatch)
+    assert next(half["model"].parameters()).dtype == torch.bfloat16
+    assert [half["log_prob"](t) for t in half["titles"]] == pytest.approx(own, abs=0.3)
+    small, large = (os.path.getsize(tmp_path / name / "model.safetensors") for name in ("half", "whole"))
+    assert small < 0.6 * large
+
+
+def test_exports_that_cannot_be(adapted: Callable[..., Run], trained: Run, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    for run, options, error, message in (
+        (trained, {"out": tmp_path / "there"}, ConfigError, "exists: choose another folder"),
+        (trained, {"merge": True}, ConfigError, "is a whole model already"),
+        (adapted(chat=False), {"dtype": "bfloat16"}, ConfigError, "add --merge"),
+        (trained, {"method": "popularity"}, RunError, "popularity"),
+        (trained, {"method": "dpo_sirius"}, RunError, "dpo_sirius"),
+    ):
+        with pytest.raises(error, match=message) as caught:
+            export(run, **{"out": tmp_path / "new", **options})
+        assert "\n" not in str(caught.value) and not (tmp_path / "new").exists()
