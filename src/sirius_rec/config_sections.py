@@ -166,6 +166,9 @@ class ArmSection(Options):
     comparison: str | None = None
     label_smoothing: Number | None = None
     dpop_lambda: Number | None = None
+    boundary: Flag | None = None
+    beta_spread: Number | None = None
+    beta_margin: Number | None = None
     reward_temperature: Number | None = None
     negatives_from: Literal["slate", "hard", "on_policy"] = "slate"
     pool: Positive | None = None

@@ -55,6 +55,10 @@ EXPECTED = {
     # log(1 + e^−1.5 + e^0.7 + e^−1.5)
     "softmax_dpo": math.log(1 + 2 * math.exp(-1.5) + math.exp(0.7)),
     "softmax_dpo_sirius": math.log(1 + 2 * math.exp(-1.5) + math.exp(0.7)) + softplus(4.0),
+    # rewards −1, 1.2, −1 of the three, and 0.5
+    "dmpo": softplus(-(0.5 + 0.8 / 3)),
+    # the second alone is at or above the positive: by 0.2 nats, 2.2 above the others' mean of −6; r_i − r_j = −0.7
+    "dynamicpo": softplus(0.7 * (1 + 0.5 * math.tanh((-0.2 - 2.2 - 6) / (0.2 + 2.2)))),
     # all four: one more term e^0
     "softmax_dpo_all": math.log(2 + 2 * math.exp(-1.5) + math.exp(0.7)),
     # r_i − r_j − γ = −0.75 − 0.6
@@ -128,7 +132,7 @@ def test_gradcheck(name: str) -> None:
         (by_hand,) = torch.autograd.grad(total(logp).sum(), logp)
         (ours,) = torch.autograd.grad(compute_loss(objective, logp, length, mask, valid).loss_B.sum(), logp)
         torch.testing.assert_close(ours, by_hand)
-    elif objective.comparison == "weighted_positive":  # so do its weights; they are checked against pairwise below
+    elif objective.comparison == "weighted_positive" or objective.beta_spread:  # so do weights and scales: see below
         return
     else:
 

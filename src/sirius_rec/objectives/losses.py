@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sirius_rec.errors import ConfigError
+from sirius_rec.objectives.boundary import boundary_negatives, pair_scale
 from sirius_rec.objectives.parts import (
     ANCHOR_LINKS,
     ANCHORS,
@@ -43,13 +44,15 @@ class Objective:
 
     reward: `dpo`, `dpo_ln` (per token), `simpo`, `simpo_no_ln` or `inverse_perplexity`.
     link: what a margin costs: `logistic`, `hinge`, `squared`, `smoothed`, `robust` or `linear`.
-    comparison: `none`, `pairwise`, `softmax` or `weighted_positive` (logistic link only).
+    comparison: `none`, `pairwise`, `softmax`, `mean` or `weighted_positive` (logistic link only).
     anchor: `none`, `reference` (DPO reward only), `constant`, `slate`; none for the links `squared` and `linear`.
     beta: reward scale, > 0. gamma: target margin ≥ 0; 0 for the DPO family.
     negatives: how many are drawn from the slate anew each epoch, or "all".
     nll_weight: λ ≥ 0 of λ·(−log π_θ(y_i|x)), summed over tokens unless nll_per_token.
     filter: drop negatives with r_j − r_i > γ; an example that loses all of them contributes nothing (E.3.1).
     anchor_constant: c of the `constant` anchor. anchor_margin: ≥ 0, added to the `slate` anchor.
+    boundary: compare with the negatives near the decision boundary alone (DynamicPO). beta_spread: 0 ≤ s < 1, how much
+    β differs between pairs by how far they are apart, with beta_margin nats as the middle; 0 is one β for all.
     label_smoothing: ε of the links `smoothed` and `robust`, 0 ≤ ε < 0.5; at 0 both are `logistic`.
     dpop_lambda: λ ≥ 0; a positive below its reference is compared with r_i − λ max(0, −r_i) instead of r_i (DPOP).
     reward_temperature: λ > 0 of the weight exp(r / λ) of an example whose observed reward is r; None: all weigh 1.
@@ -69,6 +72,9 @@ class Objective:
     link: str = "logistic"
     label_smoothing: float = 0.0
     dpop_lambda: float = 0.0
+    boundary: bool = False
+    beta_spread: float = 0.0
+    beta_margin: float = 0.0
     reward_temperature: float | None = None
 
     def __post_init__(self) -> None:
@@ -127,6 +133,8 @@ def _bad_numbers(objective: Objective) -> Iterator[str]:
     for name in ("gamma", "nll_weight", "anchor_margin", "label_smoothing", "dpop_lambda"):
         if numbers[name] < 0:
             yield f"{name} must not be negative, got {numbers[name]}"
+    if not 0 <= objective.beta_spread < 1:
+        yield f"beta_spread must be from 0 to below 1, got {objective.beta_spread}: beyond it pairs are turned round"
     if objective.label_smoothing >= 0.5:
         yield f"label_smoothing must be below 0.5, got {objective.label_smoothing}: half of the labels would be wrong"
     if objective.negatives != "all" and not (isinstance(objective.negatives, int) and objective.negatives >= 1):
@@ -151,6 +159,14 @@ def _misfits(objective: Objective) -> Iterator[str]:
         yield f"label_smoothing {o.label_smoothing} has no effect on link '{o.link}': use link 'smoothed' or 'robust'"
     if o.dpop_lambda and not o.needs_reference:
         yield "dpop_lambda holds the positive at its reference: it needs reward 'dpo' or 'dpo_ln' and a comparison"
+    if o.boundary and o.comparison == "none":
+        yield "boundary chooses among sampled negatives: it needs a comparison with them"
+    if o.boundary and o.filter:
+        yield "boundary and filter both choose negatives: take one of them"
+    if o.beta_spread and not o.boundary:
+        yield f"beta_spread {o.beta_spread} looks from boundary negatives to the others: it needs boundary: true"
+    if o.beta_margin and not o.beta_spread:
+        yield f"beta_margin {o.beta_margin} has no effect without beta_spread: set one above 0, or leave it at 0"
     if o.filter and o.comparison == "none":
         yield "filter drops sampled negatives: it needs a comparison with them"
     if o.comparison == "none" and o.anchor == "none" and not o.nll_weight:
@@ -198,6 +214,19 @@ LOSSES: dict[str, Preset] = {
     "softmax_dpo": Preset("S-DPO (softmax, 3)", _SOFTMAX, _ALL, "Chen et al. 2024, S-DPO"),
     "softmax_dpo_sirius": Preset(
         "S-DPO (softmax, 3) + SIRIUS", {**_SOFTMAX, "anchor": "reference"}, f"{_ALL} − log σ(r_i − r_0)", _PAPER
+    ),
+    "dmpo": Preset(
+        "DMPO (mean, 3)",
+        {"comparison": "mean", "negatives": 3},
+        "−log σ(r_i − mean_j r_j)",
+        "Bai et al. 2024, arXiv 2405.16127",
+    ),
+    # 15 of 19 negatives, β = 1, spread 1/2 and a margin of 6 nats: the defaults of the authors' code.
+    "dynamicpo": Preset(
+        "DynamicPO (DMPO, 15)",
+        {"comparison": "mean", "negatives": 15, "boundary": True, "beta_spread": 0.5, "beta_margin": 6.0},
+        "−log σ(mean_j s_j (r_i − r_j)) over boundary negatives",
+        "Hu et al. 2026, arXiv 2605.00327",
     ),
     "softmax_dpo_all": Preset(
         "S-DPO (softmax, whole slate)", {**_SOFTMAX, "negatives": "all"}, _ALL, "S-DPO on every negative"
@@ -332,6 +361,13 @@ def compute_loss(
         contributes_B = kept_BC.any(1)
 
     compared_BC = _guarded(reward_BC, objective.dpop_lambda)
+    if objective.boundary:
+        among_BC, kept_BC = kept_BC, boundary_negatives(logp_BC, kept_BC)
+        if objective.beta_spread:
+            spread, middle = objective.beta_spread, objective.beta_margin
+            scale_BC = pair_scale(logp_BC, among_BC, kept_BC, spread=spread, margin=middle)
+            # A negative's margin is scaled by moving it, whatever the comparison does with margins.
+            compared_BC = compared_BC[:, :1] - scale_BC * (compared_BC[:, :1] - compared_BC)
 
     def link(margin: Tensor) -> Tensor:
         return LINKS[objective.link](margin, objective)

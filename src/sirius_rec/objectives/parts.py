@@ -157,6 +157,14 @@ def softmax(reward_BC: Tensor, kept_BC: Tensor, gamma: float, link: Callable[[Te
     return link(-torch.logsumexp(excess_BC, 1)).masked_fill(~any_kept_B, 0.0)
 
 
+def mean(reward_BC: Tensor, kept_BC: Tensor, gamma: float, link: Callable[[Tensor], Tensor]) -> Tensor:
+    """ℓ(r_i − mean_j r_j − γ) over the kept negatives: with −log σ the loss of DMPO (Bai et al. 2024, 2405.16127)."""
+    any_kept_B = kept_BC.any(1)
+    margin_BC = (reward_BC[:, :1] - reward_BC).masked_fill(~kept_BC, 0.0)
+    margin_B = margin_BC.sum(1) / kept_BC.sum(1).clamp(min=1) - gamma
+    return link(margin_B).masked_fill(~any_kept_B, 0.0)
+
+
 def weighted_positive(reward_BC: Tensor, kept_BC: Tensor, gamma: float, link: Callable[[Tensor], Tensor]) -> Tensor:
     """Mean over the kept negatives of −sg(σ(r_j − r_i + γ)) · r_i: pairwise's gradient without its push on r_j.
 
@@ -177,6 +185,7 @@ COMPARISONS: dict[str, ComparisonFn] = {
     "none": no_comparison,
     "pairwise": pairwise,
     "softmax": softmax,
+    "mean": mean,
     "weighted_positive": weighted_positive,
 }
 

@@ -21,7 +21,8 @@ class SiriusConfig(TrainingArguments):
     loss: a name in `objectives.LOSSES`. The next options override its parts; None keeps the preset's value.
     beta (> 0), gamma (≥ 0; 0 for the DPO family), negatives (a number or "all"), reward, link, comparison, anchor,
     anchor_constant, anchor_margin (≥ 0), nll_weight (λ ≥ 0), nll_per_token, filter, label_smoothing (0 ≤ ε < 0.5),
-    dpop_lambda (λ ≥ 0), reward_temperature (λ > 0): see `objectives.losses.Objective`.
+    dpop_lambda (λ ≥ 0), boundary, beta_spread, beta_margin, reward_temperature (λ > 0): see
+    `objectives.losses.Objective`.
     negatives_from: "slate" (a record's rejected completions), "hard" or "on_policy"; pool, skip, refresh: see
         `training.negatives.NegativeSource`. on_policy needs the trainer's `catalogue`.
     scoring: "packed" (as a tree, each prefix once), "naive", or "auto" (packed where it is known to be right; models
@@ -53,6 +54,9 @@ class SiriusConfig(TrainingArguments):
     comparison: str | None = None
     label_smoothing: float | None = None
     dpop_lambda: float | None = None
+    boundary: bool | None = None
+    beta_spread: float | None = None
+    beta_margin: float | None = None
     reward_temperature: float | None = None
     negatives_from: str = SLATE
     pool: int = POOL
