@@ -57,9 +57,8 @@ def main() -> None:
         done.append(row)
         with partial.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        log(
-            f"{user + 1}/{len(task.prompts)} users, {(time.monotonic() - started) * (len(task.prompts) - user - 1):.0f} s left"
-        )
+        left = (time.monotonic() - started) * (len(task.prompts) - user - 1)
+        log(f"{user + 1}/{len(task.prompts)} users, {left:.0f} s left")
     summary = {
         str(k): {
             "users": len(done),
