@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 from pydantic import ValidationError, field_validator
@@ -21,6 +21,7 @@ from sirius_rec.config_sections import (
     MethodSection,
     PromptSection,
     TrainingSection,
+    TuneSection,
 )
 from sirius_rec.config_yaml import read_yaml
 from sirius_rec.errors import ConfigError
@@ -38,6 +39,8 @@ class Config(Options):
     SFT, and a backbone only if a method asks for it.
     """
 
+    HOW: ClassVar[frozenset[str]] = frozenset({"tune"})
+
     name: str = "run"
     seeds: tuple[Seed, ...] = (0,)
     data: DataSection = DataSection()
@@ -50,6 +53,7 @@ class Config(Options):
     methods: tuple[MethodSection, ...] = ()
     evaluation: EvaluationSection = EvaluationSection()
     compute: ComputeSection = ComputeSection()
+    tune: TuneSection = TuneSection()
 
     @field_validator("arms", mode="before")
     @classmethod

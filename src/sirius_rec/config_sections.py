@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field, StrictInt, field_validator
+from pydantic import AfterValidator, Field, StrictInt, field_validator, model_validator
 
 from sirius_rec.data.options import FilterOptions, SlateOptions, SplitOptions, WindowOptions
 from sirius_rec.errors import ConfigError
@@ -238,6 +238,42 @@ class EvaluationSection(Options):
     retrieved: tuple[RetrievedSection, ...] = ()
     batch_tokens: Positive = 8192
     baseline: str = "sft_continued"
+
+
+class Range(Options):
+    """Numbers from `low` to `high`; log: evenly by ratio."""
+
+    low: Number
+    high: Number
+    log: Flag = False
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Self:
+        if not self.low < self.high:
+            raise ValueError(f"low {self.low:g} is not below high {self.high:g}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"low {self.low:g}: by ratio only numbers above 0 can be tried")
+        return self
+
+
+Space = Range | tuple[Number | str, ...]
+
+
+class TuneSection(Options):
+    """How `sirius tune` chooses: trials of every arm and method, by a metric on the validation slates of the run's
+    first seed; then fresh `seeds` of each winner, and test slates once.
+
+    spaces: of an arm or method (by key, or by loss or method) option → a list of values, or {low, high, log}; those
+    that are not named have the usual ones (docs/operations.md). seed: of the sampler. prune: cut a trial short whose
+    metric is below the median of earlier ones at that epoch (networks have their own patience).
+    """
+
+    trials: Positive = 12
+    metric: Literal["hr@1", "ndcg@10"] = "hr@1"
+    seeds: tuple[Seed, ...] = (100, 101, 102, 103, 104)
+    spaces: dict[str, dict[str, Space]] = Field(default_factory=dict)
+    seed: Seed = 0
+    prune: Flag = True
 
 
 class ComputeSection(Options):

@@ -241,3 +241,25 @@ def print_theory(content: Mapping[str, Any], console: Console | None = None) -> 
             block.add_row(f"{part}:", Text(item[part]))
         console.print(block)
         console.print()
+
+
+def print_tuning(content: Mapping[str, Any], console: Console | None = None) -> None:
+    """Every arm and method by falling test HR@1: what was chosen, and validation beside fresh seeds and test."""
+    console = console or Console(highlight=False)
+    methods = sorted(content["methods"].values(), key=lambda m: -m["test_hr@1"])
+    title = f"{content['trials']} trials each by {content['metric']} on validation, {len(content['seeds'])} fresh seeds"
+    console.print(f"\n{title}; test: {methods[0]['slates']}\n", markup=False, soft_wrap=True)
+    names = ["method", "chosen", "configured", "fresh seeds", "test HR@1", "95 %", "values"]
+    table = _table(names, ("method", "95 %", "values"))
+    for method in methods:
+        values = ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in method["values"].items())
+        numbers = (method["validation"], method["configured"], method["fresh_validation_hr@1"], method["test_hr@1"])
+        cells = ["–" if number is None else f"{number:.3f}" for number in numbers]
+        cells += [_interval(method["test_hr@1_low"], method["test_hr@1_high"]), values]
+        table.add_row(_label(method["label"]), *map(Text, cells))
+    _print(console, table)
+    lost = {name: sum(method[name] for method in methods) for name in ("pruned", "failed")}
+    console.print(
+        f"\nchosen, configured: {content['metric']} of the best trial and of the configuration's own values, one seed, "
+        f"on validation; trials cut short {lost['pruned']}, failed {lost['failed']}", markup=False, soft_wrap=True,
+    )  # fmt: skip

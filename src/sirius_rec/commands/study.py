@@ -7,8 +7,10 @@ from typing import Annotated
 
 import typer
 
-from sirius_rec.commands.common import JsonOption, app, check_json, log, say, write_json
+from sirius_rec.commands.common import ConfigArg, JsonOption, OverridesArg, app, check_json, log, say, write_json
 from sirius_rec.errors import ConfigError
+
+TuneOption = Annotated[Path | None, typer.Option("--out", help="Folder to make. Default: runs/<name>-tuned.")]
 
 
 @app.command(short_help="Reward-hacking evidence of a run.")
@@ -101,6 +103,35 @@ def theory(
     write_json(json_file, content)
     for path in write_theory_figures(out, chosen):
         say(f"figure: {path}")
+
+
+@app.command(short_help="Equal tuning, then fresh seeds.")
+def tune(
+    config: ConfigArg, overrides: OverridesArg = None, out: TuneOption = None, json_file: JsonOption = None
+) -> None:
+    """The same number of trials for every arm and method on validation; then each winner with fresh seeds, tested once.
+
+    Killed and started again, it goes on. OUT/winners is a run folder like any other.
+
+    Example: sirius tune configs/movielens.yaml tune.trials=12 compute.jobs=4 --out runs/tuned
+    """
+    from sirius_rec.commands.common import load
+    from sirius_rec.extras import require
+    from sirius_rec.terminal import print_tuning
+
+    require("train")
+    require("tune")
+    from sirius_rec.recipes.tuning.tuning import RESULTS
+    from sirius_rec.recipes.tuning.tuning import tune as tune_all
+
+    check_json(json_file)
+    loaded = load(config, overrides)
+    folder = out or Path("runs") / f"{loaded.name}-tuned"
+    content = tune_all(loaded, folder)
+    print_tuning(content)
+    write_json(json_file, content)
+    say(f"tuning:  {folder / RESULTS}")
+    say(f"winners: {folder / 'winners'}")
 
 
 @app.command("bench", short_help="Performance figures with their baselines.")

@@ -68,6 +68,17 @@ class Clock(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": {"seconds": round(self.seconds, 3)}}
 
 
+class Watch(TrainerCallback):
+    """Hands the step and the metrics of every evaluation to a function, which may raise to end the training."""
+
+    def __init__(self, watch: Callable[[int, dict[str, float]], None]) -> None:
+        self._watch = watch
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        named = {name.removeprefix("eval_"): value for name, value in (metrics or {}).items()}
+        self._watch(state.global_step, named)
+
+
 class EpochLines(TrainerCallback):
     """One line per evaluation and, in between, one about every 15 seconds; a checkpoint at the end of each epoch."""
 

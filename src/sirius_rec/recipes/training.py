@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,21 @@ from sirius_rec.recipes.records import Record, continuation_records, pretraining
 from sirius_rec.recipes.run import Run, quiet
 from sirius_rec.recipes.run_folder import DONE
 from sirius_rec.training.options import StageOptions
+
+# Gets the step and the metrics of an evaluation, without their prefix.
+WatchFn = Callable[[int, Mapping[str, float]], None]
+
+_WATCHES: list[WatchFn] = []
+
+
+@contextmanager
+def watching(watch: WatchFn) -> Iterator[None]:
+    """Trainings inside hand their metrics to `watch` after each evaluation; what it raises ends them."""
+    _WATCHES.append(watch)
+    try:
+        yield
+    finally:
+        _WATCHES.remove(watch)
 
 
 def pretrains(config: Config) -> bool:
@@ -100,7 +116,7 @@ def train_stage(
     trainer_class: a `SiriusTrainer` of another kind, which `further` goes to. card: what the model card says of it.
     """
     from sirius_rec.recipes.arguments import training_arguments
-    from sirius_rec.recipes.callbacks import Clock, EpochLines, SaveOnStop
+    from sirius_rec.recipes.callbacks import Clock, EpochLines, SaveOnStop, Watch
     from sirius_rec.training.backbones import name_base
     from sirius_rec.training.trainer import SiriusTrainer
 
@@ -132,6 +148,8 @@ def train_stage(
     )
     if trainer.train_dataset.miner is not None:
         trainer.train_dataset.miner.say = lambda line: log(f"{name}  {line}")
+    for watch in _WATCHES:
+        trainer.add_callback(Watch(watch))
     trainer.progress_of = partial(Ticker, f"{name} validation")
     heaviest = trainer.train_dataset.heaviest(trainer.scoring)
     select_attention(run.folder, run.config, model.to(args.device), heaviest, trainer.encoder.pad_id)

@@ -1,0 +1,144 @@
+"""Trials of one arm or method: an Optuna study in the tuning's folder, gone on with after a kill.
+
+A trial trains from the same SFT (or from nothing) with the seed of tuning, in a folder of its own, and is worth what
+its best checkpoint reaches on validation slates. Test slates are not looked at.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sirius_rec import stopping
+from sirius_rec.atomic import write_json
+from sirius_rec.config import ArmSection, Config
+from sirius_rec.errors import TrainingError
+from sirius_rec.evaluation.metrics import per_example
+from sirius_rec.recipes.job import log
+from sirius_rec.recipes.methods import METHODS, Method
+from sirius_rec.recipes.methods.arms import Arm
+from sirius_rec.recipes.methods.networks import validation
+from sirius_rec.recipes.run import Run, quiet
+from sirius_rec.recipes.training import watching
+from sirius_rec.recipes.tuning.spaces import configured, spaces, suggest, with_values
+from sirius_rec.training.metrics_log import read_metrics
+
+JOURNAL = "journal.log"
+VALUE = "value.json"  # what a finished trial was worth, beside its logs
+_UNPRUNED = 4  # trials that are never cut short, so that there is something to compare with
+
+
+def open_study(folder: Path, config: Config, key: str) -> Any:
+    """The study of one arm or method; made where there is none."""
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    tune = config.tune
+    seed = int(np.random.default_rng([tune.seed, *key.encode()]).integers(2**31))
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=_UNPRUNED, n_warmup_steps=1)
+    return optuna.create_study(
+        study_name=key,
+        storage=JournalStorage(JournalFileBackend(str(folder / JOURNAL))),
+        sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(4, tune.trials // 2), multivariate=True),
+        pruner=pruner if tune.prune else optuna.pruners.NopPruner(),
+        direction="maximize",
+        load_if_exists=True,
+    )
+
+
+def tune_one(path: str, key: str) -> None:
+    """Job: the trials of an arm or method that are still to be done."""
+    import optuna
+
+    quiet()
+    run = Run.open(Path(path) / "trials")
+    config, folder = run.config, Path(path)
+    entry = next(entry for entry in (*config.arms, *config.methods) if entry.key == key)
+    space = spaces(config)[key]
+    study = open_study(folder, config, key)
+    if not study.trials and (own := configured(config, entry, space)) is not None:
+        study.enqueue_trial(own)
+    wanted = config.tune.trials if space else 1
+    State = optuna.trial.TrialState
+    while True:
+        begun = study.get_trials(states=(State.RUNNING,))
+        done = len(study.get_trials(states=(State.COMPLETE, State.PRUNED, State.FAIL)))
+        if begun:  # by a process that was killed
+            trial = optuna.trial.Trial(study, begun[0]._trial_id)
+        elif done < wanted:
+            trial = study.ask()
+        else:
+            return
+        values = suggest(trial, space)
+        try:
+            value = _worth(run, entry, key, trial, values)
+        except TrainingError as error:  # diverged: a trial that came to nothing
+            study.tell(trial, state=State.FAIL)
+            said = f"failed ({error})"
+        except optuna.TrialPruned:
+            study.tell(trial, state=State.PRUNED)
+            said = "cut short"
+        else:
+            study.tell(trial, value)
+            said = f"{config.tune.metric} {value:.4f}"
+        best = max((t.value for t in study.get_trials(states=(State.COMPLETE,))), default=None)
+        shown = ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
+        rest = "" if best is None else f"; best {best:.4f}"
+        log(f"{key} trial {trial.number + 1}/{wanted}: {said} ({shown or 'nothing to choose'}){rest}")
+
+
+def _worth(run: Run, entry: Any, key: str, trial: Any, values: Mapping[str, Any]) -> float:
+    """Train with these values, unless that is done, and leave only logs and what it was worth."""
+    config, name = run.config, f"{key}.t{trial.number:03d}"
+    section = with_values(entry, values).changed(name=name)
+    seed = config.seeds[0]
+    is_arm = isinstance(section, ArmSection)
+    method: Method = Arm(config, section) if is_arm else METHODS[section.method](config, section)
+    folder = method.folder(run, seed)
+    if (folder / VALUE).is_file():
+        return float(json.loads((folder / VALUE).read_text())["value"])
+
+    def watch(step: int, metrics: Mapping[str, float]) -> None:
+        import optuna
+
+        if step:
+            trial.report(metrics[config.tune.metric], step)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+
+    try:
+        with watching(watch):
+            method.fit(run, seed)
+        value = _measured(run, method, seed)
+        write_json(folder / VALUE, {"value": value, "values": dict(values)})
+    finally:
+        if not stopping.requested():
+            _without_weights(folder)
+    return value
+
+
+def _without_weights(folder: Path) -> None:
+    """Of a trial that is over, its logs stay."""
+    for weights in ("best", "last", "checkpoints", "mined"):
+        shutil.rmtree(folder / weights, ignore_errors=True)
+    for file in (*folder.glob("*.safetensors"), *folder.glob("*.pt")):
+        file.unlink()
+
+
+def _measured(run: Run, method: Method, seed: int) -> float:
+    """The metric of tuning on validation slates, of the best checkpoint; as training logged it, or scored now."""
+    metric = run.config.tune.metric
+    if isinstance(method, Arm):
+        best = method.done(run, seed)["best_step"]
+        logged = read_metrics(method.folder(run, seed) / "metrics.jsonl")
+        return float(next(line[metric] for line in logged if line["kind"] == "eval" and line["step"] == best))
+    held_out = validation(run)
+    scores = method.ranker(run, seed, "best").score(held_out.histories, held_out.candidates)
+    return float(per_example(scores, held_out.target)[metric].mean())  # type: ignore[arg-type]

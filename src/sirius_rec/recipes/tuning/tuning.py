@@ -1,0 +1,113 @@
+"""`sirius tune`: trials of everything, winners with fresh seeds, test slates once, and what the choice overstates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sirius_rec import atomic, processes
+from sirius_rec.config import Config
+from sirius_rec.errors import ConfigError
+from sirius_rec.evaluation.results import clean
+from sirius_rec.recipes.adoption import open_run
+from sirius_rec.recipes.comparison import compare
+from sirius_rec.recipes.environment import versions
+from sirius_rec.recipes.job import log
+from sirius_rec.recipes.methods import build_methods
+from sirius_rec.recipes.run import Run
+from sirius_rec.recipes.schedule import Job, run_jobs
+from sirius_rec.recipes.story import STAGES, finish, run_stages
+from sirius_rec.recipes.tuning.spaces import spaces, with_values
+from sirius_rec.recipes.tuning.study import open_study, tune_one
+
+RESULTS = "tune.json"
+
+
+def tune(config: Config, out: Path) -> dict[str, Any]:
+    """Everything of a tuning, gone on with where it stopped; tune.json.
+
+    OUT/trials is a run folder with one seed, whose validation slates decide; OUT/winners one with fresh seeds and the
+    chosen options, compared on test slates.
+
+    ConfigError for spaces that do not fit, for fresh seeds that tuning has seen, and under several processes.
+    """
+    _check(config)
+    keys = list(spaces(config))
+    one_seed = config.changed(seeds=config.seeds[:1], methods=[entry.changed(seeds=None) for entry in config.methods])
+    trials = Run(open_run(out / "trials", one_seed), one_seed)
+    run_stages(trials, ("sft",), log)
+    path, seed = str(trials.folder.path), config.seeds[0]
+    for needed in {p.name: p for m in build_methods(one_seed).values() for p in m.prerequisites()}.values():
+        needed.run(path, seed)
+    jobs = [Job(f"trials of {key}", tune_one, (str(out), key)) for key in keys]
+    run_jobs(jobs, workers=config.compute.jobs, threads=config.compute.threads, log=log)
+    chosen = {key: _chosen(out, trials.config, key) for key in keys}
+    winners = winning(config, chosen)
+    run = Run(open_run(out / "winners", winners), winners)
+    run_stages(run, STAGES, log)
+    finish(run, log, compared=True)
+    content = {
+        "config": config.model_dump(mode="json", exclude={"compute"}),
+        "versions": versions(),
+        "metric": config.tune.metric,
+        "trials": config.tune.trials,
+        "seeds": list(config.tune.seeds),
+        "methods": _beside(run, config, chosen),
+    }
+    atomic.write_json(out / RESULTS, clean(content))
+    return content
+
+
+def _check(config: Config) -> None:
+    if processes.count() > 1:
+        raise ConfigError("sirius tune: is one process with compute.jobs workers: start it without torchrun")
+    again = set(config.tune.seeds) & set(config.seeds[:1])
+    if again:
+        raise ConfigError(f"tune.seeds: seed {again.pop()} is the one that trials are chosen with: give fresh ones")
+    if len(set(config.tune.seeds)) < len(config.tune.seeds) or not config.tune.seeds:
+        raise ConfigError("tune.seeds: give one seed or more, each once")
+
+
+def _chosen(out: Path, config: Config, key: str) -> dict[str, Any]:
+    """What a study came to: counts, the best values, and what they and the configured ones were worth."""
+    study = open_study(out, config, key)
+    counts = {name: sum(t.state.name == state for t in study.trials)
+              for name, state in (("complete", "COMPLETE"), ("pruned", "PRUNED"), ("failed", "FAIL"))}  # fmt: skip
+    complete = [t for t in study.trials if t.value is not None and t.state.name == "COMPLETE"]
+    if not complete:
+        raise ConfigError(f"{key}: none of its {len(study.trials)} trials came to an end: widen tune.spaces.{key}")
+    best = max(complete, key=lambda t: (t.value, -t.number))
+    first = study.trials[0]
+    as_configured = first.value if first.system_attrs.get("fixed_params") and first in complete else None
+    values = [{"value": t.value, "state": t.state.name, **t.params} for t in study.trials]
+    return {**counts, "values": dict(best.params), "validation": best.value, "configured": as_configured, "all": values}
+
+
+def winning(config: Config, chosen: dict[str, dict[str, Any]]) -> Config:
+    """The configuration with the chosen options and fresh seeds."""
+    arms, methods = (
+        [with_values(entry, chosen[entry.key]["values"]) for entry in entries]
+        for entries in (config.arms, config.methods)
+    )
+    methods = [entry.changed(seeds=None) for entry in methods]
+    return config.changed(seeds=config.tune.seeds, arms=arms, methods=methods)
+
+
+def _beside(run: Run, config: Config, chosen: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Of each method what tuning promised beside what fresh seeds gave, on validation and on the first test slates."""
+    results, slates, labels = compare(run), run.test_slates[0], build_methods(config)
+    rows = {row["method"]: row for row in results["summary"] if (row["slates"], row["checkpoint"]) == (slates, "best")}
+    found = {}
+    for key, one in chosen.items():
+        method = build_methods(run.config)[key]
+        own = [method.validation_hit(run, seed) for seed in method.seeds]
+        hits = [hit for hit in own if hit is not None]
+        row = rows[key]
+        found[key] = {
+            **one, "label": labels[key].label, "slates": slates,
+            "fresh_validation_hr@1": float(np.mean(hits)) if hits else None,
+            **{f"test_{name}": row[name] for name in ("hr@1", "hr@1_low", "hr@1_high", "ndcg@10")},
+        }  # fmt: skip
+    return found
