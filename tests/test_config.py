@@ -62,7 +62,7 @@ def test_all_problems_come_at_once() -> None:
         "unknown key 'arms.0.los', did you mean 'arms.0.loss'?",
         "arms.1: must be a section of key: value lines, got 5",
         "unknown key 'foo' (known: name, seeds, data, prompts, backbone, training, sft, align, arms, methods, "
-        "evaluation, compute)",
+        "evaluation, compute, tune)",
     ]
     both = problem("seeds: [1, 1]\nprompts: {template: poetry}\narms: [dpo, dpo, {loss: simpo, gamma: -1}]")
     parts = ("seeds: a seed is duplicated", "arms: 'dpo' is duplicated", "prompts.template: ", "arms.2 (simpo): gamma")
