@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -66,6 +66,51 @@ def report(
     check_json(out, "--out")
     opened = [Run.open(run) for run in runs]
     say(f"report: {report_run(*opened, baseline=baseline, out=out)}")
+
+
+@app.command(short_help="The paper's tables and figures, beside ours.")
+def paper(
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="[NAME=]RUN...", help="Run folders or results.json; goodreads=RUN names its data."),
+    ],
+    table: Annotated[int | None, typer.Option(min=1, max=6, help="One of the paper's tables.")] = None,
+    figure: Annotated[str | None, typer.Option(help="One of its figures: 1b, 2, 3, 4, 5.")] = None,
+    form: Annotated[Literal["md", "csv", "tex"], typer.Option("--format", help="Of a table.")] = "md",
+    out: Annotated[Path | None, typer.Option(help="Where the table is written, or a folder for the figure.")] = None,
+) -> None:
+    """A table of the SIRIUS paper: our values beside the paper's own, protocol and backbone named, what lacks said.
+
+    Example: sirius paper runs/lastfm goodreads=runs/books --table 1 --format tex --out table1.tex
+
+    Example: sirius paper runs/lastfm --figure 1b --out figures/
+    """
+    import shutil
+
+    from sirius_rec import atomic
+    from sirius_rec.recipes.papers import figure_files, read
+
+    if (table is None) == (figure is None):
+        raise ConfigError("sirius paper: name one of --table 1 … 6 and --figure 1b, 2, 3, 4, 5")
+    if figure is not None:
+        files = figure_files(figure, runs)
+        for file in files:
+            if out is None:
+                say(str(file))
+            else:
+                out.mkdir(parents=True, exist_ok=True)
+                say(str(shutil.copy2(file, out / file.name)))
+        return
+    from sirius_rec.report.paper import paper_table
+
+    check_json(out, "--out")
+    assert table is not None
+    text = paper_table(table, [read(run) for run in runs]).text(form)
+    if out is None:
+        print(text, end="")
+    else:
+        atomic.write_text(out, text)
+        say(f"table: {out}")
 
 
 @app.command(short_help="Insensitive regions, areas, the paper's errata.")

@@ -1,0 +1,51 @@
+"""`sirius paper`: run folders or results.json files, and what the paper's tables and figures are made of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sirius_rec.errors import ConfigError, RunError
+from sirius_rec.recipes.run_folder import RunFolder
+
+# The paper's figure → which of a run's figures show it (files in RUN/figures).
+FIGURES = {
+    "1b": ("margin_*",),
+    "2": ("figure2",),
+    "3": ("insensitive_shares", "margin_*"),
+    "4": ("golden_*",),
+    "5": ("figure5",),
+}
+
+
+def read(named: str) -> dict[str, Any]:
+    """Results of a run folder or of a file; `goodreads=PATH` says which of the paper's data sets they stand for.
+
+    RunError for what holds no results.
+    """
+    name, _, rest = named.partition("=")
+    dataset, path = (name, Path(rest)) if rest and not Path(named).exists() else (None, Path(named))
+    file = RunFolder(path).results if path.is_dir() else path
+    try:
+        results = json.loads(file.read_text(encoding="utf-8"))
+        complete = all(key in results for key in ("summary", "config", "data"))
+    except (OSError, ValueError, TypeError):
+        complete = False
+    if not complete:
+        raise RunError(f"{file}: holds no results of a run: name a run folder that was evaluated, or its results.json")
+    if dataset is not None:
+        results["data"] = {**results["data"], "source": dataset}
+    return dict(results)
+
+
+def figure_files(number: str, runs: Sequence[str]) -> list[Path]:
+    """The files of one of the paper's figures, of all run folders; ConfigError where there are none."""
+    if number not in FIGURES:
+        raise ConfigError(f"--figure {number}: the paper has figures {', '.join(FIGURES)}")
+    folders = [Path(run.partition("=")[2] or run) / "figures" for run in runs]
+    found = [file for folder in folders for pattern in FIGURES[number] for file in sorted(folder.glob(f"{pattern}.*"))]
+    if not found:
+        raise ConfigError(f"--figure {number}: none of it in {', '.join(map(str, folders))}: run `sirius report` first")
+    return found
