@@ -8,7 +8,7 @@ import warnings
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sirius_rec.data.sources.literals import parse_either, parse_json, parse_literal
@@ -54,9 +54,11 @@ def test_reads_what_python_2_prints(value: dict[str, Any]) -> None:
 
 
 @settings(max_examples=300)
+@example("'\"\n'")
 @given(st.text(st.sampled_from("{}[](),:'\"\\ux0419eNTrueFalsnb -+._\n\x00é"), max_size=25))
 def test_agrees_with_literal_eval_on_any_text(text: str) -> None:
-    """Same value or both refuse; text that is JSON may be read where Python refuses it."""
+    """Same value or both refuse; raw control characters in text, and text that is JSON, may be read where Python
+    refuses them."""
     try:
         expected = naive(text)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # literal_eval's, by its documentation
@@ -68,7 +70,10 @@ def test_agrees_with_literal_eval_on_any_text(text: str) -> None:
         assert expected is ValueError
         return
     if expected is ValueError:
-        json.loads(text.replace("'", '"').replace("u", ""), strict=False)
+        try:
+            assert repr(got) == repr(naive(text.replace("\n", r"\n").replace("\0", r"\x00")))
+        except (ValueError, TypeError, SyntaxError):
+            json.loads(text.replace("'", '"').replace("u", ""), strict=False)
     else:
         assert repr(got) == repr(expected)
 

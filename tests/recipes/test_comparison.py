@@ -92,7 +92,7 @@ def test_every_method_on_the_same_slates(compared: tuple[Path, dict[str, Any], s
 def test_training_stops_by_validation_slates_alone(compared: tuple[Path, dict[str, Any], str]) -> None:
     run = Run.open(compared[0])
     dataset = run.dataset
-    found = networks._validation(run)
+    found = networks.validation(run)
     rows = dataset.examples("val")
     histories = [list(h) for h in rows["history"].to_list()]
     order = [histories.index(list(h)) for h in found.histories]

@@ -163,5 +163,8 @@ def test_which_keys_may_change_under_way() -> None:
     assert stage == StageOptions.HOW == PretrainOptions.HOW == sections.AlignSection.HOW
     assert {"batch_tokens"} == sections.EvaluationSection.HOW
     assert {"device", "jobs", "threads"} == sections.ComputeSection.HOW
-    for held in (sections.DataSection, sections.PromptSection, sections.BackboneSection, sections.ArmSection, Config):
+    for held in (sections.DataSection, sections.PromptSection, sections.BackboneSection, sections.ArmSection):
         assert not held.HOW
+    # Trackers and trials say nothing about what a run computes.
+    assert {"report_to"} == sections.TrainingSection.HOW
+    assert {"tune"} == Config.HOW

@@ -121,7 +121,7 @@ def export(
         template = chosen.template(run)
         atomic.write_json(partial / PROMPT_FILE, _prompt(run, template))
         whole = merge or not adapter
-        (partial / "README.md").write_text(_card(run, chosen, seed, checkpoint, out.name, template, whole=whole))
+        atomic.write_text(partial / "README.md", _card(run, chosen, seed, checkpoint, out.name, template, whole=whole))
     return chosen, seed
 
 
