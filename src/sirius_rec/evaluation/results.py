@@ -21,7 +21,7 @@ from sirius_rec import atomic
 from sirius_rec.errors import DataError, RunError
 from sirius_rec.evaluation.intervals import EXACT_GROUPS, FLIPS, RESAMPLES, GroupBootstrap, Interval, holm, paired_test
 from sirius_rec.evaluation.metrics import METRICS, Floats, metrics_of, per_example, target_positions, true_reward
-from sirius_rec.evaluation.tables import SCORES, ScoreTable
+from sirius_rec.evaluation.tables import SCORES, ScoreTable, user_groups
 from sirius_rec.schema import CANDIDATES, RETRIEVED, ROW_ID, TARGET, USER_ID, UTILITY, SlateName
 
 FORMAT: Final = 3  # 1: methods told apart by their names; 2: intervals and p-values that held for few seeds only
@@ -84,14 +84,6 @@ def clean(value: Any, where: str = "results") -> Any:
     raise DataError(f"{where}: a {type(value).__name__} cannot stand in results.json; give numbers, text, lists, dicts")
 
 
-def _groups(users: pl.Series, row_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Dense user numbers; a row without a user is a group of its own."""
-    codes = users.cast(pl.String).rank("dense").fill_null(0).to_numpy().astype(np.int64)
-    alone = np.flatnonzero(codes == 0)
-    codes[alone] = codes.max(initial=0) + 1 + np.arange(len(alone))
-    return codes
-
-
 def _open_block(table: ScoreTable, examples: pl.DataFrame, truth: pl.DataFrame | None, seed: int) -> _Block:
     frame = table.frame.sort(ROW_ID)
     users = examples.select(pl.col(ROW_ID).cast(pl.Int64), USER_ID, TARGET).unique(ROW_ID, keep="any")
@@ -107,7 +99,7 @@ def _open_block(table: ScoreTable, examples: pl.DataFrame, truth: pl.DataFrame |
     retrieved = SlateName.parse(table.slates).protocol.startswith(RETRIEVED)
     targets = joined[TARGET].to_numpy()
     positions = target_positions(frame[CANDIDATES], targets, row_ids.tolist(), may_lack=retrieved)
-    bootstrap = GroupBootstrap(len(row_ids), _groups(joined[USER_ID], row_ids), seed=seed)
+    bootstrap = GroupBootstrap(len(row_ids), user_groups(joined[USER_ID]), seed=seed)
     block = _Block(row_ids, positions, frame[CANDIDATES].cast(pl.List(pl.Int64)), table.name, bootstrap)
     if truth is not None:
         utilities = truth.select(pl.col(ROW_ID).cast(pl.Int64), UTILITY)
@@ -177,7 +169,7 @@ def _generations(entries: Sequence[Mapping[str, Any]], examples: pl.DataFrame, s
         if len(joined) != len(ids):
             raise DataError(f"{name}: a row_id is not among the examples; generate for this data's rows")
         if ids.tobytes() not in plans:
-            plans[ids.tobytes()] = GroupBootstrap(len(ids), _groups(joined[USER_ID], ids), seed=seed)
+            plans[ids.tobytes()] = GroupBootstrap(len(ids), user_groups(joined[USER_ID]), seed=seed)
         generated[key] = _Generated(ids, {VALID: valid[order], GENERATED: hit[order]}, plans[ids.tobytes()])
     return generated
 
