@@ -268,12 +268,39 @@ def test_what_cannot_be_asked_for() -> None:
             top_k(model, trie, [[3]], 1, pad_id=0, way=way)  # type: ignore[arg-type]
 
 
-def test_a_search_that_is_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_wrong_is_refused_whichever_way_it_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
     from sirius_rec.rankers.catalogue import prefixes
+    from sirius_rec.rankers.catalogue.generation import constrained_generate
+    from sirius_rec.scoring import scorer
 
     kept: Callable[..., Any] = prefixes.cached_masks
     # Every prefix sees all that is in the cache, its siblings too.
     monkeypatch.setattr(prefixes, "cached_masks", lambda config, seen, *rest: kept(config, seen | True, *rest))
-    titles = random_titles(random.Random(5), 100)
+    trees: Callable[..., Any] = scorer.tree_logps
+    noise = torch.Generator().manual_seed(1)
+    monkeypatch.setattr(
+        scorer,
+        "tree_logps",
+        lambda model, tree: (logp := trees(model, tree)) - 3 * torch.rand(logp.shape, generator=noise),
+    )
+    trie, prompts = trie_from(random_titles(random.Random(5), 100)), [[3, 4, 5], [3]]
+    outs = [np.arange(trie.n_titles), np.arange(0)]  # the first list is empty, and says nothing
+    for way, how in (("search", "searched"), ("exhaustive", "exhaustive")):
+        model = model_of(0)
+        for leave_out in (None, outs):
+            with pytest.raises(ScoringError, match=f"{how} scoring disagrees with separate forward passes"):
+                top_k(model, trie, prompts, 10, pad_id=0, way=way, leave_out=leave_out)  # type: ignore[arg-type]
+        top_k(model, trie, prompts, 10, pad_id=0, way=way, scoring="naive")  # type: ignore[arg-type]
     with pytest.raises(ScoringError, match="searched scoring disagrees with separate forward passes"):
-        top_k(model_of(0), trie_from(titles), [[3, 4, 5], [3]], 10, pad_id=0, way="search")
+        constrained_generate(model_of(0), trie, prompts, pad_id=0, beams=3)
+
+
+def test_each_way_is_checked_once_for_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That trees are right says nothing of prefixes on a cache."""
+    checked: list[int] = []
+    kept = top.naive_logps
+    monkeypatch.setattr(top, "naive_logps", lambda *a, **o: checked.append(1) or kept(*a, **o))
+    model, trie = model_of(0), trie_from(random_titles(random.Random(5), 100))
+    for way in ("exhaustive", "search", "exhaustive", "search"):
+        top_k(model, trie, [[3, 4, 5], [3]], 10, pad_id=0, way=way)  # type: ignore[arg-type]
+    assert len(checked) == 2
