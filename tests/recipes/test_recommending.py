@@ -156,8 +156,9 @@ def test_it_goes_on_where_it_was_stopped(
     CliRunner().invoke(cli.app, list(map(str, asked)))
     assert not (tmp_path / "out.jsonl").exists()
     assert len((tmp_path / f"out.jsonl{PARTIAL}").read_text().splitlines()) == 1 + 64
-    with pytest.raises(RunError, match="was made from another input, model or options"):
-        CliRunner().invoke(cli.app, [*map(str, asked), "--exclude-seen"], catch_exceptions=False)
+    for other in (["--exclude-seen"], ["--max-opened", "5"], ["--top", "3"], ["--unknown", "refuse"]):
+        with pytest.raises(RunError, match="was made from another input, model or options"):
+            CliRunner().invoke(cli.app, [*map(str, asked), *other], catch_exceptions=False)
     assert CliRunner().invoke(cli.app, list(map(str, asked))).exit_code == 0
     assert calls == [32, 32, 6, 6]
     answers = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
