@@ -207,6 +207,8 @@ def _answer(
     counts = {"bad lines passed over": outcome.skipped, "unknown history items dropped": outcome.dropped,
               "answered by popularity alone": outcome.by_popularity}  # fmt: skip
     rest = "".join(f"; {what}: {count:,}" for what, count in counts.items() if count or what.startswith("bad"))
-    say(f"done: {out} (requests answered: {outcome.answered:,}{rest})")
-    if outcome.skipped and not outcome.answered:
+    earlier = answers.earlier
+    here = "in this call, " if earlier.answered + earlier.skipped else ""
+    say(f"done: {out} ({here}requests answered: {outcome.answered:,}{rest})")
+    if outcome.skipped + earlier.skipped and not outcome.answered + earlier.answered:
         raise DataError(f"{input}: every request was refused; {out} says why, line by line")
