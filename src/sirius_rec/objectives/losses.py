@@ -49,7 +49,7 @@ class Objective:
     negatives: how many are drawn from the slate anew each epoch, or "all".
     nll_weight: λ ≥ 0 of λ·(−log π_θ(y_i|x)), summed over tokens unless nll_per_token.
     filter: drop negatives with r_j − r_i > γ; an example that loses all of them contributes nothing (E.3.1).
-    anchor_constant: c of the `constant` anchor. anchor_margin: ≥ 0, added to the `slate` anchor.
+    anchor_constant: c of the `constant` anchor. anchor_margin: ≥ 0, added to the `slate` anchor. 0 with any other.
     label_smoothing: ε of the links `smoothed` and `robust`, 0 ≤ ε < 0.5; at 0 both are `logistic`.
     dpop_lambda: λ ≥ 0; a positive below its reference is compared with r_i − λ max(0, −r_i) instead of r_i (DPOP).
     reward_temperature: λ > 0 of the weight exp(r / λ) of an example whose observed reward is r; None: all weigh 1.
@@ -129,8 +129,9 @@ def _bad_numbers(objective: Objective) -> Iterator[str]:
             yield f"{name} must not be negative, got {numbers[name]}"
     if objective.label_smoothing >= 0.5:
         yield f"label_smoothing must be below 0.5, got {objective.label_smoothing}: half of the labels would be wrong"
-    if objective.negatives != "all" and not (isinstance(objective.negatives, int) and objective.negatives >= 1):
-        yield f"negatives must be a whole number from 1, or 'all', got {objective.negatives!r}"
+    drawn = objective.negatives
+    if drawn != "all" and (isinstance(drawn, bool) or not isinstance(drawn, int) or drawn < 1):
+        yield f"negatives must be a whole number from 1, or 'all', got {drawn!r}"
 
 
 def _misfits(objective: Objective) -> Iterator[str]:
@@ -153,6 +154,14 @@ def _misfits(objective: Objective) -> Iterator[str]:
         yield "dpop_lambda holds the positive at its reference: it needs reward 'dpo' or 'dpo_ln' and a comparison"
     if o.filter and o.comparison == "none":
         yield "filter drops sampled negatives: it needs a comparison with them"
+    for name, value, anchor in (
+        ("anchor_constant", o.anchor_constant, "constant"),
+        ("anchor_margin", o.anchor_margin, "slate"),
+    ):
+        if value and o.anchor != anchor:
+            yield f"{name} {value} has no effect on anchor '{o.anchor}': use anchor '{anchor}', or leave it at 0"
+    if o.nll_per_token and not o.nll_weight:
+        yield "nll_per_token has no effect without nll_weight: set one above 0, or nll_per_token: false"
     if o.comparison == "none" and o.anchor == "none" and not o.nll_weight:
         yield "nothing to train on: comparison 'none' needs an anchor or nll_weight > 0"
 
