@@ -34,7 +34,7 @@ def answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Answer:
 
         served = Served("m", {}, score, lambda request: None)
         rank = partial(rank_file, top=None, part=2)
-        _answer(served, source, out, rank, None, verb="ranking", unknown="drop", skip_bad=skip_bad)
+        _answer(served, source, out, rank, None, verb="ranking", unknown=None, skip_bad=skip_bad)
         return capsys.readouterr().out, [json.loads(line) for line in out.read_text().splitlines()]
 
     return call

@@ -290,11 +290,12 @@ class Unknown:
     """What to do with history items that a ranker does not know, where they are dropped instead of refused.
 
     known: whether it knows an item. popular: answers by popularity, for a history of which nothing is left; such an
-    answer is marked.
+    answer is marked. None where that is not known: `check` refuses such a
+    history.
     """
 
     known: Callable[[str], bool]
-    popular: Scorer
+    popular: Scorer | None
 
 
 @dataclass
@@ -325,7 +326,9 @@ def rank_file(
     def respond(scorer: Scorer) -> Scorer:
         return lambda requests: [ordered(r, found, top) for r, found in zip(requests, scorer(requests), strict=True)]
 
-    given = None if unknown is None else Unknown(unknown.known, respond(unknown.popular))
+    given = unknown
+    if unknown is not None and unknown.popular is not None:
+        given = Unknown(unknown.known, respond(unknown.popular))
     return answer_file(path, out, respond(score), check, unknown=given, **options)
 
 
@@ -388,7 +391,7 @@ def _bodies(requests: list[Request], popular: set[int], respond: Scorer, unknown
     """What answers say, by line: by the ranker or by popularity."""
     bodies: dict[int, Any] = {}
     groups: list[tuple[Scorer, list[Request]]] = [(respond, [r for r in requests if r.line not in popular])]
-    if unknown is not None:
+    if unknown is not None and unknown.popular is not None:
         groups.append((unknown.popular, [r for r in requests if r.line in popular]))
     for responder, group in groups:
         if group:
