@@ -150,8 +150,8 @@ def write_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
     """write(path, model, tokenizer, types={name: "Q4_1"}, **fields) → the path: a Llama as llama.cpp has it.
 
     types: how tensors whose name ends so are stored, F32 unless given. fields: `pre`, `bos`, `add_bos`, `chat_template`
-    of the tokenizer; `rope_scaling`; `tensors`, sizes of further ones, None for one that is left out. The cache is
-    empty, and stays in the test's folder. Skips where the package gguf is missing.
+    of the tokenizer; `rope_scaling`; `tensors`, sizes of further ones, None for one that is left out; `keys`, further
+    ones of the architecture. The cache is empty, and stays in the test's folder. Skips without the package gguf.
     """
     gguf = pytest.importorskip("gguf", reason="reading GGUF needs the package gguf")
     monkeypatch.setenv("SIRIUS_CACHE", str(tmp_path / "cache"))
@@ -170,6 +170,9 @@ def write_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
         writer.add_vocab_size(config.vocab_size)
         if "rope_scaling" in fields:
             writer.add_rope_scaling_type(gguf.RopeScalingType(fields["rope_scaling"]))
+        for name, value in fields.get("keys", {}).items():
+            add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+            add[type(value)](f"llama.{name}", value)
         _write_vocabulary(writer, tokenizer, fields)
         tensors = _llama_cpp_tensors(model)
         for name, size in fields.get("tensors", {}).items():

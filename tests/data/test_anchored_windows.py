@@ -175,6 +175,9 @@ def test_ready_made_rows_cannot_be_anchored(tmp_path: Path) -> None:
 def test_a_simulated_users_memory_must_fit_into_every_history(tmp_path: Path) -> None:
     """Else the true utilities of a row would rest on fewer items than the user went by."""
     small = {"n_items": 120, "n_users": 20, "events_per_user": 12}
+    short = r"^window\.max_history 2: a simulated user goes by the last 3 items, and histories may hold 2; raise max_hi"
+    with pytest.raises(ConfigError, match=short):
+        prepare("simulated", None, tmp_path / "out", options=small, window=WindowOptions(max_history=2, min_history=1))
     window = {"kind": "anchored", "max_history": 5, "min_history": 5}
     message = r"window\.step 4: a simulated user goes by the last 3 items, and histories may hold 2; lower step"
     with pytest.raises(ConfigError, match=message):
@@ -185,9 +188,21 @@ def test_a_simulated_users_memory_must_fit_into_every_history(tmp_path: Path) ->
         for kind, options in {
             "anchored": {**window, "step": 3},
             "sliding": {"max_history": 5, "min_history": 5},
+            "shortest": {"max_history": 3, "min_history": 3},
         }.items()
     }
     assert made["anchored"].examples("test")["history"].list.len().min() == 3
+
+    def truths(kind: str) -> dict[tuple[str, int], float]:
+        """The target's utility by user and time, which no window changes."""
+        [name] = made[kind].slate_names
+        rows = made[kind].examples("test").join(made[kind].slates(name), on="row_id")
+        rows = rows.join(made[kind].truth(name), on="row_id")  # type: ignore[arg-type]
+        return {(r["user_id"], r["timestamp"]): r["utility"][r["candidates"].index(r["target"])]
+                for r in rows.iter_rows(named=True)}  # fmt: skip
+
+    whole, others = truths("sliding"), (truths("anchored"), truths("shortest"))
+    assert whole and all(whole[key] == other[key] for other in others for key in whole)
     assert made["sliding"].examples("test")["history"].list.len().min() == 5
 
 

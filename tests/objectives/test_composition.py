@@ -32,6 +32,12 @@ from sirius_rec.objectives.losses import LOSSES, Objective, build_objective, com
         ({"negatives": 0}, "negatives must be a whole number from 1, or 'all', got 0"),
         ({"negatives": 1.5}, "negatives must be a whole number"),
         ({"negatives": "some"}, "negatives must be a whole number"),
+        ({"negatives": True}, "negatives must be a whole number from 1, or 'all', got True"),
+        ({"anchor_constant": 10.0}, "anchor_constant 10.0 has no effect on anchor 'none': use anchor 'constant', or"),
+        ({"anchor": "reference", "anchor_constant": -1.0}, "has no effect on anchor 'reference'"),
+        ({"anchor": "slate", "anchor_constant": 1.0}, "has no effect on anchor 'slate': use anchor 'constant'"),
+        ({"anchor": "constant", "anchor_margin": 5.0}, "anchor_margin 5.0 has no effect on anchor 'constant': use"),
+        ({"nll_per_token": True}, "nll_per_token has no effect without nll_weight: set one above 0"),
         ({"comparison": "none", "filter": True, "nll_weight": 1.0}, "filter drops sampled negatives"),
         ({"comparison": "none"}, "nothing to train on"),
     ],
@@ -57,6 +63,15 @@ def test_overrides_go_through_the_same_checks() -> None:
         build_objective("dpo", gamma=0.4)
     with pytest.raises(ConfigError, match="reference anchor needs the DPO reward"):
         build_objective("simpo", anchor="reference")
+
+
+def test_an_override_that_takes_a_presets_part_away_takes_its_numbers_too() -> None:
+    """Options of the part that is gone are not kept in silence."""
+    with pytest.raises(ConfigError, match=r"anchor_constant 3\.0 has no effect on anchor 'none'"):
+        build_objective("simpo_sirius", anchor="none", anchor_constant=3.0)
+    with pytest.raises(ConfigError, match="nll_per_token has no effect without nll_weight"):
+        build_objective("rpo", nll_weight=0.0)
+    assert build_objective("rpo", nll_weight=0.0, nll_per_token=False) == build_objective("dpo")
 
 
 def test_what_an_objective_needs() -> None:
@@ -90,8 +105,7 @@ def test_a_base_is_the_same_in_all_but_the_anchor() -> None:
     anchored = build_objective("simpo_sirius", beta=2.0, anchor_constant=10.0)
     assert anchored.base() == base == base.base()
     assert base.is_base_of(anchored) and base.is_base_of(build_objective("simpo", beta=2.0, anchor="slate"))
-    # an anchor's number without an anchor changes nothing
-    assert build_objective("simpo", beta=2.0, anchor_margin=3.0).is_base_of(anchored)
+    assert base.is_base_of(build_objective("simpo", beta=2.0, anchor="slate", anchor_margin=3.0))
     for other in ({"beta": 1.0}, {"gamma": 0.4}, {"comparison": "softmax"}, {"negatives": 2}, {"nll_weight": 1.0}):
         assert not build_objective("simpo", **{"beta": 2.0, **other}).is_base_of(anchored)
     assert not anchored.is_base_of(base) and not base.is_base_of(base) and not anchored.is_base_of(anchored)

@@ -75,12 +75,17 @@ def test_a_request_and_its_answer(tmp_path: Path) -> None:
         (b'{"history": [], "candidates": ["\\ud800"]}', "which is not valid text"),
         (b'{"history": [], "candidates": []}', "nothing to rank"),
         (b'{"history": [], "candidates": ["b", "b"]}', "candidate 'b' is duplicated"),
+        (b'{"history": [], "candidates": ["b"], "id": 1e999}', "id holds a number that is too large"),
+        (b'{"history": [], "candidates": ["b"], "id": {"a": [-1e999]}}', "id holds a number that is too large"),
+        (b'{"history": [], "candidates": ["b"], "id": "\\ud800"}', "id holds '\\ud800', which is not valid text"),
+        (b'{"history": [], "candidates": ["b"], "id": {"\\udfff": 1}}', "which is not valid text"),
         (b'{"history": [], "candidates": ["b"], "user": 1}', "unknown field 'user'; known are id, history, candidates"),
     ],
 )
 def test_bad_requests(line: bytes, why: str) -> None:
     found = parse_request(3, line)
     assert isinstance(found, BadRequest) and found.line == 3 and why in found.why
+    assert "\n" not in found.why and found.why.encode()
 
 
 def test_a_bad_line_stops_behind_its_predecessors_and_can_be_skipped_on_the_next_try(tmp_path: Path) -> None:

@@ -137,6 +137,15 @@ def test_an_adapter_as_backbone_is_merged_into_its_base(
     assert (merged(ids).logits - load_backbone(folder).eval()(ids).logits).abs().max() > 1e-3
     assert load_tokenizer(tmp_path / "adapter").get_vocab() == tokenizer.get_vocab()
     assert context_of(mini(f"backbone.name={tmp_path / 'adapter'}")) == 1024
+    # Its base would be loaded in full precision: said before anything, with CUDA or without.
+    with pytest.raises(
+        ConfigError, match=r"^backbone\.quantization: '.*adapter' is an adapter, which cannot be merged"
+    ):
+        load_backbone(tmp_path / "adapter", quantization="4bit")
+    config = mini(f"backbone.name={tmp_path / 'adapter'}", "backbone.lora={rank: 2}", "backbone.quantization=4bit")
+    with pytest.raises(ConfigError, match="is an adapter, which cannot be merged into 4-bit weights"):
+        run_stages(Run(open_run(tmp_path / "run", config), config), ("sft",), lambda text: None)
+    assert not (tmp_path / "run").exists()
 
 
 def test_local_folders_are_absolute_and_the_home_directory_is_expanded(

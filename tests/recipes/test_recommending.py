@@ -13,13 +13,21 @@ from typer.testing import CliRunner
 
 from sirius_rec import cli
 from sirius_rec.config import Config
-from sirius_rec.errors import ConfigError, DataError, PromptError, RunError
+from sirius_rec.errors import ConfigError, DataError, PromptError, RunError, ScoringError
 from sirius_rec.rankers.catalogue import top as catalogue_top
 from sirius_rec.rankers.requests import PARTIAL, Request
 from sirius_rec.recipes.adoption import open_run
 from sirius_rec.recipes.methods import build_methods
-from sirius_rec.recipes.ranking import TextRequests, load_run_ranker, text_requests
-from sirius_rec.recipes.recommending import Searched, Shelf
+from sirius_rec.recipes.ranking import (
+    CatalogueRequests,
+    Served,
+    TextRequests,
+    chosen_method,
+    load_run_ranker,
+    text_requests,
+)
+from sirius_rec.recipes.recommending import Scored, Searched, Shelf
+from sirius_rec.recipes.reranking import Reranked
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.story import run_stages
 
@@ -120,8 +128,7 @@ def test_a_budget_is_marked(run: Run, ids: list[str], tmp_path: Path) -> None:
 
 
 def test_a_plain_model_with_a_table_of_items(run: Run, ids: list[str], tmp_path: Path, searched: None) -> None:
-    table = tmp_path / "items.csv"
-    table.write_text("item_id,title\n" + "".join(f'{i},"{t}"\n' for i, t in zip(ids, run.dataset.titles, strict=True)))
+    table = items_table(tmp_path / "items.csv", ids, run.dataset.titles)
     model = run.folder.path / "sft/s0/best"
     plain = recommend(tmp_path, model, [{"history": ids[:3]}], "--items", table, "--max-history", 5)
     assert plain == recommend(tmp_path, run.folder.path, [{"history": ids[:3]}], "--method", "sft")
@@ -134,6 +141,101 @@ def test_a_plain_model_with_a_table_of_items(run: Run, ids: list[str], tmp_path:
     table.write_text("item_id,title\n1,Air\n2,\n")
     with pytest.raises(DataError, match=r"items\.csv: item '2' has no title: give it one, or leave it out"):
         recommend(tmp_path, model, [{"history": ["1"]}], "--items", table, "--top", 1)
+
+
+def items_table(path: Path, ids: list[str], titles: list[str]) -> Path:
+    path.write_text("item_id,title\n" + "".join(f'{i},"{t}"\n' for i, t in zip(ids, titles, strict=True)))
+    return path
+
+
+def test_a_plain_model_drops_what_its_table_lacks(run: Run, ids: list[str], tmp_path: Path) -> None:
+    plain = (run.folder.path / "sft/s0/best", "--items", items_table(tmp_path / "items.csv", ids, run.dataset.titles))
+
+    def answers(*histories: list[str], options: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+        return recommend(tmp_path, plain[0], [{"history": history} for history in histories], *plain[1:], *options)
+
+    [known] = answers(ids[:3])
+    assert answers(["who?", *ids[:2], "and who?", ids[2]]) == [{**known, "unknown": 2}]
+    with pytest.raises(DataError, match="line 1: history holds no item of the catalogue; there is nothing to recomm"):
+        answers(["who?"])
+    bad, good = answers(["who?"], ids[:3], options=("--skip-bad",))
+    assert "history holds no item of the catalogue" in bad["error"] and good == {**known, "line": 2}
+    with pytest.raises(DataError, match=r"item 'who\?' is not in the catalogue"):
+        answers(["who?", *ids[:2]], options=("--unknown", "refuse"))
+
+
+def test_a_language_model_reads_any_title_and_unknown_is_no_option(run: Run, ids: list[str], tmp_path: Path) -> None:
+    rows, model = [{"history": ["Nobody Knows This", run.dataset.titles[0]]}], run.folder.path
+    table = items_table(tmp_path / "items.csv", ids, run.dataset.titles)
+    assert recommend(tmp_path, model, rows, "--method", "sft", "--titles")[0].keys() & {"unknown", "by"} == set()
+    for source in ((model, "--method", "sft"), (model / "sft/s0/best", "--items", table)):
+        for choice in ("drop", "refuse"):
+            with pytest.raises(ConfigError, match=f"--unknown {choice}: a language model reads any title"):
+                recommend(tmp_path, source[0], rows, *source[1:], "--titles", "--unknown", choice)
+    assert not list(tmp_path.glob("out*"))
+    [scored] = recommend(tmp_path, model, rows, "--method", "markov", "--titles", "--unknown", "drop")
+    assert scored["unknown"] == 1
+
+
+def test_other_ids_of_the_same_titles_are_another_catalogue(
+    run: Run, ids: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the first answers of a file would name items by the old ids and the last ones by the new."""
+    table = items_table(tmp_path / "items.csv", ids, run.dataset.titles)
+    requests = write(tmp_path / "requests.jsonl", [{"history": ids[:2]}, {"history": []}])
+    asked = ["recommend", "--model", run.folder.path / "sft/s0/best", "--items", table, "--input", requests,
+             "--out", tmp_path / "out.jsonl"]  # fmt: skip
+    for other, why in (
+        ([], "line 2: history is empty"),
+        (["--max-opened", "5"], "was made from another input, model or options"),
+    ):
+        with pytest.raises((DataError, RunError), match=why):
+            CliRunner().invoke(cli.app, list(map(str, [*asked, *other])), catch_exceptions=False)
+    items_table(table, [*ids[:2], *(f"new-{i}" for i in ids[2:])], run.dataset.titles)
+    with pytest.raises(RunError, match="was made from another input, model or options"):
+        CliRunner().invoke(cli.app, list(map(str, [*asked, "--skip-bad"])), catch_exceptions=False)
+
+
+class Given:
+    """A ranker that gives the first items these scores, whatever the history, and all others 0."""
+
+    def __init__(self, *scores: float) -> None:
+        self.scores = np.array(scores)
+
+    def score(self, histories: Any, candidates: list[np.ndarray]) -> list[np.ndarray]:
+        return [np.where(items < len(self.scores), self.scores[items % len(self.scores)], 0.0) for items in candidates]
+
+
+@pytest.mark.parametrize("worst", [float("nan"), float("inf"), float("-inf")])
+def test_a_score_that_is_no_number_is_seen_also_where_it_is_not_shown(worst: float) -> None:
+    shelf = Shelf(["a", "b", "c"], ["A", "B", "C"], titles_given=False, top=1, exclude_seen=False)
+    damaged, sound = (CatalogueRequests(Given(*s), "it", shelf.names) for s in ((worst, 2.0, 1.0), (3.0, 2.0, 1.0)))
+    asked = [Request(7, ("a",))]
+    assert Scored(shelf, sound).respond(asked)[0]["items"] == ["a"]
+    ranker = Served("it", {}, lambda requests: [[1.0, worst][: len(r.candidates)] for r in requests], lambda r: None)
+    for reading in (Scored(shelf, damaged), Reranked(shelf, damaged, ranker, 2), Reranked(shelf, sound, ranker, 2)):
+        with pytest.raises(ScoringError, match="line 7: a score is not a finite number; the model's weights are dama"):
+            reading.respond(asked)
+
+
+def test_titles_with_control_characters_are_named_as_they_are() -> None:
+    titles = ["Air", "Blur\x1fLive", "Can"]
+    shelf = Shelf(["a", "b", "c"], titles, titles_given=True, top=3, exclude_seen=True)
+    scored = Scored(shelf, CatalogueRequests(Given(1.0, 3.0, 2.0), "it", shelf.names, titles=True))
+    assert scored.respond([Request(1, ("Air",))])[0]["titles"] == ["Blur\x1fLive", "Can"]
+    assert scored.respond([Request(1, (" Blur\x1fLive",))])[0]["titles"] == ["Can", "Air"]
+
+
+def test_a_method_that_cannot_is_told_from_one_that_is_not_trained(
+    run: Run, ids: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RunError, match=r"markov cannot search titles; trained and able to: sft \(seed 0\)$"):
+        chosen_method(run, "markov", None, lambda method: method.reads_titles, "search titles")
+    with pytest.raises(RunError, match=r"dpo_sirius is not trained; there is sft \(seed 0\), markov \(seed 0\)$"):
+        recommend(tmp_path, run.folder.path, [{"history": ids[:2]}], "--method", "dpo_sirius")
+    monkeypatch.setattr(type(build_methods(run.config)["markov"]), "ranks_catalogue", False)
+    with pytest.raises(RunError, match=r"markov cannot rank a whole catalogue; trained and able to: sft \(seed 0\)$"):
+        recommend(tmp_path, run.folder.path, [{"history": ids[:2]}], "--method", "markov")
 
 
 def test_it_goes_on_where_it_was_stopped(
@@ -156,8 +258,9 @@ def test_it_goes_on_where_it_was_stopped(
     CliRunner().invoke(cli.app, list(map(str, asked)))
     assert not (tmp_path / "out.jsonl").exists()
     assert len((tmp_path / f"out.jsonl{PARTIAL}").read_text().splitlines()) == 1 + 64
-    with pytest.raises(RunError, match="was made from another input, model or options"):
-        CliRunner().invoke(cli.app, [*map(str, asked), "--exclude-seen"], catch_exceptions=False)
+    for other in (["--exclude-seen"], ["--max-opened", "5"], ["--top", "3"], ["--unknown", "refuse"]):
+        with pytest.raises(RunError, match="was made from another input, model or options"):
+            CliRunner().invoke(cli.app, [*map(str, asked), *other], catch_exceptions=False)
     assert CliRunner().invoke(cli.app, list(map(str, asked))).exit_code == 0
     assert calls == [32, 32, 6, 6]
     answers = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]

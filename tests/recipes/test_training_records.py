@@ -149,6 +149,25 @@ def test_half_of_the_users_choose_the_epoch_of_sft(mini: Callable[..., Config]) 
     assert run_over(["u"] * 9, mini()).selecting is None
 
 
+def test_one_row_without_a_user_is_alone_and_parts_no_others(mini: Callable[..., Config]) -> None:
+    """Whole users are validated on, stand on one side of the choice, and are resampled together."""
+    users: list[str | None] = [*(f"u{row % 5}" for row in range(40)), None]
+    run = run_over(users, mini("training.share=user", "evaluation.validation_rows=17"))
+    shown = [users[row] for row in run.validation_rows]
+    assert sum(shown.count(user) not in (0, users.count(user)) for user in {*users}) <= 1
+    run = run_over(users, mini())
+    assert run.selecting is not None
+    of_side = [{users[r] for r in np.flatnonzero(run.selecting == side)} for side in (False, True)]
+    assert not of_side[0] & of_side[1] and sorted(map(len, of_side)) == [3, 3]
+    # Where every row has a user, or none has, the draws are what they were.
+    for named in (users[:-1], [None] * 40):
+        labels = np.arange(40) if named[0] is None else np.array(named)
+        groups, codes = np.unique(labels, return_inverse=True)
+        drawn = np.random.default_rng([0, 1]).permutation(len(groups)) < len(groups) // 2
+        selecting = run_over(named, mini()).selecting
+        assert selecting is not None and selecting.tolist() == drawn[codes].tolist()
+
+
 @pytest.mark.parametrize(("batch", "micro", "processes", "steps"), [(128, 128, 1, 1), (128, 16, 1, 8), (128, 16, 4, 2)])
 def test_accumulation_keeps_the_effective_batch(batch: int, micro: int, processes: int, steps: int) -> None:
     assert accumulation(batch, micro, processes) == steps

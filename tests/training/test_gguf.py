@@ -116,6 +116,74 @@ def test_what_would_be_left_out_is_refused(tmp_path: Path, write_gguf: Write, ll
     assert not [entry for entry in cache.root().iterdir() if entry.is_dir()]
 
 
+@pytest.mark.parametrize(
+    ("keys", "why"),
+    [
+        ({"attention.sliding_window": 2047}, "read its attention.sliding_window 2047, and makes a model with None"),
+        (
+            {"rope.scaling.original_context_length": 64},
+            "read its rope.scaling.original_context_length 64, and makes a model with 256",
+        ),
+        ({"final_logit_softcapping": 30.0}, "read its final_logit_softcapping 30.0, and makes a model with None"),
+        ({"attention.causal": False}, "read its attention.causal False, and makes a model with True"),
+        ({"logit_scale": 0.0625}, "read its llama.logit_scale, and would make another model"),
+        ({"pooling": "mean"}, "read its llama.pooling, and would make another model"),
+    ],
+)
+def test_what_the_file_says_and_nobody_reads_is_refused(
+    tmp_path: Path, write_gguf: Write, llama: Any, tokenizer: Any, keys: dict[str, Any], why: str
+) -> None:
+    file = write_gguf(tmp_path / "tiny.gguf", llama, tokenizer, keys=keys)
+    with pytest.raises(ConfigError, match=f"^{file}: transformers does not {why}.*: name the model's own") as caught:
+        load_backbone(file)
+    assert "\n" not in str(caught.value)
+    assert not [entry for entry in cache.root().iterdir() if entry.is_dir()]
+
+
+def test_what_says_nothing_new_is_no_fault(tmp_path: Path, write_gguf: Write, llama: Any, tokenizer: Any) -> None:
+    """Sizes that the weights have, the context again, and parts that are 0 or false: not there."""
+    keys = {"attention.key_length": 16, "attention.value_length": 16, "rope.scaling.original_context_length": 256,
+            "expert_count": 0, "attention.causal": True, "expert_weights_norm": False,
+            "tensor_data_layout": "Meta AI original pth"}  # fmt: skip
+    found = load_backbone(write_gguf(tmp_path / "tiny.gguf", llama, tokenizer, keys=keys))
+    torch.testing.assert_close(found.lm_head.weight, llama.lm_head.weight, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "keys", "left"),
+    [
+        ("phi3", {"attention.sliding_window": 2047}, {"attention.sliding_window": 2047}),
+        ("phi3", {"rope.dimension_count": 96}, {"rope.dimension_count": 96}),
+        ("gemma2", {"attention.sliding_window": 4096, "attention.key_length": 256}, {}),
+        ("gemma2", {"attn_logit_softcapping": 50.0}, {"attn_logit_softcapping": 50.0}),
+        ("gpt-oss", {"attention.sliding_window": 128, "expert_count": 32}, {"attention.sliding_window": 128}),
+        ("qwen3moe", {"expert_used_count": 8, "attention.key_length": 128}, {}),
+        ("viking", {"logit_scale": 2.0}, {}),
+    ],
+)  # fmt: skip
+def test_what_transformers_does_not_read_of_other_architectures(
+    architecture: str, keys: dict[str, Any], left: dict[str, Any]
+) -> None:
+    from sirius_rec.training.gguf_keys import unread
+
+    fields = {"general.architecture": architecture, **{f"{architecture}.{name}": value for name, value in keys.items()}}
+    assert unread(Path("x.gguf"), fields) == left
+
+
+def test_partly_turned_heads_are_no_whole_ones() -> None:
+    """Phi-4-mini turns 96 of 128 dimensions; transformers' configuration of a GGUF file turns all."""
+    from transformers import Gemma2Config, Phi3Config
+
+    from sirius_rec.training.gguf_keys import check_same
+
+    sizes = {"hidden_size": 256, "num_attention_heads": 2, "num_key_value_heads": 2, "pad_token_id": 0}
+    check_same(Path("x.gguf"), {"rope.dimension_count": 128}, Phi3Config(**sizes))
+    with pytest.raises(ConfigError, match=r"x\.gguf: .*rope\.dimension_count 96, and makes a model with 128: name the"):
+        check_same(Path("x.gguf"), {"rope.dimension_count": 96}, Phi3Config(**sizes))
+    caps = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
+    check_same(Path("x.gguf"), caps, Gemma2Config())
+
+
 @pytest.mark.parametrize("kept", [0.0, 0.01, 0.5, 0.999])
 def test_a_file_that_is_cut_off_is_one_line(
     tmp_path: Path, write_gguf: Write, llama: Any, tokenizer: Any, kept: float

@@ -27,8 +27,10 @@ CheckpointOption = Annotated[Literal["best", "last"], typer.Option("--checkpoint
 TitlesOption = Annotated[bool, typer.Option("--titles", help="Requests hold titles instead of item ids.")]
 SkipOption = Annotated[bool, typer.Option("--skip-bad", help="Pass over bad lines, saying so in their place.")]
 UnknownOption = Annotated[
-    Literal["drop", "refuse"], typer.Option("--unknown", help="History items that the ranker does not know.")
-]
+    Literal["drop", "refuse"] | None,
+    typer.Option("--unknown", help="History items that the ranker does not know. Default: drop; not for titles read by "
+                 "a language model, which knows none and reads all."),
+]  # fmt: skip
 TemplateOption = Annotated[str | None, typer.Option("--template", help="Prompt of a plain model. Default: generic.")]
 HistoryOption = Annotated[int | None, typer.Option("--max-history", min=0, help="Newest items shown. Default: 10.")]
 ChatOption = Annotated[bool, typer.Option("--chat", help="Prompt a plain model by its chat template.")]
@@ -48,7 +50,7 @@ def rank(
     titles: TitlesOption = False,
     top: Annotated[int | None, typer.Option(min=1, help="Write the first K only.")] = None,
     skip_bad: SkipOption = False,
-    unknown: UnknownOption = "drop",
+    unknown: UnknownOption = None,
     template: TemplateOption = None,
     slate: Annotated[bool | None, typer.Option(help="Whether a plain model's prompt lists the candidates.")] = None,
     max_history: HistoryOption = None,
@@ -101,7 +103,7 @@ def recommend(
     checkpoint: CheckpointOption = "best",
     titles: TitlesOption = False,
     skip_bad: SkipOption = False,
-    unknown: UnknownOption = "drop",
+    unknown: UnknownOption = None,
     template: TemplateOption = None,
     max_history: HistoryOption = None,
     chat: ChatOption = False,
@@ -185,19 +187,23 @@ def _answer(
     top: int | None,
     *,
     verb: str,
-    unknown: str,
+    unknown: str | None,
     skip_bad: bool,
 ) -> None:
     """Answer a file by `rank_file` or `answer_file`, and say what came of it."""
     from sirius_rec.progress import byte_bar
     from sirius_rec.rankers.requests import AnswerFile
 
+    if unknown is not None and served.unknown is None:
+        raise ConfigError(
+            f"--unknown {unknown}: a language model reads any title, in the catalogue or not: leave it out"
+        )
     log(f"{verb} with {served.name}")
-    recipe = {**served.recipe, "input": str(input.resolve()), "top": top, "unknown": unknown}
+    recipe = {**served.recipe, "input": str(input.resolve()), "top": top, "unknown": unknown or "drop"}
     with AnswerFile(out, recipe) as answers, byte_bar(verb) as advance:
         if answers.answered:
             log(f"going on behind line {answers.answered}")
-        dropping = served.unknown if unknown == "drop" else None
+        dropping = None if unknown == "refuse" else served.unknown
         outcome = answer(
             input, answers, served.score, served.check, skip_bad=skip_bad, unknown=dropping, advance=advance
         )
@@ -207,6 +213,8 @@ def _answer(
     counts = {"bad lines passed over": outcome.skipped, "unknown history items dropped": outcome.dropped,
               "answered by popularity alone": outcome.by_popularity}  # fmt: skip
     rest = "".join(f"; {what}: {count:,}" for what, count in counts.items() if count or what.startswith("bad"))
-    say(f"done: {out} (requests answered: {outcome.answered:,}{rest})")
-    if outcome.skipped and not outcome.answered:
+    earlier = answers.earlier
+    here = "in this call, " if earlier.answered + earlier.skipped else ""
+    say(f"done: {out} ({here}requests answered: {outcome.answered:,}{rest})")
+    if outcome.skipped + earlier.skipped and not outcome.answered + earlier.answered:
         raise DataError(f"{input}: every request was refused; {out} says why, line by line")

@@ -72,6 +72,21 @@ class WindowOptions(Options):
         """How few items a history may hold although the user has more events before it."""
         return self.max_history - (self.step or 1) + 1
 
+    def check_memory(self, memory: int) -> None:
+        """ConfigError where histories may hold fewer than the last `memory` items, by which a simulated user goes."""
+        if self.least >= memory:
+            return
+        at = f"max_history {self.max_history}" if self.step is None else f"step {self.step}"
+        mend = (
+            f"raise max_history to {memory} or more"
+            if self.step is None
+            else f"lower step or raise max_history until max_history - step is {memory - 1} or more"
+        )
+        raise ConfigError(
+            f"window.{at}: a simulated user goes by the last {memory} items, and histories may hold "
+            f"{self.least}; {mend}"
+        )
+
 
 class SlateOptions(Options):
     """One frozen set of slates per split. docs/protocol.md says how the protocols differ and when to use which.

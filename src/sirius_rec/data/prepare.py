@@ -265,13 +265,8 @@ def _example_set(
         if split != SplitOptions():
             raise ConfigError("split: these rows come with their split; leave the options of split out")
         return from_examples(loaded, window=window)
-    if "world" in loaded.notes and window.kind == "anchored":
-        memory = SimulatedWorld.from_notes(loaded.notes).memory
-        if window.least < memory:
-            raise ConfigError(
-                f"window.step {window.step}: a simulated user goes by the last {memory} items, and histories may hold "
-                f"{window.least}; lower step or raise max_history until max_history - step is {memory - 1} or more"
-            )
+    if "world" in loaded.notes:  # else true utilities would rest on fewer items than the user went by
+        window.check_memory(SimulatedWorld.from_notes(loaded.notes).memory)
     return from_interactions(
         loaded,
         **filter.model_dump(),

@@ -22,7 +22,7 @@ from scipy import stats
 from sirius_rec.errors import DataError
 from sirius_rec.evaluation.intervals import holm
 from sirius_rec.evaluation.metrics import flatten, hit_rate, rank_bounds, target_positions
-from sirius_rec.evaluation.tables import SCORES, ScoreTable
+from sirius_rec.evaluation.tables import SCORES, ScoreTable, user_groups
 from sirius_rec.schema import CANDIDATES, HISTORY, RETRIEVED, ROW_ID, TARGET, USER_ID, SlateName
 
 Floats = npt.NDArray[np.float64]
@@ -122,8 +122,7 @@ def _rows(table: ScoreTable, examples: pl.DataFrame, popularity: Popularity, see
         raise DataError(f"{table.name}: a row_id is not among the examples; score this data's slates")
     may_lack = SlateName.parse(table.slates).protocol.startswith(RETRIEVED)
     target_R = joined[TARGET].to_numpy().astype(np.int64)
-    users = joined.select(pl.coalesce("u" + pl.col(USER_ID), "r" + pl.col(ROW_ID).cast(pl.String)))
-    codes = np.unique(users.to_series().to_numpy(), return_inverse=True)[1].reshape(-1)
+    codes = np.unique(user_groups(joined[USER_ID]), return_inverse=True)[1].reshape(-1)
     group_U = np.random.default_rng(seed).permutation(int(codes.max(initial=0)) + 1) % GROUPS
     pops = [popularity.counts_I[row.to_numpy()] for row in joined[HISTORY]]
     return _Rows(

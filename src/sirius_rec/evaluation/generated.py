@@ -13,19 +13,12 @@ import polars as pl
 from sirius_rec.errors import DataError
 from sirius_rec.evaluation.intervals import GroupBootstrap
 from sirius_rec.evaluation.metrics import Floats
+from sirius_rec.evaluation.tables import user_groups
 from sirius_rec.schema import ROW_ID, USER_ID
 
 VALID: Final = "valid_ratio"
 GENERATED: Final = "hr@1_generated"
 Key = tuple[str, int, str, str]
-
-
-def user_groups(users: pl.Series, row_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Dense user numbers; a row without a user is a group of its own."""
-    codes = users.cast(pl.String).rank("dense").fill_null(0).to_numpy().astype(np.int64)
-    alone = np.flatnonzero(codes == 0)
-    codes[alone] = codes.max(initial=0) + 1 + np.arange(len(alone))
-    return codes
 
 
 @dataclass(frozen=True)
@@ -59,6 +52,6 @@ def read_generations(entries: Sequence[Mapping[str, Any]], examples: pl.DataFram
         if len(joined) != len(ids):
             raise DataError(f"{name}: a row_id is not among the examples; generate for this data's rows")
         if ids.tobytes() not in plans:
-            plans[ids.tobytes()] = GroupBootstrap(len(ids), user_groups(joined[USER_ID], ids), seed=seed)
+            plans[ids.tobytes()] = GroupBootstrap(len(ids), user_groups(joined[USER_ID]), seed=seed)
         generated[key] = Generated(ids, {VALID: valid[order], GENERATED: hit[order]}, plans[ids.tobytes()])
     return generated

@@ -19,10 +19,10 @@ import polars as pl
 
 from sirius_rec import atomic
 from sirius_rec.errors import DataError, RunError
-from sirius_rec.evaluation.generated import GENERATED, VALID, Generated, Key, read_generations, user_groups
+from sirius_rec.evaluation.generated import GENERATED, VALID, Generated, Key, read_generations
 from sirius_rec.evaluation.intervals import EXACT_GROUPS, FLIPS, RESAMPLES, GroupBootstrap, Interval, holm, paired_test
 from sirius_rec.evaluation.metrics import METRICS, Floats, metrics_of, per_example, target_positions, true_reward
-from sirius_rec.evaluation.tables import SCORES, ScoreTable
+from sirius_rec.evaluation.tables import SCORES, ScoreTable, user_groups
 from sirius_rec.schema import CANDIDATES, RETRIEVED, ROW_ID, TARGET, USER_ID, UTILITY, SlateName
 
 FORMAT: Final = 3  # 1: methods told apart by their names; 2: intervals and p-values that held for few seeds only
@@ -97,7 +97,7 @@ def _open_block(table: ScoreTable, examples: pl.DataFrame, truth: pl.DataFrame |
     retrieved = SlateName.parse(table.slates).protocol.startswith(RETRIEVED)
     targets = joined[TARGET].to_numpy()
     positions = target_positions(frame[CANDIDATES], targets, row_ids.tolist(), may_lack=retrieved)
-    bootstrap = GroupBootstrap(len(row_ids), user_groups(joined[USER_ID], row_ids), seed=seed)
+    bootstrap = GroupBootstrap(len(row_ids), user_groups(joined[USER_ID]), seed=seed)
     block = _Block(row_ids, positions, frame[CANDIDATES].cast(pl.List(pl.Int64)), table.name, bootstrap)
     if truth is not None:
         utilities = truth.select(pl.col(ROW_ID).cast(pl.Int64), UTILITY)

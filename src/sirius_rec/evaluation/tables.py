@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from sirius_rec import atomic
@@ -112,6 +114,18 @@ class ScoreTable:
     def key(self) -> tuple[str, int, str, str]:
         """(method, seed, slates, checkpoint); unique within a run."""
         return self.method, self.seed, self.slates, self.checkpoint
+
+
+def user_groups(users: pl.Series) -> npt.NDArray[np.int64]:
+    """A number for each row: one for all rows of a user, in the order of their ids; its own for a row without a user.
+
+    >>> user_groups(pl.Series(["b", None, "a", "b", None])).tolist()
+    [2, 3, 1, 2, 4]
+    """
+    codes = users.cast(pl.String).rank("dense").fill_null(0).to_numpy().astype(np.int64)
+    alone = np.flatnonzero(codes == 0)
+    codes[alone] = codes.max(initial=0) + 1 + np.arange(len(alone))
+    return codes
 
 
 def write_table(table: ScoreTable, folder: Path | str) -> Path:

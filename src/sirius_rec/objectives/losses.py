@@ -50,7 +50,7 @@ class Objective:
     negatives: how many are drawn from the slate anew each epoch, or "all".
     nll_weight: λ ≥ 0 of λ·(−log π_θ(y_i|x)), summed over tokens unless nll_per_token.
     filter: drop negatives with r_j − r_i > γ; an example that loses all of them contributes nothing (E.3.1).
-    anchor_constant: c of the `constant` anchor. anchor_margin: ≥ 0, added to the `slate` anchor.
+    anchor_constant: c of the `constant` anchor. anchor_margin: ≥ 0, added to the `slate` anchor. 0 with any other.
     boundary: compare with the negatives near the decision boundary alone (DynamicPO). beta_spread: 0 ≤ s < 1, how much
     β differs between pairs by how far they are apart, with beta_margin nats as the middle; 0 is one β for all.
     label_smoothing: ε of the links `smoothed` and `robust`, 0 ≤ ε < 0.5; at 0 both are `logistic`.
@@ -137,8 +137,9 @@ def _bad_numbers(objective: Objective) -> Iterator[str]:
         yield f"beta_spread must be from 0 to below 1, got {objective.beta_spread}: beyond it pairs are turned round"
     if objective.label_smoothing >= 0.5:
         yield f"label_smoothing must be below 0.5, got {objective.label_smoothing}: half of the labels would be wrong"
-    if objective.negatives != "all" and not (isinstance(objective.negatives, int) and objective.negatives >= 1):
-        yield f"negatives must be a whole number from 1, or 'all', got {objective.negatives!r}"
+    drawn = objective.negatives
+    if drawn != "all" and (isinstance(drawn, bool) or not isinstance(drawn, int) or drawn < 1):
+        yield f"negatives must be a whole number from 1, or 'all', got {drawn!r}"
 
 
 def _misfits(objective: Objective) -> Iterator[str]:
@@ -169,6 +170,14 @@ def _misfits(objective: Objective) -> Iterator[str]:
         yield f"beta_margin {o.beta_margin} has no effect without beta_spread: set one above 0, or leave it at 0"
     if o.filter and o.comparison == "none":
         yield "filter drops sampled negatives: it needs a comparison with them"
+    for name, value, anchor in (
+        ("anchor_constant", o.anchor_constant, "constant"),
+        ("anchor_margin", o.anchor_margin, "slate"),
+    ):
+        if value and o.anchor != anchor:
+            yield f"{name} {value} has no effect on anchor '{o.anchor}': use anchor '{anchor}', or leave it at 0"
+    if o.nll_per_token and not o.nll_weight:
+        yield "nll_per_token has no effect without nll_weight: set one above 0, or nll_per_token: false"
     if o.comparison == "none" and o.anchor == "none" and not o.nll_weight:
         yield "nothing to train on: comparison 'none' needs an anchor or nll_weight > 0"
 

@@ -103,8 +103,21 @@ def parse_request(line: int, text: bytes, form: Form = RANKING) -> Request | Bad
     if len(set(candidates)) < len(candidates):
         twice = next(c for i, c in enumerate(candidates) if c in candidates[:i])
         return BadRequest(line, f"candidate {twice!r} is duplicated")
+    if (unwritable := _no_id(record.get("id"))) is not None:
+        return BadRequest(line, unwritable)
     excluded = lists.get("exclude", ())
     return Request(line, lists["history"], candidates, record.get("id"), "id" in record, exclude=excluded)
+
+
+def _no_id(key: Any) -> str | None:
+    """Why an "id" cannot be written back. Python reads some that are no JSON when they are written."""
+    try:
+        json.dumps(key, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError:
+        return f"id holds {key!r}, which is not valid text"
+    except (ValueError, RecursionError):
+        return "id holds a number that is too large, or is nested too deeply: give text or a smaller number"
+    return None
 
 
 def read_requests(
@@ -150,6 +163,7 @@ class AnswerFile:
     A first line in FILE.partial says what makes them (`recipe`); one of another recipe is refused. Each answer there
     stands behind the checksum of all requests so far. `answered` is the number of the last request line that has its
     answer on disk, `trail` its checksum; a torn last line is cut off. Without any answer no partial file is left.
+    earlier: what calls before this one answered and refused.
     """
 
     def __init__(self, path: Path, recipe: dict[str, Any]) -> None:
@@ -157,7 +171,7 @@ class AnswerFile:
         self.path, self.partial = path, path.with_name(path.name + PARTIAL)
         if path.exists():
             raise RunError(f"{path}: exists already: choose another --out, or remove it")
-        self.answered, self.trail = 0, 0
+        self.answered, self.trail, self.earlier = 0, 0, Outcome()
         head = json.dumps(recipe, sort_keys=True).encode() + b"\n"
         self._file = self.partial.open("r+b" if self.partial.exists() else "w+b")
         self._lock()
@@ -177,7 +191,10 @@ class AnswerFile:
             if not line.endswith(b"\n"):
                 break
             end += len(line)
-            self.answered, self.trail = int(json.loads(line[_TRAIL:])["line"]), int(line[:_TRAIL], 16)
+            body = json.loads(line[_TRAIL:])
+            self.answered, self.trail = int(body["line"]), int(line[:_TRAIL], 16)
+            self.earlier.skipped += "error" in body
+            self.earlier.answered += "error" not in body
         self._file.truncate(end)
         self._file.seek(end)
 
@@ -198,10 +215,10 @@ class AnswerFile:
     def write(self, answers: list[dict[str, Any]], trails: list[int]) -> None:
         """Append answers, each with its request's `trail`, and put them on the disk."""
         lines = (
-            f"{trail:08x} {json.dumps(answer, ensure_ascii=False)}\n"
+            f"{trail:08x} {json.dumps(answer, ensure_ascii=False, allow_nan=False)}\n"
             for answer, trail in zip(answers, trails, strict=True)
         )
-        self._file.write("".join(lines).encode("utf-8", "surrogatepass"))
+        self._file.write("".join(lines).encode())
         self._file.flush()
         os.fsync(self._file.fileno())
         if answers:
@@ -273,11 +290,12 @@ class Unknown:
     """What to do with history items that a ranker does not know, where they are dropped instead of refused.
 
     known: whether it knows an item. popular: answers by popularity, for a history of which nothing is left; such an
-    answer is marked.
+    answer is marked. None where that is not known: `check` refuses such a
+    history.
     """
 
     known: Callable[[str], bool]
-    popular: Scorer
+    popular: Scorer | None
 
 
 @dataclass
@@ -308,7 +326,9 @@ def rank_file(
     def respond(scorer: Scorer) -> Scorer:
         return lambda requests: [ordered(r, found, top) for r, found in zip(requests, scorer(requests), strict=True)]
 
-    given = None if unknown is None else Unknown(unknown.known, respond(unknown.popular))
+    given = unknown
+    if unknown is not None and unknown.popular is not None:
+        given = Unknown(unknown.known, respond(unknown.popular))
     return answer_file(path, out, respond(score), check, unknown=given, **options)
 
 
@@ -371,7 +391,7 @@ def _bodies(requests: list[Request], popular: set[int], respond: Scorer, unknown
     """What answers say, by line: by the ranker or by popularity."""
     bodies: dict[int, Any] = {}
     groups: list[tuple[Scorer, list[Request]]] = [(respond, [r for r in requests if r.line not in popular])]
-    if unknown is not None:
+    if unknown is not None and unknown.popular is not None:
         groups.append((unknown.popular, [r for r in requests if r.line in popular]))
     for responder, group in groups:
         if group:

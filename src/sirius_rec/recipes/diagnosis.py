@@ -17,6 +17,7 @@ from sirius_rec.diagnostics.slates import Rows
 from sirius_rec.diagnostics.trajectory import golden_over_seeds, measured_points, onset_over_seeds
 from sirius_rec.errors import DataError, RunError
 from sirius_rec.evaluation.results import read_results
+from sirius_rec.evaluation.tables import user_groups
 from sirius_rec.recipes.methods import Method, build_methods
 from sirius_rec.recipes.methods.sft import Sft
 from sirius_rec.recipes.models import load_stage_model, place
@@ -67,8 +68,7 @@ def _held_out_slates(run: Run) -> tuple[list[list[int]], np.ndarray] | None:
     targets = examples[TARGET].to_numpy()[rows]
     slates = run.dataset.slates(name)[CANDIDATES].gather(rows.tolist()).to_list()
     items = [[int(t), *(i for i in slate if i != t)] for t, slate in zip(targets, slates, strict=True)]
-    users = examples[USER_ID]
-    return items, np.arange(len(rows)) if users.null_count() else users.gather(rows.tolist()).to_numpy()
+    return items, user_groups(examples[USER_ID].gather(rows.tolist()))
 
 
 def _popularity(dataset: Dataset, items: list[list[int]]) -> Rows:

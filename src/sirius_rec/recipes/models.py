@@ -142,7 +142,7 @@ def check_device(config: Config) -> None:
     if config.backbone.quantization is not None:
         from sirius_rec.training.backbones import quantization_problem
 
-        problem = quantization_problem()
+        problem = quantization_problem(config.backbone.model)
         if problem:
             raise ConfigError(problem)
 

@@ -93,11 +93,19 @@ def _unknown(run: Run, titles: bool) -> Unknown:
 
 
 def chosen_method(
-    run: Run, key: str | None, seed: int | None, can: Callable[[Method], bool] = lambda method: True
+    run: Run,
+    key: str | None,
+    seed: int | None,
+    can: Callable[[Method], bool] = lambda method: True,
+    what: str = "rank requests",
 ) -> tuple[Method, int]:
-    """The method and seed asked for, or the best on validation slates among those that fit, and `can` do it."""
-    methods = [m for m in build_methods(run.config).values() if not m.remote and can(m)]
-    trained = {(m, s): m.validation_hit(run, s) for m in methods for s in m.seeds if m.is_done(run, s)}
+    """The method and seed asked for, or the best on validation slates among those that fit, and `can` do it.
+
+    what: that which they can do. RunError where none does: it is not trained, or cannot.
+    """
+    methods = build_methods(run.config)
+    able = [m for m in methods.values() if not m.remote and can(m)]
+    trained = {(m, s): m.validation_hit(run, s) for m in able for s in m.seeds if m.is_done(run, s)}
     fitting = {
         (m, s): hit or 0.0
         for (m, s), hit in trained.items()
@@ -105,6 +113,9 @@ def chosen_method(
     }
     if not fitting:
         have = ", ".join(f"{m.key} (seed {s})" for m, s in trained) or "nothing yet"
+        unable = methods.get(key or "")
+        if unable is not None and unable not in able:
+            raise RunError(f"{run.folder.path}: {key} cannot {what}; trained and able to: {have}")
         asked = " ".join([key or "a model", *([f"of seed {seed}"] if seed is not None else [])])
         raise RunError(f"{run.folder.path}: {asked} is not trained; there is {have}")
     return max(fitting, key=lambda pair: fitting[pair])
@@ -315,3 +326,8 @@ class CatalogueRequests:
 
     def score(self, requests: list[Request]) -> list[Any]:
         return list(self.ranker.score(*_numbered([self._named(request) for request in requests], self.number)))
+
+    def score_items(self, requests: Sequence[Request], items: Sequence[np.ndarray]) -> list[Any]:
+        """Scores of candidates given by their numbers, as when a whole catalogue is ranked."""
+        histories, _ = _numbered([(self._named(request)[0], ()) for request in requests], self.number)
+        return list(self.ranker.score(histories, list(items)))

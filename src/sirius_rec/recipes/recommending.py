@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sirius_rec.bench.catalogue import CatalogueTask
+from sirius_rec.data.fingerprint import table_fingerprint
 from sirius_rec.data.sources.files import load_items
 from sirius_rec.data.titles import distinct_titles
 from sirius_rec.errors import ConfigError, DataError, PromptError
@@ -99,6 +99,12 @@ class Searched:
         return answers
 
 
+def best_first(request: Request, scores: Any) -> np.ndarray:
+    """Places by falling score, ties in the order given. ScoringError for NaN or infinity, which have no place."""
+    finite(request, scores, ())
+    return np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")
+
+
 class Scored:
     """Recommendations of a ranker that scores every item."""
 
@@ -110,13 +116,9 @@ class Scored:
             np.setdiff1d(np.arange(len(self.shelf.ids)), out)
             for out in self.shelf.left_out(requests, self.requests.name)
         ]
-        asked = [
-            replace(request, candidates=tuple(self.shelf.names[i] for i in items))
-            for request, items in zip(requests, left, strict=True)
-        ]
         answers = []
-        for request, items, scores in zip(requests, left, self.requests.score(asked), strict=True):
-            best = np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")[: self.shelf.top]
+        for request, items, scores in zip(requests, left, self.requests.score_items(requests, left), strict=True):
+            best = best_first(request, scores)[: self.shelf.top]
             answers.append(self.shelf.answer(request, items[best].tolist(), np.asarray(scores)[best]))
         return answers
 
@@ -139,7 +141,7 @@ def load_run_recommender(
     quiet()
     data = run.dataset
     shelf = Shelf(item_ids(data), data.titles, titles_given=titles, top=top, exclude_seen=exclude_seen)
-    chosen, seed = chosen_method(run, method, seed, _ranks_catalogue)
+    chosen, seed = chosen_method(run, method, seed, _ranks_catalogue, "rank a whole catalogue")
     name, recipe = described(run, chosen, seed, checkpoint, titles=titles)
     recipe |= {"exclude_seen": exclude_seen, "max_opened": max_opened}
     ranker = chosen.ranker(run, seed, checkpoint)
@@ -171,14 +173,22 @@ def load_plain_recommender(
     if not titles:
         requests.texts = dict(zip(ids, shown, strict=True))
     searched = Searched(shelf, requests, max_opened)
-    recipe |= {"items": str(items.resolve()), "trie": searched.trie.key, "titles": titles,
+    # The trie's key says which titles there are, in which order, but not what they are called in requests and answers.
+    named = table_fingerprint(frame.select(ITEM_ID))
+    recipe |= {"items": str(items.resolve()), "trie": searched.trie.key, "ids": named, "titles": titles,
                "exclude_seen": exclude_seen, "max_opened": max_opened}  # fmt: skip
-    return Served(name, recipe, searched.respond, requests.check)
+
+    def check(request: Request) -> str | None:
+        if not request.history:  # an empty one is refused as it is read: this one held unknown items alone
+            return "history holds no item of the catalogue; there is nothing to recommend from"
+        return requests.check(request)
+
+    return Served(name, recipe, searched.respond, check, None if titles else Unknown(shelf.number.__contains__, None))
 
 
 def bench_task(run: Run, *, users: int, seed: int = 0) -> CatalogueTask:
     """The run's best language model, its catalogue, and the prompts of some test rows: what `bench catalogue` times."""
-    chosen, of = chosen_method(run, None, None, lambda method: method.reads_titles)
+    chosen, of = chosen_method(run, None, None, lambda method: method.reads_titles, "search titles")
     ranker = chosen.ranker(run, of, "best")
     if ranker.template.shows_slate:
         raise ConfigError(f"{run.folder.path}: its prompts list the candidates: name a run with prompts.slate: false")

@@ -13,7 +13,7 @@ from sirius_rec.rankers.requests import Request, Unknown
 from sirius_rec.rankers.trivial import Popularity
 from sirius_rec.recipes.methods import build_methods
 from sirius_rec.recipes.ranking import CatalogueRequests, Served, chosen_method, described, item_ids, load_run_ranker
-from sirius_rec.recipes.recommending import Scored, Shelf
+from sirius_rec.recipes.recommending import Scored, Shelf, best_first
 from sirius_rec.recipes.run import Run
 
 
@@ -42,7 +42,7 @@ class Reranked:
         answers = []
         for n, (request, items) in enumerate(zip(requests, found, strict=True)):
             own = np.asarray(scores.get(n, ()), dtype=np.float64)
-            best = np.argsort(-own, kind="stable")[: self.shelf.top]
+            best = best_first(request, own)[: self.shelf.top]
             answers.append(self.shelf.answer(request, items[best].tolist(), own[best], exact=False))
         return answers
 
@@ -50,15 +50,8 @@ class Reranked:
         """Item numbers of each request's candidates, in the catalogue's order, so that equal scores go by number."""
         every = np.arange(len(self.shelf.ids))
         left = [np.setdiff1d(every, out) for out in self.shelf.left_out(requests, self.retriever.name)]
-        asked = [
-            replace(request, candidates=tuple(self.shelf.names[i] for i in items))
-            for request, items in zip(requests, left, strict=True)
-        ]
-        found = []
-        for items, scores in zip(left, self.retriever.score(asked), strict=True):
-            order = np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")
-            found.append(np.sort(items[order[: self.size]]))
-        return found
+        scored = zip(requests, left, self.retriever.score_items(requests, left), strict=True)
+        return [np.sort(items[best_first(request, scores)[: self.size]]) for request, items, scores in scored]
 
 
 def load_run_reranker(

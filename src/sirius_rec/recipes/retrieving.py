@@ -13,6 +13,7 @@ import polars as pl
 
 from sirius_rec import atomic
 from sirius_rec.data.slates import draws, row_states
+from sirius_rec.errors import ScoringError
 from sirius_rec.recipes.job import log
 from sirius_rec.recipes.methods import build_methods
 from sirius_rec.recipes.run import Run, quiet
@@ -52,6 +53,8 @@ def retrieved_slates(run: Run, ranker: Any, name: SlateName) -> pl.DataFrame:
         histories = [row.to_numpy() for row in examples[HISTORY][part]]
         candidates = [row.to_numpy() for row in every[part]]
         for items, scores in zip(candidates, ranker.score(histories, candidates), strict=True):
+            if not np.isfinite(scores).all():
+                raise ScoringError(f"{name}: a score of the retriever is not a finite number: its weights are damaged")
             best = items[np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")[: name.size]]
             rows.append(best[np.argsort(draws(state_R[len(rows) : len(rows) + 1], 0, len(best))[0])].tolist())
     return pl.DataFrame({ROW_ID: examples[ROW_ID], CANDIDATES: pl.Series(rows, dtype=pl.List(pl.Int32))})

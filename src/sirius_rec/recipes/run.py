@@ -14,6 +14,7 @@ import polars as pl
 from sirius_rec.config import Config
 from sirius_rec.data.options import INTERACTED_LEAKY
 from sirius_rec.errors import ConfigError, RunError
+from sirius_rec.evaluation.tables import user_groups
 from sirius_rec.recipes.run_folder import RunFolder
 from sirius_rec.schema import CANDIDATES, HISTORY, RETRIEVED, SPLITS, USER_ID, SlateName
 from sirius_rec.training.batching import by_user
@@ -28,8 +29,7 @@ ItemLists = list[np.ndarray]
 
 def _by_user(users: Any, rng: np.random.Generator) -> np.ndarray:
     """Row numbers with each user's together, users shuffled; a row without a user is one of its own."""
-    labels = np.arange(len(users)) if users.null_count() else users.to_numpy()
-    return by_user(np.unique(labels, return_inverse=True)[1], rng)
+    return by_user(np.unique(user_groups(users), return_inverse=True)[1], rng)
 
 
 class Run:
@@ -110,8 +110,7 @@ class Run:
         are one user's.
         """
         users = self.dataset.examples("val")[USER_ID].gather(self.validation_rows.tolist())
-        labels = np.arange(len(users)) if users.null_count() else users.to_numpy()
-        groups, codes = np.unique(labels, return_inverse=True)
+        groups, codes = np.unique(user_groups(users), return_inverse=True)
         if len(groups) < 2:
             return None
         chosen = np.random.default_rng([0, 1]).permutation(len(groups)) < len(groups) // 2

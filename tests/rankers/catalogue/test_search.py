@@ -14,8 +14,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from sirius_rec.errors import ConfigError, PromptError, ScoringError
 from sirius_rec.rankers.catalogue import top
+from sirius_rec.rankers.catalogue.generation import Beam, constrained_generate
+from sirius_rec.rankers.catalogue.prefixes import _as_logps
 from sirius_rec.rankers.catalogue.search import Found, Frontier, search
-from sirius_rec.rankers.catalogue.top import expected_cost, top_k
+from sirius_rec.rankers.catalogue.top import expected_cost, groups, top_k
 from sirius_rec.rankers.catalogue.trie import Trie, trie_of
 from sirius_rec.scoring.naive import naive_logps
 from sirius_rec.scoring.rows import PromptCompletions
@@ -146,6 +148,35 @@ def test_a_budget_says_how_far_it_came() -> None:
     assert short > 50
 
 
+def test_a_beam_that_gave_up_a_tie_is_not_exact() -> None:
+    """A prefix on the last score of the list may lead to an earlier item of that score, which would stand before it."""
+    exact = on_the_edge = 0
+    for seed in range(150):
+        rng = random.Random(seed)
+        titles = random_titles(rng, rng.choice([5, 40, 120]))
+        trie = trie_from(titles)
+        for beams in (1, 3, 8):
+            table, beam = Table(1, seed), Beam(trie, beams, places(trie, []))
+            (found,) = search(table, [beam], beams)
+            want = best_of([table.total(0, ids) for ids in titles], beams)
+            assert not found.exact or found.items.tolist() == want
+            exact += found.exact
+            on_the_edge += beam.lost == beam.worst > -math.inf and found.items.tolist() != want
+    assert exact > 50 and on_the_edge > 5
+
+
+def test_log_probs_that_rounding_put_above_zero_are_zero() -> None:
+    """Else a title would stand above the bound of its own prefix, and the search might not open it."""
+    assert _as_logps(torch.tensor([3e-7, 0.0, -2.5])).tolist() == [0.0, 0.0, -2.5]
+
+
+def test_prompts_are_read_in_groups_of_like_length_within_the_budget() -> None:
+    prompts = [[3] * n for n in (30, 10, 10, 5, 10, 100)]
+    assert list(groups(prompts, 8, 40)) == [[3, 1, 2, 4], [0], [5]]  # 4 × 10; 30 alone; one prompt may exceed it
+    assert list(groups(prompts, 2, 10_000)) == [[3, 1], [2, 4], [0, 5]]
+    assert list(groups([], 8, 40)) == []
+
+
 def model_of(seed: int, **options: Any) -> Any:
     torch.manual_seed(seed)
     config = {
@@ -268,12 +299,38 @@ def test_what_cannot_be_asked_for() -> None:
             top_k(model, trie, [[3]], 1, pad_id=0, way=way)  # type: ignore[arg-type]
 
 
-def test_a_search_that_is_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_wrong_is_refused_whichever_way_it_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
     from sirius_rec.rankers.catalogue import prefixes
+    from sirius_rec.scoring import scorer
 
     kept: Callable[..., Any] = prefixes.cached_masks
     # Every prefix sees all that is in the cache, its siblings too.
     monkeypatch.setattr(prefixes, "cached_masks", lambda config, seen, *rest: kept(config, seen | True, *rest))
-    titles = random_titles(random.Random(5), 100)
+    trees: Callable[..., Any] = scorer.tree_logps
+    noise = torch.Generator().manual_seed(1)
+    monkeypatch.setattr(
+        scorer,
+        "tree_logps",
+        lambda model, tree: (logp := trees(model, tree)) - 3 * torch.rand(logp.shape, generator=noise),
+    )
+    trie, prompts = trie_from(random_titles(random.Random(5), 100)), [[3, 4, 5], [3]]
+    outs = [np.arange(trie.n_titles), np.arange(0)]  # the first list is empty, and says nothing
+    for way, how in (("search", "searched"), ("exhaustive", "exhaustive")):
+        model = model_of(0)
+        for leave_out in (None, outs):
+            with pytest.raises(ScoringError, match=f"{how} scoring disagrees with separate forward passes"):
+                top_k(model, trie, prompts, 10, pad_id=0, way=way, leave_out=leave_out)  # type: ignore[arg-type]
+        top_k(model, trie, prompts, 10, pad_id=0, way=way, scoring="naive")  # type: ignore[arg-type]
     with pytest.raises(ScoringError, match="searched scoring disagrees with separate forward passes"):
-        top_k(model_of(0), trie_from(titles), [[3, 4, 5], [3]], 10, pad_id=0, way="search")
+        constrained_generate(model_of(0), trie, prompts, pad_id=0, beams=3)
+
+
+def test_each_way_is_checked_once_for_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That trees are right says nothing of prefixes on a cache."""
+    checked: list[int] = []
+    kept = top.naive_logps
+    monkeypatch.setattr(top, "naive_logps", lambda *a, **o: checked.append(1) or kept(*a, **o))
+    model, trie = model_of(0), trie_from(random_titles(random.Random(5), 100))
+    for way in ("exhaustive", "search", "exhaustive", "search"):
+        top_k(model, trie, [[3, 4, 5], [3]], 10, pad_id=0, way=way)  # type: ignore[arg-type]
+    assert len(checked) == 2

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from sirius_rec.errors import ConfigError
 from sirius_rec.rankers.catalogue.prefixes import prefixes_of
 from sirius_rec.rankers.catalogue.search import Found, Frontier, search
-from sirius_rec.rankers.catalogue.top import USERS, check_request, evaluating, groups, places_of
+from sirius_rec.rankers.catalogue.top import USERS, check_found, check_request, evaluating, groups, places_of
 from sirius_rec.rankers.catalogue.trie import Ints, Trie
 from sirius_rec.scoring.scorer import resolve_mode
 
@@ -72,6 +72,8 @@ def constrained_generate(
             results = search(prefixes, [Beam(trie, beams, places) for places in out], beams, progress)
             for u, result in zip(some, results, strict=True):
                 found[u] = result
+            if not naive:
+                check_found(model, trie, [prompts[u] for u in some], results, pad_id, "searched", bf16=bf16)
     return [result for result in found if result is not None]
 
 

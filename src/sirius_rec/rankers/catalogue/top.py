@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -19,13 +19,14 @@ from sirius_rec.rankers.catalogue.trie import Ints, Trie
 from sirius_rec.scoring.naive import naive_logps
 from sirius_rec.scoring.packed import unwrapped
 from sirius_rec.scoring.rows import PromptCompletions
-from sirius_rec.scoring.scorer import require_agreement, resolve_mode, score_rows
+from sirius_rec.scoring.scorer import require_agreement, resolve_mode, resolve_scoring, score_rows
 
 Way = Literal["auto", "search", "exhaustive"]
 USERS, WIDTH = 8, 16  # searched at once, and prefixes of each opened per step
 # A forward pass costs as much as so many tokens more: its weights are read once, however few tokens there are.
 _PASS = 16
-_CHECKED: WeakSet[nn.Module] = WeakSet()  # models whose searched scores were compared with separate passes
+# Of models, the ways whose scores were compared with separate passes.
+_CHECKED: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 
 
 def expected_cost(trie: Trie, k: int, width: int = WIDTH) -> tuple[float, float]:
@@ -72,17 +73,21 @@ def top_k(
     cheaper = "exhaustive" if way == "auto" and np.greater(*expected_cost(trie, k, width)) else way
     with evaluating(model):
         if cheaper == "exhaustive" and max_opened is None:
-            found = list(_exhaustive(model, trie, prompts, k, out_U, pad_id=pad_id, max_tokens=max_tokens, bf16=bf16,
-                                     mode=scoring, progress=progress))  # fmt: skip
+            every = _exhaustive(model, trie, prompts, k, out_U, pad_id=pad_id, max_tokens=max_tokens, bf16=bf16,
+                                mode=scoring, progress=progress)  # fmt: skip
+            for u, result in enumerate(every):
+                found[u] = result
+                if resolve_scoring(model, scoring) != "naive":
+                    check_found(model, trie, prompts[u : u + 1], [result], pad_id, "exhaustive", bf16=bf16)
         else:
             for some in groups(prompts, users, max_tokens):
                 prefixes = prefixes_of(model, [prompts[u] for u in some], pad_id, bf16=bf16, naive=naive)
                 frontiers = [Frontier(trie, k, out_U[u], math.inf if max_opened is None else max_opened) for u in some]
-                for u, result in zip(some, search(prefixes, frontiers, width, progress), strict=True):
+                results = search(prefixes, frontiers, width, progress)
+                for u, result in zip(some, results, strict=True):
                     found[u] = result
-                if not naive and model not in _CHECKED:
-                    with torch.autocast(next(model.parameters()).device.type, dtype=torch.bfloat16, enabled=bf16):
-                        _self_check(model, trie, prompts[some[0]], found[some[0]], pad_id, bf16=bf16)
+                if not naive:
+                    check_found(model, trie, [prompts[u] for u in some], results, pad_id, "searched", bf16=bf16)
     return [result for result in found if result is not None]
 
 
@@ -160,13 +165,26 @@ def _exhaustive(
             progress(1)
 
 
-def _self_check(model: Any, trie: Trie, prompt: Sequence[int], found: Found | None, pad_id: int, *, bf16: bool) -> None:
-    """ScoringError if separate passes give the first titles other scores: once for each model, as trees are checked."""
-    if found is None or not len(found.items):
+def check_found(
+    model: Any,
+    trie: Trie,
+    prompts: Sequence[Sequence[int]],
+    found: Sequence[Found],
+    pad_id: int,
+    how: str,
+    *,
+    bf16: bool,
+) -> None:
+    """ScoringError if separate passes give the first titles of the first list other scores.
+
+    Once for each model and way to find them, since a mask that is wrong says nothing.
+    """
+    lists = [(prompt, result) for prompt, result in zip(prompts, found, strict=True) if len(result.items)]
+    if how in _CHECKED.get(model, ()) or not lists:
         return
-    leaf_S = trie.leaves()
-    row = PromptCompletions(prompt, [trie.tokens(int(leaf_S[trie.place_I[item]])) for item in found.items[:3]])
-    with torch.no_grad():
-        naive = naive_logps(model, [row], pad_id, next(model.parameters()).device)[0]
-    require_agreement(model, torch.from_numpy(found.scores[:3]).to(naive), naive, "searched", half=bf16)
-    _CHECKED.add(model)
+    (prompt, first), device, leaf_S = lists[0], next(model.parameters()).device, trie.leaves()
+    row = PromptCompletions(prompt, [trie.tokens(int(leaf_S[trie.place_I[item]])) for item in first.items[:3]])
+    with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+        naive = naive_logps(model, [row], pad_id, device)[0]
+    require_agreement(model, torch.from_numpy(first.scores[:3]).to(naive), naive, how, half=bf16)
+    _CHECKED.setdefault(model, set()).add(how)
