@@ -300,3 +300,34 @@ def print_dry_run(content: Mapping[str, Any], console: Console | None = None) ->
         "methods beside SFT and arms",
     ):
         console.print(line, markup=False, soft_wrap=True)
+
+
+def print_probe(what: str, content: Mapping[str, Any], console: Console | None = None) -> None:
+    """A probe in a few lines."""
+    console = console or Console(highlight=False)
+
+    def said(value: Mapping[str, float], sign: str = "") -> str:
+        return f"{value['mean']:{sign}.3f} {_interval(value['low'], value['high'], sign)}"
+
+    if what == "order":
+        hits = content["hr@1"]
+        lines = [
+            f"{content['method']}, seed {content['seed']}, on {content['slates']}: {content['rows']} rows in "
+            f"{content['orders']} orders each",
+            f"the answer differs between two orders in {said(content['changed'])} of the rows",
+            f"HR@1 by order: {', '.join(format(one['mean'], '.3f') for one in hits)}",
+            f"HR@1 of log-probs averaged over the orders: {said(content['hr@1_averaged'])}, "
+            f"{said(content['averaged_less_single'], '+')} against one order",
+            f"the best stands first in {content['first']:.3f}, last in {content['last']:.3f} of the slates; anywhere "
+            f"alike: p = {content['uniform_p']:.3g}",
+        ]
+    else:
+        lines = [
+            f"{content['backbone']}, before training; 0.5 is chance",
+            f"the rest of a title is likelier behind its own beginning than another's rest: {said(content['titles'])} "
+            f"of {content['titles']['n']} titles",
+            f"a target is likelier behind its history in order than shuffled: {said(content['order'])} of "
+            f"{content['order']['n']} rows, by {said(content['nats_in_order'], '+')} nats",
+        ]
+    for line in ("", *lines):
+        console.print(line, markup=False, soft_wrap=True)
