@@ -47,16 +47,30 @@ def load_run_ranker(run: Run, *, method: str | None, seed: int | None, checkpoin
     """
     quiet()
     chosen, seed = chosen_method(run, method, seed)
-    name, recipe = described(run, chosen, seed, checkpoint, titles=titles)
     ranker = chosen.ranker(run, seed, checkpoint)
-    if chosen.reads_titles:
-        requests = text_requests(run, ranker, titles=titles)
+    name, recipe = described(run, chosen, seed, checkpoint, titles=titles)
+    requests = run_requests(run, chosen, ranker, titles=titles)
+    return served_requests(run, name, recipe, requests, titles=titles)
+
+
+def served_requests(
+    run: Run, name: str, recipe: dict[str, Any], requests: TextRequests | CatalogueRequests, *, titles: bool
+) -> Served:
+    """How `load_run_ranker` answers requests. name, recipe: of `described`."""
+    if isinstance(requests, TextRequests):
         unknown = None if titles else _unknown(run, titles)
         return Served(name, recipe, requests.score, requests.check, unknown, requests.warnings)
-    items = CatalogueRequests(ranker, chosen.key, names(run, titles), titles=titles, length=chosen.request_length(run))
-    if chosen.uses_backbone:
+    return Served(name, recipe, requests.score, requests.check, _unknown(run, titles))
+
+
+def run_requests(run: Run, method: Method, ranker: Any, *, titles: bool) -> TextRequests | CatalogueRequests:
+    """Requests for a method's loaded ranker, by item id or by title."""
+    if method.reads_titles:
+        return text_requests(run, ranker, titles=titles)
+    items = CatalogueRequests(ranker, method.key, names(run, titles), titles=titles, length=method.request_length(run))
+    if method.uses_backbone:
         items.max_history, items.context = run.config.data.window.max_history, context_of(run.config)
-    return Served(name, recipe, items.score, items.check, _unknown(run, titles))
+    return items
 
 
 def described(run: Run, method: Method, seed: int, checkpoint: str, *, titles: bool) -> tuple[str, dict[str, Any]]:
