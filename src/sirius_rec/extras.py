@@ -9,6 +9,7 @@ from sirius_rec.errors import ConfigError
 _PACKAGES = {
     "train": ("torch", "transformers", "peft", "accelerate"),
     "report": ("matplotlib", "jinja2"),
+    "serve": ("fastapi", "uvicorn", "prometheus_client"),
 }
 
 

@@ -226,6 +226,12 @@ class TextRequests:
             )
         return None
 
+    def size(self, request: Request) -> tuple[str, int, int]:
+        """The prompt, its tokens, and those that the model reads of the candidates."""
+        prompt = self._prompt(request)
+        candidates = (self.encoder.completion(self._title(item)) for item in request.candidates)
+        return prompt, len(self.encoder.prompt(prompt)), sum(len(ids) - 1 for ids in candidates)
+
     def warnings(self) -> list[str]:
         if not self._never_read:
             return []

@@ -48,11 +48,16 @@ class Shelf:
     def __init__(
         self, ids: Sequence[str], titles: Sequence[str], *, titles_given: bool, top: int, exclude_seen: bool
     ) -> None:
-        if not 1 <= top <= len(ids):
-            raise ConfigError(f"--top {top}: the catalogue has {len(ids)} items: ask for 1 to {len(ids)}")
-        self.ids, self.titles, self.top, self.exclude_seen = ids, titles, top, exclude_seen
+        self.ids, self.titles, self.titles_given = ids, titles, titles_given
+        self.ask(top, exclude_seen)
         self.names = titles if titles_given else ids
         self.number = {name: n for n, name in enumerate(self.names)}
+
+    def ask(self, top: int, exclude_seen: bool) -> None:
+        """What the next answers hold; ConfigError as when it was made."""
+        if not 1 <= top <= len(self.ids):
+            raise ConfigError(f"--top {top}: the catalogue has {len(self.ids)} items: ask for 1 to {len(self.ids)}")
+        self.top, self.exclude_seen = top, exclude_seen
 
     def left_out(self, requests: Sequence[Request], tidy: Any) -> list[np.ndarray]:
         """Item numbers that are no answers. tidy: how names are compared. What the catalogue lacks needs no mention."""
@@ -148,9 +153,7 @@ def load_run_recommender(
     RunError if none is trained.
     """
     quiet()
-    shelf = Shelf(
-        item_ids(run.dataset), run.dataset.titles, titles_given=titles, top=top, exclude_seen=exclude_seen
-    )
+    shelf = Shelf(item_ids(run.dataset), run.dataset.titles, titles_given=titles, top=top, exclude_seen=exclude_seen)
     chosen, seed = chosen_method(run, method, seed, ranks_catalogue)
     name, recipe = described(run, chosen, seed, checkpoint, titles=titles)
     recipe |= {"exclude_seen": exclude_seen, "max_opened": max_opened}

@@ -117,9 +117,7 @@ class PrefixCache:
         self._entries.move_to_end(best)
         return self._entries[best], length
 
-    def _keep(
-        self, rows: Sequence[PromptCompletions], paths: Sequence[Ints], cache: Any, column_T: Ints
-    ) -> None:
+    def _keep(self, rows: Sequence[PromptCompletions], paths: Sequence[Ints], cache: Any, column_T: Ints) -> None:
         """Copies of the prompts' columns; the oldest entries make room."""
         for row, path in zip(rows, paths, strict=True):
             key = _key(row.prompt)
@@ -211,9 +209,7 @@ def _columns(cached_T: npt.NDArray[np.bool_], past: _Past) -> Ints:
     return column_T
 
 
-def _run(
-    model: nn.Module, tree: CandidateTree, cache: Any, cached_T: npt.NDArray[np.bool_], past: _Past
-) -> Tensor:
+def _run(model: nn.Module, tree: CandidateTree, cache: Any, cached_T: npt.NDArray[np.bool_], past: _Past) -> Tensor:
     """[B, C] log π from the nodes that are not cached, which the cache grows by."""
     base, device = unwrapped(model), next(model.parameters()).device
     new_N = np.flatnonzero(~cached_T)
