@@ -191,6 +191,7 @@ class TextRequests:
         # Titles that a backbone from scratch has read; None where it has read more than a catalogue.
         self.catalogue: set[str] | None = None
         self._never_read: set[str] = set()
+        self._last: tuple[str, list[int]] = ("", [])
         self.context = getattr(unwrapped(model).config, "max_position_embeddings", None)
         # Tokens of the longest title that an answer may hold, where it is not one of the request's candidates.
         self.longest: int | None = None
@@ -210,7 +211,7 @@ class TextRequests:
             return f"candidate {twice!r} is duplicated"
         try:
             encoded = [self.encoder.completion(title) for title in titles]
-            prompt = self.encoder.prompt(self._prompt(request))
+            prompt = self._prompt_ids(self._prompt(request))
         except PromptError as error:
             return str(error)
         for title, ids in zip(titles, encoded, strict=True):
@@ -230,7 +231,7 @@ class TextRequests:
         """The prompt, its tokens, and those that the model reads of the candidates."""
         prompt = self._prompt(request)
         candidates = (self.encoder.completion(self._title(item)) for item in request.candidates)
-        return prompt, len(self.encoder.prompt(prompt)), sum(len(ids) - 1 for ids in candidates)
+        return prompt, len(self._prompt_ids(prompt)), sum(len(ids) - 1 for ids in candidates)
 
     def warnings(self) -> list[str]:
         if not self._never_read:
@@ -238,6 +239,12 @@ class TextRequests:
         first = sorted(self._never_read)[0]
         return [f"{len(self._never_read):,} titles are not in the catalogue ({first!r}, …): this backbone was trained "
                 "from scratch on it and knows nothing of them"]  # fmt: skip
+
+    def _prompt_ids(self, prompt: str) -> list[int]:
+        """Token ids; those of the last prompt are kept, which is asked for by `check` and `size`."""
+        if self._last[0] != prompt:
+            self._last = prompt, self.encoder.prompt(prompt)
+        return self._last[1]
 
     def _shown(self, request: Request) -> tuple[str, ...]:
         """The newest items of the history."""

@@ -88,6 +88,7 @@ def _of_run(source: Source) -> Loaded:
     for key, checkpoint in _wanted(source):
         method, seed = chosen_method(run, key, source.seed)
         ranker = method.ranker(run, seed, checkpoint)
+        _own_weights(getattr(ranker, "model", None))
         name = method.key if checkpoint == source.checkpoint else f"{method.key}@{checkpoint}"
         _, recipe = described(run, method, seed, checkpoint, titles=source.titles)
         about = {"method": method.key, "label": method.label, "seed": seed, "checkpoint": checkpoint}
@@ -116,6 +117,7 @@ def _recommending(run: Run, method: Method, ranker: Any, source: Source) -> tupl
 def _of_plain_model(source: Source) -> Loaded:
     options = dict(source.plain or {})
     requests, recipe = plain_requests(source.model, **options)
+    _own_weights(requests.model)
     served = Served(source.model, recipe, requests.score, requests.check)
     name = Path(source.model).name
     forgetting: list[Callable[[], None]] = []
@@ -174,6 +176,17 @@ def _quiet(requests: TextRequests | CatalogueRequests) -> None:
     """Collect no titles for warnings: a service meets ever more of them."""
     if isinstance(requests, TextRequests):
         requests.catalogue = None
+
+
+def _own_weights(model: Any) -> None:
+    """Copy weights out of the files that they are mapped from: `cp` over those would change answers at once, and to
+    those of neither model."""
+    import torch
+
+    if isinstance(model, torch.nn.Module):
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.device.type == "cpu":
+                tensor.data = tensor.data.clone()
 
 
 def _size(requests: TextRequests | CatalogueRequests) -> Callable[[Request], Size]:

@@ -18,7 +18,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse
 
-from sirius_rec.errors import SiriusError
+from sirius_rec.errors import ScoringError, SiriusError
 from sirius_rec.rankers.requests import finite, ordered
 from sirius_rec.serving.bodies import Asked, RecommendBody, Refused, RerankBody, parse_recommend, parse_rerank, reranked
 from sirius_rec.serving.engine import Answer, Engine, Job, Kind
@@ -82,7 +82,11 @@ class Routes:
         answer = await self._waited(job, request)
         log |= {"model": answer.model.key, "batch": answer.batch, "queued_ms": round(answer.queued * 1e3, 2)}
         if kind == "rank":
-            finite(answer.request, answer.said, ())
+            try:
+                finite(answer.request, answer.said, ())
+            except ScoringError:
+                why = "a score is not a finite number; the model's weights are damaged"
+                raise Refused(500, why, outcome="error") from None
         return answer
 
     async def _waited(self, job: Job, request: Request) -> Answer:
@@ -195,7 +199,7 @@ def create_app(
     for path in _FILES:
         route(path, _handler(routes.page), "The page", include_in_schema=False)
     _with_definitions(app, definitions)
-    own = {"limits": service.limits, "metrics": engine.metrics, "log": log}
+    own = {"limits": service.limits, "admit": engine.admit, "metrics": engine.metrics, "log": log}
     app.add_middleware(Guard, keys=api_keys(service.api_keys), admin=admin_key(), **own)  # type: ignore[arg-type]
     if service.cors:
         app.add_middleware(

@@ -14,6 +14,7 @@ from sirius_rec.serving.models import Catalogue, Model
 from sirius_rec.serving.options import Limits
 
 Item = StrictStr | StrictInt
+_TOP = 10  # recommended unless it is said
 
 
 class Refused(Exception):
@@ -55,7 +56,7 @@ class RerankBody(_Body):
 
 
 class RecommendBody(_Body):
-    top_n: StrictInt = Field(10, ge=1, description="Items of the answer.")
+    top_n: StrictInt | None = Field(None, ge=1, description="Items of the answer. Default: 10, or all that there are.")
     exclude: list[Item] | None = Field(None, description="Ids or titles that are no answer.")
     exclude_seen: StrictBool = Field(False, description="What the history holds is no answer either.")
 
@@ -105,13 +106,14 @@ def parse_recommend(body: bytes, limits: Limits, catalogue: Catalogue, number: i
     if given.history is None:
         raise Refused(400, "history is missing; give a list")
     most = min(limits.top, len(catalogue))
-    if given.top_n > most:
-        raise Refused(400, f"top_n {given.top_n}: ask for 1 to {most}")
+    top = min(_TOP, most) if given.top_n is None else given.top_n
+    if top > most:
+        raise Refused(400, f"top_n {top}: ask for 1 to {most}")
     exclude = given.exclude or []
     _within(limits, history=given.history, exclude=exclude)
     record = {"history": _named(catalogue, given.history, False), "exclude": _named(catalogue, exclude, False)}
     request = _request(number, record, RECOMMENDING)
-    return Asked(request, given.model, given.top_n, [], exclude_seen=given.exclude_seen)
+    return Asked(request, given.model, top, [], exclude_seen=given.exclude_seen)
 
 
 def _valid(kind: type[Body], body: bytes) -> Body:

@@ -96,15 +96,19 @@ class Engine:
         loop = asyncio.get_running_loop()
         job = Job(kind, asked, model, loop.create_future(), loop)
         with self._some:
-            if self.draining or self._stopped:
-                raise Refused(503, "the service is shutting down", 1, "draining")
-            if len(self._queue) >= self.batching.queue:
-                wait = math.ceil(len(self._queue) / self._rate) if self._rate else 1
-                raise Refused(429, f"{len(self._queue)} requests wait already", min(max(wait, 1), 60), "busy")
+            self.admit()
             self._queue.append(job)
             self.metrics.queue.set(len(self._queue))
             self._some.notify()
         return job
+
+    def admit(self) -> None:
+        """Refused, with 429 or 503, while the queue is full or closed."""
+        if self.draining or self._stopped:
+            raise Refused(503, "the service is shutting down", 1, "draining")
+        if (waiting := len(self._queue)) >= self.batching.queue:
+            wait = math.ceil(waiting / self._rate) if self._rate else 1
+            raise Refused(429, f"{waiting} requests wait already", min(max(wait, 1), 60), "busy")
 
     def reload(self) -> Loaded:
         """Load everything anew beside what answers, then answer with it. Where that fails, nothing changes."""

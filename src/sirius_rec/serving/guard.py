@@ -24,8 +24,9 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 ADMIN = "/admin/"
 # Without a key: whether the process lives, and what holds no data.
 OPEN = ("/health", "/ready", "/", "/page.css", "/page.js", "/docs", "/openapi.json", "/favicon.ico")
+QUEUED = ("/v1/rerank", "/v2/rerank", "/rerank", "/v1/recommend")
 KNOWN = (
-    "/v1/rerank", "/v2/rerank", "/rerank", "/v1/recommend", "/v1/models", "/v1/items", "/metrics", "/admin/reload",
+    *QUEUED, "/v1/models", "/v1/items", "/metrics", "/admin/reload",
     *OPEN,
 )  # fmt: skip
 HEADERS = (
@@ -42,6 +43,7 @@ class Disconnected(Exception):
 class Guard:
     """An ASGI application around another, which finds the whole body in `scope["state"]["body"]`.
 
+    admit: raises Refused where nothing can be queued; asked before a body is read, because refusing has to be cheap.
     log: takes a line as a dictionary; never a key, and no content unless the application put it into
     `scope["state"]["log"]`.
     """
@@ -53,11 +55,12 @@ class Guard:
         limits: Limits,
         keys: Keys,
         admin: Keys,
+        admit: Callable[[], None],
         metrics: Metrics,
         log: Callable[[dict[str, Any]], None],
     ) -> None:
         self.app, self.limits, self.keys, self.admin = app, limits, keys, admin
-        self.metrics, self.log = metrics, log
+        self.admit, self.metrics, self.log = admit, metrics, log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -80,7 +83,9 @@ class Guard:
 
         try:
             try:
-                self._admit(scope)
+                self._check_key(scope)
+                if path in QUEUED:
+                    self.admit()
                 state["body"] = await self._body(scope, receive)
                 await self.app(scope, receive, answer)
             except Refused as refused:
@@ -103,7 +108,7 @@ class Guard:
             line = {"id": state["id"], "method": scope["method"], "path": endpoint, "status": status}
             self.log({**line, "ms": round(seconds * 1e3, 2), **state["log"]})
 
-    def _admit(self, scope: Scope) -> None:
+    def _check_key(self, scope: Scope) -> None:
         path = scope["path"]
         if path in OPEN or scope["method"] == "OPTIONS":
             return
