@@ -1,4 +1,4 @@
-"""The page at / as a browser runs it against a service: a history is built with the keyboard, ranked, compared, explained.
+"""The page at / as a browser runs it against a service: a history is built, ranked, compared, explained.
 
 The service says that nothing may frame its page and that scripts are its own files; here it also serves the test's
 script, and a frame as narrow as a phone, which no window of a headless browser is.
@@ -107,7 +107,9 @@ def framed(app: Any, script: str) -> Any:
             if message["type"] == "http.response.start":
                 headers = {name: value for name, value in message["headers"] if name != b"content-length"}
                 policy = headers[b"content-security-policy"]
-                headers[b"content-security-policy"] = policy.replace(b"frame-ancestors 'none'", b"frame-ancestors 'self'")
+                headers[b"content-security-policy"] = policy.replace(
+                    b"frame-ancestors 'none'", b"frame-ancestors 'self'"
+                )
                 message = {**message, "headers": list(headers.items())}
             elif message.get("body"):
                 test = b'<script src="self-test.js" defer></script></head>'
@@ -157,7 +159,7 @@ def test_a_reader_with_a_keyboard(seen: Callable[..., Any]) -> None:
     assert [row[1] for row in found["slate"]] == ["Blur", "Can", "Low & <b>High</b>"]
     assert found["hash"] == "#h=i2,i4&m=lm&b=counts&c=i1,i2,i4"
     assert found["left"] == ["Low & <b>High</b>"]
-    assert found["disabled"] is True and [row[1] for row in found["counts"]][0] == "Low & <b>High</b>"
+    assert found["disabled"] is True and found["counts"][0][1] == "Low & <b>High</b>"
     assert found["stray"] == 0 and found["labelled"] is True
 
 

@@ -199,7 +199,13 @@ def create_app(
     for path in _FILES:
         route(path, _handler(routes.page), "The page", include_in_schema=False)
     _with_definitions(app, definitions)
-    own = {"limits": service.limits, "admit": engine.admit, "metrics": engine.metrics, "log": log}
+    own = {
+        "limits": service.limits,
+        "admit": engine.admit,
+        "leaving": lambda: engine.leaving,
+        "metrics": engine.metrics,
+        "log": log,
+    }
     app.add_middleware(Guard, keys=api_keys(service.api_keys), admin=admin_key(), **own)  # type: ignore[arg-type]
     if service.cors:
         app.add_middleware(

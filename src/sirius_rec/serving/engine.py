@@ -57,12 +57,15 @@ class _Ready:
 
 
 class Engine:
-    """Answers jobs with what `load` gives. Its thread runs from `start` to `stop`."""
+    """Answers jobs with what `load` gives. Its thread runs from `start` to `stop`.
+
+    draining: what is new is refused. leaving: connections are to end with their answer.
+    """
 
     def __init__(self, load: Callable[[], Loaded], batching: Batching, metrics: Metrics) -> None:
         self._load, self.batching, self.metrics = load, batching, metrics
         self.loaded = load()
-        self.draining = False
+        self.draining = self.leaving = False
         self._queue: deque[Job] = deque()
         self._some = threading.Condition()
         self._stopped = False

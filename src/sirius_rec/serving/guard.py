@@ -44,6 +44,7 @@ class Guard:
     """An ASGI application around another, which finds the whole body in `scope["state"]["body"]`.
 
     admit: raises Refused where nothing can be queued; asked before a body is read, because refusing has to be cheap.
+    leaving: whether connections end with their answer.
     log: takes a line as a dictionary; never a key, and no content unless the application put it into
     `scope["state"]["log"]`.
     """
@@ -56,11 +57,12 @@ class Guard:
         keys: Keys,
         admin: Keys,
         admit: Callable[[], None],
+        leaving: Callable[[], bool],
         metrics: Metrics,
         log: Callable[[dict[str, Any]], None],
     ) -> None:
         self.app, self.limits, self.keys, self.admin = app, limits, keys, admin
-        self.admit, self.metrics, self.log = admit, metrics, log
+        self.admit, self.leaving, self.metrics, self.log = admit, leaving, metrics, log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -77,6 +79,8 @@ class Guard:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 own = [(b"x-request-id", state["id"].encode()), *HEADERS]
+                if self.leaving():
+                    own.append((b"connection", b"close"))
                 given = {name for name, _ in message["headers"]}
                 message["headers"] = [*message["headers"], *((n, v) for n, v in own if n not in given)]
             await send(message)

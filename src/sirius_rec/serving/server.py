@@ -13,6 +13,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -49,16 +50,22 @@ def application(load: Callable[[], Loaded], service: Service, log: Callable[[dic
 
 
 def _answer_signals(engine: Engine, service: Service, log: Callable[[dict[str, Any]], None]) -> None:
-    """SIGTERM and Ctrl-C: say 503 to what is new for `notice` seconds, then let uvicorn close the port and wait for
-    what is open; a second one ends at once. SIGHUP: swap the models."""
+    """SIGTERM and Ctrl-C: for `notice` seconds say 503 to what is new, then let uvicorn close the port and wait for
+    what is open; a second one ends at once. SIGHUP: swap the models.
+
+    A worker that is only replaced goes on answering in that time, but takes no connection any more: others do.
+    """
     loop = asyncio.get_running_loop()
 
     def drain(before: Callable[[int, Any], Any], number: int, frame: Any) -> None:
-        if engine.draining:
+        if engine.leaving:
             before(number, frame)
             return
-        engine.draining = True
-        log({"event": "draining", "signal": signal.Signals(number).name})
+        engine.leaving = True
+        engine.draining = service.workers == 1 or _all_end()
+        log({"event": "draining" if engine.draining else "replaced", "signal": signal.Signals(number).name})
+        if not engine.draining:
+            loop.call_soon_threadsafe(_accept_no_more, before)
         loop.call_soon_threadsafe(loop.call_later, service.notice, before, number, None)
 
     def swap(number: int, frame: Any) -> None:
@@ -70,6 +77,21 @@ def _answer_signals(engine: Engine, service: Service, log: Callable[[dict[str, A
             signal.signal(number, partial(drain, before))
     if hasattr(signal, "SIGHUP") and service.workers == 1:
         signal.signal(signal.SIGHUP, swap)
+
+
+def _accept_no_more(handler: Any) -> None:
+    """Close the listening sockets of the uvicorn server whose signal handler this is; its connections stay."""
+    for listening in getattr(getattr(handler, "__self__", None), "servers", ()):
+        listening.close()
+
+
+def _all_end() -> bool:
+    """Whether the parent of this worker ends, or only replaces it."""
+    return _ending(os.environ.get(FOLDER, "")).exists()
+
+
+def _ending(folder: str) -> Path:
+    return Path(folder) / "ending"
 
 
 def _reload(engine: Engine, log: Callable[[dict[str, Any]], None]) -> None:
@@ -108,7 +130,14 @@ def _workers(config: uvicorn.Config, listening: socket.socket) -> None:
     from uvicorn.config import STARTUP_FAILURE
     from uvicorn.supervisors import Multiprocess
 
-    parent = Multiprocess(config, sockets=[listening])
+    class Parent(Multiprocess):
+        """Tells its workers whether all of them end."""
+
+        def terminate_all(self) -> None:
+            _ending(os.environ[FOLDER]).touch()
+            super().terminate_all()
+
+    parent = Parent(config, sockets=[listening])
     parent.run()
     if any(process.exitcode == STARTUP_FAILURE for process in parent.processes):
         raise RunError("a worker could not load its models; its log says why")

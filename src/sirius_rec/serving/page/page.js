@@ -234,7 +234,9 @@
       const result = answer.results.find((r) => r.index === top.index);
       return { item: state.history[n], by: value(top) - value(result), result, first: answer.results[0] };
     }).sort((a, b) => Math.abs(b.by) - Math.abs(a.by));
-    const most = Math.max(...found.map((reason) => Math.abs(reason.by)), 1e-9);
+    // A change of less than two points in a hundred fills no axis.
+    const most = Math.max(...found.map((reason) => Math.abs(reason.by)), isText ? 0.02 : 1e-9);
+    const tenth = (part) => (100 * part).toFixed(1) + " %";
     $("why").hidden = !found.length;
     $("why-title").textContent = (top.title || top.id) + "?";
     $("why-note").textContent = "What changes for it when one item of the history is left out; the largest change first.";
@@ -247,7 +249,7 @@
       axis.append(bar);
       axis.setAttribute("role", "img");
       axis.setAttribute("aria-label", (by >= 0 ? "helps it" : "hurts it") + (isText ? "" : " by " + Math.abs(by).toPrecision(2)));
-      const now = isText ? percent(top.relevance_score) + " → " + percent(result.relevance_score)
+      const now = isText ? tenth(top.relevance_score) + " → " + tenth(result.relevance_score)
         : (by >= 0 ? "−" : "+") + Math.abs(by).toPrecision(2);
       const words = Math.abs(by) < 1e-6 ? "without it nothing changes" : "without it " + now
         + (instead.index === top.index ? "" : "; " + (instead.title || instead.id) + " comes first");
