@@ -1,8 +1,8 @@
 """Load on `sirius serve` over the loopback: throughput, latency, refusals, memory, and whether every answer is right.
 
-python benchmarks/serve_load.py OUT.json --run FOLDER [--model NAME] [--requests 2000] [--long 10000]
+python benchmarks/serve_load.py OUT.json --run FOLDER [--plain smollm2] [--requests 1000] [--long 10000]
 
-Without --model a run of the tiny backbone is made in FOLDER (prompts without the slate, so that a user's slates share
+Without --plain a run of the tiny backbone is made in FOLDER (prompts without the slate, so that a user's slates share
 their prompt). Closed loops of 1, 8 and 64 clients against servers with batches and prefix cache, with batches alone and
 with neither (one request at a time); then an open loop of Poisson arrivals beyond what the closed loop reached; then a
 long closed loop in which memory is watched. Every answer is compared with what `sirius rank` says of the same request.
@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-USERS, SLATES, SIZE = 32, 20, 20
+SIZE = 20  # candidates of a slate
 TINY = ("prompts.slate=false", "seeds=[0]", "backbone.pretrain.epochs=2", "sft.epochs=1", "arms=[]")
 # What is compared: name → options of the service.
 SERVERS: dict[str, tuple[str, ...]] = {
@@ -50,7 +50,7 @@ class Load:
     answers: list[tuple[int, bytes]] = field(default_factory=list)
     without_retry: int = 0
 
-    def said(self, expected: list[dict[str, float]]) -> dict[str, Any]:
+    def said(self, expected: list[dict[int, float]]) -> dict[str, Any]:
         answered = len(self.ms)
         found: dict[str, Any] = {
             "requests": sum(self.statuses.values()),
@@ -67,15 +67,15 @@ class Load:
         return found
 
 
-def right(answer: dict[str, Any], expected: dict[str, float]) -> bool:
+def right(answer: dict[str, Any], expected: dict[int, float]) -> bool:
     """The same candidates with the same log-probs, in falling order; neighbours may swap within the tolerance."""
     results = answer["results"]
-    given = {result["id"]: result["log_prob"] for result in results}
+    given = {result["index"]: result["log_prob"] for result in results}
     if set(given) != set(expected) or len(results) != len(expected):
         return False
-    if max(abs(given[item] - expected[item]) for item in given) > TOLERANCE:
+    if max(abs(given[at] - expected[at]) for at in given) > TOLERANCE:
         return False
-    in_order = [expected[result["id"]] for result in results]
+    in_order = [expected[result["index"]] for result in results]
     return all(b - a <= 2 * TOLERANCE for a, b in itertools.pairwise(in_order))
 
 
@@ -199,31 +199,37 @@ class Server:
         return self.process.wait(60)
 
 
-def requests_of(run: Path, seed: int) -> list[dict[str, Any]]:
-    """Test histories of some users, each with many slates; by item id."""
+def requests_of(run: Path, users: int, slates: int, *, titles: bool, seed: int = 0) -> list[dict[str, Any]]:
+    """Test histories of some users, each with many slates; by item id or by title."""
     from sirius_rec.recipes.run import Run
 
     data = Run.open(run).dataset
-    ids = [str(item) for item in data.items["item_id"].to_list()]
+    names = data.titles if titles else [str(item) for item in data.items["item_id"].to_list()]
     histories = data.examples("test")["history"].to_list()
     rng = np.random.default_rng(seed)
-    chosen = rng.permutation(len(histories))[:USERS]
+    chosen = rng.permutation(len(histories))[:users]
     return [
-        {"history": [ids[i] for i in histories[u]], "candidates": [ids[i] for i in rng.permutation(len(ids))[:SIZE]]}
+        {
+            "history": [names[i] for i in histories[u]],
+            "candidates": [names[i] for i in rng.permutation(len(names))[:SIZE]],
+        }
         for u in chosen
-        for _ in range(SLATES)
+        for _ in range(slates)
     ]
 
 
-def expected_of(run: Path, requests: list[dict[str, Any]], folder: Path) -> list[dict[str, float]]:
-    """Log-probs of each request's candidates, by `sirius rank`."""
+def expected_of(model: list[str], requests: list[dict[str, Any]], folder: Path) -> list[dict[int, float]]:
+    """Log-probs of each request's candidates by their place in it, by `sirius rank`."""
     given, out = folder / "requests.jsonl", folder / "ranked.jsonl"
     given.write_text("".join(json.dumps(request) + "\n" for request in requests))
     out.unlink(missing_ok=True)
-    command = ["rank", "--model", str(run), "--method", "sft", "--input", str(given), "--out", str(out)]
+    command = ["rank", "--model", *model, "--input", str(given), "--out", str(out)]
     subprocess.run([sys.executable, "-m", "sirius_rec", *command], check=True)
     answers = [json.loads(line) for line in out.read_text().splitlines()]
-    return [dict(zip(a["candidates"], a["scores"], strict=True)) for a in answers]
+    return [
+        {request["candidates"].index(c): score for c, score in zip(a["candidates"], a["scores"], strict=True)}
+        for request, a in zip(requests, answers, strict=True)
+    ]
 
 
 def as_http(request: dict[str, Any]) -> bytes:
@@ -234,9 +240,9 @@ def as_http(request: dict[str, Any]) -> bytes:
     return f"{head}\r\n\r\n".encode() + body
 
 
-def long_run(server: Server, bodies: list[bytes], expected: list[dict[str, float]], total: int) -> dict[str, Any]:
+def long_run(server: Server, bodies: list[bytes], expected: list[dict[int, float]], total: int) -> dict[str, Any]:
     """Memory of the service over many requests: at the start, and at every tenth of them."""
-    asyncio.run(closed_loop(server.port, bodies, 64, 500))  # what is allocated once
+    asyncio.run(closed_loop(server.port, bodies, 64, total // 10))  # what is allocated once
     rss = [round(server.rss, 1)]
 
     def watch(load: Load) -> None:
@@ -254,7 +260,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--run", type=Path, required=True)
-    parser.add_argument("--requests", type=int, default=2000)
+    parser.add_argument("--plain", help="A model by name; its prompts show the history alone.")
+    parser.add_argument("--users", type=int, default=32, help="Whose histories are asked with.")
+    parser.add_argument("--slates", type=int, default=20, help="Of each user.")
+    parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--long", type=int, default=10_000)
     arguments = parser.parse_args()
     run: Path = arguments.run
@@ -262,14 +271,21 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if not (run / "config.yaml").is_file():
         subprocess.run([sys.executable, "-m", "sirius_rec", "sft", "demo", *TINY, "--out", str(run)], check=True)
-    requests = requests_of(run, seed=0)
-    expected, bodies = expected_of(run, requests, folder), [as_http(request) for request in requests]
-    model = [str(run), "--method", "sft"]
-    found: dict[str, Any] = {"users": USERS, "slates_per_user": SLATES, "candidates": SIZE, "closed": {}}
+    plain = arguments.plain
+    model = [plain, "--template", "movies", "--no-slate"] if plain else [str(run), "--method", "sft"]
+    requests = requests_of(run, arguments.users, arguments.slates, titles=plain is not None)
+    expected, bodies = expected_of(model, requests, folder), [as_http(request) for request in requests]
+    found: dict[str, Any] = {
+        "model": plain or "tiny, SFT of the simulated catalogue",
+        "users": arguments.users,
+        "slates_per_user": arguments.slates,
+        "candidates": SIZE,
+        "closed": {},
+    }
     fastest = 0.0
     for name, options in SERVERS.items():
         server = Server(model, options, folder / "serve.log")
-        asyncio.run(closed_loop(server.port, bodies, 8, 200))  # warm
+        asyncio.run(closed_loop(server.port, bodies, 8, min(200, arguments.requests)))  # warm
         found["closed"][name] = {}
         for clients in (1, 8, 64):
             before = server.metrics()
@@ -298,7 +314,8 @@ def main() -> None:
         "64 clients against 64 clients": round(all_["64 clients"]["per_second"] / one["64 clients"]["per_second"], 2),
     }
     print(found["times_one_at_a_time"])
-    found["environment"] = environment(processor(), versions())
+    said = environment(processor(), versions())
+    found["environment"] = {name: value for name, value in said.items() if name not in ("shapes", "batch")}
     arguments.out.write_text(json.dumps(found, indent=2) + "\n")
 
 

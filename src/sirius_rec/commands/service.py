@@ -16,8 +16,8 @@ from sirius_rec.commands.serve import (
     HistoryOption,
     SeedOption,
     TemplateOption,
-    _given,
-    _is_run,
+    given,
+    is_run,
 )
 from sirius_rec.errors import ConfigError
 
@@ -88,12 +88,12 @@ def serve(
         _with(default, own), limits=_with(default.limits, limits), batching=_with(default.batching, batching)
     )
     check(service)
-    if _is_run(model, plain):
+    if is_run(model, plain):
         source = serving.Source(model, tuple(method or ()), seed, checkpoint, titles, service=service)
     elif method or seed is not None:
         raise ConfigError(f"--method, --seed: are for run folders; {model} is none")
     else:
-        options = {name: value for name, value in _given(plain).items() if name != "items"}
+        options = {name: value for name, value in given(plain).items() if name != "items"}
         source = serving.Source(model, plain=options, items=None if items is None else str(items), service=service)
     serving.check(source)
     if keys_of(api_keys).open and service.host not in ("127.0.0.1", "localhost", "::1"):
