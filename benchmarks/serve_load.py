@@ -36,7 +36,8 @@ SERVERS: dict[str, tuple[str, ...]] = {
     "batches": ("--prefix-cache", "0"),
     "batches and prefix cache": (),
 }
-TOLERANCE = 2e-5  # nats; scores are rounded to 1e-6 on both sides
+# Nats. `sirius rank` says 4e-5 otherwise of SmolLM2's −41 nats, depending on what else is in its batch.
+TOLERANCE = 1e-4
 
 
 @dataclass
@@ -57,6 +58,7 @@ class Load:
             "statuses": dict(self.statuses),
             "lost": self.statuses["lost"],
             "wrong": sum(not right(json.loads(body), expected[n]) for n, body in self.answers),
+            "largest_difference": max(difference(json.loads(body), expected[n]) for n, body in self.answers),
             "per_second": round(answered / self.seconds, 1),
         }
         if self.ms:
@@ -67,13 +69,18 @@ class Load:
         return found
 
 
+def difference(answer: dict[str, Any], expected: dict[int, float]) -> float:
+    """The largest of a log-prob, in nats; infinite where the candidates are others."""
+    given = {result["index"]: result["log_prob"] for result in answer["results"]}
+    if set(given) != set(expected) or len(answer["results"]) != len(expected):
+        return float("inf")
+    return max(abs(given[at] - expected[at]) for at in given)
+
+
 def right(answer: dict[str, Any], expected: dict[int, float]) -> bool:
     """The same candidates with the same log-probs, in falling order; neighbours may swap within the tolerance."""
     results = answer["results"]
-    given = {result["index"]: result["log_prob"] for result in results}
-    if set(given) != set(expected) or len(results) != len(expected):
-        return False
-    if max(abs(given[at] - expected[at]) for at in given) > TOLERANCE:
+    if difference(answer, expected) > TOLERANCE:
         return False
     in_order = [expected[result["index"]] for result in results]
     return all(b - a <= 2 * TOLERANCE for a, b in itertools.pairwise(in_order))

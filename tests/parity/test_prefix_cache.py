@@ -110,6 +110,14 @@ def test_the_oldest_make_room() -> None:
     assert cache.counts.whole == before + 1
     cache.logps(model, [rows[1]])
     assert cache.counts.whole == before + 1
+    shared = PrefixCache(2 * probe.n_bytes + 10)
+    for row in rows[:2]:
+        shared.logps(model, [row])
+    longer = PromptCompletions([*rows[0].prompt[:9], 40, 41], [[4, 2]])  # what only lends its beginning is used, too
+    shared.logps(model, [longer])
+    before = shared.counts.whole
+    shared.logps(model, [rows[0]])
+    assert shared.counts.whole == before + 1
     for batch in (rows, rows[::-1]):  # more prompts at once than there is room for
         torch.testing.assert_close(cache.logps(model, batch), expected(model, batch), atol=1e-5, rtol=0)
         assert cache.n_bytes <= cache.max_bytes
