@@ -34,7 +34,7 @@ TINY = ("prompts.slate=false", "seeds=[0]", "backbone.pretrain.epochs=2", "sft.e
 SERVERS: dict[str, tuple[str, ...]] = {
     "one at a time": ("--batch-requests", "1", "--batch-wait", "0", "--prefix-cache", "0"),
     "batches": ("--prefix-cache", "0"),
-    "batches and prefix cache": (),
+    "batches and prefix cache": ("--prefix-cache", "256"),
 }
 # Nats. `sirius rank` says 4e-5 otherwise of SmolLM2's −41 nats, depending on what else is in its batch.
 TOLERANCE = 1e-4
@@ -178,7 +178,7 @@ class Server:
     """`sirius serve` as a process of its own."""
 
     def __init__(self, model: list[str], options: tuple[str, ...], log: Path) -> None:
-        command = [sys.executable, "-m", "sirius_rec", "serve", *model, "--port", "0", *options]
+        command = [sys.executable, "-m", "sirius_rec", "serve", *model, "--port", "0", "--max-seconds", "300", *options]
         with log.open("ab") as errors:
             self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
         assert self.process.stdout is not None
@@ -192,6 +192,12 @@ class Server:
     def rss(self) -> float:
         """MiB."""
         return psutil.Process(self.process.pid).memory_info().rss / 2**20
+
+    @property
+    def cpu(self) -> float:
+        """Seconds of all its threads."""
+        times = psutil.Process(self.process.pid).cpu_times()
+        return float(times.user + times.system)
 
     def metrics(self) -> dict[str, float]:
         async def read() -> bytes:
@@ -271,6 +277,7 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=32, help="Whose histories are asked with.")
     parser.add_argument("--slates", type=int, default=20, help="Of each user.")
     parser.add_argument("--requests", type=int, default=1000)
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--long", type=int, default=10_000)
     arguments = parser.parse_args()
     run: Path = arguments.run
@@ -294,19 +301,20 @@ def main() -> None:
         server = Server(model, options, folder / "serve.log")
         asyncio.run(closed_loop(server.port, bodies, 8, min(200, arguments.requests)))  # warm
         found["closed"][name] = {}
-        for clients in (1, 8, 64):
-            before = server.metrics()
+        for clients in arguments.clients:
+            before, cpu = server.metrics(), server.cpu
             load = asyncio.run(closed_loop(server.port, bodies, clients, arguments.requests))
             after = server.metrics()
             said = load.said(expected)
             batches = after["sirius_batch_requests_count"] - before["sirius_batch_requests_count"]
             computing = after["sirius_batch_seconds_sum"] - before["sirius_batch_seconds_sum"]
+            said |= {"cpu_ms_per_request": round((server.cpu - cpu) / arguments.requests * 1e3, 3)}
             said |= {"requests_per_batch": round(arguments.requests / batches, 2)}
             said |= {"model_ms_per_request": round(computing / arguments.requests * 1e3, 3)}
             found["closed"][name][f"{clients} clients"] = said
             fastest = max(fastest, said["per_second"])
             print(name, clients, said, flush=True)
-        if not options:
+        if name == list(SERVERS)[-1]:
             rate = 2 * fastest
             load = asyncio.run(open_loop(server.port, bodies, rate, 10))
             found["open"] = {"arrivals_per_second": round(rate, 1), **load.said(expected)}
