@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -109,11 +110,14 @@ def test_bodies_are_bounded(running: Callable[..., Any]) -> None:
         assert ((b"connection", b"close") in sent[0]["headers"]) == (status != 200)
 
 
-def test_who_goes_away_costs_nothing(running: Callable[..., Any]) -> None:
-    service = running(batching={"wait": 0})
+def test_who_goes_away_costs_nothing(running: Callable[..., Any], scripted: Any) -> None:
+    noticed = threading.Event()  # else a quick answer may come before the client is seen to have gone
+    scripted.before = lambda requests: noticed.wait(30)
+    service = running(scripted, batching={"wait": 0})
     gone = {"type": "http.disconnect"}
     assert call(service, [part(b"{", True), gone], JSON) == []
     assert call(service, [part(json.dumps(BODY).encode(), False), gone], JSON) == []
+    noticed.set()
     assert [line["outcome"] for line in service.log] == ["disconnected"] * 2
     assert service.metric('sirius_requests_total{endpoint="/v1/rerank",outcome="disconnected"}') == 2
     assert service.post("/v1/rerank", BODY).status_code == 200
