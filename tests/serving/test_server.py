@@ -215,17 +215,22 @@ def test_several_workers_count_together(serve: Callable[..., Service], monkeypat
     assert service.end() == 0
 
 
-def raw(port: int, *parts: bytes, wait: float = 0.0, read: bool = True) -> bytes:
-    """What comes back for bytes sent in parts; without `read` the connection is dropped."""
-    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+def raw(port: int, *parts: bytes, wait: float = 0.0, read: bool = True, sip: int = 65536) -> bytes:
+    """What comes back for bytes sent in parts; without `read` the connection is dropped. sip: bytes read at a time,
+    with `wait` before each."""
+    with socket.socket() as connection:
+        connection.settimeout(60)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, min(sip, 65536))  # what is not read stays there
+        connection.connect(("127.0.0.1", port))
         for part in parts:
             connection.sendall(part)
             time.sleep(wait)
         if not read:
             return b""
         found = b""
-        while chunk := connection.recv(65536):
+        while chunk := connection.recv(sip):
             found += chunk
+            time.sleep(wait)
             if b"\r\n\r\n" in found:
                 break
         return found
@@ -256,6 +261,7 @@ def test_a_soak(serve: Callable[..., Service]) -> None:
         lambda: raw(service.port, head(len(whole)), whole[:10], read=False),
         lambda: raw(service.port, head(len(whole)), whole, read=False),
         lambda: raw(service.port, head(len(whole)), whole[:20], whole[20:], wait=0.3),
+        lambda: raw(service.port, head(len(whole)), whole, wait=0.02, sip=8),
         lambda: raw(service.port, head(3), b"\xff\xfe\x00"),
         lambda: raw(service.port, head(2), b"[]"),
     ]  # fmt: skip
