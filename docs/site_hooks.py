@@ -192,4 +192,4 @@ def _command(path: str, command: Any, level: int) -> Iterator[str]:
 
 def _cell(text: str) -> str:
     """Words of a help text as Markdown: nothing of it is markup."""
-    return re.sub(r"([\\\[\]<>*|])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\\[\]*|])", r"\\\1", " ".join(text.split())).replace("<", "&lt;")

@@ -30,12 +30,14 @@ TOGETHER = (
     "tests/recipes/test_language_baselines.py",
     "tests/rankers/test_sequential.py",
     "tests/recipes/test_comparison.py",
+    "tests/docs/test_tutorials.py",
     "tests/training/test_smollm2.py",
     "tests/report/test_page_in_chromium.py",
     "tests/rankers/test_encoders.py",
     "tests/rankers/test_morec.py",
     "tests/data/test_prepare.py",
     "tests/audit/test_audit_command.py",
+    "tests/docs/test_site.py",
 )
 
 

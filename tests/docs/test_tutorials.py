@@ -125,7 +125,8 @@ def _run_line(line: str, where: str, monkeypatch: pytest.MonkeyPatch) -> str:
             runpy.run_path(words[1], run_name="__main__")
         return out.getvalue()
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, env={**os.environ, "PATH": path})
+    environment = {**os.environ, "PATH": path}
+    done = subprocess.run(["bash", "-c", line], check=False, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, f"{where}: {line}\n{done.stdout}{done.stderr}"
     return done.stdout
 

@@ -55,10 +55,11 @@ def audit(
 
     Args:
         path: a dataset folder, or a file of slates: S-DPO's JSON, TRL records, or JSON lines.
-        train: files that probes may learn from. val: the same, of the validation split.
+        train: files that probes may learn from.
+        val: the same, of the validation split.
         ids: a CSV of numeric ids by item_id or title, orders to try.
         items: a CSV of item_id, title; one beside the files is found by itself.
-        slates: which slates of a dataset folder; None takes its first test slates.
+        slates: which slates of a dataset folder; None takes test slates of fixed size where there are any.
         scores: a model's scores on these slates: a table of a run's `scores/`, or JSON lines of {"row", "scores"}.
         seed: of shuffles, resamples and sign flips.
         write: into a dataset folder also write audit.json, for reports.
