@@ -22,6 +22,7 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).resolve().parents[1]
 COPIES = "repository"
 COMMANDS = "command_line.md"
+_SHIM, _OWN_SHIM = "https://unpkg.com/iframe-worker/shim", "assets/frame_worker.js"
 ESCAPED = "\\|"  # inside a cell of a table
 # Files that are shown as code; images and results are copied as they are, Markdown becomes pages.
 _LANGUAGES = {".py": "python", ".yaml": "yaml", ".toml": "toml", ".sh": "sh"}
@@ -83,6 +84,15 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return _LINK.sub(link, "".join(parts))
 
     return _outside_fences(markdown, prose)
+
+
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """The theme's search from the disk asks for a script in the network; ours lies beside the pages."""
+    return output.replace(_SHIM, _relative(_OWN_SHIM, page.file.dest_uri))
+
+
+def on_post_template(output: str, **kwargs: Any) -> str:
+    return output.replace(_SHIM, f"/{_OWN_SHIM}")
 
 
 def _outside_fences(markdown: str, change: Callable[[str], str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,31 @@ def test_files_outside_docs_are_pages_of_the_site(site: Path) -> None:
     assert (site / "repository/src/sirius_rec/objectives/parts.py.html").is_file()
     readme = (site / "repository/index.html").read_text(encoding="utf-8")
     assert 'href="../configuration.html"' in readme
+
+
+def test_the_search_works_from_the_disk(site: Path, tmp_path: Path) -> None:
+    browser = next(
+        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
+    )
+    if not browser:
+        pytest.skip("no Chromium found: install chromium to test the search in a browser")
+    flags = (
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--enable-logging=stderr",
+    )
+    page = f"{(site / 'losses.html').as_uri()}?q=insensitive"
+    done = subprocess.run(
+        [browser, *flags, "--virtual-time-budget=20000", f"--user-data-dir={tmp_path}", "--dump-dom", page],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert re.search(r"[1-9]\d* matching documents", done.stdout), done.stderr[-2000:]
+    assert not [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
