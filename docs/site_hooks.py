@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+import runpy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     else:
         here = ROOT / "docs" / posixpath.dirname(source)
     known = {file.src_uri for file in files}
+    if source == "configuration.md":  # made of docstrings
+        markdown = runpy.run_path(str(ROOT / "docs/site_docstrings.py"))["as_markdown"](markdown)
 
     def mention(found: re.Match[str]) -> str:
         page = f"{found[1]}.md"
