@@ -160,6 +160,17 @@ def test_tutorial(page: Path, first_run: Path, run: Runner, tmp_path: Path, monk
     run(page)
 
 
+@pytest.mark.parametrize("page", [DOCS / "extending.md", DOCS / "theory.md"], ids=lambda page: page.stem)
+def test_code_of_other_pages(
+    page: Path, first_run: Path, run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They speak of a run called mine."""
+    _first(first_run, run, monkeypatch)
+    shutil.copytree(first_run / "runs/first", tmp_path / "runs/mine")
+    monkeypatch.chdir(tmp_path)
+    run(page)
+
+
 def test_blocks_that_are_not_run_are_few_and_known() -> None:
     found = {page.name: sum("not run" in block.title for block in blocks(page)) for page in (START, *TUTORIALS)}
     assert {name: count for name, count in found.items() if count} == NOT_RUN
