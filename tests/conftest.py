@@ -32,6 +32,8 @@ TOGETHER = (
     "tests/recipes/test_comparison.py",
     "tests/docs/test_tutorials.py",
     "tests/training/test_smollm2.py",
+    "tests/serving/test_server.py",
+    "tests/serving/test_serving_a_run.py",
     "tests/report/test_page_in_chromium.py",
     "tests/rankers/test_encoders.py",
     "tests/rankers/test_morec.py",

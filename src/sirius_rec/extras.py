@@ -10,6 +10,7 @@ _PACKAGES = {
     "train": ("torch", "transformers", "peft", "accelerate"),
     "report": ("matplotlib", "jinja2"),
     "tune": ("optuna",),
+    "serve": ("fastapi", "uvicorn", "prometheus_client"),
 }
 
 

@@ -263,3 +263,71 @@ def print_tuning(content: Mapping[str, Any], console: Console | None = None) -> 
         f"\nchosen, configured: {content['metric']} of the best trial and of the configuration's own values, one seed, "
         f"on validation; trials cut short {lost['pruned']}, failed {lost['failed']}", markup=False, soft_wrap=True,
     )  # fmt: skip
+
+
+def print_dry_run(content: Mapping[str, Any], console: Console | None = None) -> None:
+    """What a run would take: data, model, one row per stage, memory and hours."""
+    console = console or Console(highlight=False)
+    data, model, device = content["data"], content["model"], content["device"]
+    rows = ", ".join(f"{n:,} {split}" for split, n in data["rows"].items())
+    sizes = f"{_short(model['layers'] + 2 * model['head'])} parameters, {_short(model['trained'])} trained"
+    for line in (
+        "",
+        f"data: {data['source']}, {data['items']:,} items, rows {rows}",
+        f"model: {model['name']}, {sizes}",
+        f"longest prompt with a candidate: {content['longest']} tokens, context {model['context']}; the first prompt:",
+    ):
+        console.print(line, markup=False, soft_wrap=True)
+    console.print(Padding(Text(content["prompt"].rstrip()), (0, 0, 1, 2)))
+    table = _table(["stage", "examples", "steps", "tokens", "shared", "separate", "hours"], ("stage",))
+    for stage in content["stages"]:
+        tokens, hours = stage["tokens_tree"], stage["hours"]
+        steps = f"{stage['steps']:,}" if stage["trains"] else ""
+        times = [f"{stage[f'tokens_{how}'] / tokens:.2f}×" for how in ("shared", "separate")]
+        took = f"{hours:.2f}" if hours >= 0.005 else "< 0.01"
+        cells = (f"{stage['examples'] * stage['epochs']:,}", steps, _short(tokens), *times, took)
+        table.add_row(_label(stage["name"]), *map(Text, cells))
+    _print(console, table)
+    seeds = "1 seed" if content["seeds"] == 1 else f"{content['seeds']} seeds"
+    needs = "" if content["memory_gib"] is None else (
+        f"; a step takes about {content['memory_gib']:.0f} of {device['memory_gib']} GiB"
+    )  # fmt: skip
+    for line in (
+        "",
+        "tokens: as trees; shared, separate: times as many with one prompt per example, and with one per candidate",
+        f"{content['hours']:.1f} hours for {seeds} on one {device['name']}, at an assumed "
+        f"{device['utilisation']:.0%} of {device['peak_tflops']} TFLOP/s{needs}; not counted: attention itself, and "
+        "methods beside SFT and arms",
+    ):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def print_probe(what: str, content: Mapping[str, Any], console: Console | None = None) -> None:
+    """A probe in a few lines."""
+    console = console or Console(highlight=False)
+
+    def said(value: Mapping[str, float], sign: str = "") -> str:
+        return f"{value['mean']:{sign}.3f} {_interval(value['low'], value['high'], sign)}"
+
+    if what == "order":
+        hits = content["hr@1"]
+        lines = [
+            f"{content['method']}, seed {content['seed']}, on {content['slates']}: {content['rows']} rows in "
+            f"{content['orders']} orders each",
+            f"the answer differs between two orders in {said(content['changed'])} of the rows",
+            f"HR@1 by order: {', '.join(format(one['mean'], '.3f') for one in hits)}",
+            f"HR@1 of log-probs averaged over the orders: {said(content['hr@1_averaged'])}, "
+            f"{said(content['averaged_less_single'], '+')} against one order",
+            f"the best stands first in {content['first']:.3f}, last in {content['last']:.3f} of the slates; anywhere "
+            f"alike: p = {content['uniform_p']:.3g}",
+        ]
+    else:
+        lines = [
+            f"{content['backbone']}, before training; 0.5 is chance",
+            f"the rest of a title is likelier behind its own beginning than another's rest: {said(content['titles'])} "
+            f"of {content['titles']['n']} titles",
+            f"a target is likelier behind its history in order than shuffled: {said(content['order'])} of "
+            f"{content['order']['n']} rows, by {said(content['nats_in_order'], '+')} nats",
+        ]
+    for line in ("", *lines):
+        console.print(line, markup=False, soft_wrap=True)

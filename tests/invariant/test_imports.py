@@ -14,8 +14,8 @@ import sirius_rec
 
 SOURCE = Path(sirius_rec.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
-TORCH_FREE = ("data", "prompts", "theory", "evaluation", "audit", "report")
-HEAVY = ("torch", "transformers", "polars", "pydantic", "matplotlib", "scipy")
+TORCH_FREE = ("data", "prompts", "theory", "evaluation", "audit", "report", "serving")
+HEAVY = ("torch", "transformers", "polars", "pydantic", "matplotlib", "scipy", "fastapi", "uvicorn")
 
 
 @functools.cache
@@ -91,6 +91,15 @@ def test_theory_is_numpy_alone() -> None:
 
 def test_only_recipes_and_cli_see_the_config() -> None:
     assert users_of("sirius_rec.config") <= {"recipes", "commands", "config"}
+
+
+def test_the_service_knows_no_run() -> None:
+    """It is given rankers; recipes make them. The web's libraries stay in it."""
+    for module in ("recipes", "commands", "config", "training", "scoring"):
+        assert "serving" not in users_of(f"sirius_rec.{module}")
+    assert users_of("sirius_rec.serving") <= {"serving", "recipes", "commands"}
+    for library in ("fastapi", "starlette", "uvicorn", "prometheus_client"):
+        assert users_of(library) <= {"serving"}
 
 
 def test_nothing_imports_the_cli() -> None:

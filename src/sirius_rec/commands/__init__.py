@@ -4,7 +4,7 @@ from importlib import import_module
 
 from sirius_rec.commands.common import app
 
-for _topic in ("runs", "data", "serve", "study"):
+for _topic in ("runs", "data", "serve", "service", "study"):
     import_module(f"sirius_rec.commands.{_topic}")
 
 __all__ = ["app"]

@@ -22,6 +22,7 @@ from sirius_rec.commands.common import (
     train_stages,
     write_json,
 )
+from sirius_rec.errors import ConfigError
 
 if TYPE_CHECKING:
     from sirius_rec.recipes.run import Run
@@ -43,12 +44,47 @@ def demo(
 
 
 @app.command(short_help="Everything a configuration asks for; resumable.")
-def run(config: ConfigArg, overrides: OverridesArg = None, out: OutOption = None, json_file: JsonOption = None) -> None:
+def run(
+    config: ConfigArg,
+    overrides: OverridesArg = None,
+    out: OutOption = None,
+    json_file: JsonOption = None,
+    dry: Annotated[bool, typer.Option("--dry-run", help="Train nothing: count steps, tokens, memory, hours.")] = False,
+    on: Annotated[
+        str | None, typer.Option("--on", help="Device of a dry run: a100, h100, h200, l40s, rtx4090.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="What a dry run counts with, where the backbone's own cannot be had.")
+    ] = None,
+) -> None:
     """Run everything a configuration asks for; started again, it goes on where it stopped.
 
     Example: sirius run configs/lastfm.yaml align.epochs=3 --out runs/lastfm
+
+    Example: sirius run configs/paper/lastfm.yaml --dry-run --on a100 --tokenizer models/llama2
     """
-    _run(config, overrides, out, json_file)
+    if not dry and (on is not None or tokenizer is not None):
+        raise ConfigError("--on, --tokenizer: are for --dry-run")
+    if dry:
+        _dry_run(config, overrides, on or "a100", tokenizer, json_file)
+    else:
+        _run(config, overrides, out, json_file)
+
+
+def _dry_run(
+    config: Path, overrides: list[str] | None, device: str, tokenizer: str | None, json_file: Path | None
+) -> None:
+    from sirius_rec.commands.common import load
+    from sirius_rec.extras import require
+    from sirius_rec.terminal import print_dry_run
+
+    require("train")
+    from sirius_rec.recipes.dry_run import dry_run
+
+    check_json(json_file)
+    content = dry_run(load(config, overrides), device=device, tokenizer=tokenizer, say=log)
+    print_dry_run(content)
+    write_json(json_file, content)
 
 
 def _run(config: Path, overrides: list[str] | None, out: Path | None, json_file: Path | None) -> None:

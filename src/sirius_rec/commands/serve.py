@@ -74,10 +74,10 @@ def rank(
     _check_input(input)
     plain = {"--template": template, "--slate": slate, "--max-history": max_history, "--chat": chat or None,
              "--dtype": dtype}  # fmt: skip
-    if _is_run(model, plain):
+    if is_run(model, plain):
         served = load_run_ranker(Run.open(model), method=method, seed=seed, checkpoint=checkpoint, titles=titles)
     else:
-        served = load_plain_model(model, **_given(plain))
+        served = load_plain_model(model, **given(plain))
     _answer(served, input, out, partial(rank_file, top=top), top, verb="ranking", unknown=unknown, skip_bad=skip_bad)
 
 
@@ -139,17 +139,17 @@ def recommend(
     of_run: dict[str, Any] = {"method": method, "seed": seed, "checkpoint": checkpoint}
     if retriever is not None and max_opened is not None:
         raise ConfigError("--max-opened: bounds a search of the whole catalogue; with --retriever there is none")
-    is_run = _is_run(model, plain)
-    if retriever is not None and not is_run:
+    of_a_run = is_run(model, plain)
+    if retriever is not None and not of_a_run:
         raise ConfigError(f"--retriever: {model} is no run folder, and has no other methods")
     if retriever is not None:
         served = load_run_reranker(Run.open(model), retriever=retriever, retrieve=retrieve, **of_run, **asked)
-    elif is_run:
+    elif of_a_run:
         served = load_run_recommender(Run.open(model), max_opened=max_opened, **of_run, **asked)
     elif items is None:
         raise ConfigError(f"--items: {model} is no run folder: name its catalogue, a table of item_id and title")
     else:
-        served = load_plain_recommender(model, max_opened=max_opened, **_given(plain), **asked)
+        served = load_plain_recommender(model, max_opened=max_opened, **given(plain), **asked)
     # A request takes a second or so: few at a time, so that little is lost with a kill.
     respond = partial(answer_file, form=RECOMMENDING, part=32)
     _answer(served, input, out, respond, top, verb="recommending", unknown=unknown, skip_bad=skip_bad)
@@ -160,7 +160,7 @@ def _check_input(path: Path) -> None:
         raise DataError(f"--input {path}: no such file")
 
 
-def _is_run(model: str, plain: dict[str, Any]) -> bool:
+def is_run(model: str, plain: dict[str, Any]) -> bool:
     """Whether a model is a run folder. ConfigError where options are given that are for plain models."""
     from sirius_rec.recipes.run_folder import RunFolder
 
@@ -173,7 +173,7 @@ def _is_run(model: str, plain: dict[str, Any]) -> bool:
     return True
 
 
-def _given(plain: dict[str, Any]) -> dict[str, Any]:
+def given(plain: dict[str, Any]) -> dict[str, Any]:
     """Options of plain models that were given, as arguments."""
     names = {"--slate": "shows_slate"}
     return {names.get(o, o[2:].replace("-", "_")): value for o, value in plain.items() if value is not None}

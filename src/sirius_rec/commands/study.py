@@ -179,6 +179,40 @@ def tune(
     say(f"winners: {folder / 'winners'}")
 
 
+@app.command(short_help="Order of candidates; data known by heart.")
+def probe(
+    what: Annotated[Literal["order", "memory"], typer.Argument(metavar="WHAT", help="order or memory.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    method: Annotated[str | None, typer.Option("--method", help="Of `order`. Default: the best on validation.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of `order`: the method's.")] = None,
+    rows: Annotated[int, typer.Option(min=20, help="Test rows, or titles.")] = 300,
+    orders: Annotated[int, typer.Option(min=2, help="Of `order`: permutations of each slate.")] = 5,
+    json_file: JsonOption = None,
+) -> None:
+    """order: how often does the answer change when the slate in the prompt is permuted, and what does HR@1 do?
+    memory: does the backbone, before training, know these titles, and these users' sequences, by heart?
+
+    Example: sirius probe order runs/lastfm --orders 5
+
+    Example: sirius probe memory runs/lastfm --rows 500 --json memory.json
+    """
+    from sirius_rec.extras import require
+    from sirius_rec.recipes.run import Run
+    from sirius_rec.terminal import print_probe
+
+    require("train")
+    from sirius_rec.recipes.probing import probe_memory, probe_order
+
+    check_json(json_file)
+    opened = Run.open(run)
+    if what == "order":
+        content = probe_order(opened, method=method, seed=seed, orders=orders, rows=rows, say=log)
+    else:
+        content = probe_memory(opened, rows=rows, say=log)
+    print_probe(what, content)
+    write_json(json_file, content)
+
+
 @app.command("bench", short_help="Performance figures with their baselines.")
 def bench_command(
     name: Annotated[

@@ -161,6 +161,12 @@ class Encoder:
             raise PromptError(f"the completion {text!r} has no tokens")
         return ids
 
+    def forget(self, beyond: int) -> None:
+        """Drop the kept completions once there are more than `beyond`: whoever serves strangers' texts meets no end."""
+        for kept in (self._completions, self._turns):
+            if len(kept) > beyond:
+                kept.clear()
+
     def check_distinct(self, titles: Iterable[str]) -> None:
         """PromptError if no model could tell titles apart: equal token ids, or a special token inside a title."""
         seen: dict[tuple[int, ...], str] = {}

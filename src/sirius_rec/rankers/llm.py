@@ -16,6 +16,7 @@ from sirius_rec.rankers.catalogue.top import top_k
 from sirius_rec.rankers.catalogue.trie import Trie
 from sirius_rec.rankers.generation import generate_answers
 from sirius_rec.rankers.protocol import Answer, Items, check_rows
+from sirius_rec.scoring.prefix_cache import PrefixCache
 from sirius_rec.scoring.rows import PromptCompletions
 from sirius_rec.scoring.scorer import check_once, score_rows
 
@@ -26,7 +27,7 @@ class LLMRanker:
     model, encoder: the LM and its tokenizer. template, titles: how items are shown; titles by dense item number.
     shown: what stands for an item in prompts, where that is not its title (hybrid prompts).
     scoring: "auto", "packed" or "naive". batch_tokens: tokens per batch. bf16: see
-    `scoring.scorer.score_rows`. progress: gets the rows just done.
+    `scoring.scorer.score_rows`. progress: gets the rows just done. prefixes: keeps prompts from one call to the next.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class LLMRanker:
         batch_tokens: int = 8192,
         bf16: bool = False,
         progress: Callable[[int], None] | None = None,
+        prefixes: PrefixCache | None = None,
     ) -> None:
         self.model = model
         self.encoder = encoder
@@ -51,6 +53,7 @@ class LLMRanker:
         self.batch_tokens = batch_tokens
         self.bf16 = bf16
         self.progress = progress
+        self.prefixes = prefixes
 
     def prompts(self, histories: Sequence[Items], candidates: Sequence[Items]) -> list[str]:
         """The prompt texts of rows, the slate in the order given; errors as `check_rows`."""
@@ -80,6 +83,7 @@ class LLMRanker:
             max_tokens=self.batch_tokens,
             bf16=self.bf16,
             progress=self.progress,
+            prefixes=self.prefixes,
         )
 
     def top_k(

@@ -81,6 +81,11 @@ def parse_request(line: int, text: bytes, form: Form = RANKING) -> Request | Bad
         record = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         return BadRequest(line, f"not a JSON object ({str(error) or type(error).__name__})")
+    return request_of(line, record, form)
+
+
+def request_of(line: int, record: Any, form: Form = RANKING) -> Request | BadRequest:
+    """`parse_request` of what JSON held."""
     if not isinstance(record, dict):
         return BadRequest(line, f"not a JSON object; write {form.example}")
     if unknown := sorted(set(record) - set(form.known)):
@@ -355,21 +360,15 @@ def answer_file(
     """
     outcome = Outcome()
     for requests in in_parts(read_requests(path, out.answered, advance, trail=out.trail, form=form), part):
-        checked: list[Request | BadRequest] = []
-        marks: dict[int, dict[str, Any]] = {}
-        for request in requests:
-            if isinstance(request, Request) and unknown is not None:
-                request, marks[request.line] = _without_unknown(request, unknown)
-            why = check(request) if isinstance(request, Request) else None
-            checked.append(request if why is None else BadRequest(request.line, why, request.trail))
+        checked, marks = prepared(requests, check, unknown)
         first_bad = next((r for r in checked if isinstance(r, BadRequest)), None)
         if first_bad is not None and not skip_bad:
             checked = checked[: checked.index(first_bad)]
         good = [r for r in checked if isinstance(r, Request)]
-        popular = {r.line for r in good if "by" in marks.get(r.line, {})}
-        bodies = _bodies(good, popular, respond, unknown)
+        popular = by_popularity(good, marks)
+        said = bodies(good, popular, respond, unknown)
         out.write(
-            [_headed(r, marks.get(r.line), bodies[r.line]) if isinstance(r, Request) else refusal(r) for r in checked],
+            [_headed(r, marks.get(r.line), said[r.line]) if isinstance(r, Request) else refusal(r) for r in checked],
             [r.trail for r in checked],
         )
         outcome.answered += len(good)
@@ -381,6 +380,28 @@ def answer_file(
     return outcome
 
 
+Marks = dict[int, dict[str, Any]]  # by line: what an answer says of its request, beside "id"
+
+
+def prepared(
+    requests: Sequence[Request | BadRequest], check: Check, unknown: Unknown | None
+) -> tuple[list[Request | BadRequest], Marks]:
+    """Requests without history items that the ranker does not know, or the reason why one cannot be answered."""
+    checked: list[Request | BadRequest] = []
+    marks: Marks = {}
+    for request in requests:
+        if isinstance(request, Request) and unknown is not None:
+            request, marks[request.line] = _without_unknown(request, unknown)
+        why = check(request) if isinstance(request, Request) else None
+        checked.append(request if why is None else BadRequest(request.line, why, request.trail))
+    return checked, marks
+
+
+def by_popularity(requests: Sequence[Request], marks: Marks) -> set[int]:
+    """Lines of requests of whose history nothing is left."""
+    return {request.line for request in requests if "by" in marks.get(request.line, {})}
+
+
 def _without_unknown(request: Request, unknown: Unknown) -> tuple[Request, dict[str, Any]]:
     """The request with the known part of its history, and what its answer will say of the rest."""
     history = tuple(item for item in request.history if unknown.known(item))
@@ -390,13 +411,13 @@ def _without_unknown(request: Request, unknown: Unknown) -> tuple[Request, dict[
     return replace(request, history=history), {"unknown": dropped, **({} if history else {"by": "popularity"})}
 
 
-def _bodies(requests: list[Request], popular: set[int], respond: Scorer, unknown: Unknown | None) -> dict[int, Any]:
+def bodies(requests: list[Request], popular: set[int], respond: Scorer, unknown: Unknown | None) -> dict[int, Any]:
     """What answers say, by line: by the ranker or by popularity."""
-    bodies: dict[int, Any] = {}
+    said: dict[int, Any] = {}
     groups: list[tuple[Scorer, list[Request]]] = [(respond, [r for r in requests if r.line not in popular])]
     if unknown is not None and unknown.popular is not None:
         groups.append((unknown.popular, [r for r in requests if r.line in popular]))
     for responder, group in groups:
         if group:
-            bodies.update(zip((r.line for r in group), responder(group), strict=True))
-    return bodies
+            said.update(zip((r.line for r in group), responder(group), strict=True))
+    return said

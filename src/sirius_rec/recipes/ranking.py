@@ -47,16 +47,30 @@ def load_run_ranker(run: Run, *, method: str | None, seed: int | None, checkpoin
     """
     quiet()
     chosen, seed = chosen_method(run, method, seed)
-    name, recipe = described(run, chosen, seed, checkpoint, titles=titles)
     ranker = chosen.ranker(run, seed, checkpoint)
-    if chosen.reads_titles:
-        requests = text_requests(run, ranker, titles=titles)
+    name, recipe = described(run, chosen, seed, checkpoint, titles=titles)
+    requests = run_requests(run, chosen, ranker, titles=titles)
+    return served_requests(run, name, recipe, requests, titles=titles)
+
+
+def served_requests(
+    run: Run, name: str, recipe: dict[str, Any], requests: TextRequests | CatalogueRequests, *, titles: bool
+) -> Served:
+    """How `load_run_ranker` answers requests. name, recipe: of `described`."""
+    if isinstance(requests, TextRequests):
         unknown = None if titles else _unknown(run, titles)
         return Served(name, recipe, requests.score, requests.check, unknown, requests.warnings)
-    items = CatalogueRequests(ranker, chosen.key, names(run, titles), titles=titles, length=chosen.request_length(run))
-    if chosen.uses_backbone:
+    return Served(name, recipe, requests.score, requests.check, _unknown(run, titles))
+
+
+def run_requests(run: Run, method: Method, ranker: Any, *, titles: bool) -> TextRequests | CatalogueRequests:
+    """Requests for a method's loaded ranker, by item id or by title."""
+    if method.reads_titles:
+        return text_requests(run, ranker, titles=titles)
+    items = CatalogueRequests(ranker, method.key, names(run, titles), titles=titles, length=method.request_length(run))
+    if method.uses_backbone:
         items.max_history, items.context = run.config.data.window.max_history, context_of(run.config)
-    return Served(name, recipe, items.score, items.check, _unknown(run, titles))
+    return items
 
 
 def described(run: Run, method: Method, seed: int, checkpoint: str, *, titles: bool) -> tuple[str, dict[str, Any]]:
@@ -188,6 +202,7 @@ class TextRequests:
         # Titles that a backbone from scratch has read; None where it has read more than a catalogue.
         self.catalogue: set[str] | None = None
         self._never_read: set[str] = set()
+        self._last: tuple[str, list[int]] = ("", [])
         self.context = getattr(unwrapped(model).config, "max_position_embeddings", None)
         # Tokens of the longest title that an answer may hold, where it is not one of the request's candidates.
         self.longest: int | None = None
@@ -207,7 +222,7 @@ class TextRequests:
             return f"candidate {twice!r} is duplicated"
         try:
             encoded = [self.encoder.completion(title) for title in titles]
-            prompt = self.encoder.prompt(self._prompt(request))
+            prompt = self._prompt_ids(self._prompt(request))
         except PromptError as error:
             return str(error)
         for title, ids in zip(titles, encoded, strict=True):
@@ -223,12 +238,24 @@ class TextRequests:
             )
         return None
 
+    def size(self, request: Request) -> tuple[str, int, int]:
+        """The prompt, its tokens, and those that the model reads of the candidates."""
+        prompt = self._prompt(request)
+        candidates = (self.encoder.completion(self._title(item)) for item in request.candidates)
+        return prompt, len(self._prompt_ids(prompt)), sum(len(ids) - 1 for ids in candidates)
+
     def warnings(self) -> list[str]:
         if not self._never_read:
             return []
         first = sorted(self._never_read)[0]
         return [f"{len(self._never_read):,} titles are not in the catalogue ({first!r}, …): this backbone was trained "
                 "from scratch on it and knows nothing of them"]  # fmt: skip
+
+    def _prompt_ids(self, prompt: str) -> list[int]:
+        """Token ids; those of the last prompt are kept, which is asked for by `check` and `size`."""
+        if self._last[0] != prompt:
+            self._last = prompt, self.encoder.prompt(prompt)
+        return self._last[1]
 
     def _shown(self, request: Request) -> tuple[str, ...]:
         """The newest items of the history."""

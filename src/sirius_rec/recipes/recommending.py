@@ -43,11 +43,16 @@ class Shelf:
     def __init__(
         self, ids: Sequence[str], titles: Sequence[str], *, titles_given: bool, top: int, exclude_seen: bool
     ) -> None:
-        if not 1 <= top <= len(ids):
-            raise ConfigError(f"--top {top}: the catalogue has {len(ids)} items: ask for 1 to {len(ids)}")
-        self.ids, self.titles, self.top, self.exclude_seen = ids, titles, top, exclude_seen
+        self.ids, self.titles, self.titles_given = ids, titles, titles_given
+        self.ask(top, exclude_seen)
         self.names = titles if titles_given else ids
         self.number = {name: n for n, name in enumerate(self.names)}
+
+    def ask(self, top: int, exclude_seen: bool) -> None:
+        """What the next answers hold; ConfigError as when it was made."""
+        if not 1 <= top <= len(self.ids):
+            raise ConfigError(f"--top {top}: the catalogue has {len(self.ids)} items: ask for 1 to {len(self.ids)}")
+        self.top, self.exclude_seen = top, exclude_seen
 
     def left_out(self, requests: Sequence[Request], tidy: Any) -> list[np.ndarray]:
         """Item numbers that are no answers. tidy: how names are compared. What the catalogue lacks needs no mention."""
@@ -139,24 +144,35 @@ def load_run_recommender(
     RunError if none is trained.
     """
     quiet()
-    data = run.dataset
-    shelf = Shelf(item_ids(data), data.titles, titles_given=titles, top=top, exclude_seen=exclude_seen)
-    chosen, seed = chosen_method(run, method, seed, _ranks_catalogue, "rank a whole catalogue")
+    shelf = Shelf(item_ids(run.dataset), run.dataset.titles, titles_given=titles, top=top, exclude_seen=exclude_seen)
+    chosen, seed = chosen_method(run, method, seed, ranks_catalogue, "rank a whole catalogue")
     name, recipe = described(run, chosen, seed, checkpoint, titles=titles)
     recipe |= {"exclude_seen": exclude_seen, "max_opened": max_opened}
     ranker = chosen.ranker(run, seed, checkpoint)
-    popularity = Popularity().fit(data.train_sequences(), data.n_items)
+    respond, popular, requests = run_recommender(run, chosen, ranker, shelf, max_opened)
+    if isinstance(requests, TextRequests):
+        unknown = None if titles else popular
+        return Served(name, recipe, respond.respond, requests.check, unknown, requests.warnings)
+    return Served(name, recipe, respond.respond, requests.check, popular)
+
+
+def run_recommender(
+    run: Run, method: Method, ranker: Any, shelf: Shelf, max_opened: int | None
+) -> tuple[Searched | Scored, Unknown, TextRequests | CatalogueRequests]:
+    """How a method's loaded ranker recommends from a run's catalogue, what popularity does, and the requests' form."""
+    titles = shelf.titles_given
+    popularity = Popularity().fit(run.dataset.train_sequences(), run.dataset.n_items)
     popular = CatalogueRequests(popularity, "popularity", shelf.names, titles=titles)
     unknown = Unknown(lambda item: popular.name(item) in popular.number, Scored(shelf, popular).respond)
-    if chosen.reads_titles:
+    if method.reads_titles:
         requests = text_requests(run, ranker, titles=titles)
-        searched = Searched(shelf, requests, max_opened)
-        return Served(name, recipe, searched.respond, requests.check, None if titles else unknown, requests.warnings)
-    scored = CatalogueRequests(ranker, chosen.key, shelf.names, titles=titles)
-    return Served(name, recipe, Scored(shelf, scored).respond, scored.check, unknown)
+        return Searched(shelf, requests, max_opened), unknown, requests
+    scored = CatalogueRequests(ranker, method.key, shelf.names, titles=titles)
+    return Scored(shelf, scored), unknown, scored
 
 
-def _ranks_catalogue(method: Method) -> bool:
+def ranks_catalogue(method: Method) -> bool:
+    """Whether it can rank a whole catalogue."""
     return method.reads_titles or (method.ranks_catalogue and not method.uses_backbone)
 
 

@@ -21,6 +21,7 @@ from sirius_rec.scoring.forked import Passes, common, forked_logps, passes
 from sirius_rec.scoring.masks import can_be_forked, refusal
 from sirius_rec.scoring.naive import in_parts, naive_logps
 from sirius_rec.scoring.packed import in_half_precision, tree_logps, unwrapped, use_tree_attention
+from sirius_rec.scoring.prefix_cache import PrefixCache
 from sirius_rec.scoring.rows import PromptCompletions
 from sirius_rec.scoring.tree import build_tree
 
@@ -208,13 +209,14 @@ def score_rows(
     max_tokens: int = 8192,
     bf16: bool = False,
     progress: Callable[[int], None] | None = None,
+    prefixes: PrefixCache | None = None,
 ) -> list[np.ndarray]:
     """log π(y|x) of every candidate of every row, in row order: one float32 array of C values (nats) per row.
 
     `max_tokens` bounds what a batch computes: the nodes of its tree, in naive mode its padded rows (a slate that
     exceeds it is scored in parts), and of forked rows what the copies of the prompt and their candidates hold. `bf16`:
     compute float32 weights in bfloat16, as training with bf16 does; policy and reference must agree on it. `progress`
-    gets the rows just done, by all processes.
+    gets the rows just done, by all processes. `prefixes`: keeps prompts between calls; of use in packed mode alone.
 
     In a process group every process scores its share and all get all scores: call it in all of them, on the same rows.
     """
@@ -237,7 +239,12 @@ def score_rows(
         # Of forked rows the passes of the one that needs most.
         size = common([passes(parts[p], max_tokens) for p, *_ in together]) if mode == "forked" else Passes()
         with torch.autocast(next(model.parameters()).device.type, dtype=torch.bfloat16, enabled=bf16):
-            logp_BC = logps(model, [parts[p] for p in batch], pad_id, mode, size).float().cpu().numpy()
+            some = [parts[p] for p in batch]
+            if prefixes is not None and mode == "packed":
+                found_BC = prefixes.logps(model, some)
+            else:
+                found_BC = logps(model, some, pad_id, mode, size)
+        logp_BC = found_BC.float().cpu().numpy()
         if mine:
             own |= {p: logp_BC[b, : len(parts[p].completions)].copy() for b, p in enumerate(batch)}
         left.subtract(done := [owner[p] for batch in batches[start : start + processes] for p in batch])

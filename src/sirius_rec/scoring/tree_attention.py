@@ -60,6 +60,19 @@ def planned_mask(tree: CandidateTree, window: int | None, dtype: torch.dtype) ->
     return mask
 
 
+def behind_cache(mask: Tensor, new_N: Tensor, place_T: Tensor, column_T: Tensor) -> Tensor:
+    """The mask of a tree of which some nodes are in the model's cache, for a pass over the others.
+
+    mask: `planned_mask` of chunks whose queries are the nodes that run. new_N: those nodes. place_T: the place of each
+    node among them. column_T: where its key stands, the cached ones first.
+    """
+    plan: _Plan = mask.plan  # type: ignore[attr-defined]
+    calls = [(column_T[key_X], seen_G1WK) for key_X, seen_G1WK in plan.calls]
+    moved = torch.ones_like(mask)
+    moved.plan = _Plan(place_T[plan.query_Q], plan.place_T[new_N], calls)  # type: ignore[attr-defined]
+    return moved
+
+
 def _attend(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:

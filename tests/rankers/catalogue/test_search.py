@@ -283,6 +283,34 @@ def test_the_cheaper_way_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ways == ["_exhaustive", "search", "search"]
 
 
+def test_a_hopeless_search_is_given_up_for_scoring_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that is sure of nothing: every title ties, and a search would open every prefix of every user."""
+    large = trie_from([[a, b, c, EOS] for a in range(3, 20) for b in range(3, 20) for c in range(3, 20)])
+    model = model_of(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.zero_()
+    opened: list[tuple[str, int]] = []
+    for name in ("search", "_exhaustive"):
+        kept = getattr(top, name)
+
+        def counted(*a: Any, n: str = name, f: Any = kept, **o: Any) -> Any:
+            results = list(f(*a, **o))
+            opened.append((n, max(found.opened for found in results)))
+            return results
+
+        monkeypatch.setattr(top, name, counted)
+    done: list[int] = []
+    prompts = prompts_of(random.Random(0), 5)
+    found = top_k(model, large, prompts, 3, pad_id=0, users=2, progress=done.append)
+    assert [name for name, _ in opened] == ["search", "_exhaustive", "_exhaustive", "_exhaustive"]
+    assert opened[0][1] < large.n_inner / 2 and sum(done) == 5
+    assert all(one.exact and one.items.tolist() == [0, 1, 2] for one in found)
+    with_budget = top_k(model, large, prompts[:1], 3, pad_id=0, max_opened=50)
+    assert not with_budget[0].exact  # asked for, so it is kept
+    assert opened[-1][0] == "search"
+
+
 def test_what_cannot_be_asked_for() -> None:
     model, trie = model_of(0), trie_from([[3, EOS], [4, 5, EOS]])
     for k in (0, 3):

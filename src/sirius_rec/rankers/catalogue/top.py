@@ -23,6 +23,9 @@ from sirius_rec.scoring.scorer import require_agreement, resolve_mode, resolve_s
 
 Way = Literal["auto", "search", "exhaustive"]
 USERS, WIDTH = 8, 16  # searched at once, and prefixes of each opened per step
+# A search that opens so many times what is expected would go on through most of the trie: the model is sure of nothing,
+# as after training that pushed all titles down. Scoring everything is then less work.
+_HOPELESS = 8
 # A forward pass costs as much as so many tokens more: its weights are read once, however few tokens there are.
 _PASS = 16
 # Of models, the ways whose scores were compared with separate passes.
@@ -60,35 +63,48 @@ def top_k(
     """The K titles of largest log π(title | prompt) for each prompt, with whether they are proved to be.
 
     leave_out: items of each user that are no answers; where fewer than K others are left, all of them are the answer.
-    way: `auto` chooses by `expected_cost`. width, users: prefixes opened per user and step, and users at once.
-    max_opened: prefixes opened for a user at most; what was found by then is given with exact=False. max_tokens:
-    of prompts read in one pass (one prompt may exceed it). bf16, scoring: as in `score_rows`.
+    way: `auto` chooses by `expected_cost`, and scores everything where a search opens far more than that. width, users:
+    prefixes opened per user and step, and users at once. max_opened: prefixes opened for a user at most; what was found
+    by then is given with exact=False. max_tokens: of prompts read in one pass (one prompt may exceed it). bf16,
+    scoring: as in `score_rows`.
 
     Scores of prefixes in half precision depend a little on what else is in a pass; exact is said of the computed ones.
     """
     check_request(model, trie, prompts, k)
     naive = resolve_mode(model, scoring) == "naive"
-    found: list[Found | None] = [None] * len(prompts)
+    found: dict[int, Found] = {}
     out_U = [places_of(trie, () if leave_out is None else leave_out[u]) for u in range(len(prompts))]
-    cheaper = "exhaustive" if way == "auto" and np.greater(*expected_cost(trie, k, width)) else way
+    opened, whole = expected_cost(trie, k, width)
+    falls_back = way == "auto" and max_opened is None
+    budget: float = math.inf if max_opened is None else max_opened
+    if falls_back:
+        budget = min(whole / 2, _HOPELESS * opened)
+    scored = (falls_back and opened > whole) or (way == "exhaustive" and max_opened is None)
+
+    def score_all(some: Sequence[int], report: Callable[[int], None] | None) -> None:
+        every = _exhaustive(model, trie, [prompts[u] for u in some], k, [out_U[u] for u in some], pad_id=pad_id,
+                            max_tokens=max_tokens, bf16=bf16, mode=scoring, progress=report)  # fmt: skip
+        for u, result in zip(some, every, strict=True):
+            found[u] = result
+            if resolve_scoring(model, scoring) != "naive":
+                check_found(model, trie, prompts[u : u + 1], [result], pad_id, "exhaustive", bf16=bf16)
+
     with evaluating(model):
-        if cheaper == "exhaustive" and max_opened is None:
-            every = _exhaustive(model, trie, prompts, k, out_U, pad_id=pad_id, max_tokens=max_tokens, bf16=bf16,
-                                mode=scoring, progress=progress)  # fmt: skip
-            for u, result in enumerate(every):
-                found[u] = result
-                if resolve_scoring(model, scoring) != "naive":
-                    check_found(model, trie, prompts[u : u + 1], [result], pad_id, "exhaustive", bf16=bf16)
-        else:
-            for some in groups(prompts, users, max_tokens):
-                prefixes = prefixes_of(model, [prompts[u] for u in some], pad_id, bf16=bf16, naive=naive)
-                frontiers = [Frontier(trie, k, out_U[u], math.inf if max_opened is None else max_opened) for u in some]
-                results = search(prefixes, frontiers, width, progress)
-                for u, result in zip(some, results, strict=True):
-                    found[u] = result
-                if not naive:
-                    check_found(model, trie, [prompts[u] for u in some], results, pad_id, "searched", bf16=bf16)
-    return [result for result in found if result is not None]
+        for some in [list(range(len(prompts)))] if scored else groups(prompts, users, max_tokens):
+            if scored:
+                score_all(some, progress)
+                continue
+            prefixes = prefixes_of(model, [prompts[u] for u in some], pad_id, bf16=bf16, naive=naive)
+            results = search(prefixes, [Frontier(trie, k, out_U[u], budget) for u in some], width, progress)
+            found |= dict(zip(some, results, strict=True))
+            if not naive:
+                check_found(model, trie, [prompts[u] for u in some], results, pad_id, "searched", bf16=bf16)
+            hopeless = [u for u in some if not found[u].exact] if falls_back else []
+            if hopeless:
+                score_all(hopeless, None)
+            # A model that is unsure of everything is so of everybody.
+            scored = len(hopeless) > len(some) / 2
+    return [found[u] for u in range(len(prompts))]
 
 
 def check_request(model: Any, trie: Trie, prompts: Sequence[Sequence[int]], k: int) -> None:

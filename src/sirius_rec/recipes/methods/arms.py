@@ -86,7 +86,7 @@ class Arm(Finetuned):
             model=load_stage_model(run.config, run.folder.sft(seed) / "best"),
             tokenizer=run.tokenizer,
             records=slate_records(run.dataset, run.train_slates, run.template, rows),
-            loss=self._loss_options(),
+            loss=self.loss_options(),
             seed=seed,
             card=self.card(seed),
             validation=validation_set(run),
@@ -103,7 +103,8 @@ class Arm(Finetuned):
 
         return {"catalogue": Catalogue(catalogue_trie(run.encoder, run.dataset.titles), interacted_by(run, rows))}
 
-    def _loss_options(self) -> dict[str, Any]:
+    def loss_options(self) -> dict[str, Any]:
+        """What the trainer is told of the loss, as options of `SiriusConfig`."""
         return {
             "loss": self.arm.loss,
             **self.config.arm_options(self.arm),

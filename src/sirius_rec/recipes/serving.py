@@ -1,0 +1,239 @@
+"""`sirius serve`: the models of a run, or any causal language model, as what the HTTP service answers with."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sirius_rec.data.sources.files import load_items
+from sirius_rec.data.titles import distinct_titles
+from sirius_rec.errors import ConfigError
+from sirius_rec.rankers.requests import Request
+from sirius_rec.recipes.methods import Method
+from sirius_rec.recipes.ranking import (
+    CatalogueRequests,
+    Served,
+    TextRequests,
+    chosen_method,
+    described,
+    item_ids,
+    plain_requests,
+    run_requests,
+    served_requests,
+)
+from sirius_rec.recipes.recommending import Searched, Shelf, ranks_catalogue, run_recommender
+from sirius_rec.recipes.run import Run, quiet
+from sirius_rec.schema import ITEM_ID, TITLE
+from sirius_rec.scoring.prefix_cache import PrefixCache
+from sirius_rec.serving.guard import App
+from sirius_rec.serving.models import Answers, Catalogue, Loaded, Model, Size
+from sirius_rec.serving.options import MIB, Batching, Limits, Service
+from sirius_rec.serving.server import application
+
+_OPTIONS = "SIRIUS_SERVE_OPTIONS"
+_KEPT_TITLES = 100_000  # token ids of titles that an encoder keeps
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is served. model: a run folder, or a language model by hub id, folder or file. methods: keys of a run's
+    methods, KEY@last or KEY@best for one checkpoint; () for the best on validation. plain: options of
+    `plain_requests`; None of a run. items: a plain model's catalogue."""
+
+    model: str
+    methods: tuple[str, ...] = ()
+    seed: int | None = None
+    checkpoint: str = "best"
+    titles: bool = False
+    plain: Mapping[str, Any] | None = None
+    items: str | None = None
+    service: Service = field(default_factory=Service)
+
+
+def load(source: Source) -> Loaded:
+    """Everything that is served, read from disk. RunError for what is not trained, ConfigError for a method twice."""
+    quiet()
+    return _of_run(source) if source.plain is None else _of_plain_model(source)
+
+
+def check(source: Source) -> None:
+    """Raise what `load` would say of names alone, before anything is loaded or listens."""
+    if source.plain is None:
+        run = Run.open(source.model)
+        for key, checkpoint in _wanted(source):
+            chosen_method(run, key, source.seed)
+            if checkpoint not in ("best", "last"):
+                raise ConfigError(f"--method {key}@{checkpoint}: checkpoints are best and last")
+
+
+def _wanted(source: Source) -> list[tuple[str | None, str]]:
+    wanted: list[tuple[str | None, str]] = []
+    for name in source.methods:
+        key, _, checkpoint = name.partition("@")
+        wanted.append((key, checkpoint or source.checkpoint))
+    if len(set(wanted)) < len(wanted):
+        raise ConfigError(f"--method: {' '.join(source.methods)} names one method twice")
+    return wanted or [(None, source.checkpoint)]
+
+
+def _of_run(source: Source) -> Loaded:
+    run = Run.open(source.model)
+    models: dict[str, Model] = {}
+    forgetting: list[Callable[[], None]] = []
+    for key, checkpoint in _wanted(source):
+        method, seed = chosen_method(run, key, source.seed)
+        ranker = method.ranker(run, seed, checkpoint)
+        _own_weights(getattr(ranker, "model", None))
+        name = method.key if checkpoint == source.checkpoint else f"{method.key}@{checkpoint}"
+        _, recipe = described(run, method, seed, checkpoint, titles=source.titles)
+        about = {"method": method.key, "label": method.label, "seed": seed, "checkpoint": checkpoint}
+        requests = run_requests(run, method, ranker, titles=source.titles)
+        served = served_requests(run, name, recipe, requests, titles=source.titles)
+        recommend, why_not = _recommending(run, method, ranker, source)
+        models[name] = _model(name, about, served, requests, recommend, why_not, source.service.batching, forgetting)
+    catalogue = Catalogue(item_ids(run.dataset), run.dataset.titles, open=source.titles)
+    about = {"run": run.folder.path.name, "fingerprint": run.dataset.fingerprint}
+    return _warm(Loaded(models, catalogue, about, partial(_all, forgetting)))
+
+
+def _recommending(run: Run, method: Method, ranker: Any, source: Source) -> tuple[Answers | None, str]:
+    if not ranks_catalogue(method):
+        return None, f"{method.key} ranks slates only: it cannot recommend from the catalogue"
+    shelf = Shelf(item_ids(run.dataset), run.dataset.titles, titles_given=source.titles, top=1, exclude_seen=False)
+    try:
+        respond, popular, requests = run_recommender(run, method, ranker, shelf, None)
+    except ConfigError as error:  # its prompts list the candidates
+        return None, str(error)
+    _quiet(requests)
+    unknown = None if source.titles and isinstance(requests, TextRequests) else popular
+    return Answers(respond.respond, requests.check, unknown, _size(requests), shelf.ask), ""
+
+
+def _of_plain_model(source: Source) -> Loaded:
+    options = dict(source.plain or {})
+    requests, recipe = plain_requests(source.model, **options)
+    _own_weights(requests.model)
+    served = Served(source.model, recipe, requests.score, requests.check)
+    name = Path(source.model).name
+    forgetting: list[Callable[[], None]] = []
+    recommend, why_not, ids, shown = None, "name a catalogue with --items to recommend from it", [], []
+    if source.items is not None:
+        frame, _, _ = load_items(Path(source.items), {}, "drop")
+        ids, shown = frame[ITEM_ID].to_list(), distinct_titles(frame[TITLE].to_list())[0]
+        shelf = Shelf(ids, shown, titles_given=True, top=1, exclude_seen=False)
+        if requests.form.shows_slate:
+            why_not = "its prompts list the candidates, and a catalogue is too long a list: give --no-slate"
+        else:
+            own = TextRequests(requests.model, requests.encoder, requests.form, None, max_history=requests.max_history)
+            searched = Searched(shelf, own, None)
+            recommend, why_not = Answers(searched.respond, own.check, None, _size(own), shelf.ask), ""
+    about = {"label": name, "template": recipe["template"]}
+    models = {name: _model(name, about, served, requests, recommend, why_not, source.service.batching, forgetting)}
+    catalogue = Catalogue(ids, shown, open=True)
+    return Loaded(models, catalogue, {"run": name}, partial(_all, forgetting))
+
+
+def _model(
+    name: str,
+    about: Mapping[str, Any],
+    served: Served,
+    requests: TextRequests | CatalogueRequests,
+    recommend: Answers | None,
+    why_not: str,
+    batching: Batching,
+    forgetting: list[Callable[[], None]],
+) -> Model:
+    cache = None
+    if isinstance(requests, TextRequests):
+        _quiet(requests)
+        forgetting.append(partial(requests.encoder.forget, _KEPT_TITLES))
+        if batching.prefix_cache:
+            cache = PrefixCache(batching.prefix_cache * MIB)
+            requests.scoring["prefixes"] = cache
+    rank = Answers(served.score, served.check, served.unknown, _size(requests))
+    return Model(name, about, isinstance(requests, TextRequests), rank, recommend, why_not, partial(_counts, cache))
+
+
+def _all(calls: Sequence[Callable[[], None]]) -> None:
+    for call in calls:
+        call()
+
+
+def _counts(cache: PrefixCache | None) -> dict[str, int]:
+    if cache is None:
+        return {}
+    counts = cache.counts
+    return {"whole": counts.whole, "part": counts.part, "none": counts.none, "reused": counts.reused,
+            "computed": counts.computed, "bytes": cache.n_bytes}  # fmt: skip
+
+
+def _quiet(requests: TextRequests | CatalogueRequests) -> None:
+    """Collect no titles for warnings: a service meets ever more of them."""
+    if isinstance(requests, TextRequests):
+        requests.catalogue = None
+
+
+def _own_weights(model: Any) -> None:
+    """Copy weights out of the files that they are mapped from: `cp` over those would change answers at once, and to
+    those of neither model."""
+    import torch
+
+    if isinstance(model, torch.nn.Module):
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.device.type == "cpu":
+                tensor.data = tensor.data.clone()
+
+
+def _size(requests: TextRequests | CatalogueRequests) -> Callable[[Request], Size]:
+    if not isinstance(requests, TextRequests):
+        return lambda request: Size()
+    return lambda request: Size(*requests.size(request))
+
+
+def _warm(loaded: Loaded) -> Loaded:
+    """Answer once with every model, so that its self-check and its first allocations delay nobody, and a model that
+    cannot answer is never swapped in."""
+    names = loaded.catalogue.titles if loaded.catalogue.open else loaded.catalogue.ids
+    request = Request(1, (names[0],), tuple(names[1:3]) or (names[0],))
+    for model in loaded.models.values():
+        if model.rank.check(request) is None:
+            model.rank.score([request])
+    return loaded
+
+
+# Workers are processes of their own, which read what to serve from their environment.
+
+
+def worker() -> App:
+    """The application of a worker; `hand_on` was called in its parent."""
+    source = _parsed(json.loads(os.environ[_OPTIONS]))
+    if source.service.workers > 1:
+        import torch
+
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // source.service.workers))
+    return application(partial(load, source), source.service)
+
+
+def hand_on(source: Source) -> str:
+    """Put a source where workers find it; the name of what makes their application."""
+    os.environ[_OPTIONS] = json.dumps(asdict(source), default=str)
+    return f"{__name__}:{worker.__name__}"
+
+
+def _parsed(given: dict[str, Any]) -> Source:
+    service = given.pop("service")
+    keys: Sequence[str] = ("limits", "batching", "api_keys", "cors")
+    rest = {name: value for name, value in service.items() if name not in keys}
+    return Source(
+        **{**given, "methods": tuple(given["methods"])},
+        service=Service(
+            **rest, cors=tuple(service["cors"]), limits=Limits(**service["limits"]),
+            batching=Batching(**service["batching"]),
+            api_keys=None if service["api_keys"] is None else Path(service["api_keys"]),
+        ),
+    )  # fmt: skip

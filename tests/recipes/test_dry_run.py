@@ -1,0 +1,125 @@
+"""`sirius run --dry-run`: tokens by a direct count, operations and memory by hand, and nothing written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from sirius_rec import cli
+from sirius_rec.config import Config
+from sirius_rec.errors import ConfigError
+from sirius_rec.recipes.configuration import load_config
+from sirius_rec.recipes.dry_run import Size, dry_run, memory, model_size
+from sirius_rec.recipes.records import slate_records, training_rows
+from sirius_rec.recipes.run import Run
+from sirius_rec.scoring.tree import count_nodes
+from sirius_rec.training.records import encode_records
+
+ROOT = Path(__file__).resolve().parents[2]
+Mini = Callable[..., Config]
+
+
+def test_tokens_are_those_of_a_direct_count(mini: Mini, trained: Run) -> None:
+    """The data is smaller than the sample, so nothing is extrapolated but the last, shorter step."""
+    config = mini("sft.batch_size=27", "align.batch_size=27")
+    content = dry_run(config, device="a100")
+    stages = {stage["name"]: stage for stage in content["stages"]}
+    rows = training_rows(trained, config.sft, 0, 0)
+    assert len(rows) % 27 == 0  # 432: no shorter step
+    records = slate_records(trained.dataset, trained.train_slates, trained.template, rows)
+    encoded = encode_records(records, trained.encoder)
+    targets = [row.only([0]) for row in encoded]
+    sft = stages["sft"]
+    assert (sft["examples"], sft["epochs"], sft["steps"]) == (len(rows), 1, len(rows) // 27)
+    separate = sum(row.length("naive") for row in targets)
+    assert sft["tokens_separate"] == separate and sft["tokens_shared"] == sum(row.packed_length for row in targets)
+    assert count_nodes(targets) < sft["tokens_tree"] < separate  # a step shares less than the whole data does
+    reference = stages["reference"]
+    assert reference["tokens_separate"] == sum(row.length("naive") for row in encoded)
+    assert reference["tokens_shared"] == sum(row.packed_length for row in encoded)
+    # every candidate of a slate of 6 is scored in each of two epochs
+    assert stages["softmax_dpo"]["tokens_separate"] == 2 * reference["tokens_separate"]
+    assert not reference["trains"] and stages["softmax_dpo"]["epochs"] == 2
+    assert content["data"]["rows"]["train"] == len(rows)
+    assert content["longest"] >= max(row.longest_path for row in encoded)
+    assert content["prompt"].startswith("This user has chosen")
+
+
+def test_operations_and_hours_by_hand(mini: Mini) -> None:
+    content = dry_run(mini("seeds=[0, 1]"), device="h100")
+    model, sft = content["model"], next(s for s in content["stages"] if s["name"] == "sft")
+    expected = 6 * (model["layers"] * sft["tokens_tree"] + model["head"] * sft["head_tokens"])
+    assert sft["operations"] == pytest.approx(expected)
+    assert sft["hours"] == pytest.approx(expected / (989e12 * 0.35) / 3600)
+    assert content["hours"] == pytest.approx(2 * sum(stage["hours"] for stage in content["stages"]))
+
+
+def test_sizes_of_known_models(mini: Mini) -> None:
+    lora = ("backbone.lora={rank: 32, alpha: 8}", "backbone.dtype=bfloat16")
+    llama2 = model_size(mini("backbone.name=meta-llama/Llama-2-7b-hf", *lora))
+    assert llama2.layers + 2 * llama2.head == 6_738_415_616  # as published
+    # rank 32 on q, k, v, o (4096 → 4096) and gate, up, down (4096 ↔ 11008) of 32 layers
+    assert llama2.trained == 32 * 32 * (4 * 2 * 4096 + 3 * (4096 + 11008))
+    llama3 = model_size(mini("backbone.name=meta-llama/Meta-Llama-3-8B-Instruct"))
+    assert llama3.layers + 2 * llama3.head == llama3.trained == 8_030_261_248
+
+
+def test_memory_by_hand(mini: Mini) -> None:
+    """1,000 weights of 2 bytes, 10 trained ones of 4 with 12 for gradient and AdamW; 2 layers of width 4, 5 tokens."""
+    size = Size(layers=600, head=200, trained=10, width=4, depth=2, context=None)
+    name = ("backbone.name=org/model", "backbone.lora={rank: 1}", "backbone.dtype=bfloat16")
+    assert memory(mini(*name), size, 5) * 2**30 == pytest.approx(1000 * 2 + 10 * 16 + 5 * 4 * 34 * 2)
+    again = mini(*name, "align.gradient_checkpointing=true")
+    assert memory(again, size, 5) * 2**30 == pytest.approx(1000 * 2 + 10 * 16 + 5 * 4 * 34 + 5 * 4 * 2 * 2)
+    assert memory(mini(), size, 5) * 2**30 == pytest.approx(1000 * 4 + 10 * 12 + 5 * 4 * 68 * 2)
+
+
+def test_rows_of_users_are_counted_as_they_share(mini: Mini) -> None:
+    window = "data.window={kind: anchored, max_history: 8, min_history: 3, step: 4}"
+    alone, shared = (
+        dry_run(mini(window, "prompts.slate=false", f"training.share={kind}"), device="a100")
+        for kind in ("none", "user")
+    )
+    assert shared["stages"][0]["tokens_tree"] < 0.8 * alone["stages"][0]["tokens_tree"]
+
+
+@pytest.mark.parametrize("name", ["lastfm", "goodreads", "steam"])
+def test_the_papers_recipes(name: str) -> None:
+    config = load_config(ROOT / "configs" / "paper" / f"{name}.yaml")
+    assert config.backbone.lora is not None and (config.backbone.lora.rank, config.backbone.lora.alpha) == (32, 8)
+    assert config.sft.epochs == config.align.epochs == 5 and config.prompts.slate
+    assert config.sft.batch_size == config.align.batch_size == (256 if name == "steam" else 128)
+    anchors = {config.objective(arm).anchor_constant for arm in config.arms if arm.loss == "simpo_no_ln_sirius"}
+    assert anchors == {0, 1, 10}
+    # twelve baselines less ChatRec, which needs somebody's key; TALLRec as the paper's tables have it
+    assert {m.method for m in config.methods} | {a.loss for a in config.arms} >= {
+        "gru4rec", "caser", "sasrec", "morec", "zero_shot", "tallrec_listwise", "llara", "dpo", "simpo", "simpo_no_ln",
+        "softmax_dpo",
+    }  # fmt: skip
+
+
+def run(*arguments: Any) -> Any:
+    return CliRunner().invoke(cli.app, ["run", *map(str, arguments)], catch_exceptions=False)
+
+
+def test_the_command_writes_nothing_but_its_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run(ROOT / "tests" / "mini.yaml", "--dry-run", "--on", "l40s", "--json", tmp_path / "plan.json")
+    assert result.exit_code == 0, result.output
+    assert "on one l40s, at an assumed 35% of 362 TFLOP/s" in result.output and "softmax_dpo" in result.output
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
+    assert json.loads((tmp_path / "plan.json").read_text())["device"]["name"] == "l40s"
+
+
+def test_dry_runs_that_cannot_be(mini: Mini, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--on tpu: choose one of a100"):
+        dry_run(mini(), device="tpu")
+    with pytest.raises(ConfigError, match="--on, --tokenizer: are for --dry-run"):
+        run(ROOT / "tests" / "mini.yaml", "--on", "a100")
+    with pytest.raises(ConfigError, match=r"backbone\.name: no configuration of .*none"):
+        dry_run(mini(f"backbone.name={tmp_path / 'none'}"), device="a100")
