@@ -30,6 +30,7 @@ TOGETHER = (
     "tests/recipes/test_language_baselines.py",
     "tests/rankers/test_sequential.py",
     "tests/recipes/test_comparison.py",
+    "tests/docs/test_tutorials.py",
     "tests/training/test_smollm2.py",
     "tests/serving/test_server.py",
     "tests/serving/test_serving_a_run.py",
@@ -38,6 +39,7 @@ TOGETHER = (
     "tests/rankers/test_morec.py",
     "tests/data/test_prepare.py",
     "tests/audit/test_audit_command.py",
+    "tests/docs/test_site.py",
 )
 
 

@@ -54,7 +54,12 @@ def audit(
     """Run every probe that the files allow and judge them.
 
     Args:
-        path, train, val, ids, items, slates: see `readers.read_audit_input`.
+        path: a dataset folder, or a file of slates: S-DPO's JSON, TRL records, or JSON lines.
+        train: files that probes may learn from.
+        val: the same, of the validation split.
+        ids: a CSV of numeric ids by item_id or title, orders to try.
+        items: a CSV of item_id, title; one beside the files is found by itself.
+        slates: which slates of a dataset folder; None takes test slates of fixed size where there are any.
         scores: a model's scores on these slates: a table of a run's `scores/`, or JSON lines of {"row", "scores"}.
         seed: of shuffles, resamples and sign flips.
         write: into a dataset folder also write audit.json, for reports.

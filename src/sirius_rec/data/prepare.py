@@ -81,7 +81,13 @@ def prepare(
     """Write a dataset folder, or open the one that this very recipe has written before.
 
     Args:
-        source: a name in `SOURCES`; input and options go to its `load`.
+        source: a name in `SOURCES`.
+        input: the source's file or folder; None for a simulated world.
+        options: of the source.
+        filter: least events per item, user and sequence.
+        split: who or what is trained on, validated and tested.
+        window: how much history a row has.
+        slates: what is frozen, one entry for each set.
         out: the folder to write; it appears only when it is complete.
         seed: of the source (ties, simulated world) and of the rows that limits choose.
         limits: at most so many rows per split, drawn at random; the rows kept are the same rows, with the same slates,

@@ -38,6 +38,7 @@ class GoldenFit:
     failed: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
         return asdict(self)
 
     def gain(self, d: npt.ArrayLike) -> npt.NDArray[np.float64]:

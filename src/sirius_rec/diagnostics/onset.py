@@ -31,6 +31,7 @@ class Onset:
     looks: int
 
     def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
         return asdict(self)
 
 

@@ -197,6 +197,10 @@ def bootstrap_mean(
 
     values: [rows], or [seeds, rows] for several seeds of one method (see `GroupBootstrap.over_seeds`). groups: [rows]
     user ids; None takes rows as independent.
+
+    >>> found = bootstrap_mean([0, 1, 1, 0, 1, 1], groups=["u", "u", "v", "v", "w", "w"])
+    >>> round(found.mean, 3), found.low, found.high
+    (0.667, 0.5, 1.0)
     """
     matrix = _matrix(values, "values")
     return GroupBootstrap(matrix.shape[1], groups, resamples=resamples, seed=seed).over_seeds(matrix, level)
@@ -241,6 +245,10 @@ def paired_test(
 
     a, b: [rows], or [seeds, rows] with seed s of a paired with seed s of b. The sign flips are of whole users'
     differences of seed means. bootstrap: reuse one on the same rows and groups instead of drawing anew.
+
+    >>> test = paired_test([1, 1, 1, 0], [0, 0, 1, 0], groups=["u", "v", "w", "x"])
+    >>> test.difference, test.p  # two users differ, and all four sign patterns are counted
+    (0.5, 0.5)
     """
     left, right = _matrix(a, "a"), _matrix(b, "b")
     if left.shape != right.shape:

@@ -98,6 +98,7 @@ class Objective:
 
     @property
     def uses_negatives(self) -> bool:
+        """Whether sampled negatives enter the loss."""
         return self.comparison != "none"
 
     def parts(self) -> dict[str, str]:
@@ -316,6 +317,9 @@ def build_objective(name: str, **overrides: Any) -> Objective:
     """The preset `name` with overrides (None means: keep the preset's value).
 
     Raises ConfigError for an unknown name (the nearest is named), an unknown part, or a value out of range.
+
+    >>> build_objective("softmax_dpo_sirius", beta=0.5).parts()
+    {'reward': 'dpo', 'link': 'logistic', 'comparison': 'softmax', 'anchor': 'reference'}
     """
     if name not in LOSSES:
         near = get_close_matches(name, LOSSES, n=1)
@@ -353,6 +357,12 @@ def compute_loss(
     logp_BC, ref_logp_BC: log π(y|x) in nats, summed over tokens with the end of sequence; column 0 the positive.
     length_BC: tokens per completion. sampled_BC: this step's negatives (False in column 0). valid_BC: real columns.
     observed_B: rewards that were observed, where the objective weights examples by them.
+
+    >>> logp, reference = torch.tensor([[-4.0, -6.0]]), torch.tensor([[-5.0, -5.0]])
+    >>> drawn, every = torch.tensor([[False, True]]), torch.tensor([[True, True]])
+    >>> out = compute_loss(build_objective("dpo"), logp, torch.tensor([[2, 2]]), drawn, every, reference)
+    >>> out.reward_BC.tolist(), round(out.loss_B.item(), 4)  # −log σ(1 − (−1))
+    ([[1.0, -1.0]], 0.1269)
     """
     if objective.needs_reference and ref_logp_BC is None:
         raise ConfigError(f"reward '{objective.reward}' needs reference log-probs: none were given")

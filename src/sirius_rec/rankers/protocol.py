@@ -20,13 +20,14 @@ class Ranker(Protocol):
     """Scores candidates for histories; a larger score ranks higher.
 
     histories: dense item numbers, oldest first. candidates: dense item numbers, aligned with histories by row.
+
     Returns one float array per row, aligned with its candidates. Reordering the candidates reorders the scores of
     rankers that do not show the slate to a model; a language model reads the slate in the order given.
     """
 
-    def score(
-        self, histories: Sequence[Items], candidates: Sequence[Items]
-    ) -> Sequence[npt.NDArray[np.floating[Any]]]: ...
+    def score(self, histories: Sequence[Items], candidates: Sequence[Items]) -> Sequence[npt.NDArray[np.floating[Any]]]:
+        """One array per row, aligned with its candidates."""
+        ...
 
 
 @dataclass(frozen=True)

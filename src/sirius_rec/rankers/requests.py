@@ -253,6 +253,9 @@ def answer(request: Request, scores: Any, top: int | None, marks: Mapping[str, A
     """Candidates by falling score, ties in the order given; rounded to 1e-6. ScoringError for NaN or infinity.
 
     marks: what else to say of the answer, beside "id".
+
+    >>> answer(Request(1, ("a",), ("b", "c", "d")), [-3.0, -1.0, -2.0], top=2)["candidates"]
+    ['c', 'd']
     """
     return _headed(request, marks, ordered(request, scores, top))
 

@@ -46,6 +46,9 @@ def area(epsilon: float, coordinates: Coordinates, model: PreferenceModel = BRAD
     """Area of Ω_ε(p_ik, p_ij) in the unit square of `coordinates`; ε > 0.
 
     Closed form for Bradley–Terry and ε < 1 (Proposition 3 in the first coordinates), quadrature otherwise.
+
+    >>> round(area(0.5, "p_ij,p_kj"), 4), round(area(0.5, "p_ij,p_ik"), 4)
+    (0.3029, 0.1884)
     """
     if model is BRADLEY_TERRY and _positive(epsilon) < 1:
         return closed_form_area(epsilon, coordinates)
@@ -132,6 +135,9 @@ def guaranteed_anchor(
 
     For ε < 1 the result is below N: any anchor from N upwards serves every ε < 1 at once, and no single anchor serves
     every ε > 0. (By symmetry an anchor as far below r_i meets the inequality too; it would teach nothing.)
+
+    >>> bool(guaranteed_anchor(-6.0, 0.0, 0.5) < 0.0)
+    True
     """
     r_i, bound = np.broadcast_arrays(_array(r_i), _array(bound))
     if (bound < r_i).any():

@@ -84,6 +84,7 @@ class SiriusConfig(TrainingArguments):
         return build_objective(self.loss, **{f.name: getattr(self, f.name) for f in fields(Objective)})
 
     def negative_source(self) -> NegativeSource:
+        """Where negatives come from."""
         return NegativeSource(self.negatives_from, self.pool, self.skip, self.refresh)
 
     def check(self) -> None:

@@ -50,6 +50,7 @@ class Trie:
 
     @property
     def n_titles(self) -> int:
+        """Titles, as many as items."""
         return len(self.item_S)
 
     @property
@@ -93,6 +94,7 @@ class Trie:
         return leaf_S
 
     def save(self, path: Path) -> None:
+        """Write an .npz file, whole or not at all."""
         atomic.write_npz(path, {f.name: getattr(self, f.name) for f in fields(self)})
 
     @classmethod
