@@ -99,4 +99,4 @@ def test_every_arm_of_alignment_trains_without_dropout() -> None:
 
     mini = Path(__file__).resolve().parents[1] / "mini.yaml"
     config = load_config(mini, ["arms=[dpo_sirius, {loss: sft, name: control}]"])
-    assert [Arm(config, arm)._loss_options()["disable_dropout"] for arm in config.arms] == [True, True]
+    assert [Arm(config, arm).loss_options()["disable_dropout"] for arm in config.arms] == [True, True]
