@@ -75,6 +75,7 @@ def test_limits() -> None:
         ({"history": [], "candidates": ["a", "b", "c"]}, "candidates has 3 entries; at most 2"),
         ({"history": ["a", "b"], "candidates": ["a"]}, "history has 2 entries; at most 1"),
         ({"history": ["longer"], "candidates": ["a"]}, "a text of 6 characters; at most 5"),
+        ({"history": [], "candidates": [1234567]}, "a text of 7 characters; at most 5"),
     ):
         with pytest.raises(Refused, match=why) as caught:
             parse(body, limits)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import httpx2
@@ -12,6 +13,7 @@ import pytest
 
 from sirius_rec.errors import RunError, ScoringError
 from sirius_rec.rankers.requests import Request
+from sirius_rec.serving.server import _reload
 
 
 def body(*candidates: str, history: tuple[str, ...] = ("i0",)) -> dict[str, Any]:
@@ -191,6 +193,46 @@ def test_a_swap_drops_nobody(
     assert refused.status_code == 409 and refused.json()["detail"] == "the old models stay: runs/x: no run folder"
     assert service.post("/v1/rerank", body("i3")["json"]).json()["model"] == "newer"
     assert service.metric('sirius_reloads_total{outcome="failed"}') == 1
+
+    def damaged() -> Any:
+        raise OSError("/secret/path is no file of weights")
+
+    service.engine._load = damaged
+    refused = service.together(("POST", "/admin/reload", {"headers": key}))[0]
+    assert (refused.status_code, refused.json()["detail"]) == (
+        409, "the old models stay: OSError while the new ones were loaded",
+    )  # fmt: skip
+    said: list[dict[str, Any]] = []
+    _reload(service.engine, said.append)
+    assert said == [{"event": "not swapped", "why": "OSError: /secret/path is no file of weights"}]
+    assert service.post("/v1/rerank", body("i3")["json"]).json()["model"] == "newer"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_nobody_waits_for_a_thread_that_has_ended(running: Callable[..., Any]) -> None:
+    service = running(limits={"seconds": 30})
+
+    def fail() -> None:
+        raise RuntimeError("between two batches")
+
+    service.engine.loaded = replace(service.engine.loaded, after_batch=fail)
+    assert service.post("/v1/rerank", body("i3")["json"]).status_code == 200
+    service.engine._thread.join(10)
+    answer = service.post("/v1/rerank", body("i3")["json"])
+    assert answer.status_code == 503 and "must be started again" in answer.json()["detail"]
+    assert service.get("/ready").json()["detail"] == "failed: start it again"
+
+
+def test_a_prompt_for_two_models_counts_twice(running: Callable[..., Any]) -> None:
+    """It is computed twice: 11 tokens and 11 fill a batch of 20, where a second one of the same model adds 1."""
+    service = running(batching={"wait": 0.5, "tokens": 20})
+    models = service.engine.loaded.models
+    copy = replace(models["lm"], key="copy")
+    service.engine.loaded = replace(service.engine.loaded, models={**models, "copy": copy})
+    service.together(
+        *(("POST", "/v1/rerank", {"json": {"model": m, **body("i3")["json"]}}) for m in ("lm", "copy", "lm"))
+    )
+    assert service.scripted.batches == [1, 1, 1]
 
 
 def test_models_are_named(running: Callable[..., Any]) -> None:

@@ -13,10 +13,11 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from sirius_rec import cli
-from sirius_rec.errors import ConfigError, RunError
+from sirius_rec.errors import ConfigError, RunError, ScoringError
 from sirius_rec.recipes import serving
 from sirius_rec.recipes.adoption import open_run
 from sirius_rec.recipes.configuration import load_config
@@ -187,6 +188,19 @@ def test_a_plain_model_as_sirius_rank_has_it(run: Run, served: Callable[..., htt
     )
     asked = {"history": titles[:2], "top_n": 3}
     assert client.post("/v1/recommend", json=asked).json()["items"] == best["items"]
+
+
+@pytest.mark.parametrize("with_items", [True, False])
+def test_a_plain_model_that_cannot_answer_is_not_loaded(run: Run, tmp_path: Path, with_items: bool) -> None:
+    folder, items = tmp_path / "broken", tmp_path / "items.csv"
+    shutil.copytree(run.folder.sft(0) / "best", folder)
+    items.write_text("item_id,title\n" + "".join(f"x{n},{title}\n" for n, title in enumerate(run.dataset.titles)))
+    what = serving.Source(str(folder), plain={"shows_slate": False}, items=str(items) if with_items else None)
+    serving.load(what)
+    weights = folder / "model.safetensors"
+    save_file({name: t * float("nan") for name, t in load_file(weights).items()}, weights, {"format": "pt"})
+    with pytest.raises(ScoringError):
+        serving.load(what)
 
 
 def test_the_run_is_opened_again(

@@ -13,7 +13,7 @@ from typing import Any
 from sirius_rec.data.sources.files import load_items
 from sirius_rec.data.titles import distinct_titles
 from sirius_rec.errors import ConfigError
-from sirius_rec.rankers.requests import Request
+from sirius_rec.rankers.requests import Request, finite
 from sirius_rec.recipes.methods import Method
 from sirius_rec.recipes.ranking import (
     CatalogueRequests,
@@ -135,7 +135,7 @@ def _of_plain_model(source: Source) -> Loaded:
     about = {"label": name, "template": recipe["template"]}
     models = {name: _model(name, about, served, requests, recommend, why_not, source.service.batching, forgetting)}
     catalogue = Catalogue(ids, shown, open=True)
-    return Loaded(models, catalogue, {"run": name}, partial(_all, forgetting))
+    return _warm(Loaded(models, catalogue, {"run": name}, partial(_all, forgetting)))
 
 
 def _model(
@@ -198,11 +198,12 @@ def _size(requests: TextRequests | CatalogueRequests) -> Callable[[Request], Siz
 def _warm(loaded: Loaded) -> Loaded:
     """Answer once with every model, so that its self-check and its first allocations delay nobody, and a model that
     cannot answer is never swapped in."""
-    names = loaded.catalogue.titles if loaded.catalogue.open else loaded.catalogue.ids
+    names = (loaded.catalogue.titles if loaded.catalogue.open else loaded.catalogue.ids) or ("A title", "Another")
     request = Request(1, (names[0],), tuple(names[1:3]) or (names[0],))
     for model in loaded.models.values():
         if model.rank.check(request) is None:
-            model.rank.score([request])
+            for scores in model.rank.score([request]):
+                finite(request, scores, ())
     return loaded
 
 

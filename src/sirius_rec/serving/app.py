@@ -129,7 +129,8 @@ class Routes:
 
     async def ready(self, request: Request) -> Response:
         if not self.engine.ready:
-            raise Refused(503, "shutting down", 1, "draining")
+            why = "failed: start it again" if self.engine.broken else "shutting down"
+            raise Refused(503, why, 1, "error" if self.engine.broken else "draining")
         return _json({"status": "ready", "models": list(self.engine.loaded.models)})
 
     async def metrics(self, request: Request) -> Response:
@@ -143,6 +144,8 @@ class Routes:
             loaded = await asyncio.to_thread(self.engine.reload)
         except SiriusError as error:
             raise Refused(409, f"the old models stay: {' '.join(str(error).split())}") from None
+        except Exception as error:  # damaged weights, no memory: whatever it is, nothing was swapped
+            raise Refused(409, f"the old models stay: {type(error).__name__} while the new ones were loaded") from error
         return _json({"status": "swapped", "models": list(loaded.models)})
 
     async def page(self, request: Request) -> Response:

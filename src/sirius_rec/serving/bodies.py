@@ -140,7 +140,7 @@ def _within(limits: Limits, **lists: Sequence[Any]) -> None:
         most = limits.candidates if name == "candidates" else limits.history
         if len(items) > most:
             raise Refused(413, f"{name} has {len(items)} entries; at most {most} are taken")
-        longest = max((len(item) for item in items if isinstance(item, str)), default=0)
+        longest = max((len(str(item)) for item in items), default=0)  # an id may be a number of any length
         if longest > limits.text:
             raise Refused(413, f"{name} holds a text of {longest} characters; at most {limits.text} are taken")
 

@@ -85,6 +85,11 @@ class Engine:
             self._thread.join()
 
     @property
+    def broken(self) -> bool:
+        """Whether the thread ended without being told to: nobody would answer."""
+        return self._thread.ident is not None and not self._thread.is_alive() and not self._stopped
+
+    @property
     def ready(self) -> bool:
         return self._thread.is_alive() and not self.draining
 
@@ -109,6 +114,8 @@ class Engine:
         """Refused, with 429 or 503, while the queue is full or closed."""
         if self.draining or self._stopped:
             raise Refused(503, "the service is shutting down", 1, "draining")
+        if self.broken:
+            raise Refused(503, "the service has failed and must be started again; its log says why", None, "error")
         if (waiting := len(self._queue)) >= self.batching.queue:
             wait = math.ceil(waiting / self._rate) if self._rate else 1
             raise Refused(429, f"{waiting} requests wait already", min(max(wait, 1), 60), "busy")
@@ -163,15 +170,16 @@ class Engine:
         """Jobs until the time of the first is up or the batch is full; those that cannot be answered are refused."""
         until = time.perf_counter() + self.batching.wait
         batch: list[_Ready] = []
-        prompts: set[str] = set()
+        prompts: set[tuple[int, Kind, str]] = set()  # what is computed once
         tokens = 0
         job: Job | None = first
         while job is not None:
             ready = self._prepared(job)
             if ready is not None:
                 batch.append(ready)
-                tokens += ready.size.n_candidates + (0 if ready.size.prompt in prompts else ready.size.n_prompt)
-                prompts.add(ready.size.prompt)
+                prompt = id(job.model), job.kind, ready.size.prompt
+                tokens += ready.size.n_candidates + (0 if prompt in prompts else ready.size.n_prompt)
+                prompts.add(prompt)
             if len(batch) >= self.batching.requests or tokens >= self.batching.tokens:
                 break
             job = self._next(until)

@@ -99,6 +99,8 @@ def _reload(engine: Engine, log: Callable[[dict[str, Any]], None]) -> None:
         log({"event": "swapped", "models": list(engine.reload().models)})
     except SiriusError as error:
         log({"event": "not swapped", "why": " ".join(str(error).split())})
+    except Exception as error:  # nobody reads what this thread raises
+        log({"event": "not swapped", "why": f"{type(error).__name__}: {' '.join(str(error).split())}"})
 
 
 def serve(app: App | str, service: Service, say: Callable[[str], None]) -> None:
