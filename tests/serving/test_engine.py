@@ -202,6 +202,7 @@ def test_a_swap_drops_nobody(
     assert (refused.status_code, refused.json()["detail"]) == (
         409, "the old models stay: OSError while the new ones were loaded",
     )  # fmt: skip
+    assert service.log[-1]["why"] == "OSError: /secret/path is no file of weights"
     said: list[dict[str, Any]] = []
     _reload(service.engine, said.append)
     assert said == [{"event": "not swapped", "why": "OSError: /secret/path is no file of weights"}]

@@ -32,6 +32,9 @@ UnknownOption = Annotated[
                  "a language model, which knows none and reads all."),
 ]  # fmt: skip
 TemplateOption = Annotated[str | None, typer.Option("--template", help="Prompt of a plain model. Default: generic.")]
+SlateOption = Annotated[
+    bool | None, typer.Option("--slate/--no-slate", help="Whether a plain model's prompt lists the candidates.")
+]
 HistoryOption = Annotated[int | None, typer.Option("--max-history", min=0, help="Newest items shown. Default: 10.")]
 ChatOption = Annotated[bool, typer.Option("--chat", help="Prompt a plain model by its chat template.")]
 DtypeOption = Annotated[
@@ -52,7 +55,7 @@ def rank(
     skip_bad: SkipOption = False,
     unknown: UnknownOption = None,
     template: TemplateOption = None,
-    slate: Annotated[bool | None, typer.Option(help="Whether a plain model's prompt lists the candidates.")] = None,
+    slate: SlateOption = None,
     max_history: HistoryOption = None,
     chat: ChatOption = False,
     dtype: DtypeOption = None,

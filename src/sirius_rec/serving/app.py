@@ -145,6 +145,7 @@ class Routes:
         except SiriusError as error:
             raise Refused(409, f"the old models stay: {' '.join(str(error).split())}") from None
         except Exception as error:  # damaged weights, no memory: whatever it is, nothing was swapped
+            request.state.log["why"] = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise Refused(409, f"the old models stay: {type(error).__name__} while the new ones were loaded") from error
         return _json({"status": "swapped", "models": list(loaded.models)})
 
