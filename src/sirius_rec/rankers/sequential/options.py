@@ -16,7 +16,8 @@ TINY_ENCODER, MINILM, SMOLLM2 = "tiny", "minilm", "smollm2"
 class SequentialOptions(Options):
     """What is trained and how.
 
-    network: sasrec, gru4rec or caser. length: items of history looked at, and chunks that histories are cut into.
+    network: sasrec, gru4rec or caser, or one of RecTools': esasrec, hstu, sasrec_rectools. length: items of history
+        looked at, and chunks that histories are cut into.
     loss: full_softmax, sampled_softmax, shared_softmax, bce or bpr; negatives: drawn per position (shared_softmax: for
         the whole batch), for all but the first.
     learning_rate, weight_decay (L2 in Adam's gradient, as the papers' λ; decoupled: AdamW's), batch_size in chunks.
@@ -27,7 +28,7 @@ class SequentialOptions(Options):
     epochs at most; patience: stop after so many epochs without a better validation NDCG@10 (the best is kept).
     """
 
-    network: Literal["sasrec", "gru4rec", "caser"] = "sasrec"
+    network: Literal["sasrec", "gru4rec", "caser", "esasrec", "hstu", "sasrec_rectools"] = "sasrec"
     dimension: Positive = 64
     layers: Positive = 2
     heads: Positive = 2
@@ -46,9 +47,11 @@ class SequentialOptions(Options):
     patience: Positive = 10
 
     @model_validator(mode="after")
-    def _heads_divide(self) -> Self:
+    def _parts_fit(self) -> Self:
         if self.dimension % self.heads:
             raise ValueError(f"dimension {self.dimension} is not a multiple of heads {self.heads}: change one")
+        if self.network == "hstu" and self.loss == "shared_softmax":
+            raise ValueError("loss shared_softmax takes products, and hstu compares angles: use sampled_softmax")
         return self
 
 
@@ -97,6 +100,10 @@ TUNED: dict[str, SequentialOptions] = {
     "sasrec": SequentialOptions(network="sasrec", **_TUNED),
     "gru4rec": SequentialOptions(network="gru4rec", layers=1, **_TUNED),
     "caser": SequentialOptions(network="caser", layers=1, weight_decay=0.1, batch_size=64),
+    # What was chosen for sasrec, and eSASRec's own loss: not tuned for them (`sirius tune` does).
+    "esasrec": SequentialOptions(network="esasrec", loss="sampled_softmax", negatives=256, **_TUNED),
+    "hstu": SequentialOptions(network="hstu", **_TUNED),
+    "sasrec_rectools": SequentialOptions(network="sasrec_rectools", **_TUNED),
 }
 PRESETS = {"paper": PAPER, "tuned": TUNED}
 

@@ -24,6 +24,7 @@ from sirius_rec.rankers.sequential.chunks import chunks, left_padded, windows
 from sirius_rec.rankers.sequential.losses import LOSSES
 from sirius_rec.rankers.sequential.networks import NETWORKS, Network
 from sirius_rec.rankers.sequential.options import SequentialOptions
+from sirius_rec.rankers.sequential.rectools import RECTOOLS_NETWORKS
 from sirius_rec.rankers.sequential.resuming import ProgressFile, Reached
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -270,4 +271,4 @@ def build_network(options: SequentialOptions, n_items: int) -> Network:
     parts: dict[str, Any] = {
         name: getattr(options, name) for name in ("dimension", "layers", "heads", "dropout", "length")
     }
-    return NETWORKS[options.network](n_items, **parts)
+    return {**NETWORKS, **RECTOOLS_NETWORKS}[options.network](n_items, **parts)

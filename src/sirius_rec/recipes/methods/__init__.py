@@ -11,7 +11,7 @@ from sirius_rec.recipes.methods.chatrec import ChatRec
 from sirius_rec.recipes.methods.closed_form import TRIVIAL, Ease, ItemKnnShrunk, MarkovChain, Recency
 from sirius_rec.recipes.methods.fusion import Fusion
 from sirius_rec.recipes.methods.llara import Llara
-from sirius_rec.recipes.methods.networks import Caser, Gru4Rec, MoRec, SasRec
+from sirius_rec.recipes.methods.networks import Caser, ESasRec, Gru4Rec, Hstu, MoRec, SasRec, SasRecOfRecTools
 from sirius_rec.recipes.methods.sft import Sft
 from sirius_rec.recipes.methods.tallrec import TallRec, TallRecListwise
 from sirius_rec.recipes.methods.zero_shot import ZeroShot
@@ -20,7 +20,7 @@ __all__ = ["METHODS", "Method", "Prerequisite", "build_methods", "reserved_keys"
 
 _METHODS: tuple[type[Method], ...] = (
     Recency, MarkovChain, ItemKnnShrunk, Ease,
-    Gru4Rec, Caser, SasRec, MoRec,
+    Gru4Rec, Caser, SasRec, MoRec, ESasRec, Hstu, SasRecOfRecTools,
     ZeroShot, TallRec, TallRecListwise, Llara, ChatRec, Fusion,
 )  # fmt: skip
 # What `methods:` of a configuration may name.

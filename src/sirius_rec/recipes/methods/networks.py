@@ -1,4 +1,4 @@
-"""Next-item networks without a language model: GRU4Rec, Caser, SASRec, and MoRec, which reads titles."""
+"""Next-item networks without a language model: GRU4Rec, Caser, SASRec, RecTools', and MoRec, which reads titles."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import numpy as np
 from sirius_rec.atomic import write_json
 from sirius_rec.config import Config, MethodSection
 from sirius_rec.errors import ConfigError
+from sirius_rec.extras import require
 from sirius_rec.rankers.sequential.options import PRESETS, TINY_ENCODER, SequentialOptions, morec_options, with_options
 from sirius_rec.recipes.job import log
-from sirius_rec.recipes.methods.base import Method
+from sirius_rec.recipes.methods.base import Method, no_preset
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.run_folder import DONE
 from sirius_rec.schema import CANDIDATES, HISTORY, TARGET
@@ -34,6 +35,8 @@ class Network(Method):
         self.options = self._options(entry)
 
     def _options(self, entry: MethodSection) -> SequentialOptions:
+        if self.name not in PRESETS[entry.preset]:
+            no_preset(self.name, entry.preset)
         return with_options(PRESETS[entry.preset][self.name], **entry.options)
 
     @property
@@ -106,6 +109,26 @@ class SasRec(Network):
     def shared(cls, config: Config) -> MethodSection | None:
         """The run's own, if it has one: of the tuned preset (options may differ), and not named as ablations are."""
         return next((m for m in config.methods if m.method == m.key == cls.name and m.preset == "tuned"), None)
+
+
+class RecToolsNetwork(Network):
+    """A network whose encoder is RecTools'."""
+
+    def check(self, run: Run) -> None:
+        require("rectools")
+        super().check(run)
+
+
+class ESasRec(RecToolsNetwork):
+    name, title = "esasrec", "eSASRec (RecTools)"
+
+
+class Hstu(RecToolsNetwork):
+    name, title = "hstu", "HSTU (RecTools, without times)"
+
+
+class SasRecOfRecTools(RecToolsNetwork):
+    name, title = "sasrec_rectools", "SASRec (RecTools)"
 
 
 class MoRec(Network):
