@@ -11,6 +11,7 @@ _PACKAGES = {
     "report": ("matplotlib", "jinja2"),
     "tune": ("optuna",),
     "rectools": ("rectools.models.nn.transformers.ligr",),
+    "ray": ("ray",),
     "serve": ("fastapi", "uvicorn", "prometheus_client"),
 }
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sirius_rec.commands.serve import _answer
+from sirius_rec.commands.serve import Spread, _answer
 from sirius_rec.errors import DataError
-from sirius_rec.rankers.requests import Request, rank_file
+from sirius_rec.rankers.requests import Request
 from sirius_rec.recipes.ranking import Served
+from sirius_rec.recipes.workers import Loading
 
 Answer = Callable[..., tuple[str, list[dict[str, Any]]]]
 GOOD, BAD = json.dumps({"history": ["a"], "candidates": ["x", "y"]}), "not json"
@@ -33,8 +33,8 @@ def answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Answer:
             return [[0.0] * len(request.candidates) for request in requests]
 
         served = Served("m", {}, score, lambda request: None)
-        rank = partial(rank_file, top=None, part=2)
-        _answer(served, source, out, rank, None, verb="ranking", unknown=None, skip_bad=skip_bad)
+        loading = Loading(lambda: served, True, None, skip_bad=skip_bad)
+        _answer(loading, source, out, Spread(None, "local", None), verb="ranking", unknown=None, part=2)
         return capsys.readouterr().out, [json.loads(line) for line in out.read_text().splitlines()]
 
     return call

@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import gzip
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sirius_rec.errors import DataError, RunError, ScoringError
-from sirius_rec.rankers.requests import (
-    PARTIAL,
-    AnswerFile,
-    BadRequest,
-    Outcome,
-    Request,
-    Unknown,
-    parse_request,
-    rank_file,
-    read_requests,
-)
+from sirius_rec.rankers.answers import PARTIAL, AnswerFile, Answering, Outcome, Unknown, answer_file, ranking
+from sirius_rec.rankers.requests import BadRequest, Request, parse_request, read_requests
 
 RECIPE = {"model": "lengths"}
 
@@ -28,6 +20,14 @@ RECIPE = {"model": "lengths"}
 def by_length(requests: list[Request]) -> list[list[float]]:
     """Longer names score higher."""
     return [[float(len(c)) for c in r.candidates] for r in requests]
+
+
+def rank_file(
+    path: Path, out: AnswerFile, score: Any, check: Any, *, top: int | None = None, unknown: Unknown | None = None,
+    skip_bad: bool = False, **options: Any,
+) -> Outcome:  # fmt: skip
+    answering = ranking(Answering(score, check, unknown, skip_bad), top)
+    return answer_file(path, out, partial(map, answering), **options)
 
 
 def accept(request: Request) -> None:
@@ -128,9 +128,9 @@ def test_going_on_where_it_was_killed(tmp_path: Path, torn: int) -> None:
 
     with AnswerFile(target, RECIPE) as out, pytest.raises(KeyboardInterrupt):
         rank_file(source, out, dies, accept, part=3)
-    partial = target.with_name(target.name + PARTIAL)
+    unfinished = target.with_name(target.name + PARTIAL)
     if torn:
-        partial.write_bytes(partial.read_bytes()[:-torn])
+        unfinished.write_bytes(unfinished.read_bytes()[:-torn])
     scored: list[int] = []
 
     def counts(requests: list[Request]) -> list[list[float]]:
@@ -183,10 +183,10 @@ def test_one_process_at_a_time_and_a_head_that_was_cut_off(tmp_path: Path) -> No
     target = tmp_path / "out.jsonl"
     with AnswerFile(target, RECIPE), pytest.raises(RunError, match="another process is writing it"):
         AnswerFile(target, RECIPE)
-    partial = target.with_name(target.name + PARTIAL)
-    assert not partial.exists(), "nothing was answered, and a mended command would be refused"
+    unfinished = target.with_name(target.name + PARTIAL)
+    assert not unfinished.exists(), "nothing was answered, and a mended command would be refused"
     for torn in (b"", json.dumps(RECIPE).encode()[:-3]):
-        partial.write_bytes(torn)
+        unfinished.write_bytes(torn)
         with AnswerFile(target, RECIPE) as out:
             assert out.answered == 0
     with AnswerFile(target, RECIPE) as out:

@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 from sirius_rec import cli
 from sirius_rec.config import Config
 from sirius_rec.errors import ConfigError, DataError, PromptError, RunError, ScoringError
+from sirius_rec.rankers.answers import PARTIAL
 from sirius_rec.rankers.catalogue import top as catalogue_top
-from sirius_rec.rankers.requests import PARTIAL, Request
+from sirius_rec.rankers.requests import Request
 from sirius_rec.recipes.adoption import open_run
 from sirius_rec.recipes.methods import build_methods
 from sirius_rec.recipes.ranking import (

@@ -12,7 +12,8 @@ import httpx2
 import numpy as np
 import pytest
 
-from sirius_rec.rankers.requests import Request, Unknown
+from sirius_rec.rankers.answers import Unknown
+from sirius_rec.rankers.requests import Request
 
 pytest.importorskip("fastapi", reason="the service needs the extra serve")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,8 +14,9 @@ from sirius_rec.commands.common import app, check_json, log, say
 from sirius_rec.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from sirius_rec.rankers.requests import Outcome
+    from sirius_rec.rankers.answers import Outcome
     from sirius_rec.recipes.ranking import Served
+    from sirius_rec.recipes.workers import Loading
 
 
 ModelOption = Annotated[
@@ -40,6 +42,28 @@ ChatOption = Annotated[bool, typer.Option("--chat", help="Prompt a plain model b
 DtypeOption = Annotated[
     Literal["float32", "bfloat16"] | None, typer.Option("--dtype", help="Of a plain model's weights.")
 ]
+JobsOption = Annotated[
+    int | None, typer.Option("--jobs", min=1, help="Processes that answer. Default: 1; with Ray one per GPU or core.")
+]
+EngineOption = Annotated[
+    Literal["local", "ray"], typer.Option("--engine", help="Processes of this machine, or actors of a Ray cluster.")
+]
+AddressOption = Annotated[
+    str | None, typer.Option("--address", help="Of the Ray cluster. Default: one that is started here.")
+]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Where requests are answered: --jobs, --engine, --address. ConfigError for an address without Ray."""
+
+    jobs: int | None
+    engine: str
+    address: str | None
+
+    def __post_init__(self) -> None:
+        if self.address is not None and self.engine != "ray":
+            raise ConfigError("--address: is that of a Ray cluster: add --engine ray")
 
 
 @app.command(short_help="Rank requests with a trained model.")
@@ -59,6 +83,9 @@ def rank(
     max_history: HistoryOption = None,
     chat: ChatOption = False,
     dtype: DtypeOption = None,
+    jobs: JobsOption = None,
+    engine: EngineOption = "local",
+    address: AddressOption = None,
 ) -> None:
     """Rank requests with a trained model, in a stream; killed and started again, it goes on where it stopped.
 
@@ -69,19 +96,19 @@ def rank(
     from sirius_rec.extras import require
 
     require("train")
-    from sirius_rec.rankers.requests import rank_file
     from sirius_rec.recipes.ranking import load_plain_model, load_run_ranker
-    from sirius_rec.recipes.run import Run
+    from sirius_rec.recipes.workers import Loading, opened
 
     check_json(out, "--out")
     _check_input(input)
     plain = {"--template": template, "--slate": slate, "--max-history": max_history, "--chat": chat or None,
              "--dtype": dtype}  # fmt: skip
     if is_run(model, plain):
-        served = load_run_ranker(Run.open(model), method=method, seed=seed, checkpoint=checkpoint, titles=titles)
+        load = partial(opened, model, load_run_ranker, method=method, seed=seed, checkpoint=checkpoint, titles=titles)
     else:
-        served = load_plain_model(model, **given(plain))
-    _answer(served, input, out, partial(rank_file, top=top), top, verb="ranking", unknown=unknown, skip_bad=skip_bad)
+        load = partial(load_plain_model, model, **given(plain))
+    loading = Loading(load, True, top, unknown != "refuse", skip_bad)
+    _answer(loading, input, out, Spread(jobs, engine, address), verb="ranking", unknown=unknown)
 
 
 @app.command(short_help="The best of the whole catalogue.")
@@ -111,6 +138,9 @@ def recommend(
     max_history: HistoryOption = None,
     chat: ChatOption = False,
     dtype: DtypeOption = None,
+    jobs: JobsOption = None,
+    engine: EngineOption = "local",
+    address: AddressOption = None,
 ) -> None:
     """The best of the whole catalogue for each history, in a stream; started again, it goes on where it stopped.
 
@@ -129,10 +159,10 @@ def recommend(
     from sirius_rec.extras import require
 
     require("train")
-    from sirius_rec.rankers.requests import RECOMMENDING, answer_file
+    from sirius_rec.rankers.requests import RECOMMENDING
     from sirius_rec.recipes.recommending import load_plain_recommender, load_run_recommender
     from sirius_rec.recipes.reranking import load_run_reranker
-    from sirius_rec.recipes.run import Run
+    from sirius_rec.recipes.workers import Loading, opened
 
     check_json(out, "--out")
     _check_input(input)
@@ -145,17 +175,19 @@ def recommend(
     of_a_run = is_run(model, plain)
     if retriever is not None and not of_a_run:
         raise ConfigError(f"--retriever: {model} is no run folder, and has no other methods")
+    load: Callable[[], Served]
     if retriever is not None:
-        served = load_run_reranker(Run.open(model), retriever=retriever, retrieve=retrieve, **of_run, **asked)
+        load = partial(opened, model, load_run_reranker, retriever=retriever, retrieve=retrieve, **of_run, **asked)
     elif of_a_run:
-        served = load_run_recommender(Run.open(model), max_opened=max_opened, **of_run, **asked)
+        load = partial(opened, model, load_run_recommender, max_opened=max_opened, **of_run, **asked)
     elif items is None:
         raise ConfigError(f"--items: {model} is no run folder: name its catalogue, a table of item_id and title")
     else:
-        served = load_plain_recommender(model, max_opened=max_opened, **given(plain), **asked)
+        load = partial(load_plain_recommender, model, max_opened=max_opened, **given(plain), **asked)
+    loading = Loading(load, False, top, unknown != "refuse", skip_bad)
     # A request takes a second or so: few at a time, so that little is lost with a kill.
-    respond = partial(answer_file, form=RECOMMENDING, part=32)
-    _answer(served, input, out, respond, top, verb="recommending", unknown=unknown, skip_bad=skip_bad)
+    spread = Spread(jobs, engine, address)
+    _answer(loading, input, out, spread, verb="recommending", unknown=unknown, form=RECOMMENDING, part=32)
 
 
 def _check_input(path: Path) -> None:
@@ -183,40 +215,36 @@ def given(plain: dict[str, Any]) -> dict[str, Any]:
 
 
 def _answer(
-    served: Served,
-    input: Path,
-    out: Path,
-    answer: Callable[..., Outcome],
-    top: int | None,
-    *,
-    verb: str,
-    unknown: str | None,
-    skip_bad: bool,
+    loading: Loading, input: Path, out: Path, spread: Spread, *, verb: str, unknown: str | None, **options: Any
 ) -> None:
-    """Answer a file by `rank_file` or `answer_file`, and say what came of it."""
+    """Answer a file, and say what came of it. options: of `answer_file`."""
     from sirius_rec.progress import byte_bar
-    from sirius_rec.rankers.requests import AnswerFile
+    from sirius_rec.rankers.answers import AnswerFile, answer_file
+    from sirius_rec.recipes.workers import workers
 
-    if unknown is not None and served.unknown is None:
-        raise ConfigError(
-            f"--unknown {unknown}: a language model reads any title, in the catalogue or not: leave it out"
-        )
-    log(f"{verb} with {served.name}")
-    recipe = {**served.recipe, "input": str(input.resolve()), "top": top, "unknown": unknown or "drop"}
-    with AnswerFile(out, recipe) as answers, byte_bar(verb) as advance:
-        if answers.answered:
-            log(f"going on behind line {answers.answered}")
-        dropping = None if unknown == "refuse" else served.unknown
-        outcome = answer(
-            input, answers, served.score, served.check, skip_bad=skip_bad, unknown=dropping, advance=advance
-        )
-        answers.finish()
-    for warning in served.warnings():
-        log(f"warning: {warning}")
+    with workers(loading, spread.jobs, ray=spread.engine == "ray", address=spread.address) as them:
+        if unknown is not None and not them.about.knows:
+            raise ConfigError(
+                f"--unknown {unknown}: a language model reads any title, in the catalogue or not: leave it out"
+            )
+        log(f"{verb} with {them.about.name}")
+        recipe = {**them.about.recipe, "input": str(input.resolve()), "top": loading.top, "unknown": unknown or "drop"}
+        with AnswerFile(out, recipe) as answers, byte_bar(verb) as advance:
+            if answers.answered:
+                log(f"going on behind line {answers.answered}")
+            outcome = answer_file(input, answers, them.each, advance=advance, **options)
+            answers.finish()
+    if outcome.unread:
+        log(f"warning: {len(outcome.unread):,} titles are not in the catalogue ({min(outcome.unread)!r}, …): this "
+            "backbone was trained from scratch on it and knows nothing of them")  # fmt: skip
+    _report(input, out, outcome, answers.earlier)
+
+
+def _report(input: Path, out: Path, outcome: Outcome, earlier: Outcome) -> None:
+    """What was answered. earlier: by calls before this one. DataError where all of it was refused."""
     counts = {"bad lines passed over": outcome.skipped, "unknown history items dropped": outcome.dropped,
               "answered by popularity alone": outcome.by_popularity}  # fmt: skip
     rest = "".join(f"; {what}: {count:,}" for what, count in counts.items() if count or what.startswith("bad"))
-    earlier = answers.earlier
     here = "in this call, " if earlier.answered + earlier.skipped else ""
     say(f"done: {out} ({here}requests answered: {outcome.answered:,}{rest})")
     if outcome.skipped + earlier.skipped and not outcome.answered + earlier.answered:

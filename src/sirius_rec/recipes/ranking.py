@@ -12,10 +12,11 @@ import numpy as np
 from sirius_rec.data.store import Dataset
 from sirius_rec.data.titles import tidy_title
 from sirius_rec.errors import PromptError, RunError
+from sirius_rec.rankers.answers import Unknown
 from sirius_rec.rankers.catalogue.search import Found
 from sirius_rec.rankers.catalogue.trie import Trie
 from sirius_rec.rankers.llm import LLMRanker
-from sirius_rec.rankers.requests import Request, Unknown
+from sirius_rec.rankers.requests import Request
 from sirius_rec.rankers.trivial import Popularity
 from sirius_rec.recipes.methods import Method, build_methods
 from sirius_rec.recipes.models import context_of
@@ -25,10 +26,8 @@ from sirius_rec.schema import ITEM_ID
 
 @dataclass(frozen=True)
 class Served:
-    """A loaded ranker. name: for people. recipe: what its answers depend on. score, check, unknown: see `rank_file`.
-
-    Where it recommends from a catalogue, score gives what answers say (`answer_file`). warnings: what to say once all
-    is answered.
+    """A loaded ranker. name: for people. recipe: what its answers depend on. score: scores per candidate; where it
+    recommends from a catalogue, what answers say. check, unknown, unread: as in `Answering`.
     """
 
     name: str
@@ -36,7 +35,7 @@ class Served:
     score: Callable[[list[Request]], list[Any]]
     check: Callable[[Request], str | None]
     unknown: Unknown | None = None
-    warnings: Callable[[], list[str]] = list
+    unread: Callable[[], set[str]] = set
 
 
 def load_run_ranker(run: Run, *, method: str | None, seed: int | None, checkpoint: str, titles: bool) -> Served:
@@ -59,7 +58,7 @@ def served_requests(
     """How `load_run_ranker` answers requests. name, recipe: of `described`."""
     if isinstance(requests, TextRequests):
         unknown = None if titles else _unknown(run, titles)
-        return Served(name, recipe, requests.score, requests.check, unknown, requests.warnings)
+        return Served(name, recipe, requests.score, requests.check, unknown, requests.unread)
     return Served(name, recipe, requests.score, requests.check, _unknown(run, titles))
 
 
@@ -244,12 +243,10 @@ class TextRequests:
         candidates = (self.encoder.completion(self._title(item)) for item in request.candidates)
         return prompt, len(self._prompt_ids(prompt)), sum(len(ids) - 1 for ids in candidates)
 
-    def warnings(self) -> list[str]:
-        if not self._never_read:
-            return []
-        first = sorted(self._never_read)[0]
-        return [f"{len(self._never_read):,} titles are not in the catalogue ({first!r}, …): this backbone was trained "
-                "from scratch on it and knows nothing of them"]  # fmt: skip
+    def unread(self) -> set[str]:
+        """Titles met since the last call that a backbone from scratch has never read."""
+        found, self._never_read = self._never_read, set()
+        return found
 
     def _prompt_ids(self, prompt: str) -> list[int]:
         """Token ids; those of the last prompt are kept, which is asked for by `check` and `size`."""

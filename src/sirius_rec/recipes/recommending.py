@@ -14,8 +14,9 @@ from sirius_rec.data.fingerprint import table_fingerprint
 from sirius_rec.data.sources.files import load_items
 from sirius_rec.data.titles import distinct_titles
 from sirius_rec.errors import ConfigError, DataError, PromptError
+from sirius_rec.rankers.answers import Unknown, finite
 from sirius_rec.rankers.catalogue.trie import catalogue_trie
-from sirius_rec.rankers.requests import Request, Unknown, finite
+from sirius_rec.rankers.requests import Request
 from sirius_rec.rankers.trivial import Popularity
 from sirius_rec.recipes.methods import Method
 from sirius_rec.recipes.ranking import (
@@ -152,7 +153,7 @@ def load_run_recommender(
     respond, popular, requests = run_recommender(run, chosen, ranker, shelf, max_opened)
     if isinstance(requests, TextRequests):
         unknown = None if titles else popular
-        return Served(name, recipe, respond.respond, requests.check, unknown, requests.warnings)
+        return Served(name, recipe, respond.respond, requests.check, unknown, requests.unread)
     return Served(name, recipe, respond.respond, requests.check, popular)
 
 

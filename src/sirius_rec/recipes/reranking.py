@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from sirius_rec.errors import ConfigError
-from sirius_rec.rankers.requests import Request, Unknown
+from sirius_rec.rankers.answers import Unknown
+from sirius_rec.rankers.requests import Request
 from sirius_rec.rankers.trivial import Popularity
 from sirius_rec.recipes.methods import build_methods
 from sirius_rec.recipes.ranking import CatalogueRequests, Served, chosen_method, described, item_ids, load_run_ranker
@@ -90,5 +91,5 @@ def load_run_reranker(
     return Served(
         f"{ranker.name}, from the {retrieve} best of {name}",
         {"ranker": ranker.recipe, "retriever": recipe, "retrieve": retrieve, "exclude_seen": exclude_seen},
-        reranked.respond, reranked.check, unknown, ranker.warnings,
+        reranked.respond, reranked.check, unknown, ranker.unread,
     )  # fmt: skip

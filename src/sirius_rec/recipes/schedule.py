@@ -57,7 +57,7 @@ def _end_with(parent: int) -> None:
 
 
 @contextmanager
-def _workers_ignore_interrupts() -> Iterator[None]:
+def workers_ignore_interrupts() -> Iterator[None]:
     """Processes started here never see Ctrl-C, which reaches the whole group: the parent alone answers it, by ending
     them.
 
@@ -75,7 +75,7 @@ def _workers_ignore_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _start_worker(parent: int, threads: int | None) -> None:
+def start_worker(parent: int, threads: int | None) -> None:
     _end_with(parent)
     stopping.listen(ends=True)
     limit_threads(threads)
@@ -166,14 +166,14 @@ def _run_in_workers(
     pool = ProcessPoolExecutor(
         workers,
         mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
+        initializer=start_worker,
         initargs=(os.getpid(), threads),
     )
     try:
         while waiting or running:
             for job in list(waiting.values()):
                 if len(running) < workers and (job.after & names) <= ready:
-                    with _workers_ignore_interrupts():
+                    with workers_ignore_interrupts():
                         future = pool.submit(_work, job.run, job.args)
                     running[future] = (waiting.pop(job.name), time.monotonic())
             assert running, f"jobs that wait for each other: {', '.join(waiting)}"

@@ -13,7 +13,8 @@ from typing import Any
 from sirius_rec.data.sources.files import load_items
 from sirius_rec.data.titles import distinct_titles
 from sirius_rec.errors import ConfigError
-from sirius_rec.rankers.requests import Request, finite
+from sirius_rec.rankers.answers import finite
+from sirius_rec.rankers.requests import Request
 from sirius_rec.recipes.methods import Method
 from sirius_rec.recipes.ranking import (
     CatalogueRequests,

@@ -19,7 +19,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse
 
 from sirius_rec.errors import ScoringError, SiriusError
-from sirius_rec.rankers.requests import finite, ordered
+from sirius_rec.rankers.answers import finite, ordered
 from sirius_rec.serving.bodies import Asked, RecommendBody, Refused, RerankBody, parse_recommend, parse_rerank, reranked
 from sirius_rec.serving.engine import Answer, Engine, Job, Kind
 from sirius_rec.serving.guard import App, Disconnected, Guard, json_log

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from sirius_rec.errors import SiriusError
-from sirius_rec.rankers.requests import BadRequest, Request, bodies, by_popularity, prepared
+from sirius_rec.rankers.answers import bodies, by_popularity, prepared
+from sirius_rec.rankers.requests import BadRequest, Request
 from sirius_rec.serving.bodies import Asked, Refused
 from sirius_rec.serving.metrics import Metrics
 from sirius_rec.serving.models import Answers, Loaded, Model, Size

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sirius_rec.rankers.requests import Check, Request, Scorer, Unknown
+from sirius_rec.rankers.answers import Check, Scorer, Unknown
+from sirius_rec.rankers.requests import Request
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,224 @@
+"""Who answers requests: this process, several on this machine, or actors on a Ray cluster; the answers are the same.
+
+One process reads the requests and writes the answers, in order. Each worker loads the ranker itself, from what it is
+sent (`Loading`), and answers whole parts; a part is answered alike wherever it is.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+from sirius_rec.errors import ConfigError, RunError, SiriusError
+from sirius_rec.extras import require
+from sirius_rec.rankers.answers import Answered, Answering, Each, Part, ranking
+from sirius_rec.recipes.ranking import Served
+from sirius_rec.recipes.run import Run
+from sirius_rec.recipes.schedule import start_worker, workers_ignore_interrupts
+
+_AHEAD = 2  # parts that are handed out for each worker: one is answered while the next one waits
+
+
+@dataclass(frozen=True)
+class Loading:
+    """Which ranker, and how it answers: picklable, and all that a worker is sent.
+
+    load: makes the ranker. ranks: its `respond` gives scores of candidates, of which the first `top` are said; else it
+    says answers itself. drop_unknown: drop history items that it does not know, if it is one that can.
+    """
+
+    load: Callable[[], Served]
+    ranks: bool
+    top: int | None
+    drop_unknown: bool = True
+    skip_bad: bool = False
+
+    @cached_property
+    def served(self) -> Served:
+        return self.load()
+
+    @cached_property
+    def answering(self) -> Answering:
+        served = self.served
+        unknown = served.unknown if self.drop_unknown else None
+        whole = Answering(served.score, served.check, unknown, self.skip_bad, served.unread)
+        return ranking(whole, self.top) if self.ranks else whole
+
+    @property
+    def about(self) -> About:
+        return About(self.served.name, self.served.recipe, self.served.unknown is not None)
+
+
+@dataclass(frozen=True)
+class About:
+    """name, recipe: of the ranker (`Served`). knows: whether it tells items that it knows from others."""
+
+    name: str
+    recipe: dict[str, Any]
+    knows: bool
+
+
+@dataclass(frozen=True)
+class Workers:
+    about: About
+    each: Each
+
+
+def opened(path: str, load: Callable[..., Served], **options: Any) -> Served:
+    """A ranker of the run in a folder, as `load` makes it."""
+    return load(Run.open(path), **options)
+
+
+@contextmanager
+def workers(loading: Loading, jobs: int | None, *, ray: bool = False, address: str | None = None) -> Iterator[Workers]:
+    """Workers for as long as the context lasts. jobs: how many; None is one here, and on Ray one per GPU or core.
+
+    address: of a Ray cluster; None starts one on this machine. ConfigError where Ray is not installed or not reached.
+    """
+    if ray:
+        with _on_ray(loading, jobs, address) as found:
+            yield found
+    elif jobs is None or jobs == 1:
+        yield Workers(loading.about, partial(map, loading.answering))
+    else:
+        with _processes(loading, jobs) as found:
+            yield found
+
+
+def _in_order(
+    parts: Iterable[Part], submit: Callable[[Part], Any], result: Callable[[Any], Answered], ahead: int
+) -> Iterator[Answered]:
+    """Answers in the order of the parts, with at most `ahead` of them under way."""
+    waiting: deque[Any] = deque()
+    for part in parts:
+        waiting.append(submit(part))
+        if len(waiting) >= ahead:
+            yield result(waiting.popleft())
+    while waiting:
+        yield result(waiting.popleft())
+
+
+# On this machine
+
+_MINE: list[Loading] = []  # of a worker process
+
+
+def _begin(parent: int, threads: int, loading: Loading, devices: list[str], turns: Any) -> None:
+    start_worker(parent, threads)
+    if devices:
+        with turns.get_lock():
+            os.environ["CUDA_VISIBLE_DEVICES"] = devices[turns.value % len(devices)]
+            turns.value += 1
+    _MINE.append(loading)
+
+
+def _tell() -> About:
+    return _MINE[0].about
+
+
+def _answer(part: Part) -> Answered:
+    return _MINE[0].answering(part)
+
+
+@contextmanager
+def _processes(loading: Loading, jobs: int) -> Iterator[Workers]:
+    context = multiprocessing.get_context("spawn")
+    threads = max(1, len(os.sched_getaffinity(0)) // jobs) if hasattr(os, "sched_getaffinity") else 1
+    given = (os.getpid(), threads, loading, _devices(), context.Value("i", 0))
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=given)
+
+    def result(future: Any) -> Any:
+        try:
+            return future.result()
+        except BrokenProcessPool as error:
+            raise RunError(
+                "a worker process has died (killed, or out of memory): start the same command again, with fewer --jobs"
+            ) from error
+
+    def submit(task: Callable[..., Any], *arguments: Any) -> Any:
+        with workers_ignore_interrupts():  # a worker is started when there is something to do
+            return pool.submit(task, *arguments)
+
+    try:
+        about = result(submit(_tell))
+        yield Workers(about, lambda parts: _in_order(parts, partial(submit, _answer), result, _AHEAD * jobs))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _devices() -> list[str]:
+    """How CUDA calls the devices of this process, for one worker after the other."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",") if visible else [str(n) for n in range(torch.cuda.device_count())]
+
+
+# On a cluster
+
+
+class _Actor:
+    """Loads on its first task, and again where Ray had to start it anew."""
+
+    def __init__(self, loading: Loading) -> None:
+        self.loading = loading
+
+    def tell(self) -> About:
+        return self.loading.about
+
+    def answer(self, part: Part) -> Answered:
+        return self.loading.answering(part)
+
+
+@contextmanager
+def _on_ray(loading: Loading, jobs: int | None, address: str | None) -> Iterator[Workers]:
+    require("ray")
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+    from ray.util import ActorPool
+
+    try:
+        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="error")
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"--address {address}: {str(error).splitlines()[0]}; is the cluster up?") from error
+
+    def result(get: Callable[[], Any]) -> Any:
+        try:
+            return get()
+        except RayTaskError as error:
+            if isinstance(error.cause, SiriusError):
+                raise error.cause from None
+            raise
+        except RayError as error:
+            raise RunError(f"Ray: {str(error).splitlines()[0]}; start the same command again to go on") from error
+
+    try:
+        there = ray.cluster_resources()
+        gpus = int(there.get("GPU", 0))
+        count = jobs or gpus or max(1, int(there.get("CPU", 1)))
+        # An actor whose process or node has died is started elsewhere, and its part answered again.
+        kind = ray.remote(num_cpus=1, num_gpus=1 if gpus else 0, max_restarts=-1, max_task_retries=-1)(_Actor)
+        actors = [kind.remote(loading) for _ in range(count)]
+        about = result(lambda: ray.get(actors[0].tell.remote()))
+
+        def each(parts: Iterable[Part]) -> Iterator[Answered]:
+            pool = ActorPool(actors)  # a new one: what an earlier call left unfinished is not this one's
+
+            def submit(part: Part) -> None:
+                pool.submit(lambda actor, given: actor.answer.remote(given), part)
+
+            return _in_order(parts, submit, lambda _: result(pool.get_next), _AHEAD * count)
+
+        yield Workers(about, each)
+    finally:
+        ray.shutdown()
