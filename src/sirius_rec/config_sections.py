@@ -222,8 +222,8 @@ class EvaluationSection(Options):
     generation_rows: how many test prompts are answered by greedy generation (ValidRatio); 0 for none.
     validation_rows: how many validation rows are ranked after each epoch; null for all. Those of half the users choose
         SFT's best epoch, and the onset of hacking is looked for on the others.
-    test_rows: how many rows of which test slates are ranked, by every method: whole users, drawn once, the
-        last one's in part. Others: all. full_rows: the same for slates of protocol full and for what is retrieved.
+    test_rows: how many rows of which test slates are ranked, by every method: the same share of every
+        user's, drawn once. Others: all. full_rows: the same for slates of protocol full and for what is retrieved.
     retrieved: test slates that the run makes itself, the best of the whole catalogue by a method of this run.
     """
 

@@ -150,11 +150,11 @@ def test_half_of_the_users_choose_the_epoch_of_sft(mini: Callable[..., Config]) 
 
 
 def test_one_row_without_a_user_is_alone_and_parts_no_others(mini: Callable[..., Config]) -> None:
-    """Whole users are validated on, stand on one side of the choice, and are resampled together."""
+    """The same share of every user is validated on; users stand on one side of the choice, and are resampled together."""
     users: list[str | None] = [*(f"u{row % 5}" for row in range(40)), None]
     run = run_over(users, mini("training.share=user", "evaluation.validation_rows=17"))
     shown = [users[row] for row in run.validation_rows]
-    assert sum(shown.count(user) not in (0, users.count(user)) for user in {*users}) <= 1
+    assert all(abs(shown.count(user) - 17 / 41 * users.count(user)) < 1 for user in {*users})
     run = run_over(users, mini())
     assert run.selecting is not None
     of_side = [{users[r] for r in np.flatnonzero(run.selecting == side)} for side in (False, True)]
@@ -263,7 +263,7 @@ def test_shared_stages_choose_users_with_all_their_rows(mini: Callable[..., Conf
     assert rows.tolist() != recipe_records.stage_rows(200, few, 1, 3, users).tolist()
 
 
-def test_tested_rows_are_whole_users_and_nested(trained: Run) -> None:
+def test_tested_rows_are_spread_over_users_and_nested(trained: Run) -> None:
     name = trained.test_slates[0]
     examples = trained.dataset.examples("test")
     every = trained.tested_rows(name)
@@ -276,7 +276,8 @@ def test_tested_rows_are_whole_users_and_nested(trained: Run) -> None:
         histories, candidates = run.slate_arrays(name)
         assert len(histories) == len(candidates) == wanted
         assert histories[0].tolist() == examples["history"][chosen[wanted][0]].to_list()
+        share = wanted / examples.height
+        of_user = examples.group_by("user_id").len().iter_rows()
         users = examples["user_id"][chosen[wanted]].to_list()
-        cut = [user for user in set(users) if users.count(user) < examples.filter(pl.col("user_id") == user).height]
-        assert len(cut) <= 1
+        assert all(abs(users.count(user) - share * n) < 1 for user, n in of_user)
     assert set(chosen[3]) <= set(chosen[9])

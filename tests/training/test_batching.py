@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sirius_rec.scoring.rows import PromptCompletions
-from sirius_rec.training.batching import StepLayout
+from sirius_rec.training.batching import StepLayout, spread
 from sirius_rec.training.records import PreferenceDataset
 
 SPLITS = [(8, 1, 1), (1, 8, 1), (2, 4, 1), (4, 1, 2), (1, 4, 2), (2, 2, 2), (1, 2, 4)]
@@ -87,3 +87,18 @@ def test_padding_is_at_most_three_per_cent_of_varied_rows() -> None:
             ]
             real, padded = real + sum(lengths), padded + max(lengths) * len(lengths)
         assert 1 - real / padded <= limit
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=12), st.integers(0, 99))
+def test_rows_spread_over_users_are_the_same_share_of_every_one(counts: list[int], seed: int) -> None:
+    user_R = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
+    order = spread(user_R, np.random.default_rng(seed))
+    assert sorted(order.tolist()) == list(range(len(user_R)))
+    for n in {1, len(user_R) // 3, len(user_R) // 2, len(user_R)}:
+        taken = np.bincount(user_R[order[:n]], minlength=len(counts))
+        for count, got in zip(counts, taken, strict=True):
+            assert abs(got - n * count / len(user_R)) < 1 + len(counts) * count / len(user_R)
+    for user in range(len(counts)):  # neighbours, the first behind the last
+        rows = np.flatnonzero(user_R == user).tolist()
+        turns = [rows.index(r) for r in order.tolist() if user_R[r] == user]
+        assert turns == [(turns[0] + k) % len(rows) for k in range(len(rows))]

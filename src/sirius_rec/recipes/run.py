@@ -17,7 +17,7 @@ from sirius_rec.errors import ConfigError, RunError
 from sirius_rec.evaluation.tables import user_groups
 from sirius_rec.recipes.run_folder import RunFolder
 from sirius_rec.schema import CANDIDATES, HISTORY, RETRIEVED, SPLITS, USER_ID, SlateName
-from sirius_rec.training.batching import by_user
+from sirius_rec.training.batching import spread
 
 if TYPE_CHECKING:
     from sirius_rec.data.store import Dataset
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 ItemLists = list[np.ndarray]
 
 
-def _by_user(users: Any, rng: np.random.Generator) -> np.ndarray:
-    """Row numbers with each user's together, users shuffled; a row without a user is one of its own."""
-    return by_user(np.unique(user_groups(users), return_inverse=True)[1], rng)
+def _spread(users: Any) -> np.ndarray:
+    """`spread` of rows over their users, the same for every run; a row without a user is one of its own."""
+    return spread(np.unique(user_groups(users), return_inverse=True)[1], np.random.default_rng(0))
 
 
 class Run:
@@ -93,12 +93,12 @@ class Run:
     def validation_rows(self) -> np.ndarray:
         """The validation rows ranked after each epoch; the same for every seed and method.
 
-        With `training.share: user` whole users' rows (the last one's in part), whose histories are then computed once.
+        With `training.share: user` neighbouring rows of every user (`spread`), whose histories are then computed once.
         """
         users = self.dataset.examples("val")[USER_ID]
         wanted = min(len(users), self.config.evaluation.validation_rows or len(users))
-        rng = np.random.default_rng(0)
-        order = rng.permutation(len(users)) if self.config.training.share == "none" else _by_user(users, rng)
+        alone = self.config.training.share == "none"
+        order = np.random.default_rng(0).permutation(len(users)) if alone else _spread(users)
         return np.sort(order[:wanted])
 
     @property
@@ -171,8 +171,8 @@ class Run:
     def tested_rows(self, slates: str) -> np.ndarray:
         """Numbers of the rows of frozen slates that are ranked, ascending: all, or those of `evaluation.test_rows`.
 
-        Whole users in one seeded order until there are enough rows (the last one's in part), so that their histories
-        are shared, and the rows of a smaller number are among those of a larger.
+        About the same share of every user's rows (`spread`), drawn once; the rows of a smaller number are among those
+        of a larger.
         """
         users = self.dataset.examples(SlateName.parse(slates).split)[USER_ID]
         wanted = (self.config.evaluation.test_rows or {}).get(slates)
@@ -181,7 +181,7 @@ class Run:
             wanted = self.config.evaluation.full_rows
         if wanted is None:
             return np.arange(len(users))
-        return np.sort(_by_user(users, np.random.default_rng(0))[:wanted])
+        return np.sort(_spread(users)[:wanted])
 
     def slate_arrays(self, slates: str) -> tuple[ItemLists, ItemLists]:
         """Histories and candidates of the ranked rows of frozen slates, as dense item numbers."""

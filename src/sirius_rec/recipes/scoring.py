@@ -72,8 +72,8 @@ def _answered_slates(run: Run, method: Method) -> str | None:
 
 def _all_scored(run: Run, method: Method, seed: int) -> bool:
     return all(
-        _table(run, method, seed, slates, checkpoint).is_file()
-        and (slates != _answered_slates(run, method) or answers_file(run, method, seed, slates, checkpoint).is_file())
+        _has_scores(run, method, seed, slates, checkpoint)
+        and (slates != _answered_slates(run, method) or _has_answers(run, method, seed, slates, checkpoint))
         for slates in ranked_slates(run, method)
         for checkpoint in run.config.evaluation.checkpoints
     )
@@ -91,8 +91,8 @@ def score(run: Run, method: Method, seed: int) -> None:
         ranker: Any = None
         for slates in slates_of_method:
             answers = answers_file(run, method, seed, slates, checkpoint)
-            generates = slates == _answered_slates(run, method) and not answers.is_file()
-            scores = not _table(run, method, seed, slates, checkpoint).is_file()
+            answered = slates != _answered_slates(run, method) or _has_answers(run, method, seed, slates, checkpoint)
+            generates, scores = not answered, not _has_scores(run, method, seed, slates, checkpoint)
             if not scores and not generates:
                 continue
             same = scored.get(steps[checkpoint])
@@ -121,6 +121,25 @@ def answers_file(run: Run, method: Method, seed: int, slates: str, checkpoint: s
     return run.folder.generation / name.replace(".parquet", ".json")
 
 
+def _has_scores(run: Run, method: Method, seed: int, slates: str, checkpoint: str) -> bool:
+    """Whether the table of scores is there, and of the rows that are ranked: another number of rows, or another
+    version of this package, chooses others."""
+    table = _table(run, method, seed, slates, checkpoint)
+    return table.is_file() and pl.read_parquet(table, columns=[ROW_ID])[ROW_ID].to_list() == _row_ids(run, slates)
+
+
+def _has_answers(run: Run, method: Method, seed: int, slates: str, checkpoint: str) -> bool:
+    file, row_ids = answers_file(run, method, seed, slates, checkpoint), _row_ids(run, slates)
+    wanted = [row_ids[r] for r in answered_rows(run.config.evaluation.generation_rows, len(row_ids))]
+    return file.is_file() and json.loads(file.read_text())["row_id"] == wanted
+
+
+def _row_ids(run: Run, slates: str) -> list[int]:
+    examples = run.dataset.examples(SlateName.parse(slates).split)
+    ids: list[int] = examples[ROW_ID][run.tested_rows(slates)].to_list()
+    return ids
+
+
 def _write(run: Run, method: Method, seed: int, slates: str, checkpoint: str, scores: Any) -> None:
     rows = [np.asarray(row) for row in scores]
     # As precise as they were computed: in float32 seconds, say, would tie.
@@ -145,7 +164,7 @@ def _generate(run: Run, method: Method, seed: int, slates: str, checkpoint: str,
     histories, candidates = run.slate_arrays(slates)
     rows = answered_rows(run.config.evaluation.generation_rows, len(histories))
     examples = run.dataset.examples(SlateName.parse(slates).split)[run.tested_rows(slates)]
-    targets, row_ids = examples[TARGET].to_list(), examples[ROW_ID].to_list()
+    targets, row_ids = examples[TARGET].to_list(), _row_ids(run, slates)
     ranker.progress = Ticker(f"{method.key} s{seed} answers", len(rows))
     answers: Sequence[Any] = ranker.answer(
         [histories[r] for r in rows], [candidates[r] for r in rows], [targets[r] for r in rows]

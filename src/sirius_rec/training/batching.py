@@ -71,3 +71,21 @@ def by_user(user_R: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Row numbers with each user's together, in their order; users shuffled."""
     rank_U = rng.permutation(int(user_R.max()) + 1)
     return np.argsort(rank_U[user_R], kind="stable")
+
+
+def spread(user_R: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Row numbers in an order whose first n are, for any n, about the same share of every user's rows.
+
+    A user's rows come one after the other from a random one on (the first follows the last), so those chosen have
+    their histories in common. Whole users would share more; but in a log of which a few users make half, a thousand
+    rows of whole users are those of three people.
+
+    user_R: numbers from 0, all in use.
+    """
+    n_U = np.bincount(user_R)
+    order = np.argsort(user_R, kind="stable")
+    place_R = np.empty(len(user_R), dtype=np.int64)  # of a row among its user's
+    place_R[order] = np.arange(len(user_R)) - np.repeat(n_U.cumsum() - n_U, n_U)
+    first_U, offset_U = rng.integers(n_U), rng.random(len(n_U))
+    turn_R = (place_R - first_U[user_R]) % n_U[user_R]
+    return np.argsort((turn_R + offset_U[user_R]) / n_U[user_R], kind="stable")
