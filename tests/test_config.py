@@ -373,3 +373,10 @@ def test_the_page_of_all_keys_is_what_the_code_says() -> None:
     assert (
         "| `ratios` | 3 × whole number ≥ 0 | `[8, 1, 1]` |" in page and "| `lora` | section or null | `null` |" in page
     )
+
+
+def test_a_line_names_eight_problems_and_counts_the_rest() -> None:
+    """A configuration of a newer version has a new key in every arm."""
+    said = problem("arms:\n" + "".join(f"  - {{loss: dpo, name: a{n}, new: 1}}\n" for n in range(12)))
+    assert [f"arms.{n}.new'" in said for n in range(12)] == [True] * 8 + [False] * 4
+    assert said.endswith("; and 4 more")

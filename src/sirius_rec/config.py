@@ -25,7 +25,7 @@ from sirius_rec.config_sections import (
 )
 from sirius_rec.config_yaml import read_yaml
 from sirius_rec.errors import ConfigError
-from sirius_rec.option_errors import describe
+from sirius_rec.option_errors import in_one_line
 from sirius_rec.options import Options, Seed
 from sirius_rec.training.options import StageOptions
 
@@ -108,11 +108,11 @@ class Config(Options):
 
 
 def structure(raw: dict[str, Any], where: str) -> Config:
-    """A raw mapping as a configuration. Raises ConfigError with every unknown key and value of another type."""
+    """A raw mapping as a configuration. Raises ConfigError with the first unknown keys and values of another type."""
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(f"{where}: {'; '.join(describe(error, Config))}") from None
+        raise ConfigError(f"{where}: {in_one_line(error, Config)}") from None
 
 
 def read_config(path: Path) -> Config:

@@ -36,6 +36,16 @@ _WORDS = {
 }
 
 
+_MOST = 8  # problems that one line names
+
+
+def in_one_line(error: ValidationError, root: type[BaseModel]) -> str:
+    """`describe`, at most eight problems of it and how many more there are."""
+    found = describe(error, root)
+    more = [f"and {len(found) - _MOST} more"] if len(found) > _MOST else []
+    return "; ".join([*found[:_MOST], *more])
+
+
 def describe(error: ValidationError, root: type[BaseModel]) -> list[str]:
     """The problems of a configuration of type `root`, each named once and in the order of the file's sections."""
     alternatives: dict[str, list[Any]] = {}

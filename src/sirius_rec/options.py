@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from sirius_rec.errors import ConfigError
-from sirius_rec.option_errors import describe, nearest
+from sirius_rec.option_errors import nearest
 
 
 def _number(value: Any) -> Any:
@@ -51,7 +51,7 @@ class _ChecksInOneLine(ModelMetaclass):
         try:
             return super().__call__(*args, **kwargs)
         except ValidationError as error:
-            raise ConfigError("; ".join(describe(error, cls))) from None
+            raise ConfigError(in_one_line(error, cls)) from None
 
 
 class Options(BaseModel, metaclass=_ChecksInOneLine):

@@ -150,7 +150,7 @@ def test_half_of_the_users_choose_the_epoch_of_sft(mini: Callable[..., Config]) 
 
 
 def test_one_row_without_a_user_is_alone_and_parts_no_others(mini: Callable[..., Config]) -> None:
-    """The same share of every user is validated on; users stand on one side of the choice, and are resampled together."""
+    """Of every user the same share is validated on; all of it stands on one side of the choice."""
     users: list[str | None] = [*(f"u{row % 5}" for row in range(40)), None]
     run = run_over(users, mini("training.share=user", "evaluation.validation_rows=17"))
     shown = [users[row] for row in run.validation_rows]

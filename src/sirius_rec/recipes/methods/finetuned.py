@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from sirius_rec.config import Config, MethodSection
 from sirius_rec.errors import ConfigError, PromptError
 from sirius_rec.evaluation.metrics import LISTED
-from sirius_rec.option_errors import describe
+from sirius_rec.option_errors import in_one_line
 from sirius_rec.options import Flag, Options, options_of, unknown_option
 from sirius_rec.rankers.catalogue.trie import catalogue_trie
 from sirius_rec.recipes.methods.base import Method, Prerequisite, no_preset
@@ -255,7 +255,7 @@ class FinetunedBaseline(Finetuned):
         try:
             stage = StageOptions.model_validate({**config.sft.model_dump(), **paper, **changes})
         except ValidationError as error:
-            raise ConfigError("; ".join(describe(error, StageOptions))) from None
+            raise ConfigError(in_one_line(error, StageOptions)) from None
         problem = stage.batch_problem()
         if problem:
             raise ConfigError(problem)
