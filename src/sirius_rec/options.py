@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from sirius_rec.errors import ConfigError
-from sirius_rec.option_errors import nearest
+from sirius_rec.option_errors import in_one_line, nearest
 
 
 def _number(value: Any) -> Any:
