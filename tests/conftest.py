@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
+import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -51,6 +54,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if hasattr(config, "workerinput"):  # a worker of xdist
         place = {file: n for n, file in enumerate(TOGETHER)}
         items.sort(key=lambda item: place.get(_file(item.nodeid), len(place)))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What is imported is no garbage: every training ends with a full collection, which takes half a second to say so.
+
+    So before many tests, what they will import is imported, and taken out of what is looked through.
+    """
+    if len(session.items) > 50:
+        for name in ("transformers.trainer", "peft", "matplotlib.pyplot"):
+            if importlib.util.find_spec(name.partition(".")[0]) is not None:
+                importlib.import_module(name)
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)

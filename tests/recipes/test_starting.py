@@ -255,6 +255,7 @@ def test_rows_that_the_old_run_was_trained_on_are_counted(mini: Mini, tmp_path: 
     words = f"LEAK: of {rows} test rows, {seen} have a target that seed 0's starting model was trained on"
     assert any(line.startswith(words) for line in said)
     assert any(note.startswith(words) for note in collect(run)["notes"])
+    assert {row[:2]: row[2] for row in starting.trained_on(yesterday).iter_rows()} == last
     # What the next run begins from has seen the rows of both.
     pairs, first = ({row[:2] for row in starting.trained_on(one).iter_rows()} for one in (run, yesterday))
     own = set(new.examples("train")["user_id"])
