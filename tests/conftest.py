@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
+import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +55,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if hasattr(config, "workerinput"):  # a worker of xdist
         place = {file: n for n, file in enumerate(TOGETHER)}
         items.sort(key=lambda item: place.get(_file(item.nodeid), len(place)))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What is imported is no garbage: every training ends with a full collection, which takes half a second to say so.
+
+    So before many tests, what they will import is imported, and taken out of what is looked through.
+    """
+    if len(session.items) > 50:
+        for name in ("transformers.trainer", "peft", "matplotlib.pyplot"):
+            if importlib.util.find_spec(name.partition(".")[0]) is not None:
+                importlib.import_module(name)
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -195,6 +212,33 @@ def write_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
         return path
 
     return write
+
+
+@pytest.fixture
+def at_work() -> Callable[[Any], AbstractContextManager[str]]:
+    """with at_work(app) as address: the application as uvicorn serves it, in a thread of this process."""
+    return _at_work
+
+
+@contextmanager
+def _at_work(app: Any) -> Iterator[str]:
+    """The address of an application that uvicorn serves in a thread of this process."""
+    import threading
+
+    import uvicorn
+
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", lifespan="on", access_log=False)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started and thread.is_alive():
+        thread.join(0.02)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 def _write_vocabulary(writer: Any, tokenizer: Any, fields: dict[str, Any]) -> None:

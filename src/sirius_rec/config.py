@@ -20,6 +20,7 @@ from sirius_rec.config_sections import (
     EvaluationSection,
     MethodSection,
     PromptSection,
+    SftSection,
     TrainingSection,
     TuneSection,
 )
@@ -27,7 +28,6 @@ from sirius_rec.config_yaml import read_yaml
 from sirius_rec.errors import ConfigError
 from sirius_rec.option_errors import in_one_line
 from sirius_rec.options import Options, Seed
-from sirius_rec.training.options import StageOptions
 
 __all__ = ["ArmSection", "Config", "MethodSection", "read_config", "structure"]
 
@@ -47,7 +47,7 @@ class Config(Options):
     prompts: PromptSection = PromptSection()
     backbone: BackboneSection = BackboneSection()
     training: TrainingSection = TrainingSection()
-    sft: StageOptions = StageOptions()
+    sft: SftSection = SftSection()
     align: AlignSection = AlignSection()
     arms: tuple[ArmSection, ...] = (ArmSection(loss="dpo"), ArmSection(loss="dpo_sirius"))
     methods: tuple[MethodSection, ...] = ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field, StrictInt, field_validator, model_validator
+from pydantic import AfterValidator, Field, StrictInt, create_model, field_validator, model_validator
 
 from sirius_rec.data.options import FilterOptions, SlateOptions, SplitOptions, WindowOptions
 from sirius_rec.errors import ConfigError
@@ -119,6 +119,46 @@ class BackboneSection(Options):
         return self.name if self.gguf_file is None else f"{self.name}/{self.gguf_file}"
 
 
+class Start(Options):
+    """A warm start: the best checkpoint of another run's SFT, or of one of its arms (`method`). A run folder alone,
+    `from: RUN`, stands for its SFT."""
+
+    run: str
+    method: str | None = None
+
+    @field_validator("run")
+    @classmethod
+    def _is_absolute(cls, value: str) -> str:
+        """Not resolved: a link may point elsewhere tomorrow, and a run folder is gone on with by the same text."""
+        return str(Path(value).expanduser().absolute())
+
+
+if TYPE_CHECKING:
+    _Startable = StageOptions
+else:  # `from` is a word of Python's, so that a class body cannot have it
+    _Startable = create_model("_Startable", __base__=StageOptions, **{"from": (Start | None, None)})
+
+
+class StartableOptions(_Startable):
+    """A stage that may begin at another run's checkpoint."""
+
+    @field_validator("from", mode="before", check_fields=False)
+    @classmethod
+    def _a_folder_is_a_run(cls, value: Any) -> Any:
+        return {"run": value} if isinstance(value, str) else value
+
+    @property
+    def start(self) -> Start | None:
+        """`from`."""
+        found: Start | None = getattr(self, "from")
+        return found
+
+
+class SftSection(StartableOptions):
+    """SFT. from: begins at another run's checkpoint instead of the backbone, each seed at its twin's. Baselines
+    that are trained as SFT is begin at the backbone all the same."""
+
+
 class TrainingSection(Options):
     """What all stages do alike. share: user makes steps of whole runs of users' rows, which share their histories and
     cost less (docs/performance.md); none makes steps of rows at random. report_to: trackers that get what is logged,
@@ -130,10 +170,10 @@ class TrainingSection(Options):
     report_to: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
 
 
-class AlignSection(StageOptions):
-    """Alignment; score_unsampled: candidates scored in each step beyond the sampled negatives, for the logs.
-
-    epsilons: the ε of the logged insensitive shares, 0 < ε ≤ 1.
+class AlignSection(StartableOptions):
+    """Alignment. from: begins at another run's checkpoint, and is compared with what that was compared with: its SFT,
+    which is this run's SFT too and not trained again. score_unsampled: candidates scored in each step beyond the
+    sampled negatives, for the logs. epsilons: the ε of the logged insensitive shares, 0 < ε ≤ 1.
     """
 
     score_unsampled: Count | Literal["all"] = "all"

@@ -1,7 +1,8 @@
 """The code of the tutorials is run as a reader would, block after block, in one folder on small simulated data.
 
 Files are blocks whose title is a file name; `sh` and `python` blocks are run; a `text` block with the title "prints" is
-what the block before it must print. Blocks whose title says "not run" need a GPU, a network or time.
+what the block before it must print. Blocks whose title says "not run" need a GPU, a network or time. YAML without a
+title is a part of a configuration, and must be one.
 """
 
 from __future__ import annotations
@@ -16,21 +17,26 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from sirius_rec import cli
+from sirius_rec.config import structure
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 START = DOCS / "start.md"
 TUTORIALS = sorted((DOCS / "tutorials").glob("*.md"))
+OTHERS = [DOCS / f"{name}.md" for name in ("extending", "theory", "operations", "serving", "catalogue")]
+SLOW = {"nightly": pytest.mark.slow}  # two nights, each command in a process of its own
 _FENCE = re.compile(r"^```(\w*)([^\n`]*)\n(.*?)^```[ \t]*$", re.M | re.S)
 _FILE = re.compile(r"[\w./-]+\.\w+")
 # Blocks that are not run, by page: whoever adds one says so here.
-NOT_RUN = {"start.md": 2, "own_model.md": 3, "report.md": 1}
+NOT_RUN = {"start.md": 2, "own_model.md": 3, "report.md": 1, "operations.md": 4, "serving.md": 2}
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,7 @@ class Block:
 
     @property
     def is_run(self) -> bool:
-        return self.language in ("sh", "python", "yaml", "jsonl", "csv") and "not run" not in self.title
+        return self.language in ("sh", "bash", "python", "yaml", "jsonl", "csv") and "not run" not in self.title
 
     @property
     def is_file(self) -> bool:
@@ -58,12 +64,12 @@ def blocks(page: Path) -> list[Block]:
     return found
 
 
-Runner = Callable[[Path], None]
+Runner = Callable[..., None]
 
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Runner:
-    """run(page): its blocks in order, in the current folder."""
+    """run(page, put={text: other}): its blocks in order, in the current folder, with texts replaced in them."""
     from sirius_rec.data.sources import SOURCES
     from sirius_rec.objectives.losses import LOSSES
     from sirius_rec.objectives.parts import ANCHOR_LINKS, LINKS
@@ -74,17 +80,19 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Runner:
         for name, value in table.items():
             monkeypatch.setitem(table, name, value)  # type: ignore[arg-type]
     before = [(table, set(table)) for table in (SOURCES, LOSSES, LINKS, ANCHOR_LINKS, METHODS)]
-    yield lambda page: _run_page(page, monkeypatch)  # type: ignore[misc]
+    yield lambda page, put=None: _run_page(page, monkeypatch, put or {})  # type: ignore[misc]
     for table, names in before:
         for name in set(table) - names:
             del table[name]  # type: ignore[attr-defined]
 
 
-def _run_page(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _run_page(page: Path, monkeypatch: pytest.MonkeyPatch, put: dict[str, str]) -> None:
     names: dict[str, Any] = {"__name__": "tutorial"}
     printed = ""
     for block in blocks(page):
         where = f"{page.name}:{block.line}"
+        for text, other in put.items():
+            block = replace(block, text=block.text.replace(text, other))
         if block.title == "prints":
             assert printed.split() == block.text.split(), f"{where}: printed\n{printed}"
         elif not block.is_run:
@@ -98,14 +106,24 @@ def _run_page(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             with contextlib.redirect_stdout(io.StringIO()) as out:
                 exec(compile(block.text, where, "exec"), names)
             printed = out.getvalue()
+        elif block.language == "yaml":
+            structure(yaml.safe_load(block.text), where)
         else:
             raise AssertionError(f"{where}: a {block.language} block needs a file name or 'not run' as its title")
 
 
 def _lines(text: str) -> list[str]:
-    """Commands of a block: continued lines joined, comments and blank lines left out."""
-    joined = text.replace("\\\n", " ")
-    return [line for line in joined.splitlines() if shlex.split(line, comments=True)]
+    """Commands of a block: continued lines and quotes joined, comments and blank lines left out."""
+    commands = [""]
+    for line in text.replace("\\\n", " ").splitlines():
+        commands[-1] += line
+        try:
+            shlex.split(commands[-1], comments=True)
+        except ValueError:  # the quote goes on
+            commands[-1] += "\n"
+        else:
+            commands.append("")
+    return [command for command in commands if shlex.split(command, comments=True)]
 
 
 def _run_line(line: str, where: str, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -151,7 +169,9 @@ def test_the_first_five_minutes(first_run: Path, run: Runner, monkeypatch: pytes
     assert (first_run / "runs/first/report.html").is_file()
 
 
-@pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=SLOW.get(page.stem, ()), id=page.stem) for page in TUTORIALS]
+)
 def test_tutorial(page: Path, first_run: Path, run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _first(first_run, run, monkeypatch)
     folder = tmp_path / "work"
@@ -160,24 +180,44 @@ def test_tutorial(page: Path, first_run: Path, run: Runner, tmp_path: Path, monk
     run(page)
 
 
-@pytest.mark.parametrize("page", [DOCS / "extending.md", DOCS / "theory.md"], ids=lambda page: page.stem)
-def test_code_of_other_pages(
-    page: Path, first_run: Path, run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """They speak of a run called mine."""
+@pytest.fixture
+def mine(first_run: Path, run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder of pages that speak of a run called mine, made with my.yaml."""
     _first(first_run, run, monkeypatch)
     shutil.copytree(first_run / "runs/first", tmp_path / "runs/mine")
+    shutil.copy(first_run / "first.yaml", tmp_path / "my.yaml")
     monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", [page for page in OTHERS if page.stem != "serving"], ids=lambda page: page.stem)
+def test_code_of_other_pages(page: Path, run: Runner, mine: Path) -> None:
     run(page)
 
 
+def test_code_of_the_page_on_serving(run: Runner, mine: Path, at_work: Callable[..., Any]) -> None:
+    """Its requests, of a service with the models of its second command."""
+    pytest.importorskip("fastapi", reason="the service needs the extra serve")
+    pytest.importorskip("cohere", reason="the page shows Cohere's client")
+    from sirius_rec.recipes import serving
+    from sirius_rec.serving.options import Service
+    from sirius_rec.serving.server import application
+
+    what = serving.Source(str(mine / "runs/mine"), ("dpo_sirius", "sft"), service=Service())
+    app = application(partial(serving.load, what), what.service, log=lambda line: None)
+    with at_work(app) as address:
+        run(DOCS / "serving.md", put={"http://localhost:8000": address, "localhost:8000": address})
+
+
 def test_blocks_that_are_not_run_are_few_and_known() -> None:
-    found = {page.name: sum("not run" in block.title for block in blocks(page)) for page in (START, *TUTORIALS)}
+    found = {
+        page.name: sum("not run" in block.title for block in blocks(page)) for page in (START, *TUTORIALS, *OTHERS)
+    }
     assert {name: count for name, count in found.items() if count} == NOT_RUN
 
 
-@pytest.mark.parametrize("page", [START, *TUTORIALS], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [START, *TUTORIALS, *OTHERS], ids=lambda page: page.stem)
 def test_every_block_is_run_or_says_that_it_is_not(page: Path) -> None:
     for block in blocks(page):
-        known = block.is_run or "not run" in block.title or block.language == "text"
+        known = block.is_run or "not run" in block.title or block.language in ("text", "json")
         assert known, f"{page.name}:{block.line}: language {block.language!r}"

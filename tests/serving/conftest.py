@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -128,30 +127,3 @@ def scripted() -> Scripted:
 def other() -> Callable[[str], Loaded]:
     """other(key) → models of which the first has another name."""
     return lambda key: loaded_of(Scripted(), key)
-
-
-@pytest.fixture
-def at_work() -> Callable[[Any], AbstractContextManager[str]]:
-    """with at_work(app) as address: the application as uvicorn serves it, in a thread of this process."""
-    return _at_work
-
-
-@contextmanager
-def _at_work(app: Any) -> Iterator[str]:
-    """The address of an application that uvicorn serves in a thread of this process."""
-    import threading
-
-    import uvicorn
-
-    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", lifespan="on", access_log=False)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started and thread.is_alive():
-        thread.join(0.02)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -210,3 +211,30 @@ def test_options_out_of_range(service: Service, why: str) -> None:
         check(service)
     assert why in str(caught.value)
     check(Service())
+
+
+def test_the_description_is_a_page_that_loads_nothing_from_elsewhere(running: Any) -> None:
+    """Every route and field of the description, and no script: Swagger's viewer would come from a CDN."""
+    service = running()
+    described, answer = service.get("/openapi.json").json(), service.get("/docs")
+    assert answer.status_code == 200 and "script-src 'self'" in answer.headers["content-security-policy"]
+    assert "<script" not in answer.text and "//" not in re.sub(r"</?\w+>|<!doctype html>", "", answer.text)
+    for path, methods in described["paths"].items():
+        assert f"<code>{next(iter(methods)).upper()} {path}</code>" in answer.text
+    for field in described["paths"]["/v1/recommend"]["post"]["requestBody"]["content"]["application/json"]["schema"][
+        "properties"
+    ]:
+        assert f"<code>{field}</code>" in answer.text
+    assert "<code>?search</code></td><td>string" in answer.text
+    assert "<code>documents</code></td><td>list of string or {&quot;text&quot;: …}" in answer.text
+    assert service.get("/page.css").status_code == 200  # where it looks
+
+
+def test_what_the_description_says_is_escaped() -> None:
+    from sirius_rec.serving.description import description_page
+
+    field = {"type": "string", "description": "<i>"}
+    query = [{"name": "<b>", "schema": field}]
+    about = {"title": "<a>", "version": "1", "description": "&"}
+    page = description_page({"info": about, "paths": {"/<p>": {"get": {"parameters": query}}}})
+    assert not {"<a>", "<b>", "<i>", "<p>"} & set(re.findall("<[abip]>", page.replace("<p>&amp;</p>", "")))

@@ -82,5 +82,6 @@ def training_arguments(
         disable_tqdm=True,
         report_to=trackers.integrations(config.training.report_to) or "none",
         run_name=run_name,
+        project=config.name,
         dataloader_pin_memory=False,
     )

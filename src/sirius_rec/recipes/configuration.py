@@ -44,6 +44,7 @@ def contradictions(config: Config) -> Iterator[str]:
     yield from _lists(config)
     yield from _data(config)
     yield from _backbone(config)
+    yield from _starts(config)
     yield from _arms(config)
     yield from _methods(config)
     yield from _baseline(config)
@@ -98,6 +99,26 @@ def _backbone(config: Config) -> Iterator[str]:
         problem = stage.batch_problem() if stage is not None else None
         if problem:
             yield f"{name}: {problem}"
+
+
+def _starts(config: Config) -> Iterator[str]:
+    sft, align = config.sft.start, config.align.start
+    if sft is not None and align is not None:
+        yield (
+            "sft.from, align.from: alignment begins at the SFT that is trained, or at another run's: leave one of them "
+            "out"
+        )
+    for name, start in (("sft", sft), ("align", align)):
+        if start is not None and not config.trains_language_model:
+            yield f"{name}.from: with arms: [] and methods nothing begins there: leave it out, or add an arm"
+    if align is None or align.method in (None, "sft"):
+        return
+    for number, arm in enumerate(config.arms):
+        if arm.negatives_from == "on_policy":
+            yield (
+                f"arms.{number} ({arm.key}): negatives_from on_policy is compared with where its training begins, and "
+                f"align.from {align.method} with that arm's SFT: begin at the SFT, or take other negatives"
+            )
 
 
 def _arms(config: Config) -> Iterator[str]:

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
 Curves = dict[str, dict[str, list[dict[str, Any]]]]
 SAME_ROWS = (
-    "SFT's best epoch was chosen on the rows that the onset looks at (a run of an earlier version, or one user's rows "
-    "alone), which flatters the start of alignment: the test leaves the start out, and finds an onset in 6 to 7 % of "
-    "runs without one instead of 5 %."
+    "SFT's best epoch was or may have been chosen on rows that the onset looks at (a run of an earlier version, one "
+    "user's rows alone, or another run's SFT), which flatters the start of alignment: the test leaves the start out, "
+    "and finds an onset in 6 to 7 % of runs without one instead of 5 %."
 )
 
 

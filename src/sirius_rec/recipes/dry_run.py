@@ -17,6 +17,7 @@ import numpy as np
 
 from sirius_rec.config import Config
 from sirius_rec.errors import ConfigError
+from sirius_rec.recipes import starting
 from sirius_rec.recipes.methods import build_methods
 from sirius_rec.recipes.methods.arms import Arm
 from sirius_rec.recipes.methods.sft import Sft
@@ -95,6 +96,7 @@ def dry_run(
         path.write_config(config)
         run = Run(path, config)
         prepare_data(config, path, say)
+        starting.carry_tokenizer(run)
         if tokenizer is not None:
             from sirius_rec.training.backbones import load_tokenizer
 
@@ -172,7 +174,7 @@ def _stages(run: Run, size: Size) -> Iterator[tuple[Stage, _Sample]]:
     """Trainings and scorings of one seed, in their order."""
     config, seed, again, scored = run.config, run.config.seeds[0], dict[int, _Sample](), False
     for method in build_methods(config).values():
-        if not isinstance(method, Sft | Arm):
+        if not isinstance(method, Sft | Arm) or (isinstance(method, Sft) and config.align.start is not None):
             continue
         stream = SFT_STREAM if isinstance(method, Sft) else ALIGN_STREAM
         loss = {"loss": "sft", "score_unsampled": 0} if isinstance(method, Sft) else method.loss_options()

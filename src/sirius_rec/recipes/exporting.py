@@ -11,6 +11,7 @@ from sirius_rec import __version__, atomic
 from sirius_rec.audit.audit import read_audit
 from sirius_rec.errors import ConfigError, RunError
 from sirius_rec.evaluation.results import read_results
+from sirius_rec.recipes import starting
 from sirius_rec.recipes.methods.base import Method
 from sirius_rec.recipes.methods.finetuned import Finetuned
 from sirius_rec.recipes.ranking import chosen_method
@@ -169,7 +170,7 @@ def _card(
         stage=f"{checkpoint} checkpoint of {method.train_rows(run) or 0:,} training rows",
         objective=", ".join(f"{part} {name}" for part, name in parts.items()) or "likelihood of the target",
         audit="none was made" if audit is None else f"{audit['verdict']} ({audit['slates']})",
-        table=_table(run, method),
+        table="\n\n".join([_table(run, method), *starting.notes(run, (seed,))]),
     )
 
 

@@ -17,7 +17,7 @@ from sirius_rec.recipes.run_folder import ENVIRONMENT, RunFolder
 from sirius_rec.recipes.scoring import check_trained
 
 # What belongs to one seed: folders s<seed> and files of its name, below these.
-_BY_SEED = ("pretrain", "sft", "align", "methods", "reference")
+_BY_SEED = ("start", "pretrain", "sft", "align", "methods", "reference")
 _TABLES = ("scores", "generation")
 
 

@@ -13,6 +13,7 @@ from sirius_rec.errors import RunError
 from sirius_rec.evaluation.beyond import Popularity, beyond_accuracy
 from sirius_rec.evaluation.results import build_results, clean, write_results
 from sirius_rec.evaluation.tables import ScoreTable, read_tables
+from sirius_rec.recipes import starting
 from sirius_rec.recipes.diagnosis import read_curves
 from sirius_rec.recipes.environment import versions
 from sirius_rec.recipes.methods import build_methods
@@ -82,6 +83,9 @@ def gather(run: Run, baseline: str) -> dict[str, Any]:
     results["beyond"] = clean(
         beyond_accuracy(tables, histories, popularity, methods=results["methods"], baseline=baseline)
     )
+    if begun := starting.begun_from(run):
+        results["begun_from"] = {str(seed): about for seed, about in begun.items()}
+        results["notes"] += starting.notes(run)
     few, every = dataset.examples("train").height, every_train.height
     if few < every:
         results["notes"].append(

@@ -5,6 +5,7 @@ RUN/
   data/                               the prepared data set (schema.py)
   backbone/                           tokenizer of the tiny backbone
   methods/<method>/s<seed>/           every other recommender: done.json, and what it keeps
+  start/s<seed>/                      what a warm start took from another run (starting.py)
   pretrain/s<seed>/  sft/s<seed>/  align/<arm>/s<seed>/
       metrics.jsonl  held_out/  checkpoints/  best/  last/  done.json
   reference/s<seed>.npz               cached log π_ref
@@ -62,6 +63,10 @@ class RunFolder:
     def diagnostics(self) -> Path:
         return self.path / "diagnostics.json"
 
+    def start(self, seed: int) -> Path:
+        """What a warm start took from another run."""
+        return self.path / "start" / f"s{seed}"
+
     def pretrain(self, seed: int) -> Path:
         return self.path / "pretrain" / f"s{seed}"
 
@@ -115,7 +120,14 @@ class RunFolder:
 
     def discard_if_untrained(self) -> None:
         """Remove the folder again if nothing was trained in it yet, so that a mended configuration can use its name."""
-        made = {self.config_file.name, ENVIRONMENT, _LOCK, self.data.name, self.backbone.name}
+        made = {
+            self.config_file.name,
+            ENVIRONMENT,
+            _LOCK,
+            self.data.name,
+            self.backbone.name,
+            self.start(0).parent.name,
+        }
         if {entry.name for entry in self.path.iterdir()} <= made:
             shutil.rmtree(self.path)
 

@@ -10,7 +10,7 @@ from sirius_rec import processes
 from sirius_rec.config import Config
 from sirius_rec.errors import DataError, SiriusError
 from sirius_rec.extras import missing
-from sirius_rec.recipes import comparison, diagnosis, models, retrieving, scoring, trackers
+from sirius_rec.recipes import comparison, diagnosis, models, retrieving, scoring, starting, trackers
 from sirius_rec.recipes.adoption import adopt
 from sirius_rec.recipes.methods import build_methods, in_order_of_check
 from sirius_rec.recipes.reporting import report_run
@@ -112,6 +112,7 @@ def run_stages(run: Run, stages: Iterable[str], log: Log) -> None:
             try:
                 models.check_device(config)
                 prepare_data(config, folder, log)
+                starting.take_over(run, log)
                 _check(run, stages)
                 adopt(folder, config)
             except SiriusError:

@@ -5,6 +5,7 @@ They are transformers' own integrations; metrics.jsonl is written whatever is as
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -14,15 +15,24 @@ from typing import Any
 from sirius_rec.errors import ConfigError
 
 _TENSORBOARD = "tensorboard"
-# How each of the others is told that a training is over: the next one of this process is a run of its own.
-_ENDS = {"wandb": "finish", "mlflow": "end_run", "trackio": "finish"}
+# How others are told that a training is over: the next one of this process is a run of its own. Trackio knows.
+_ENDS = {"wandb": "finish", "mlflow": "end_run"}
 
 
 def check(names: Sequence[str]) -> None:
-    """ConfigError where a tracker's package is missing."""
+    """ConfigError where a tracker's package is missing, or MLflow has no store that it takes."""
     for name in names:
         if find_spec(name) is None:
             raise ConfigError(f"training.report_to: {name} is not installed: pip install {name}, or leave it out")
+    if "mlflow" in names:
+        try:
+            importlib.import_module("mlflow").search_experiments(max_results=1)
+        except Exception as error:  # of the server, the database, the network
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ConfigError(
+                f"training.report_to: mlflow cannot be written to ({reason}): set MLFLOW_TRACKING_URI, to "
+                "sqlite:///mlflow.db say, or leave it out"
+            ) from error
 
 
 def integrations(names: Sequence[str]) -> list[str]:
@@ -42,6 +52,6 @@ def callbacks(names: Sequence[str], folder: Path) -> list[Any]:
 
 def close(names: Sequence[str]) -> None:
     """End the runs that the Trainer's integrations have opened."""
-    for name in integrations(names):
-        if (module := sys.modules.get(name)) is not None:
-            getattr(module, _ENDS[name])()
+    for name, end in _ENDS.items():
+        if name in names and (module := sys.modules.get(name)) is not None:
+            getattr(module, end)()

@@ -16,11 +16,12 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, HTMLResponse
 
 from sirius_rec.errors import ScoringError, SiriusError
 from sirius_rec.rankers.answers import finite, ordered
 from sirius_rec.serving.bodies import Asked, RecommendBody, Refused, RerankBody, parse_recommend, parse_rerank, reranked
+from sirius_rec.serving.description import description_page
 from sirius_rec.serving.engine import Answer, Engine, Job, Kind
 from sirius_rec.serving.guard import App, Disconnected, Guard, json_log
 from sirius_rec.serving.keys import admin_key, api_keys
@@ -154,6 +155,9 @@ class Routes:
         headers = {"content-security-policy": POLICY, "cache-control": "no-cache"}
         return FileResponse(PAGE / name, media_type=kind, headers=headers)
 
+    async def docs(self, request: Request) -> Response:
+        return HTMLResponse(description_page(request.app.openapi()), headers={"content-security-policy": POLICY})
+
 
 async def _gone(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
@@ -174,7 +178,7 @@ def create_app(
     """The application around an engine that runs; keys are read from the environment and `service.api_keys`."""
     routes = Routes(engine, service)
     app = FastAPI(
-        title="sirius-rec", version=version("sirius-rec"), lifespan=lifespan, redoc_url=None,
+        title="sirius-rec", version=version("sirius-rec"), lifespan=lifespan, docs_url=None, redoc_url=None,
         description="Reranking and recommendation by the models of a run. docs/serving.md says what each field means.",
     )  # fmt: skip
 
@@ -200,6 +204,7 @@ def create_app(
     route("/ready", _handler(routes.ready), "Whether it takes requests")
     route("/metrics", _handler(routes.metrics), "For Prometheus")
     route("/admin/reload", _handler(routes.reload), "Open the run again and swap the models", methods=["POST"])
+    route("/docs", _handler(routes.docs), "The description as a page", include_in_schema=False)
     for path in _FILES:
         route(path, _handler(routes.page), "The page", include_in_schema=False)
     _with_definitions(app, definitions)

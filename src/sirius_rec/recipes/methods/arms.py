@@ -10,6 +10,7 @@ import numpy as np
 
 from sirius_rec.config import ArmSection, Config, MethodSection
 from sirius_rec.rankers.catalogue.trie import catalogue_trie
+from sirius_rec.recipes import starting
 from sirius_rec.recipes.methods.base import Prerequisite, Role
 from sirius_rec.recipes.methods.finetuned import Finetuned
 from sirius_rec.recipes.methods.sft import Sft
@@ -65,7 +66,7 @@ class Arm(Finetuned):
         return (Sft.name, *super().builds_on())
 
     def made_in(self, run: Run, seed: int) -> list[Any]:
-        return [*super().made_in(run, seed)[:-1], run.folder.sft(seed), self.folder(run, seed)]
+        return [*Sft(self.config).made_in(run, seed), self.folder(run, seed)]
 
     def check(self, run: Run) -> None:
         """Its prompts are SFT's, which are checked."""
@@ -83,7 +84,7 @@ class Arm(Finetuned):
             self.training,
             self.folder(run, seed),
             name=f"{self.key} s{seed}",
-            model=load_stage_model(run.config, run.folder.sft(seed) / "best"),
+            model=load_stage_model(run.config, self._begins_at(run, seed)),
             tokenizer=run.tokenizer,
             records=slate_records(run.dataset, run.train_slates, run.template, rows),
             loss=self.loss_options(),
@@ -94,6 +95,9 @@ class Arm(Finetuned):
             eval_ref_logps=ref.get("val"),
             **self._catalogue(run, rows),
         )
+
+    def _begins_at(self, run: Run, seed: int) -> Path:
+        return run.folder.sft(seed) / "best" if self.config.align.start is None else starting.policy(run, seed)
 
     def _catalogue(self, run: Run, rows: np.ndarray) -> dict[str, Any]:
         """What negatives from the policy are taken from."""

@@ -222,11 +222,15 @@ class Finetuned(LanguageModel):
             "options": f"--method {self.key} --seed {seed}",
         }
 
+    def starting_model(self, run: Run, tokenizer: Any, seed: int) -> Any:
+        """What its training begins with."""
+        return starting_model(run, tokenizer, seed)
+
     def training_set(self, run: Run, seed: int, rows: np.ndarray) -> dict[str, Any]:
         """Arguments of `train_stage`: model, tokenizer, records, validation, and what a method adds."""
         template, tokenizer = self.template(run), self.tokenizer(run)
         return {
-            "model": starting_model(run, tokenizer, seed),
+            "model": self.starting_model(run, tokenizer, seed),
             "tokenizer": tokenizer,
             "records": slate_records(run.dataset, run.train_slates, template, rows),
             "validation": validation_set(run, template),
@@ -253,7 +257,9 @@ class FinetunedBaseline(Finetuned):
                 raise unknown_option(key, entry.method, known)
         paper = _PAPER_STAGE if entry.preset == "paper" else {}
         try:
-            stage = StageOptions.model_validate({**config.sft.model_dump(), **paper, **changes})
+            stage = StageOptions.model_validate(
+                {**config.sft.model_dump(include=set(StageOptions.model_fields)), **paper, **changes}
+            )
         except ValidationError as error:
             raise ConfigError(in_one_line(error, StageOptions)) from None
         problem = stage.batch_problem()

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from sirius_rec.atomic import write_json
 from sirius_rec.config import Config, MethodSection
-from sirius_rec.recipes.methods.base import Role
+from sirius_rec.evaluation.metrics import per_example, target_positions
+from sirius_rec.processes import is_main, wait
+from sirius_rec.recipes import starting
+from sirius_rec.recipes.methods.base import Prerequisite, Role
 from sirius_rec.recipes.methods.finetuned import Finetuned
+from sirius_rec.recipes.models import load_stage_model
 from sirius_rec.recipes.records import SELECTION, selection_set
 from sirius_rec.recipes.run import Run
+from sirius_rec.recipes.run_folder import DONE
+from sirius_rec.schema import CANDIDATES, HISTORY, TARGET
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,6 +39,58 @@ class Sft(Finetuned):
 
     def folder(self, run: Run, seed: int) -> Path:
         return run.folder.sft(seed)
+
+    @property
+    def _warm(self) -> bool:
+        return starting.begins_at(self.config) is not None
+
+    def prerequisites(self) -> tuple[Prerequisite, ...]:
+        return () if self._warm else super().prerequisites()
+
+    def made_in(self, run: Run, seed: int) -> list[Any]:
+        return [self.folder(run, seed)] if self._warm else super().made_in(run, seed)
+
+    def starting_model(self, run: Run, tokenizer: Any, seed: int) -> Any:
+        if self.config.sft.start is None:
+            return super().starting_model(run, tokenizer, seed)
+        return load_stage_model(run.config, starting.policy(run, seed))
+
+    def fit(self, run: Run, seed: int) -> None:
+        """Train; with `align.from` take over what the other run's alignment was compared with."""
+        if self.config.align.start is None:
+            super().fit(run, seed)
+        elif not self.is_done(run, seed):
+            self._take_over(run, seed)
+
+    def _take_over(self, run: Run, seed: int) -> None:
+        """best/ and last/ are the one checkpoint; its HR@1 is measured on this run's validation rows."""
+        folder = self.folder(run, seed)
+        if is_main():
+            for name in ("best", "last"):
+                shutil.copytree(starting.reference(run, seed), folder / name, dirs_exist_ok=True)
+        wait()
+        model = self.load(run, seed, "best")
+        done = {"steps": 0, "best_step": 0, "seconds": 0.0, "parameters": sum(p.numel() for p in model.parameters()),
+                "trainable_parameters": 0, "best_hr@1": self._validation_hit(run, model)}  # fmt: skip
+        if is_main():
+            write_json(folder / DONE, done)
+        wait()
+
+    def _validation_hit(self, run: Run, model: Any) -> float | None:
+        name, rows = run.validation_slates, run.validation_rows.tolist()
+        if name is None:
+            return None
+        examples = run.dataset.examples("val")
+        histories, slates = (
+            [row.to_numpy() for row in frame.gather(rows)]
+            for frame in (examples[HISTORY], run.dataset.slates(name)[CANDIDATES])
+        )
+        scores = self.llm_ranker(run, model).score(histories, slates)
+        positions = target_positions(slates, examples[TARGET].to_numpy()[rows])
+        return float(per_example(scores, positions)["hr@1"].mean())  # type: ignore[arg-type]
+
+    def train_rows(self, run: Run) -> int | None:
+        return super().train_rows(run) if self.config.align.start is None else None
 
     def training_set(self, run: Run, seed: int, rows: np.ndarray) -> dict[str, Any]:
         """The same, but the best epoch is chosen on rows that the onset of alignment does not look at."""
