@@ -156,7 +156,18 @@ class StartableOptions(_Startable):
 
 class SftSection(StartableOptions):
     """SFT. from: begins at another run's checkpoint instead of the backbone, each seed at its twin's. Baselines
-    that are trained as SFT is begin at the backbone all the same."""
+    that are trained as SFT is begin at the backbone all the same.
+
+    targets: next trains on the target of each train row; all reads the training histories themselves, every title of
+        them a target of those before it, for prompts that go on (prompts.slate: false, template.answer: null); with
+        training.share: user each title is computed once. piece: of at most so many titles, cut elsewhere in every
+        epoch; null is what prompts show and one more. order: as it was, or a new random one in every epoch, for
+        histories whose order is mostly ties.
+    """
+
+    targets: Literal["next", "all"] = "next"
+    order: Literal["time", "random"] = "time"
+    piece: Annotated[StrictInt, Field(ge=2)] | None = None
 
 
 class TrainingSection(Options):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,13 +20,17 @@ from sirius_rec.config import Config
 from sirius_rec.errors import ConfigError
 from sirius_rec.prompts.templates import get_template
 from sirius_rec.recipes import records as recipe_records
+from sirius_rec.recipes.adoption import open_run
 from sirius_rec.recipes.arguments import accumulation
 from sirius_rec.recipes.callbacks import Clock, EpochLines
 from sirius_rec.recipes.methods import arms, build_methods, finetuned
 from sirius_rec.recipes.run import Run
-from sirius_rec.recipes.run_folder import RunFolder
+from sirius_rec.recipes.run_folder import DONE, RunFolder
 from sirius_rec.recipes.scoring import answered_rows
+from sirius_rec.recipes.story import run_stages
 from sirius_rec.schema import SlateName
+from sirius_rec.scoring.rows import PromptCompletions
+from sirius_rec.scoring.tree import count_nodes
 
 TRAIN = SlateName("train", "uniform", 6, 0)
 GENERIC = get_template("generic")
@@ -57,6 +63,56 @@ def test_pretraining_reads_train_histories_only(trained: Any) -> None:
     assert {record["prompt"] for record in records} == {GENERIC.history + "\n"}
     assert records == recipe_records.pretraining_records(dataset, GENERIC, piece=4, epochs=3, seed=1)
     assert records != recipe_records.pretraining_records(dataset, GENERIC, piece=4, epochs=3, seed=2)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_every_title_of_a_piece_but_its_first_is_a_target_of_those_before(trained: Any, shuffle: bool) -> None:
+    dataset, form = trained.dataset, replace(GENERIC, answer=None, shows_slate=False)
+    options = {"piece": 4, "epochs": 2, "seed": 1, "shuffle": shuffle}
+    records = recipe_records.reading_records(dataset, form, **options)
+    pieces: dict[int, list[str]] = {}
+    for record in records:
+        shown = record["prompt"].split("\n")
+        assert shown[0] == form.history and shown[-1] == ""
+        piece = pieces.setdefault(record["user"], shown[1:2])
+        assert shown[1:-1] == piece  # the records of a piece come in its order
+        piece.append(record["chosen"])
+    assert max(map(len, pieces.values())) == 4
+    sequences = [[dataset.titles[i] for i in sequence] for sequence in dataset.train_sequences()]
+    lone = 2 * sum(map(len, sequences)) - sum(map(len, pieces.values()))  # pieces of one title teach nothing
+    assert 0 <= lone <= 4 * len(sequences)
+    joined = ["\n".join(sequence) for sequence in sequences]
+    kept = [any("\n".join(piece) in whole for whole in joined) for piece in pieces.values()]
+    assert all(kept) if not shuffle else not all(kept)
+    assert records == recipe_records.reading_records(dataset, form, **options)
+    assert records != recipe_records.reading_records(dataset, form, **{**options, "seed": 2})
+
+
+def test_sft_reads_histories_whose_titles_are_computed_once(mini: Callable[..., Config], tmp_path: Path) -> None:
+    words = "{history: They had, answer: null}"
+    config = mini(f"prompts.template={words}", "prompts.slate=false", "training.share=user", "sft.targets=all",
+                  "sft.epochs=2", "data.options.n_users=30")  # fmt: skip
+    run = Run(open_run(tmp_path / "run", config), config)
+    run_stages(run, ("sft",), lambda line: None)
+    lines = [json.loads(line) for line in (run.folder.sft(0) / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if line["kind"] == "train"]
+    sft = build_methods(config)["sft"]
+    records = sft.training_set(run, 0, np.arange(3))["records"]
+    an_epoch = math.ceil(math.ceil(len(records) / 2) / 32)
+    assert json.loads((run.folder.sft(0) / DONE).read_text())["steps"] == 2 * an_epoch
+    assert steps[-1]["loss"] < steps[0]["loss"]
+    encoder = run.encoder
+    first = [record for record in records if record["user"] == records[0]["user"]]
+    rows = [PromptCompletions(encoder.prompt(r["prompt"]), [encoder.completion(r["chosen"])]) for r in first]
+    alone = sum(len(row.prompt) + len(row.completions[0]) - 1 for row in rows)
+    # Behind each title the tiny tokenizer has a line break of its own, which the next prompt joins to its title.
+    assert count_nodes(rows) <= len(rows[-1].prompt) + 2 * len(rows) < alone
+
+
+def test_targets_all_wants_prompts_that_go_on(mini: Callable[..., Config]) -> None:
+    for overrides in ((), ("prompts.slate=false",), ("prompts.template={history: a, answer: null}",)):
+        with pytest.raises(ConfigError, match=r"sft.targets: all reads histories as texts that go on|null continues"):
+            mini("sft.targets=all", *overrides)
 
 
 def test_stage_rows(mini: Callable[..., Config]) -> None:

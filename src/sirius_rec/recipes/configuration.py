@@ -123,9 +123,15 @@ def _starts(config: Config) -> Iterator[str]:
 
 def _arms(config: Config) -> Iterator[str]:
     try:
-        config.prompts.form()
+        form = config.prompts.form()
     except ConfigError as error:
         yield f"prompts.template: {error}"
+    else:
+        if config.sft.targets == "all" and (form.shows_slate or form.answer is not None or config.prompts.chat):
+            yield (
+                "sft.targets: all reads histories as texts that go on, and so must prompts: set prompts.slate: false, "
+                "a template with answer: null, and no chat, or targets: next"
+            )
     slate_size = _train_slate_size(config)
     for number, arm in enumerate(config.arms):
         yield from _key_problems(f"arms.{number}.name", arm.key, reserved_keys(), "arm")

@@ -89,6 +89,8 @@ def dry_run(
     """
     if device not in DEVICES:
         raise ConfigError(f"--on {device}: choose one of {', '.join(DEVICES)}")
+    if config.sft.targets == "all":
+        raise ConfigError("sft.targets: all: a dry run counts the rows of slates, not histories: write targets: next")
     size = model_size(config)
     with tempfile.TemporaryDirectory() as folder:
         path = RunFolder(Path(folder) / "run")

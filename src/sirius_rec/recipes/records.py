@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -69,18 +69,41 @@ def pretraining_records(dataset: Dataset, template: Template, *, piece: int, epo
     """
     header = template.history + "\n"
     titles = dataset.titles
-    rng = np.random.default_rng([seed, PRETRAIN_STREAM])
-    sequences = dataset.train_sequences(limited=True)
+    pieces = _pieces(dataset, piece, epochs, np.random.default_rng([seed, PRETRAIN_STREAM]), shuffle=True)
+    texts = ("\n".join(titles[i] for i in cut) for cut in pieces)
+    return [{"prompt": header, "chosen": text, "rejected": []} for text in texts]
+
+
+def reading_records(
+    dataset: Dataset, template: Template, *, piece: int, epochs: int, seed: int, shuffle: bool
+) -> list[Record]:
+    """Training histories, `epochs` times, as one record for every title of a piece with those before it as its prompt.
+
+    The records of a piece have one `user`: together they are a text in which every title but the first is a target.
+    shuffle: each history in another random order in every epoch; otherwise only the cuts differ.
+    """
+    titles = dataset.titles
+    cuts = _pieces(dataset, piece, epochs, np.random.default_rng([seed, SFT_STREAM]), shuffle=shuffle)
     out: list[Record] = []
+    for number, cut in enumerate(cuts):
+        shown = [titles[i] for i in cut]
+        for at in range(1, len(shown)):
+            prompt = template.render(shown[:at], [])
+            out.append({"prompt": prompt, "chosen": shown[at], "rejected": [], "user": number})
+    return out
+
+
+def _pieces(
+    dataset: Dataset, piece: int, epochs: int, rng: np.random.Generator, *, shuffle: bool
+) -> Iterator[np.ndarray]:
+    """Every training user's items once an epoch, cut at random into pieces of at most `piece`."""
+    sequences = dataset.train_sequences(limited=True)
     for _ in range(epochs):
         for sequence in sequences:
-            sequence = rng.permutation(sequence)
+            read = rng.permutation(sequence) if shuffle else sequence
             offset = int(rng.integers(1, piece + 1))
-            bounds = [0, *range(offset, len(sequence), piece), len(sequence)]
-            for start, end in pairwise(bounds):
-                text = "\n".join(titles[i] for i in sequence[start:end])
-                out.append({"prompt": header, "chosen": text, "rejected": []})
-    return out
+            for start, end in pairwise([0, *range(offset, len(read), piece), len(read)]):
+                yield read[start:end]
 
 
 def continuation_records(dataset: Dataset, name: SlateName, template: Template, rows: np.ndarray) -> list[Record]:

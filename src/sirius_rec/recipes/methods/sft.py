@@ -14,7 +14,7 @@ from sirius_rec.recipes import starting
 from sirius_rec.recipes.methods.base import Prerequisite, Role
 from sirius_rec.recipes.methods.finetuned import Finetuned
 from sirius_rec.recipes.models import load_stage_model
-from sirius_rec.recipes.records import SELECTION, selection_set
+from sirius_rec.recipes.records import SELECTION, reading_records, selection_set
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.run_folder import DONE
 from sirius_rec.schema import CANDIDATES, HISTORY, TARGET
@@ -93,8 +93,20 @@ class Sft(Finetuned):
         return super().train_rows(run) if self.config.align.start is None else None
 
     def training_set(self, run: Run, seed: int, rows: np.ndarray) -> dict[str, Any]:
-        """The same, but the best epoch is chosen on rows that the onset of alignment does not look at."""
-        return {**super().training_set(run, seed, rows), "validation": selection_set(run)}
+        """The same, but the best epoch is chosen on rows that the onset of alignment does not look at; with
+        `sft.targets: all` from histories instead of rows."""
+        given = {**super().training_set(run, seed, rows), "validation": selection_set(run)}
+        return given if self.config.sft.targets == "next" else {**given, **self._reading(run, seed)}
+
+    def _reading(self, run: Run, seed: int) -> dict[str, Any]:
+        options = self.config.sft
+        piece = options.piece or run.config.data.window.max_history + 1
+        records = reading_records(
+            run.dataset, self.template(run), piece=piece, epochs=options.epochs, seed=seed,
+            shuffle=options.order == "random",
+        )  # fmt: skip
+        an_epoch = options.examples_per_epoch or -(-len(records) // options.epochs)
+        return {"records": records, "stage": options.changed(examples_per_epoch=an_epoch)}
 
     def chosen_apart(self, run: Run, seed: int) -> bool:
         """Whether the best epoch was; not in runs of versions that chose it on all validation rows."""
