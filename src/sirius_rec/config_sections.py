@@ -61,11 +61,16 @@ class PromptSection(Options):
     """How a row becomes text. template: a name (their words stand below), or lines of your own.
 
     slate: list the candidates in the prompt, as the paper does; without them the model
-    answers from the history alone, and rows of one history share one prompt whatever their slate."""
+    answers from the history alone, and rows of one history share one prompt whatever their slate.
+
+    fields: columns of the catalogue that stand in brackets behind a title, in histories and slates: "Air (Electronic)".
+    The answer is the title alone. field_tokens: of one item's brackets at most; what is longer is cut."""
 
     template: str | OwnTemplate = "generic"
     slate: Flag = True
     chat: Flag = False
+    fields: tuple[str, ...] = ()
+    field_tokens: Positive = 16
 
     def form(self) -> Template:
         """The template with these options; ConfigError for an unknown name."""

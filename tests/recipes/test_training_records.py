@@ -69,7 +69,7 @@ def test_pretraining_reads_train_histories_only(trained: Any) -> None:
 def test_every_title_of_a_piece_but_its_first_is_a_target_of_those_before(trained: Any, shuffle: bool) -> None:
     dataset, form = trained.dataset, replace(GENERIC, answer=None, shows_slate=False)
     options = {"piece": 4, "epochs": 2, "seed": 1, "shuffle": shuffle}
-    records = recipe_records.reading_records(dataset, form, **options)
+    records = recipe_records.reading_records(dataset, form, dataset.titles, **options)
     pieces: dict[int, list[str]] = {}
     for record in records:
         shown = record["prompt"].split("\n")
@@ -84,8 +84,8 @@ def test_every_title_of_a_piece_but_its_first_is_a_target_of_those_before(traine
     joined = ["\n".join(sequence) for sequence in sequences]
     kept = [any("\n".join(piece) in whole for whole in joined) for piece in pieces.values()]
     assert all(kept) if not shuffle else not all(kept)
-    assert records == recipe_records.reading_records(dataset, form, **options)
-    assert records != recipe_records.reading_records(dataset, form, **{**options, "seed": 2})
+    assert records == recipe_records.reading_records(dataset, form, dataset.titles, **options)
+    assert records != recipe_records.reading_records(dataset, form, dataset.titles, **{**options, "seed": 2})
 
 
 def test_sft_reads_histories_whose_titles_are_computed_once(mini: Callable[..., Config], tmp_path: Path) -> None:

@@ -192,7 +192,7 @@ def _stages(run: Run, size: Size) -> Iterator[tuple[Stage, _Sample]]:
         if name in run.retrieved_slates:
             continue
         wanted, models = run.tested_rows(name), 1 + len(config.arms)
-        records = slate_records(run.dataset, SlateName.parse(name), run.template, wanted[: _SAMPLE // 4])
+        records = slate_records(run.dataset, SlateName.parse(name), run.template, wanted[: _SAMPLE // 4], run.shown)
         sample = _Sample(encode_records(records, run.encoder), None, len(wanted), records[0]["prompt"])
         called = f"scoring {name} by {models} models"
         yield _scoring(config, sample.rows, len(wanted) * models, size, called), sample
@@ -206,7 +206,7 @@ def _sample(run: Run, stage: StageOptions, seed: int, stream: int) -> _Sample:
         users = run.dataset.examples("train")[USER_ID].to_numpy()[every]
     some = stage.changed(epochs=1, examples_per_epoch=min(_SAMPLE, len(every)))
     chosen = stage_rows(len(every), some, seed, 0, users)
-    records = slate_records(run.dataset, run.train_slates, run.template, every[chosen])
+    records = slate_records(run.dataset, run.train_slates, run.template, every[chosen], run.shown)
     epoch = min(stage.examples_per_epoch or len(every), len(every))
     owners = None if users is None else users[chosen].tolist()
     return _Sample(encode_records(records, run.encoder), owners, epoch, records[0]["prompt"])

@@ -143,7 +143,9 @@ def _save_whole(run: Run, source: Path, out: Path, dtype: Dtype | None) -> None:
 
 def _prompt(run: Run, template: Template) -> dict[str, Any]:
     lines = {key: value for key, value in asdict(template).items() if key != "name"}
-    return {**lines, "max_history": run.config.data.window.max_history, "chat": run.config.prompts.chat}
+    prompts = run.config.prompts
+    behind = {"fields": list(prompts.fields), "field_tokens": prompts.field_tokens} if prompts.fields else {}
+    return {**lines, **behind, "max_history": run.config.data.window.max_history, "chat": prompts.chat}
 
 
 def _card(
@@ -162,7 +164,7 @@ def _card(
         **_code(run, method, template, whole=whole),
         max_history=run.config.data.window.max_history,
         prompt_file=PROMPT_FILE,
-        slate=" The candidates are listed in the prompt, in the order shown." if template.shows_slate else "",
+        slate=_shown(run, template),
         source=run.config.data.source,
         items=f"{dataset.n_items:,}",
         fingerprint=dataset.fingerprint,
@@ -174,14 +176,24 @@ def _card(
     )
 
 
+def _shown(run: Run, template: Template) -> str:
+    prompts, said = run.config.prompts, ""
+    if prompts.fields:
+        behind = "; ".join(prompts.fields)
+        said = (
+            f" Behind a title stands ({behind}), cut to {prompts.field_tokens} tokens; the answer is the title alone."
+        )
+    return f"{said} The candidates are listed in the prompt, in the order shown." if template.shows_slate else said
+
+
 def _code(run: Run, method: Finetuned, template: Template, *, whole: bool) -> dict[str, Any]:
     """What the card's code needs to score the first titles of the catalogue for the first history of the data."""
     encoder, titles = method.encoder(run), run.dataset.titles
-    shown = [titles[i] for i in run.dataset.examples("train")[HISTORY][0].to_list()][
-        : run.config.data.window.max_history
-    ]
-    candidates = [title for title in titles if title not in shown][:3]
-    text, prefix, (before, after) = encoder.plain(template.render(shown, candidates))
+    history = run.dataset.examples("train")[HISTORY][0].to_list()[: run.config.data.window.max_history]
+    others = [item for item in range(len(titles)) if item not in history][:3]
+    candidates = [titles[item] for item in others]
+    lists = ([run.shown[item] for item in items] for items in (history, others))
+    text, prefix, (before, after) = encoder.plain(template.render(*lists))
     library, loader = ("transformers", "AutoModelForCausalLM") if whole else ("peft", "AutoPeftModelForCausalLM")
     names = "AutoModelForCausalLM, AutoTokenizer" if whole else "AutoTokenizer"
     peft = "" if whole else f"from {library} import {loader}\n"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,8 @@ def text_requests(run: Run, ranker: Any, *, titles: bool) -> TextRequests:
         max_history=run.config.data.window.max_history, scoring=ranker.scoring, batch_tokens=ranker.batch_tokens,
         bf16=ranker.bf16,
     )  # fmt: skip
+    if run.config.prompts.fields:
+        requests.prompted = dict(zip(run.dataset.titles, run.shown, strict=True))
     if titles and run.config.backbone.name == "tiny":  # it has read nothing but this catalogue
         requests.catalogue = set(run.dataset.titles)
     return requests
@@ -198,6 +200,8 @@ class TextRequests:
 
         self.model, self.encoder, self.form, self.texts = model, encoder, form, texts
         self.max_history, self.scoring = max_history, scoring
+        # Title → what stands for it in prompts; others stand for themselves.
+        self.prompted: dict[str, str] = {}
         # Titles that a backbone from scratch has read; None where it has read more than a catalogue.
         self.catalogue: set[str] | None = None
         self._never_read: set[str] = set()
@@ -266,28 +270,31 @@ class TextRequests:
         return self.name(item) if self.texts is None else self.texts[item]
 
     def _prompt(self, request: Request) -> str:
-        history = [self._title(item) for item in self._shown(request)]
-        return str(self.form.render(history, [self._title(item) for item in request.candidates]))
+        history = self._in_prompts(self._title(item) for item in self._shown(request))
+        return str(self.form.render(history, self._in_prompts(self._title(item) for item in request.candidates)))
+
+    def _in_prompts(self, titles: Iterable[str]) -> list[str]:
+        return [self.prompted.get(title, title) for title in titles]
+
+    def _ranker(self, titles: Sequence[str]) -> LLMRanker:
+        if self.catalogue is not None:
+            self._never_read.update(title for title in titles if title not in self.catalogue)
+        shown = self._in_prompts(titles)
+        return LLMRanker(self.model, self.encoder, self.form, titles, shown=shown, **self.scoring)
 
     def score(self, requests: list[Request]) -> list[Any]:
         shown = [([self._title(i) for i in self._shown(r)], [self._title(i) for i in r.candidates]) for r in requests]
         titles = list(dict.fromkeys(title for history, slate in shown for title in (*history, *slate)))
-        if self.catalogue is not None:
-            self._never_read.update(title for title in titles if title not in self.catalogue)
         number = {title: n for n, title in enumerate(titles)}
-        ranker = LLMRanker(self.model, self.encoder, self.form, titles, **self.scoring)
-        return ranker.score(*_numbered(shown, number))
+        return self._ranker(titles).score(*_numbered(shown, number))
 
     def top_k(self, requests: list[Request], trie: Trie, k: int, **options: Any) -> list[Found]:
         """What is best of a catalogue for each request's history; options of `LLMRanker.top_k`."""
         shown = [[self._title(item) for item in self._shown(request)] for request in requests]
         titles = list(dict.fromkeys(title for history in shown for title in history))
-        if self.catalogue is not None:
-            self._never_read.update(title for title in titles if title not in self.catalogue)
         number = {title: n for n, title in enumerate(titles)}
-        ranker = LLMRanker(self.model, self.encoder, self.form, titles, **self.scoring)
         histories, _ = _numbered([(history, ()) for history in shown], number)
-        return ranker.top_k(trie, histories, k, **options)
+        return self._ranker(titles).top_k(trie, histories, k, **options)
 
 
 def item_ids(dataset: Dataset) -> list[str]:

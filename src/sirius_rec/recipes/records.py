@@ -75,21 +75,29 @@ def pretraining_records(dataset: Dataset, template: Template, *, piece: int, epo
 
 
 def reading_records(
-    dataset: Dataset, template: Template, *, piece: int, epochs: int, seed: int, shuffle: bool
+    dataset: Dataset,
+    template: Template,
+    prompted: Sequence[str],
+    *,
+    piece: int,
+    epochs: int,
+    seed: int,
+    shuffle: bool,
 ) -> list[Record]:
     """Training histories, `epochs` times, as one record for every title of a piece with those before it as its prompt.
 
     The records of a piece have one `user`: together they are a text in which every title but the first is a target.
-    shuffle: each history in another random order in every epoch; otherwise only the cuts differ.
+    prompted: what stands for an item in prompts. shuffle: each history in another random order in every epoch;
+    otherwise only the cuts differ.
     """
     titles = dataset.titles
     cuts = _pieces(dataset, piece, epochs, np.random.default_rng([seed, SFT_STREAM]), shuffle=shuffle)
     out: list[Record] = []
     for number, cut in enumerate(cuts):
-        shown = [titles[i] for i in cut]
+        shown = [prompted[i] for i in cut]
         for at in range(1, len(shown)):
             prompt = template.render(shown[:at], [])
-            out.append({"prompt": prompt, "chosen": shown[at], "rejected": [], "user": number})
+            out.append({"prompt": prompt, "chosen": titles[cut[at]], "rejected": [], "user": number})
     return out
 
 
@@ -159,12 +167,12 @@ def validation_set(
 ) -> dict[str, Any] | None:
     """Validation records and, in a simulated world, the hook that measures true reward on them.
 
-    template, prompted: as `slate_records` takes them; the configured template and titles unless given.
+    template, prompted: as `slate_records` takes them; as configured unless given.
     """
     name, rows = run.validation_slates, run.validation_rows
     if name is None:
         return None
-    records = slate_records(run.dataset, name, template or run.template, rows, prompted)
+    records = slate_records(run.dataset, name, template or run.template, rows, prompted or run.shown)
     return {"records": records, "hook": true_reward_hook(run.dataset, name, rows)}
 
 

@@ -70,7 +70,7 @@ def _encoded_rows(run: Run, seed: int) -> dict[str, list[PromptCompletions]]:
     from sirius_rec.training.records import encode_records
 
     rows = training_rows(run, run.config.align, seed, ALIGN_STREAM)
-    records = {"train": slate_records(run.dataset, run.train_slates, run.template, rows)}
+    records = {"train": slate_records(run.dataset, run.train_slates, run.template, rows, run.shown)}
     validation = validation_set(run)
     if validation:
         records["val"] = validation["records"]

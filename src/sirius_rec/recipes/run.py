@@ -74,6 +74,17 @@ class Run:
         """The configured template."""
         return self.config.prompts.form()
 
+    @cached_property
+    def shown(self) -> list[str]:
+        """What stands for each item in prompts: its title, and the configured fields behind it.
+
+        ConfigError for a field that the catalogue does not have.
+        """
+        from sirius_rec.prompts.fields import with_fields
+
+        prompts = self.config.prompts
+        return with_fields(self.dataset.items, prompts.fields, self.tokenizer, prompts.field_tokens)
+
     # Slates
 
     @property

@@ -86,7 +86,7 @@ class Arm(Finetuned):
             name=f"{self.key} s{seed}",
             model=load_stage_model(run.config, self._begins_at(run, seed)),
             tokenizer=run.tokenizer,
-            records=slate_records(run.dataset, run.train_slates, run.template, rows),
+            records=slate_records(run.dataset, run.train_slates, run.template, rows, run.shown),
             loss=self.loss_options(),
             seed=seed,
             card=self.card(seed),

@@ -106,9 +106,9 @@ class LanguageModel(Method):
 
     def lengths(self, run: Run, encoder: Encoder, histories: Ids, slates: Ids) -> list[int]:
         """Tokens of each row's prompt with its longest candidate."""
-        titles, template = run.dataset.titles, self.template(run)
+        titles, shown, template = run.dataset.titles, run.shown, self.template(run)
         texts = [
-            template.render([titles[i] for i in history], [titles[i] for i in slate])
+            template.render([shown[i] for i in history], [shown[i] for i in slate])
             for history, slate in zip(histories, slates, strict=True)
         ]
         longest = [max(len(encoder.completion(titles[i])) for i in slate) for slate in slates]
@@ -140,6 +140,8 @@ class LanguageModel(Method):
         from sirius_rec.rankers.llm import LLMRanker
 
         encoder = further.pop("encoder", None) or self.encoder(run)
+        if kind is None:  # TALLRec's questions hold titles alone
+            further.setdefault("shown", run.shown)
         model = place(model, run.config)
         select_attention(run.folder, run.config, model, (), encoder.pad_id)
         return (kind or LLMRanker)(
@@ -232,7 +234,7 @@ class Finetuned(LanguageModel):
         return {
             "model": self.starting_model(run, tokenizer, seed),
             "tokenizer": tokenizer,
-            "records": slate_records(run.dataset, run.train_slates, template, rows),
+            "records": slate_records(run.dataset, run.train_slates, template, rows, run.shown),
             "validation": validation_set(run, template),
         }
 

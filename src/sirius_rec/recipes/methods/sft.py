@@ -102,7 +102,7 @@ class Sft(Finetuned):
         options = self.config.sft
         piece = options.piece or run.config.data.window.max_history + 1
         records = reading_records(
-            run.dataset, self.template(run), piece=piece, epochs=options.epochs, seed=seed,
+            run.dataset, self.template(run), run.shown, piece=piece, epochs=options.epochs, seed=seed,
             shuffle=options.order == "random",
         )  # fmt: skip
         an_epoch = options.examples_per_epoch or -(-len(records) // options.epochs)
