@@ -187,6 +187,12 @@ def test_searching_the_catalogue(running: Callable[..., Any]) -> None:
     assert titles("search=nothing+like+it") == []
 
 
+def test_a_parameter_out_of_range_is_refused_in_one_line(running: Callable[..., Any]) -> None:
+    answer = running().get("/v1/items?sample=secret")
+    assert (answer.status_code, list(answer.json())) == (400, ["detail"])
+    assert answer.json()["detail"].startswith("sample: Input should be a valid integer") and "secret" not in answer.text
+
+
 def test_the_description_has_every_route_and_field(running: Callable[..., Any]) -> None:
     described = running().get("/openapi.json").json()
     schema = described["paths"]["/v1/rerank"]["post"]["requestBody"]["content"]["application/json"]["schema"]

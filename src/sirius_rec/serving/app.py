@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, HTMLResponse
 
@@ -186,6 +187,7 @@ def create_app(
     routes = Routes(engine, service)
     app = FastAPI(
         title="sirius-rec", version=version("sirius-rec"), lifespan=lifespan, docs_url=None, redoc_url=None,
+        redirect_slashes=False,
         description="Reranking and recommendation by the models of a run. docs/serving.md says what each field means.",
     )  # fmt: skip
 
@@ -221,6 +223,7 @@ def create_app(
     for path in _FILES:
         route(path, _handler(routes.page), "The page", include_in_schema=False)
     _with_definitions(app, definitions)
+    app.add_exception_handler(RequestValidationError, _in_one_line)
     own: dict[str, Any] = {
         "limits": service.limits,
         "keys": api_keys(service.api_keys),
@@ -264,6 +267,12 @@ def _handler(handler: Callable[..., Awaitable[Response]]) -> Callable[[Request],
 
     handle.__name__ = getattr(handler, "__name__", "rerank")
     return handle
+
+
+async def _in_one_line(request: Request, error: Any) -> Response:
+    """What FastAPI says of a parameter, as every other refusal; it would repeat the value."""
+    first = error.errors()[0]
+    return _json({"detail": f"{first['loc'][-1]}: {first['msg']}"}, 400)
 
 
 def _with_definitions(app: FastAPI, definitions: dict[str, Any]) -> None:
