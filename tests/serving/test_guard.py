@@ -56,6 +56,9 @@ def test_keys_that_are_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     for path, why in ((tmp_path / "none", "cannot be read"), (tmp_path / "empty", "has no key")):
         with pytest.raises(ConfigError, match=why):
             api_keys(path)
+    (tmp_path / "other").write_text("schlüssel-und-schloss\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="letters outside ASCII"):
+        api_keys(tmp_path / "other")
     monkeypatch.setenv("SIRIUS_API_KEYS", "short")
     with pytest.raises(ConfigError, match="fewer than 8 characters") as caught:
         api_keys(None)
