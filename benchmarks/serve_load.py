@@ -22,6 +22,7 @@ import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -266,6 +267,13 @@ def long_run(server: Server, bodies: list[bytes], expected: list[dict[int, float
     return {**load.said(expected), "rss_mib": rss}
 
 
+def installed(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def main() -> None:
     from sirius_rec.bench.run import environment
     from sirius_rec.recipes.environment import processor, versions
@@ -330,6 +338,7 @@ def main() -> None:
     }
     print(found["times_one_at_a_time"])
     said = environment(processor(), versions())
+    found["parsers"] = {name: installed(name) for name in ("httptools", "uvloop")}
     found["environment"] = {name: value for name, value in said.items() if name not in ("shapes", "batch")}
     arguments.out.write_text(json.dumps(found, indent=2) + "\n")
 

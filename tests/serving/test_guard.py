@@ -56,6 +56,9 @@ def test_keys_that_are_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     for path, why in ((tmp_path / "none", "cannot be read"), (tmp_path / "empty", "has no key")):
         with pytest.raises(ConfigError, match=why):
             api_keys(path)
+    (tmp_path / "other").write_text("schlüssel-und-schloss\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="letters outside ASCII"):
+        api_keys(tmp_path / "other")
     monkeypatch.setenv("SIRIUS_API_KEYS", "short")
     with pytest.raises(ConfigError, match="fewer than 8 characters") as caught:
         api_keys(None)
@@ -185,6 +188,12 @@ def test_searching_the_catalogue(running: Callable[..., Any]) -> None:
     assert titles("search=a&limit=2") == ["Air", "Can"]
     assert len(set(titles("sample=4"))) == 4
     assert titles("search=nothing+like+it") == []
+
+
+def test_a_parameter_out_of_range_is_refused_in_one_line(running: Callable[..., Any]) -> None:
+    answer = running().get("/v1/items?sample=secret")
+    assert (answer.status_code, list(answer.json())) == (400, ["detail"])
+    assert answer.json()["detail"].startswith("sample: Input should be a valid integer") and "secret" not in answer.text
 
 
 def test_the_description_has_every_route_and_field(running: Callable[..., Any]) -> None:

@@ -302,6 +302,31 @@ def test_a_soak(serve: Callable[..., Service]) -> None:
     slow.join()
 
 
+def exchanged(port: int, sent: bytes) -> bytes:
+    """All that comes back on a connection until the service ends it."""
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        connection.sendall(sent)
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+def test_requests_that_are_made_to_be_misread(serve: Callable[..., Service]) -> None:
+    service = serve()
+    # A second request behind a body whose end two headers place differently: it is not answered.
+    head = b"POST /v1/rerank HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n"
+    hidden = b"0\r\n\r\nGET /metrics HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"
+    answer = exchanged(service.port, head + b"content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n" + hidden)
+    assert answer.startswith(b"HTTP/1.1 400") and answer.count(b"HTTP/1.1") == 1 and b"sirius_" not in answer
+    # A slash too many redirects nobody to the host that the request names.
+    answer = exchanged(service.port, b"GET /v1/models/ HTTP/1.1\r\nhost: evil.example\r\nconnection: close\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 404") and b"evil" not in answer
+    # A head without an end is given up, whichever parser reads it.
+    with socket.create_connection(("127.0.0.1", service.port), timeout=30) as connection, pytest.raises(OSError):
+        connection.sendall(b"GET /health HTTP/1.1\r\nhost: a\r\n")
+        for n in range(1000):
+            connection.sendall(b"x-%d: %s\r\n" % (n, b"a" * 100_000))
+    assert httpx2.get(f"{service.address}/health").status_code == 200
+
+
 def test_help_is_said_without_the_extra() -> None:
     code = (
         "import sys; sys.argv = ['sirius', 'serve', '--help']\n"

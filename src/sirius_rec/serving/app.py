@@ -7,7 +7,7 @@ import json
 import os
 import random
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from importlib.metadata import version
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, HTMLResponse
 
@@ -23,12 +24,13 @@ from sirius_rec.rankers.answers import finite, ordered
 from sirius_rec.serving.bodies import Asked, RecommendBody, Refused, RerankBody, parse_recommend, parse_rerank, reranked
 from sirius_rec.serving.description import description_page
 from sirius_rec.serving.engine import Answer, Engine, Job, Kind
-from sirius_rec.serving.guard import App, Disconnected, Guard, json_log
+from sirius_rec.serving.guard import App, Disconnected, Guard, Receive, Scope, Send, json_log
 from sirius_rec.serving.keys import admin_key, api_keys
 from sirius_rec.serving.metrics import CONTENT_TYPE
 from sirius_rec.serving.models import Loaded
 from sirius_rec.serving.options import Service
 
+Handler = Callable[[Request], Awaitable[Response]]
 PAGE = Path(__file__).parent / "page"
 # The page loads its own two files and calls its own service, nothing else; nobody may frame it.
 POLICY = (
@@ -92,20 +94,23 @@ class Routes:
 
     async def _waited(self, job: Job, request: Request) -> Answer:
         """The answer, unless the client goes away or the time is up: then nobody computes it."""
-        gone = asyncio.ensure_future(_gone(request))
-        waiting: list[asyncio.Future[Any]] = [job.answer, gone]
+        seconds, loop = self.service.limits.seconds, asyncio.get_running_loop()
+
+        def give_up(why: Exception) -> None:
+            if not job.answer.done():
+                job.gone = True
+                job.answer.set_exception(why)
+
+        late = Refused(503, f"no answer within {seconds:g} seconds", 1, "timeout")
+        timer = loop.call_later(seconds, give_up, late)
+        gone = loop.create_task(_gone(request))
+        gone.add_done_callback(lambda task: None if task.cancelled() else give_up(Disconnected()))
         try:
-            async with asyncio.timeout(self.service.limits.seconds):
-                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        except TimeoutError:
-            seconds = self.service.limits.seconds
-            raise Refused(503, f"no answer within {seconds:g} seconds", 1, "timeout") from None
+            return await job.answer
         finally:
+            timer.cancel()
             gone.cancel()
-            job.gone = not job.answer.done()
-        if not job.answer.done():
-            raise Disconnected
-        return job.answer.result()
+            job.gone = job.gone or not job.answer.done() or job.answer.cancelled()
 
     async def models(self, request: Request) -> Response:
         loaded = self.engine.loaded
@@ -164,8 +169,11 @@ async def _gone(request: Request) -> None:
         pass
 
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
 def _json(content: Any, status: int = 200) -> Response:
-    text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = _ENCODER.encode(content)
     return Response(text.encode("utf-8", "replace"), status, media_type="application/json")
 
 
@@ -179,6 +187,7 @@ def create_app(
     routes = Routes(engine, service)
     app = FastAPI(
         title="sirius-rec", version=version("sirius-rec"), lifespan=lifespan, docs_url=None, redoc_url=None,
+        redirect_slashes=False,
         description="Reranking and recommendation by the models of a run. docs/serving.md says what each field means.",
     )  # fmt: skip
 
@@ -193,11 +202,17 @@ def create_app(
         app.add_api_route(path, handler, summary=summary, methods=more.pop("methods", ["GET"]), **more)
 
     definitions: dict[str, Any] = {}
-    for path in ("/v1/rerank", "/rerank"):
-        route(path, _handler(routes.rerank), "Rank candidates", RerankBody, methods=["POST"])
-    short = partial(routes.rerank, documents=False)
-    route("/v2/rerank", _handler(short), "Rank candidates, as Cohere's clients ask", RerankBody, methods=["POST"])
-    route("/v1/recommend", _handler(routes.recommend), "The best of the catalogue", RecommendBody, methods=["POST"])
+    direct: dict[str, Handler] = {
+        "/v1/rerank": routes.rerank,
+        "/rerank": routes.rerank,
+        "/v2/rerank": partial(routes.rerank, documents=False),
+        "/v1/recommend": routes.recommend,
+    }
+    bodies = {"/v1/recommend": ("The best of the catalogue", RecommendBody),
+              "/v2/rerank": ("Rank candidates, as Cohere's clients ask", RerankBody)}  # fmt: skip
+    for path, handler in direct.items():
+        summary, body = bodies.get(path, ("Rank candidates", RerankBody))
+        route(path, _handler(handler), summary, body, methods=["POST"])
     route("/v1/models", _handler(routes.models), "What is served")
     route("/v1/items", routes.items, "Search the catalogue, or draw from it")
     route("/health", _handler(routes.health), "Whether the process lives")
@@ -208,20 +223,40 @@ def create_app(
     for path in _FILES:
         route(path, _handler(routes.page), "The page", include_in_schema=False)
     _with_definitions(app, definitions)
-    own = {
+    app.add_exception_handler(RequestValidationError, _in_one_line)
+    own: dict[str, Any] = {
         "limits": service.limits,
+        "keys": api_keys(service.api_keys),
+        "admin": admin_key(),
         "admit": engine.admit,
         "leaving": lambda: engine.leaving,
         "metrics": engine.metrics,
         "log": log,
     }
-    app.add_middleware(Guard, keys=api_keys(service.api_keys), admin=admin_key(), **own)  # type: ignore[arg-type]
+    app.add_middleware(Guard, **own)
+    whole = _shortened(app, direct, own)
     if service.cors:
-        app.add_middleware(
-            CORSMiddleware, allow_origins=list(service.cors), allow_methods=["GET", "POST"],
+        whole = CORSMiddleware(
+            whole, allow_origins=list(service.cors), allow_methods=["GET", "POST"],
             allow_headers=["authorization", "content-type"],
         )  # fmt: skip
-    return app
+    return whole
+
+
+def _shortened(app: App, direct: Mapping[str, Handler], guard: Mapping[str, Any]) -> App:
+    """The application, with what is asked most answered without its layers, which take longer than a small model."""
+
+    async def respond(scope: Scope, receive: Receive, send: Send) -> None:
+        response = await direct[scope["path"]](Request(scope, receive))
+        await response(scope, receive, send)
+
+    guarded = Guard(respond, **guard)
+
+    async def whole(scope: Scope, receive: Receive, send: Send) -> None:
+        short = scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in direct
+        await (guarded if short else app)(scope, receive, send)
+
+    return whole
 
 
 def _handler(handler: Callable[..., Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
@@ -232,6 +267,12 @@ def _handler(handler: Callable[..., Awaitable[Response]]) -> Callable[[Request],
 
     handle.__name__ = getattr(handler, "__name__", "rerank")
     return handle
+
+
+async def _in_one_line(request: Request, error: Any) -> Response:
+    """What FastAPI says of a parameter, as every other refusal; it would repeat the value."""
+    first = error.errors()[0]
+    return _json({"detail": f"{first['loc'][-1]}: {first['msg']}"}, 400)
 
 
 def _with_definitions(app: FastAPI, definitions: dict[str, Any]) -> None:

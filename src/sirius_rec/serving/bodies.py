@@ -18,11 +18,14 @@ _TOP = 10  # recommended unless it is said
 
 
 class Refused(Exception):
-    """A request that is not answered: the status, and one line that says why. retry: seconds until it may be."""
+    """A request that is not answered: the status, and one line that says why. retry: seconds until it may be. ends:
+    whether the connection does, too, because nobody knows where the next request begins."""
 
-    def __init__(self, status: int, why: str, retry: int | None = None, outcome: str = "bad_request") -> None:
+    def __init__(
+        self, status: int, why: str, retry: int | None = None, outcome: str = "bad_request", *, ends: bool = False
+    ) -> None:
         super().__init__(why)
-        self.status, self.why, self.retry, self.outcome = status, why, retry, outcome
+        self.status, self.why, self.retry, self.outcome, self.ends = status, why, retry, outcome, ends
 
 
 class Document(BaseModel):

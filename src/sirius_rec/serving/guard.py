@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 import sys
 import time
-import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -71,7 +71,7 @@ class Guard:
         started, path = time.perf_counter(), scope["path"]
         endpoint = path if path in KNOWN else "other"
         state = scope.setdefault("state", {})
-        state["id"], state["log"] = uuid.uuid4().hex, {}
+        state["id"], state["log"] = secrets.token_hex(16), {}
         status = 499  # as others log a client that went away
 
         async def answer(message: Message) -> None:
@@ -87,6 +87,7 @@ class Guard:
 
         try:
             try:
+                self._check_head(scope)
                 self._check_key(scope)
                 if path in QUEUED:
                     self.admit()
@@ -111,6 +112,12 @@ class Guard:
             self.metrics.seconds.labels(endpoint).observe(seconds)
             line = {"id": state["id"], "method": scope["method"], "path": endpoint, "status": status}
             self.log({**line, "ms": round(seconds * 1e3, 2), **state["log"]})
+
+    @staticmethod
+    def _check_head(scope: Scope) -> None:
+        """A head with two lengths: a proxy in front may take the other one, and what follows for another's request."""
+        if {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}:
+            raise Refused(400, "send Content-Length or Transfer-Encoding, not both", ends=True)
 
     def _check_key(self, scope: Scope) -> None:
         path = scope["path"]
@@ -165,7 +172,7 @@ def refusal(refused: Refused) -> Callable[[Send], Awaitable[None]]:
         headers.append((b"retry-after", str(refused.retry).encode()))
     if refused.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
-    if refused.status in (408, 413, 415):
+    if refused.ends or refused.status in (408, 413, 415):
         headers.append((b"connection", b"close"))
 
     async def say(send: Send) -> None:

@@ -64,4 +64,6 @@ def admin_key() -> Keys:
 def _long_enough(keys: list[str], where: str) -> Keys:
     if any(len(key) < 8 for key in keys):
         raise ConfigError(f"{where}: a key has fewer than 8 characters: make one with `openssl rand -hex 24`")
+    if not all(key.isascii() for key in keys):  # clients disagree on how a header holds other letters
+        raise ConfigError(f"{where}: a key has letters outside ASCII: make one with `openssl rand -hex 24`")
     return Keys(keys)

@@ -13,6 +13,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,7 @@ def serve(app: App | str, service: Service, say: Callable[[str], None]) -> None:
     config = uvicorn.Config(
         app, host=service.host, port=service.port, factory=isinstance(app, str), workers=service.workers,
         access_log=False, log_level="warning", server_header=False, lifespan="on", ws="none",
+        http="sirius_rec.serving.bounded:Bounded" if find_spec("httptools") else "h11", proxy_headers=False,
         timeout_graceful_shutdown=max(1, round(service.drain)), timeout_worker_healthcheck=_STARTING,
     )  # fmt: skip
     listening = _bound(service)
