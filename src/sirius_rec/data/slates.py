@@ -61,21 +61,38 @@ class ExcludedItems:
         return excluded, local_R
 
 
+@dataclass(frozen=True)
+class Shortage:
+    """Rows that leave too few items for their negatives: the first one, how many it leaves, and how many such rows."""
+
+    row: int
+    available: int
+    rows: int
+
+    def error(self, name: SlateName, n_items: int) -> DataError:
+        return DataError(
+            f"slates {name}: row {self.row} needs {name.size - 1} negatives, but its user leaves only "
+            f"{self.available} of {n_items} items to draw from ({self.rows} such rows); use a smaller size, "
+            "or drop such rows with data.unusable: drop"
+        )
+
+
+def shortage(excluded: ExcludedItems, row_id_R: Int, n_items: int, name: SlateName) -> Shortage | None:
+    """None if every row leaves enough."""
+    available_R = n_items - excluded.count_R
+    short = np.flatnonzero(available_R < name.size - 1)
+    return Shortage(int(row_id_R[short[0]]), int(available_R[short[0]]), short.size) if short.size else None
+
+
 def check_enough(excluded: ExcludedItems, row_id_R: Int, n_items: int, name: SlateName) -> Int:
     """int64[R]: how many items each row may draw from.
 
     Raises:
         DataError: fewer than the negatives asked for.
     """
-    available_R = n_items - excluded.count_R
-    if (short := available_R < name.size - 1).any():
-        row = int(np.flatnonzero(short)[0])
-        raise DataError(
-            f"slates {name}: row {row_id_R[row]} needs {name.size - 1} negatives, but its user leaves only "
-            f"{available_R[row]} of {n_items} items to draw from ({int(short.sum())} such rows); use a smaller size, "
-            "or drop such rows with data.unusable: drop"
-        )
-    return available_R
+    if (found := shortage(excluded, row_id_R, n_items, name)) is not None:
+        raise found.error(name, n_items)
+    return n_items - excluded.count_R
 
 
 def interacted_items(examples: pl.DataFrame) -> ExcludedItems:
