@@ -42,7 +42,7 @@ def naive(rows: list[tuple[Any, ...]]) -> str:
         elif name == "n":
             content += b"int " + words([value or 0 for value in column])
         else:
-            content += b"float " + np.array([value or 0.0 for value in column], "<f8").tobytes()
+            content += b"float " + np.array([0.0 if value is None else value for value in column], "<f8").tobytes()
     return hashlib.sha256(content).hexdigest()
 
 

@@ -112,3 +112,8 @@ def leave_last_out(user_E: Int) -> Labels:
     labels[before[same]] = SPLITS.index("val")
     labels[ends] = SPLITS.index("test")
     return labels
+
+
+def chosen(n_rows: int, limit: int, split: str, seed: int) -> Int:
+    """int64[limit], ascending: which of a split's rows stay where a limit leaves fewer than there are."""
+    return np.sort(np.random.default_rng([seed, SPLITS.index(split)]).permutation(n_rows)[:limit])
