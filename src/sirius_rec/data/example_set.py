@@ -108,7 +108,7 @@ def from_interactions(
     count_U = np.bincount(user_E, minlength=len(users))
     if not rows.examples.height:
         raise no_windows(len(users), int(count_U.max(initial=0)), window)
-    statistics = event_statistics(count_U, items.height, np.bincount(item_E), rows.counts)
+    statistics = event_statistics(count_U, items.height, int(np.count_nonzero(np.bincount(item_E))), rows.counts)
     after = {"users": len(users), "items": statistics["n_items_seen"], "events": events.height}
     filters = filter_report(after, steps, rows.counts["repeats"])
     return ExampleSet(items, rows.examples, rows.interacted, rows.past, statistics, filters, titles)
@@ -197,14 +197,14 @@ def no_windows(n_users: int, longest: int, window: WindowOptions) -> DataError:
 
 
 def event_statistics(
-    count_U: npt.NDArray[np.integer[Any]], n_items: int, count_I: npt.NDArray[np.integer[Any]], counts: dict[str, int]
+    count_U: npt.NDArray[np.integer[Any]], n_items: int, n_seen: int, counts: dict[str, int]
 ) -> dict[str, Any]:
-    """For dataset.json. count_U, count_I: events of each user and item. counts: as in `Windowed`."""
+    """For dataset.json. count_U: events of each user. n_seen: items with events. counts: as in `Windowed`."""
     n_events = int(count_U.sum())
     return {
         "n_users": count_U.size,
         "n_items": n_items,
-        "n_items_seen": int(np.count_nonzero(count_I)),
+        "n_items_seen": n_seen,
         "n_interactions": n_events,
         "n_sequences": counts["sequences"],
         "density": n_events / (count_U.size * n_items),

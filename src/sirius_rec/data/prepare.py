@@ -59,6 +59,8 @@ def prepare(
     unusable: Unusable = "refuse",
     max_title: int | None = None,
     prepared: Path | None = None,
+    shards: int | None = None,
+    jobs: int = 1,
     progress: Callable[[str], None] | None = None,
     advance: Advance | None = None,
 ) -> Dataset:
@@ -81,6 +83,9 @@ def prepare(
         max_title: longer titles, in characters, cannot be used; None is no bound.
         prepared: a folder that this recipe has made, on this machine or another: it is copied, so that its rows and
             slates stay as they were frozen, and input is not needed.
+        shards: into how many shards the users are divided, so that a log of any size is prepared in bounded memory;
+            None holds all of it. For source `table`; the result is the same.
+        jobs: processes that prepare shards side by side.
         progress: called with one line per stage.
         advance: called with (file, bytes done, bytes in all) as a raw dump is read, for a progress bar.
 
@@ -109,6 +114,11 @@ def prepare(
             f"{input}: no such file or folder: name yours with data.input=PATH, or fetch a publisher's files with "
             "`sirius data download` (`sirius data list` has the names)"
         )
+    if shards is not None:
+        return _prepare_sharded(
+            source, input, out, recipe, options=options, filter=filter, split=split, window=window, slates=slates,
+            seed=seed, limits=limits, unusable=unusable, max_title=max_title, shards=shards, jobs=jobs, say=say,
+        )  # fmt: skip
     say(f"reading source {source}")
     bar = {"advance": advance} if "advance" in inspect.signature(SOURCES[source]).parameters else {}
     loaded = short_titles(SOURCES[source](input, seed=seed, **options, **bar), max_title, unusable)
@@ -144,6 +154,14 @@ def prepare(
     return write_dataset(
         out, {"items": example_set.items, "examples": examples, **({ALL_TRAIN: every} if cut else {}), **frozen}, info
     )
+
+
+def _prepare_sharded(source: str, input: Path | None, *arguments: Any, **options: Any) -> Dataset:
+    from sirius_rec.data.sharded.prepare import prepare_sharded
+
+    if source != "table" or input is None:
+        raise ConfigError(f"data.shards: source {source} is read at once; leave shards out, or make tables of it")
+    return prepare_sharded(input, *arguments, **options)
 
 
 def _frozen_slates(
