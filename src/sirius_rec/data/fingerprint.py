@@ -6,11 +6,15 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 
 from sirius_rec.errors import DataError
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
 
 _PART = 1 << 20
 # A column as its parts in order, which can be gone through again and again.
@@ -44,40 +48,82 @@ def _fingerprint(schema: Mapping[str, pl.DataType], height: int, column: Callabl
     digest = hashlib.sha256(f"rows {height}".encode())
     for name, dtype in schema.items():
         digest.update(f"\ncolumn {name} ".encode())
-        _update(digest, name, dtype, lambda name=name: column(name))  # type: ignore[misc]
+        digest = _with_column(digest, name, dtype, height, lambda name=name: column(name))  # type: ignore[misc]
     return digest.hexdigest()
 
 
-def _update(digest: hashlib._Hash, name: str, dtype: pl.DataType, column: _Parts) -> None:
+def _with_column(digest: _Hash, name: str, dtype: pl.DataType, height: int, column: _Parts) -> _Hash:
+    """The digest, and a column. Values are behind what says which are missing and how long lists are, so that a column
+    is gone through several times, unless what nearly all columns are like is guessed rightly."""
+    guessed = _guessed(digest.copy(), dtype, height, column)
+    if guessed is not None:
+        return guessed
     _update_missing(digest, column)
     if isinstance(dtype, pl.List):
         digest.update(b"list ")
+        size = 0
         for part in column():
-            _little(digest, part.list.len().fill_null(0), "<i8")
-        _update(digest, name, dtype.inner, lambda: (part.explode().drop_nulls() for part in column()))  # type: ignore[arg-type]
-    elif dtype == pl.String:
+            lengths = part.list.len().fill_null(0)
+            _little(digest, lengths, "<i8")
+            size += int(lengths.sum())
+        inner: pl.DataType = dtype.inner  # type: ignore[assignment]
+        return _with_column(digest, name, inner, size, lambda: (part.explode().drop_nulls() for part in column()))
+    if dtype == pl.String:
         digest.update(b"text ")
         for part in column():
             _little(digest, part.fill_null("").str.len_bytes(), "<i8")
         for part in column():
             digest.update(part.fill_null("").str.join("").item().encode())
     elif dtype.is_integer() or dtype.is_float():
-        digest.update(b"int " if dtype.is_integer() else b"float ")
+        digest.update(_KINDS[dtype.is_integer()][0])
         for part in column():
-            _little(digest, part.fill_null(0), "<i8" if dtype.is_integer() else "<f8")
+            _little(digest, part.fill_null(0), _KINDS[dtype.is_integer()][1])
     else:
         raise DataError(f"column {name!r} has type {dtype}; text, integers, floats and lists are expected")
+    return digest
 
 
-def _update_missing(digest: hashlib._Hash, column: _Parts) -> None:
+_KINDS = {True: (b"int ", "<i8"), False: (b"float ", "<f8")}
+
+
+def _guessed(digest: _Hash, dtype: pl.DataType, height: int, column: _Parts) -> _Hash | None:
+    """The digest and a column of numbers, or of lists of them that are equally long, if nothing is missing."""
+    length = None
+    if isinstance(dtype, pl.List):
+        first = next((part for part in column() if part.len()), None)
+        length = 0 if first is None else first.list.len()[0]
+        if not length:
+            return None
+        digest.update(bytes(-(-height // 8)) + b"list ")
+        for start in range(0, height, _PART):
+            digest.update(np.full(min(_PART, height - start), length, "<i8").data)
+        dtype, height = dtype.inner, height * length  # type: ignore[assignment]
+    if not (dtype.is_integer() or dtype.is_float()):
+        return None
+    kind, stored = _KINDS[dtype.is_integer()]
+    digest.update(bytes(-(-height // 8)) + kind)
+    for part in column():
+        if part.null_count():
+            return None
+        if length is not None:
+            if (part.list.len() != length).any():
+                return None
+            part = part.explode()
+            if part.null_count():
+                return None
+        _little(digest, part, stored)
+    return digest
+
+
+def _update_missing(digest: _Hash, column: _Parts) -> None:
     """One bit per value, eight to a byte across the parts."""
     rest = np.empty(0, dtype=bool)
     for part in column():
         missing = np.concatenate([rest, part.is_null().to_numpy()])
         whole = missing.size & ~7
-        digest.update(np.packbits(missing[:whole]).tobytes())
+        digest.update(np.packbits(missing[:whole]).data)
         rest = missing[whole:]
-    digest.update(np.packbits(rest).tobytes())
+    digest.update(np.packbits(rest).data)
 
 
 def _slices(column: pl.Series) -> Iterator[pl.Series]:
@@ -100,5 +146,5 @@ def _read(file: Path, name: str) -> pl.Series:
     return pl.read_parquet(file, columns=[name])[name]
 
 
-def _little(digest: hashlib._Hash, column: pl.Series, dtype: str) -> None:
-    digest.update(column.to_numpy().astype(dtype).tobytes())
+def _little(digest: _Hash, column: pl.Series, dtype: str) -> None:
+    digest.update(column.to_numpy().astype(dtype).data)

@@ -8,7 +8,7 @@ nothing about it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,7 @@ Bits = npt.NDArray[np.uint64]
 # started at a million (row, draw) counters in one vectorised call, which is what independence between rows needs.
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _CELLS = 1 << 24  # bound on the entries of one working table: 128 MB of uint64
+_QUICK = 1 << 17  # of tables that are gone through several times, and should stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,15 @@ class ExcludedItems:
     def select(self, rows: npt.NDArray[np.generic]) -> ExcludedItems:
         """The same for a selection of rows (mask or positions)."""
         return ExcludedItems(self.item, self.start_R[rows], self.stop_R[rows])
+
+    def blocks(self, rows: Int, ranges: int, most: int) -> Iterator[Int]:
+        """Consecutive rows of these, at most `most` and of at most `ranges` ranges that follow each other."""
+        start_R, stop_R = self.start_R[rows], self.stop_R[rows]
+        changes = (np.diff(start_R) != 0) | (np.diff(stop_R) != 0)
+        group_R = np.append(0, changes.cumsum()) // ranges if len(rows) else rows
+        for group in np.split(rows, np.flatnonzero(np.diff(group_R)) + 1):
+            for start in range(0, len(group), most):
+                yield group[start : start + most]
 
     def bitmap(self, rows: Int, n_items: int) -> tuple[npt.NDArray[np.bool_], Int]:
         """(bool[G, n_items] of what each distinct range of these rows excludes, int64[len(rows)] range of each row)."""
@@ -197,10 +207,11 @@ def uniform_slates(
     crowded = (available_R < 2 * n_negatives) | (available_R < n_items / 2)
     place_R = below(row_states(f"{key}|place", row_id_R), name.size)
     table = np.empty((len(row_id_R), name.size), dtype=np.int32)
-    width = max(n_items, 2 * n_negatives + 32)
-    for method, rows in ((by_rejection, np.flatnonzero(~crowded)), (_by_random_keys, np.flatnonzero(crowded))):
-        for start in range(0, len(rows), max(1, _CELLS // width)):
-            part = rows[start : start + max(1, _CELLS // width)]
+    for method, rows, most in (
+        (by_rejection, np.flatnonzero(~crowded), _QUICK // (2 * n_negatives + 32)),
+        (_by_random_keys, np.flatnonzero(crowded), _CELLS // max(n_items, 2 * n_negatives + 32)),
+    ):
+        for part in excluded.blocks(rows, max(1, _CELLS // n_items), max(1, most)):
             negatives = method(state_R[part], *excluded.bitmap(part, n_items), n_negatives)
             table[part] = with_target(negatives, target_R[part], place_R[part])
     return pl.DataFrame({ROW_ID: row_id_R, CANDIDATES: as_lists(CANDIDATES, table)})
@@ -228,7 +239,7 @@ def by_rejection(
     """
     result = np.empty((len(state_R), n), dtype=np.int64)
     open_rows = np.arange(len(state_R))
-    count = n + n // 4 + 12
+    count = n  # most rows need no more
     while open_rows.size:
         bits = draws(state_R[open_rows], 0, count)
         items = below(bits, bitmap.shape[1]) if pick is None else pick(bits)
@@ -238,6 +249,11 @@ def by_rejection(
         ordered = np.sort((items << shift) | np.arange(count), axis=1)
         repeat = np.zeros_like(rejected)
         repeat[:, 1:] = (ordered[:, 1:] >> shift) == (ordered[:, :-1] >> shift)
+        if count == n:
+            done = ~(rejected | repeat).any(axis=1)
+            result[open_rows[done]] = items[done]
+            open_rows, count = open_rows[~done], n + n // 4 + 12
+            continue
         again = np.zeros_like(rejected)
         np.put_along_axis(again, ordered & ((1 << shift) - 1), repeat, axis=1)
         good = ~rejected & ~again

@@ -289,11 +289,16 @@ def write_dataset(path: Path, tables: Mapping[str, pl.DataFrame], info: Mapping[
             for name, frame in tables.items():
                 file = partial / f"{name}.parquet"
                 file.parent.mkdir(exist_ok=True)
-                frame.write_parquet(file)
+                write_table(frame, file)
             full = write_info(partial, info, fingerprints)
     except OSError as error:
         raise RunError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
     return Dataset(path, full)
+
+
+def write_table(frame: pl.DataFrame, file: Path) -> None:
+    """As Parquet, packed at the level at which slates take a third of the time and no more room."""
+    frame.write_parquet(file, compression="zstd", compression_level=1)
 
 
 def write_info(folder: Path, info: Mapping[str, Any], fingerprints: Mapping[str, str]) -> dict[str, Any]:

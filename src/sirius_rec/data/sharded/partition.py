@@ -26,6 +26,7 @@ from sirius_rec.errors import DataError
 from sirius_rec.schema import ITEM, ITEM_ID, USER_ID
 
 AT = "at"  # number of an event in its piece
+_FEW = 1 << 16  # bytes of the first look
 
 
 @dataclass
@@ -46,7 +47,7 @@ def first_look(plan: Plan) -> Evidence:
     """What the log's first times say about their unit."""
     for piece in plan.pieces:
         tally, file = Tally(Account(plan.folder)), plan.files[piece.file]
-        for frame, _ in file.read(piece.span, _columns(plan)):
+        for frame, _ in file.read(piece.span, _columns(plan), _FEW):
             plan.rules.rows(frame, file.path, tally)
             if tally.evidence != Evidence():
                 return tally.evidence

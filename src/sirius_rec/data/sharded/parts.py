@@ -25,6 +25,7 @@ from sirius_rec.data.sharded.shard import Int, Shard
 from sirius_rec.data.slates import ExcludedItems
 from sirius_rec.data.splitting import Labels, labels_at, leave_last_out
 from sirius_rec.data.statistics import row_counts
+from sirius_rec.data.store import write_table
 from sirius_rec.schema import SPLIT
 
 EXAMPLES = "examples.parquet"
@@ -91,7 +92,7 @@ def make_part(plan_file: Path, number: int, drop_short: bool) -> dict[str, Any]:
         counts = {**row_counts(rows.examples), "windows": rows.counts, "short": int(short.sum())}
         with atomic.replacing(target) as partial:
             partial.mkdir()
-            rows.examples.write_parquet(partial / EXAMPLES)
+            write_table(rows.examples, partial / EXAMPLES)
             _write_excluded(partial, rows)
             if any(option.protocol == "popularity" for option in plan.slates):
                 train = rows.examples.filter(pl.col(SPLIT) == "train")

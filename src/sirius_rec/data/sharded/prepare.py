@@ -41,7 +41,7 @@ from sirius_rec.data.sources.span import Days
 from sirius_rec.data.sources.table import OpenTable, load, open_table
 from sirius_rec.data.splitting import chosen
 from sirius_rec.data.statistics import joint_statistics, paper_statistics
-from sirius_rec.data.store import ALL_TRAIN, Dataset, give_name, open_dataset, parts_of, write_info
+from sirius_rec.data.store import ALL_TRAIN, Dataset, give_name, open_dataset, parts_of, write_info, write_table
 from sirius_rec.data.usable import Unusable
 from sirius_rec.errors import ConfigError, DataError
 from sirius_rec.progress import Pace
@@ -311,7 +311,7 @@ class _Way:
             tables[f"slates/{slates}"] = [folder / "slates" / f"{slates}.parquet" for folder in made]
         for name, files in tables.items():
             _move(files, plan.final / f"{name}.parquet")
-        items.write_parquet(plan.final / "items.parquet")
+        write_table(items, plan.final / "items.parquet")
         known = {"items": table_fingerprint(items)}
         if not frozen.limited:
             known["examples"] = (plan.folder / "examples.fingerprint").read_text(encoding="utf-8")

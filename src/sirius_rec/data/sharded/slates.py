@@ -20,7 +20,7 @@ from sirius_rec.data.sharded.parts import EXAMPLES, read_part, selected
 from sirius_rec.data.sharded.plan import load_plan
 from sirius_rec.data.slates import Shortage, shortage
 from sirius_rec.data.statistics import row_counts
-from sirius_rec.data.store import ALL_TRAIN, check_slates
+from sirius_rec.data.store import ALL_TRAIN, check_slates, write_table
 from sirius_rec.errors import DataError
 from sirius_rec.schema import ROW_ID, SPLIT, SlateName
 
@@ -57,11 +57,11 @@ def freeze_part(
         with atomic.replacing(target) as partial:
             (partial / "slates").mkdir(parents=True)
             if all_train:
-                rows.examples.filter(pl.col(SPLIT) == "train").write_parquet(partial / f"{ALL_TRAIN}.parquet")
+                write_table(rows.examples.filter(pl.col(SPLIT) == "train"), partial / f"{ALL_TRAIN}.parquet")
             if limited:
                 kept = _within_limits(rows.examples, before, limited)
                 rows = Windowed(*selected(rows, kept), {})
-                rows.examples.write_parquet(partial / EXAMPLES)
+                write_table(rows.examples, partial / EXAMPLES)
             faults: dict[SlateName, Fault] = {}
             for name, exclude in names.items():
                 of_split = Windowed(*selected(rows, (rows.examples[SPLIT] == name.split).to_numpy()), {})
@@ -97,11 +97,11 @@ def _freeze(
             return found
     try:
         frozen = freeze(rows, name, exclude, n_items=n_items, fingerprint=fingerprint, count_I=count_I)
-        if name.protocol != "full" and frozen.height:
+        if name.protocol not in (*DRAWN, "full") and frozen.height:  # what we draw is checked when it is read
             check_slates(f"slates {name}", frozen, rows.examples, n_items)
     except DataError as error:
         return str(error)
-    frozen.write_parquet(file)
+    write_table(frozen, file)
     return None
 
 

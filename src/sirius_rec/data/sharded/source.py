@@ -13,7 +13,7 @@ from typing import Any
 
 import polars as pl
 
-from sirius_rec.data.sources.csv_blocks import Layout, Span, frames, look
+from sirius_rec.data.sources.csv_blocks import BLOCK, Layout, Span, frames, look
 from sirius_rec.data.sources.csv_table import ROW, Dialect
 from sirius_rec.data.sources.files import file_note
 from sirius_rec.errors import DataError
@@ -51,10 +51,10 @@ class LogFile:
         spans = [Span(start, min(start + _ROWS, rows), start + 1) for start in range(0, max(rows, 1), _ROWS)]
         return cls(path, None, pl.DataFrame(schema={ROW: pl.Int64, **schema}), note, spans)
 
-    def read(self, span: Span, columns: Collection[str]) -> Iterator[tuple[pl.DataFrame, int]]:
-        """`ROW` and the columns of a piece, and how many lines lay inside quoted fields."""
+    def read(self, span: Span, columns: Collection[str], size: int = BLOCK) -> Iterator[tuple[pl.DataFrame, int]]:
+        """`ROW` and the columns of a piece, and how many lines lay inside quoted fields. size: bytes read at once."""
         if self.layout is not None:
-            for frame, continued in frames(self.path, self.layout, span):
+            for frame, continued in frames(self.path, self.layout, span, size):
                 yield frame.select(ROW, *columns), continued
             return
         rows = pl.scan_parquet(self.path).slice(span.start, span.stop - span.start).select(*columns)

@@ -99,7 +99,7 @@ def look(path: Path, dialect: Dialect = Dialect(), wanted: Collection[str] = (),
     returns = seen.returns if known else _returns_alone(path, encoding)
     cuttable = known and not seen.packed and not returns
     first = ""
-    for text in _texts(path, encoding, returns, size):
+    for text in _texts(path, encoding, returns, min(size, SNIFFED)):
         first += text
         if len(first) >= SNIFFED and first.strip():
             break
@@ -114,7 +114,7 @@ def look(path: Path, dialect: Dialect = Dialect(), wanted: Collection[str] = (),
     spans = seen.spans if cuttable and not quoted else [Span(0, 0, 1)]
     names, header = list(dialect.names or ()), 0
     if dialect.names is None:
-        top = (doubled(line) if escaped else line for line in _lines(path, encoding, returns, size))
+        top = (doubled(line) if escaped else line for line in _lines(path, encoding, returns, min(size, SNIFFED)))
         names, header = _header(path, top, separator, quoted)
     return Layout(separator, encoding, names, header, quoted, returns, escaped, lines, spans, seen.sha256, seen.bytes)
 
