@@ -14,7 +14,7 @@ import polars as pl
 from sirius_rec.data.example_set import EXAMPLE_SCHEMA, ExampleSet, check_no_filters, from_examples, from_interactions
 from sirius_rec.data.fingerprint import combined_fingerprint, table_fingerprint
 from sirius_rec.data.freezing import description, excludes, freeze, slate_names, too_few_negatives
-from sirius_rec.data.options import FilterOptions, SlateOptions, SplitOptions, WindowOptions
+from sirius_rec.data.options import FilterOptions, Sharding, SlateOptions, SplitOptions, WindowOptions
 from sirius_rec.data.protocols import train_counts
 from sirius_rec.data.recipe import adopted, make_recipe, reusable
 from sirius_rec.data.request import check_request
@@ -59,8 +59,7 @@ def prepare(
     unusable: Unusable = "refuse",
     max_title: int | None = None,
     prepared: Path | None = None,
-    shards: int | None = None,
-    jobs: int = 1,
+    sharding: Sharding | None = None,
     progress: Callable[[str], None] | None = None,
     advance: Advance | None = None,
 ) -> Dataset:
@@ -83,9 +82,8 @@ def prepare(
         max_title: longer titles, in characters, cannot be used; None is no bound.
         prepared: a folder that this recipe has made, on this machine or another: it is copied, so that its rows and
             slates stay as they were frozen, and input is not needed.
-        shards: into how many shards the users are divided, so that a log of any size is prepared in bounded memory;
-            None holds all of it. For source `table`; the result is the same.
-        jobs: processes that prepare shards side by side.
+        sharding: how a log is divided so that it is prepared in bounded memory; None holds all of it. For source
+            `table`; the result is the same.
         progress: called with one line per stage.
         advance: called with (file, bytes done, bytes in all) as a raw dump is read, for a progress bar.
 
@@ -114,10 +112,10 @@ def prepare(
             f"{input}: no such file or folder: name yours with data.input=PATH, or fetch a publisher's files with "
             "`sirius data download` (`sirius data list` has the names)"
         )
-    if shards is not None:
+    if sharding is not None:
         return _prepare_sharded(
             source, input, out, recipe, options=options, filter=filter, split=split, window=window, slates=slates,
-            seed=seed, limits=limits, unusable=unusable, max_title=max_title, shards=shards, jobs=jobs, say=say,
+            seed=seed, limits=limits, unusable=unusable, max_title=max_title, sharding=sharding, say=say,
         )  # fmt: skip
     say(f"reading source {source}")
     bar = {"advance": advance} if "advance" in inspect.signature(SOURCES[source]).parameters else {}

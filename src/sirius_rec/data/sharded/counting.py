@@ -80,7 +80,7 @@ def _count(
     unusable: Unusable,
     max_title: int | None,
 ) -> None:
-    shards = [plan.shard(number) for number in range(plan.n_shards)]
+    shards = [plan.shard(number) for number in range(plan.sharding.shards)]
     long = long_titles(catalogue, max_title, unusable)
     item_I = ~catalogue[ITEM_ID].is_in(long[ITEM_ID].implode()).to_numpy()
     filtering = Filtering.begin(engine, shards, item_I)
@@ -96,7 +96,7 @@ def _count(
         raise nothing_left(before, **filter.model_dump())
     stays_I = left.count_I > 0 if max(filter.model_dump().values()) > 1 else item_I
     number_I = np.where(stays_I, stays_I.cumsum() - 1, -1).astype(np.int32)
-    order = Order.of(shards, left.count_SU)
+    order = Order.of(shards, left.count_SU, plan.sharding.events)
     rows_U = np.maximum(order.count_U.astype(np.int64) - plan.window.min_history, 0)
     if not rows_U.any():
         raise no_windows(order.count_U.size, int(order.count_U.max()), plan.window)

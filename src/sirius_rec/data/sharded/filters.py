@@ -19,7 +19,6 @@ from sirius_rec.data.sharded.shard import Int, Shard
 from sirius_rec.data.splitting import cut_offs
 
 Mask = npt.NDArray[np.bool_]
-PART_EVENTS = 1 << 19  # of a part of the result, and at most one user's events more
 _BUCKET = 1 << 16  # seconds of a coarse count of times
 
 
@@ -135,7 +134,8 @@ class Order:
     start_PS: Int
 
     @classmethod
-    def of(cls, shards: Sequence[Path], count_SU: Sequence[npt.NDArray[np.int32]]) -> Order:
+    def of(cls, shards: Sequence[Path], count_SU: Sequence[npt.NDArray[np.int32]], part_events: int) -> Order:
+        """part_events: how many a part has, but for one user's events more or less."""
         left_SU = [np.flatnonzero(count_U) for count_U in count_SU]
         first_U = np.concatenate([Shard(shard).first_U[left] for shard, left in zip(shards, left_SU, strict=True)])
         place_U = np.empty(first_U.size, np.int64)
@@ -150,7 +150,7 @@ class Order:
             rank_SU.append(ranks)
             at += left.size
         before_U = count_U.cumsum(dtype=np.int64) - count_U
-        first_P = np.flatnonzero(np.diff(before_U // PART_EVENTS, prepend=-1))
+        first_P = np.flatnonzero(np.diff(before_U // part_events, prepend=-1))
         first_P = np.append(first_P, count_U.size)
         start_PS = np.empty((first_P.size, len(shards)), np.int64)
         for shard, (ranks, left) in enumerate(zip(rank_SU, left_SU, strict=True)):

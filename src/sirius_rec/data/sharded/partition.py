@@ -65,7 +65,7 @@ def partition(plan_file: Path, number: int, unit: str) -> Partitioned:
         partial.mkdir()
         offsets = _write_events(partial / "events", plan, number, unit, found)
         np.save(partial / "offsets.npy", offsets)
-        (partial / "found.json").write_text(json.dumps(asdict(found), default=str), encoding="utf-8")
+        (partial / "found.json").write_text(json.dumps(_saved(found), default=str), encoding="utf-8")
         if found.broken or found.tally.faults:
             raise _NotKept
     return found
@@ -82,13 +82,13 @@ def _write_events(target: Path, plan: Plan, number: int, unit: str, found: Parti
         try:
             for events in _cleaned(plan, number, unit, found):
                 offsets.append([file.tell()])
-                for part in _by_shard(events, plan.n_shards):
+                for part in _by_shard(events, plan.sharding.shards):
                     if part.height:
                         part.write_ipc_stream(file)
                     offsets[-1].append(file.tell())
         except DataError as error:
             found.broken = str(error)
-    return np.array(offsets, dtype=np.int64).reshape(-1, plan.n_shards + 1)
+    return np.array(offsets, dtype=np.int64).reshape(-1, plan.sharding.shards + 1)
 
 
 def events_of_shard(plan: Plan, shard: int, unit: str) -> Iterator[pl.DataFrame]:
@@ -107,7 +107,7 @@ def events_of_shard(plan: Plan, shard: int, unit: str) -> Iterator[pl.DataFrame]
 def _cleaned(plan: Plan, number: int, unit: str, found: Partitioned) -> Iterator[pl.DataFrame]:
     piece, rules, tally = plan.pieces[number], plan.rules, found.tally
     file = plan.files[piece.file]
-    for frame, continued in file.read(piece.span, _columns(plan)):
+    for frame, continued in file.read(piece.span, _columns(plan), plan.sharding.block):
         found.records += frame.height
         found.continued += continued
         events = rules.events(rules.rows(frame, file.path, tally), file.path, unit, tally)
@@ -133,8 +133,16 @@ def _by_shard(events: pl.DataFrame, n_shards: int) -> Iterator[pl.DataFrame]:
         start += count
 
 
+def _saved(found: Partitioned) -> dict[str, Any]:
+    """For JSON; pieces with faults are not kept."""
+    account = {"read": found.tally.account.read, "dropped": dict(found.tally.account.dropped)}
+    counts = {name: getattr(found.tally, name) for name in ("below", "untitled", "unknown", "header")}
+    tally = {"account": account, **counts, "evidence": asdict(found.tally.evidence)}
+    return {"tally": tally, "records": found.records, "continued": found.continued, "events": found.events}
+
+
 def _found(saved: dict[str, Any], plan: Plan) -> Partitioned:
-    """From JSON, where there are no faults."""
+    """The inverse of `_saved`."""
     tally = Tally(Account(plan.folder))
     about = saved["tally"]
     tally.account.read = about["account"]["read"]

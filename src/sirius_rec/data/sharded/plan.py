@@ -10,7 +10,7 @@ from pathlib import Path
 import polars as pl
 
 from sirius_rec import atomic
-from sirius_rec.data.options import SlateOptions, SplitOptions, WindowOptions
+from sirius_rec.data.options import Sharding, SlateOptions, SplitOptions, WindowOptions
 from sirius_rec.data.sharded.source import LogFile
 from sirius_rec.data.sources.cleaning import Rules
 from sirius_rec.data.sources.csv_blocks import Span
@@ -27,7 +27,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Plan:
-    """folder: the work folder. files, pieces: of the log, in its order. n_shards: by a hash of the user. excluded: what
+    """folder: the work folder. files, pieces: of the log, in its order. excluded: what
     each entry of slates excludes.
 
     Where things are: `events/NNNNN` of a piece, `shards/NNNNN`, `parts/NNNNN`, and `final`, which becomes the dataset.
@@ -37,7 +37,7 @@ class Plan:
     rules: Rules
     files: list[LogFile]
     pieces: list[Piece]
-    n_shards: int
+    sharding: Sharding
     seed: int
     ties: Ties
     keep_repeats: bool

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import polars as pl
 from sirius_rec import __version__, atomic
 from sirius_rec.data.fingerprint import combined_fingerprint, files_fingerprint, table_fingerprint
 from sirius_rec.data.freezing import description, excludes, slate_names
-from sirius_rec.data.options import FilterOptions, SlateOptions, SplitOptions, WindowOptions
+from sirius_rec.data.options import FilterOptions, Sharding, SlateOptions, SplitOptions, WindowOptions
 from sirius_rec.data.sharded.counting import count_all
 from sirius_rec.data.sharded.engine import Engine, Local
 from sirius_rec.data.sharded.partition import Partitioned, first_look, partition
@@ -64,13 +64,10 @@ def prepare_sharded(
     limits: Mapping[str, int],
     unusable: Unusable,
     max_title: int | None,
-    shards: int,
-    jobs: int,
+    sharding: Sharding,
     say: Say,
 ) -> Dataset:
     """Write the dataset folder that `prepare` would, for source `table`.
-
-    shards: into how many the users are divided; some two million events each are a good size. jobs: processes.
 
     Raises:
         ConfigError, DataError, RunError: as `prepare`; and RunError where the work folder is another preparation's, or
@@ -81,15 +78,16 @@ def prepare_sharded(
             "slates: protocol hard ranks the catalogue by all train rows at once, which shards do not have; leave "
             "data.shards out, or the protocol"
         )
-    with Local(jobs) as engine:
+    with Local(sharding.jobs) as engine:
         defaults = {name: p.default for name, p in inspect.signature(load).parameters.items()}
         asked = {**defaults, **options}
         check_choice("ties", asked["ties"], Ties)
         table = open_table(input, **{k: v for k, v in options.items() if k not in ("ties", "keep_repeats")})
-        files = _look(engine, table, say)
+        files = _look(engine, table, sharding, say)
         notes = [*(file.note for file in files), file_note(table.items_path)]
+        divided = asdict(replace(sharding, jobs=1))
         identity = {
-            "recipe": recipe, "files": notes, "shards": shards, "versions": [__version__, pl.__version__]
+            "recipe": recipe, "files": notes, "sharding": divided, "versions": [__version__, pl.__version__]
         }  # fmt: skip
         with opened(out, identity) as folder:
             plan = Plan(
@@ -97,7 +95,7 @@ def prepare_sharded(
                 rules=table.rules,
                 files=files,
                 pieces=[Piece(number, span) for number, file in enumerate(files) for span in file.spans],
-                n_shards=shards,
+                sharding=sharding,
                 seed=seed,
                 ties=asked["ties"],
                 keep_repeats=asked["keep_repeats"],
@@ -140,10 +138,10 @@ def prepare_sharded(
     return open_dataset(out)
 
 
-def _look(engine: Engine, table: OpenTable, say: Say) -> list[LogFile]:
+def _look(engine: Engine, table: OpenTable, sharding: Sharding, say: Say) -> list[LogFile]:
     """All files of the log, each read once."""
     say(f"looking at {table.path}")
-    calls = [(file, table.dialect, tuple(table.rules.names.values())) for file in table.files]
+    calls = [(file, table.dialect, tuple(table.rules.names.values()), sharding) for file in table.files]
     found: list[LogFile | str] = [""] * len(calls)
     for number, file in engine.map(_look_at, calls):
         found[number] = file
@@ -154,10 +152,10 @@ def _look(engine: Engine, table: OpenTable, say: Say) -> list[LogFile]:
     return [file for file in found if isinstance(file, LogFile)]
 
 
-def _look_at(path: Path, dialect: Dialect, wanted: Sequence[str]) -> LogFile | str:
+def _look_at(path: Path, dialect: Dialect, wanted: Sequence[str], sharding: Sharding) -> LogFile | str:
     """The file, or the message of what is wrong with it, so that the first of several files is told."""
     try:
-        return LogFile.look(path, dialect, wanted)
+        return LogFile.look(path, dialect, wanted, sharding)
     except DataError as error:
         return str(error)
 
@@ -205,8 +203,8 @@ class _Way:
             for part in found:
                 whole.add(part.tally)
             table.rules.check(whole, table.path, kept)
-            self._map("ordering shards", sort_shard, [(shard, unit) for shard in range(self.plan.n_shards)])
-            shards = [Shard(self.plan.shard(number)) for number in range(self.plan.n_shards)]
+            self._map("ordering shards", sort_shard, [(shard, unit) for shard in range(self.plan.sharding.shards)])
+            shards = [Shard(self.plan.shard(number)) for number in range(self.plan.sharding.shards)]
             sums = {name: sum(shard.notes[name] for shard in shards) for name in shards[0].notes}
             notes = table.notes(
                 whole,

@@ -13,12 +13,11 @@ from typing import Any
 
 import polars as pl
 
-from sirius_rec.data.sources.csv_blocks import BLOCK, Layout, Span, frames, look
+from sirius_rec.data.options import Sharding
+from sirius_rec.data.sources.csv_blocks import Layout, Span, frames, look
 from sirius_rec.data.sources.csv_table import ROW, Dialect
 from sirius_rec.data.sources.files import file_note
 from sirius_rec.errors import DataError
-
-_ROWS = 1 << 20  # of a piece of a Parquet file
 
 
 @dataclass(frozen=True)
@@ -35,10 +34,10 @@ class LogFile:
     spans: list[Span]
 
     @classmethod
-    def look(cls, path: Path, dialect: Dialect, wanted: Collection[str]) -> LogFile:
+    def look(cls, path: Path, dialect: Dialect, wanted: Collection[str], sharding: Sharding) -> LogFile:
         """Read all of it once. Raises a `DataError` for what is not in order already."""
         if path.suffix != ".parquet":
-            layout = look(path, dialect, wanted)
+            layout = look(path, dialect, wanted, sharding.block)
             note = {"path": str(path), "sha256": layout.sha256, "bytes": layout.bytes}
             empty = pl.DataFrame(schema={ROW: pl.Int64, **dict.fromkeys(layout.columns, pl.String)})
             return cls(path, layout, empty, note, layout.spans)
@@ -48,10 +47,11 @@ class LogFile:
             rows = int(pl.scan_parquet(path).select(pl.len()).collect().item())
         except (pl.exceptions.PolarsError, OSError) as error:
             raise _unreadable(path, error) from error
-        spans = [Span(start, min(start + _ROWS, rows), start + 1) for start in range(0, max(rows, 1), _ROWS)]
+        size = sharding.rows
+        spans = [Span(start, min(start + size, rows), start + 1) for start in range(0, max(rows, 1), size)]
         return cls(path, None, pl.DataFrame(schema={ROW: pl.Int64, **schema}), note, spans)
 
-    def read(self, span: Span, columns: Collection[str], size: int = BLOCK) -> Iterator[tuple[pl.DataFrame, int]]:
+    def read(self, span: Span, columns: Collection[str], size: int) -> Iterator[tuple[pl.DataFrame, int]]:
         """`ROW` and the columns of a piece, and how many lines lay inside quoted fields. size: bytes read at once."""
         if self.layout is not None:
             for frame, continued in frames(self.path, self.layout, span, size):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sirius_rec import atomic
-from sirius_rec.errors import RunError, storage_error
+from sirius_rec.errors import ConfigError, DataError, RunError, storage_error
 
 _IDENTITY = "work.json"
 
@@ -23,7 +23,8 @@ def work_folder(out: Path) -> Path:
 
 @contextmanager
 def opened(out: Path, identity: dict[str, Any]) -> Iterator[Path]:
-    """The work folder of `out`, locked; removed at the end, and kept after an error.
+    """The work folder of `out`, locked. It is removed at the end, and where the log or an option is not in order, since
+    with others it could not be gone on with; any other error leaves it.
 
     Raises:
         RunError: it was begun with something else, another process is at work in it, or the storage is full.
@@ -37,7 +38,11 @@ def opened(out: Path, identity: dict[str, Any]) -> Iterator[Path]:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
             for left in folder.glob("plan-*"):
                 left.unlink()
-            yield folder
+            try:
+                yield folder
+            except (ConfigError, DataError):
+                shutil.rmtree(folder)
+                raise
             shutil.rmtree(folder)
     except Exception as error:
         problem = storage_error(error)
