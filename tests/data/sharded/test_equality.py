@@ -58,7 +58,7 @@ MANY = (
 FEW = (
     {"split": SplitOptions(kind="time", ratios=(5, 1, 0))},
     {"split": SplitOptions(kind="leave_last_out"), "slates": (*EVERY, SlateOptions(size=3, protocol="sdpo-legacy"))},
-    {"filter": FilterOptions(min_item=12, min_user=10)},
+    {"filter": FilterOptions(min_item=12, min_user=10), "slates": (SlateOptions(size=2),)},
     {"filter": FilterOptions(min_user=4, min_sequence=12), "seed": 5},
     {"window": WindowOptions(kind="anchored", max_history=6, min_history=1, step=3)},
     {"window": WindowOptions(max_history=3, min_history=0), "slates": (SlateOptions(size=5, seed=2),)},
