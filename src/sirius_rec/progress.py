@@ -1,4 +1,4 @@
-"""Progress over bytes, on standard error: a bar in a terminal, elsewhere a line about every ten seconds."""
+"""Progress: over bytes a bar in a terminal, and elsewhere, as over pieces of work, a line about every ten seconds."""
 
 from __future__ import annotations
 
@@ -55,3 +55,20 @@ class _Lines:
         left = (now - began) / max(done, 1) * (total - done)
         share = f"{done / total:.0%}, {left:.0f} s left" if total else f"{done:,} bytes"
         print(f"{self.verb} {name}: {share}", file=sys.stderr, flush=True)
+
+
+class Pace:
+    """`shards: 12 of 64, 8 s left`, said about every ten seconds."""
+
+    def __init__(self, what: str, total: int, say: Callable[[str], None], done: int = 0) -> None:
+        self.what, self.total, self.say = what, total, say
+        self.before = self.done = done
+        self.started = self.said = time.monotonic()
+
+    def one_more(self) -> None:
+        self.done += 1
+        now = time.monotonic()
+        if now - self.said >= _EVERY and self.done < self.total:
+            self.said = now
+            left = (now - self.started) / (self.done - self.before) * (self.total - self.done)
+            self.say(f"{self.what}: {self.done:,} of {self.total:,}, {left:.0f} s left")

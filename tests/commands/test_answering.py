@@ -12,8 +12,8 @@ import pytest
 from sirius_rec.commands.serve import Spread, _answer
 from sirius_rec.errors import DataError
 from sirius_rec.rankers.requests import Request
+from sirius_rec.recipes.answering import Loading
 from sirius_rec.recipes.ranking import Served
-from sirius_rec.recipes.workers import Loading
 
 Answer = Callable[..., tuple[str, list[dict[str, Any]]]]
 GOOD, BAD = json.dumps({"history": ["a"], "candidates": ["x", "y"]}), "not json"

@@ -9,7 +9,7 @@ import polars as pl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sirius_rec.data.sources.events import TIME, Codebook, EventLog, Ordered
+from sirius_rec.data.sources.events import TIME, Codebook, EventLog, Ordered, text_hashes
 
 Event = tuple[str, str, int]
 
@@ -112,7 +112,7 @@ def test_codebook_numbers_by_first_appearance() -> None:
     assert book.add(pl.Series(["b", "a", "b"])).tolist() == [0, 1, 0]
     assert book.add(pl.Series(["c", "a"])).tolist() == [2, 1]
     assert book.texts().to_list() == ["b", "a", "c"]
-    assert len(set(book.hashes("x").tolist()) | set(book.hashes("y").tolist())) == 6
+    assert len(set(text_hashes(book, "x").tolist()) | set(text_hashes(book, "y").tolist())) == 6
 
 
 def test_nothing_in_nothing_out() -> None:

@@ -169,10 +169,10 @@ def test_workers_end_with_their_parent(
 def test_ctrl_c_while_a_worker_starts_is_answered_afterwards() -> None:
     script = """
 import os, signal, time
-from sirius_rec.recipes.schedule import _workers_ignore_interrupts
+from sirius_rec.workers import workers_ignore_interrupts
 
 try:
-    with _workers_ignore_interrupts():
+    with workers_ignore_interrupts():
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.1)
         print("started")

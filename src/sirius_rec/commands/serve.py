@@ -15,8 +15,8 @@ from sirius_rec.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from sirius_rec.rankers.answers import Outcome
+    from sirius_rec.recipes.answering import Loading
     from sirius_rec.recipes.ranking import Served
-    from sirius_rec.recipes.workers import Loading
 
 
 ModelOption = Annotated[
@@ -96,8 +96,8 @@ def rank(
     from sirius_rec.extras import require
 
     require("train")
+    from sirius_rec.recipes.answering import Loading, opened
     from sirius_rec.recipes.ranking import load_plain_model, load_run_ranker
-    from sirius_rec.recipes.workers import Loading, opened
 
     check_json(out, "--out")
     _check_input(input)
@@ -160,9 +160,9 @@ def recommend(
 
     require("train")
     from sirius_rec.rankers.requests import RECOMMENDING
+    from sirius_rec.recipes.answering import Loading, opened
     from sirius_rec.recipes.recommending import load_plain_recommender, load_run_recommender
     from sirius_rec.recipes.reranking import load_run_reranker
-    from sirius_rec.recipes.workers import Loading, opened
 
     check_json(out, "--out")
     _check_input(input)
@@ -220,9 +220,9 @@ def _answer(
     """Answer a file, and say what came of it. options: of `answer_file`."""
     from sirius_rec.progress import byte_bar
     from sirius_rec.rankers.answers import AnswerFile, answer_file
-    from sirius_rec.recipes.workers import workers
+    from sirius_rec.recipes.answering import answerers
 
-    with workers(loading, spread.jobs, ray=spread.engine == "ray", address=spread.address) as them:
+    with answerers(loading, spread.jobs, ray=spread.engine == "ray", address=spread.address) as them:
         if unknown is not None and not them.about.knows:
             raise ConfigError(
                 f"--unknown {unknown}: a language model reads any title, in the catalogue or not: leave it out"

@@ -14,7 +14,7 @@ import polars as pl
 
 from sirius_rec.data.sources import SOURCES
 from sirius_rec.data.sources.csv_table import ROW, Dialect, Table, headerless
-from sirius_rec.data.sources.files import find_table, place, read_table, require_file
+from sirius_rec.data.sources.files import events_files, find_table, place, read_table
 from sirius_rec.data.sources.span import TIME, bounds, time_notes
 from sirius_rec.data.sources.timestamps import to_seconds
 from sirius_rec.data.statistics import read_lines
@@ -92,13 +92,14 @@ def _yaml(value: Any) -> str:
 
 def _check_table(path: Path, options: Mapping[str, Any]) -> Check:
     check = Check()
-    events_path = find_table(path, "interactions") if path.is_dir() else require_file(path, "events file")
+    events_path, files = events_files(path)
     items_path = Path(options["items"]) if options.get("items") else find_table(events_path.parent, "items")
     items = _read(check, items_path, (ITEM_ID, TITLE), "item_", options)
-    events = _read(check, events_path, (USER_ID, ITEM_ID, TIMESTAMP), "", options)
     listed = None if items is None else _items(check, items_path, items)
-    if events is not None:
-        _events(check, events_path, events, listed, options)
+    for file in files:
+        events = _read(check, file, (USER_ID, ITEM_ID, TIMESTAMP), "", options)
+        if events is not None:
+            _events(check, file, events, listed, options)
     return check
 
 

@@ -103,65 +103,118 @@ def from_interactions(
         "time": lambda: by_time(time_E, ratios=ratios),
         "leave_last_out": lambda: leave_last_out(user_E),
     }
-    label_E = splitters[split]()
+    sequences = Sequences(users, user_E, item_E, time_E, splitters[split]())
+    rows = windowed(sequences, window, items.height)
+    count_U = np.bincount(user_E, minlength=len(users))
+    if not rows.examples.height:
+        raise no_windows(len(users), int(count_U.max(initial=0)), window)
+    statistics = event_statistics(count_U, items.height, int(np.count_nonzero(np.bincount(item_E))), rows.counts)
+    after = {"users": len(users), "items": statistics["n_items_seen"], "events": events.height}
+    filters = filter_report(after, steps, rows.counts["repeats"])
+    return ExampleSet(items, rows.examples, rows.interacted, rows.past, statistics, filters, titles)
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Events of U users, each user's together and in time order.
+
+    users: ids. user_E: 0 … U-1, each in use, ascending. item_E: item numbers. time_E: seconds. label_E: int8, the
+    split of each event as a target.
+    """
+
+    users: pl.Series
+    user_E: npt.NDArray[np.int64]
+    item_E: npt.NDArray[np.int64]
+    time_E: npt.NDArray[np.int64]
+    label_E: npt.NDArray[np.int8]
+
+
+@dataclass(frozen=True)
+class Windowed:
+    """examples: as in examples.parquet. interacted, past: aligned with them, see `ExampleSet`.
+
+    counts: of sequences with a row, of targets in their own history (`repeats`), and of histories; those of parts of a
+    log, users kept together, add up to those of the whole.
+    """
+
+    examples: pl.DataFrame
+    interacted: ExcludedItems
+    past: ExcludedItems
+    counts: dict[str, int]
+
+
+def windowed(sequences: Sequences, window: WindowOptions, n_items: int, first_row: int = 0) -> Windowed:
+    """All rows of these users, numbered from `first_row`."""
+    user_E, item_E = sequences.user_E, sequences.item_E
     windows = anchored_windows(
         user_E, item_E, max_history=window.max_history, min_history=window.min_history, step=window.step or 1
     )
     target_R = windows.position_R
-    if not target_R.size:
-        longest = int(np.bincount(user_E).max(initial=0))
-        raise DataError(
-            f"no windows: the longest of {len(users)} sequences has {longest} events, a history of "
-            f"{window.min_history} and its target need {window.min_history + 1}; lower min_history"
-        )
+    user_R = user_E[target_R]
     examples = pl.DataFrame(
         {
-            ROW_ID: np.arange(target_R.size),
-            USER_ID: events[USER_ID].gather(target_R),
+            ROW_ID: np.arange(first_row, first_row + target_R.size),
+            USER_ID: sequences.users.gather(user_R),
             HISTORY: windows.history,
             TARGET: item_E[target_R],
-            TIMESTAMP: time_E[target_R],
-            SPLIT: pl.Series(SPLITS).gather(label_E[target_R]),
+            TIMESTAMP: sequences.time_E[target_R],
+            SPLIT: pl.Series(SPLITS).gather(sequences.label_E[target_R]),
         },
         schema_overrides=EXAMPLE_SCHEMA,
     )
-    count_U = np.bincount(user_E, minlength=len(users))
-    start_R, stop_R = (count_U.cumsum() - count_U)[user_E[target_R]], count_U.cumsum()[user_E[target_R]]
+    stop_U = np.bincount(user_E, minlength=len(sequences.users)).cumsum()
+    start_R, stop_R = np.r_[0, stop_U][user_R], stop_U[user_R]
     # each user's items once, in order of first appearance: a source may keep repeated events
-    pair_E = user_E * items.height + item_E
-    first_E = pl.Series(pair_E).is_first_distinct().to_numpy()
+    first_E = pl.Series(user_E * n_items + item_E).is_first_distinct().to_numpy()
     before_E = np.r_[0, first_E.cumsum()]
     interacted = ExcludedItems(item_E[first_E], before_E[start_R], before_E[stop_R])
     past = ExcludedItems(item_E[first_E], before_E[start_R], before_E[target_R + 1])
-    repeats = int(examples.select(pl.col(HISTORY).list.contains(pl.col(TARGET)).sum()).item())
-    statistics = _statistics(count_U, items.height, item_E, len(np.unique(user_E[target_R])), windows)
-    return ExampleSet(items, examples, interacted, past, statistics, _filter_report(events, steps, repeats), titles)
+    counts = {
+        "sequences": np.unique(user_R).size,
+        "repeats": int(examples.select(pl.col(HISTORY).list.contains(pl.col(TARGET)).sum()).item()),
+        **_history_counts(windows, item_E.size),
+    }
+    return Windowed(examples, interacted, past, counts)
 
 
-def _statistics(
-    count_U: npt.NDArray[np.int64], n_items: int, item_E: npt.NDArray[np.int64], n_sequences: int, windows: Windows
-) -> dict[str, Any]:
+def _history_counts(windows: Windows, n_events: int) -> dict[str, int]:
     length_R = windows.position_R - windows.start_R
-    longest_E = np.zeros(item_E.size + 1, dtype=np.int64)  # of the histories that start at an event
+    longest_E = np.zeros(n_events + 1, dtype=np.int64)  # of the histories that start at an event
     np.maximum.at(longest_E, windows.start_R, length_R)
+    return {
+        "starts": int(np.count_nonzero(longest_E)),
+        "items": int(length_R.sum()),
+        "items_once_per_start": int(longest_E.sum()),
+    }
+
+
+def no_windows(n_users: int, longest: int, window: WindowOptions) -> DataError:
+    """The error that no user has enough events for a row."""
+    return DataError(
+        f"no windows: the longest of {n_users} sequences has {longest} events, a history of {window.min_history} and "
+        f"its target need {window.min_history + 1}; lower min_history"
+    )
+
+
+def event_statistics(
+    count_U: npt.NDArray[np.integer[Any]], n_items: int, n_seen: int, counts: dict[str, int]
+) -> dict[str, Any]:
+    """For dataset.json. count_U: events of each user. n_seen: items with events. counts: as in `Windowed`."""
+    n_events = int(count_U.sum())
     return {
         "n_users": count_U.size,
         "n_items": n_items,
-        "n_items_seen": int(np.count_nonzero(np.bincount(item_E))),
-        "n_interactions": item_E.size,
-        "n_sequences": n_sequences,
-        "density": item_E.size / (count_U.size * n_items),
+        "n_items_seen": n_seen,
+        "n_interactions": n_events,
+        "n_sequences": counts["sequences"],
+        "density": n_events / (count_U.size * n_items),
         "events_per_user": {
             "min": int(count_U.min()),
             "median": float(np.median(count_U)),
             "mean": float(count_U.mean()),
             "max": int(count_U.max()),
         },
-        "histories": {
-            "starts": int(np.count_nonzero(longest_E)),
-            "items": int(length_R.sum()),
-            "items_once_per_start": int(longest_E.sum()),
-        },
+        "histories": {name: counts[name] for name in ("starts", "items", "items_once_per_start")},
     }
 
 
@@ -248,8 +301,8 @@ def _numbered(ids: pl.Series, items: pl.DataFrame) -> npt.NDArray[np.int64]:
     return ids.cast(pl.Enum(items[ITEM_ID])).to_physical().cast(pl.Int64).to_numpy()
 
 
-def _filter_report(kept: pl.DataFrame, steps: list[FilterStep], repeats: int) -> dict[str, Any]:
-    after = {"users": kept[USER_ID].n_unique(), "items": kept[ITEM_ID].n_unique(), "events": kept.height}
+def filter_report(after: dict[str, int], steps: list[FilterStep], repeats: int) -> dict[str, Any]:
+    """For dataset.json. after: users, items and events that the filters left."""
     before = {what: count + sum(getattr(step, what) for step in steps) for what, count in after.items()}
     return {"before": before, "steps": [asdict(step) for step in steps], "after": after} | (
         {"targets_in_own_history": repeats} if repeats else {}

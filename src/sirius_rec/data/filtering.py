@@ -81,8 +81,11 @@ def filter_events(
     remaining, steps = k_core(events, min_item=min_item, min_user=min_user)
     remaining, more = min_sequence(remaining, sequence)
     if events.height and not remaining.height:
-        raise DataError(
-            f"the filters min_item={min_item}, min_user={min_user}, min_sequence={sequence} leave none of "
-            f"{events.height} events; lower them"
-        )
+        raise nothing_left(events.height, min_item=min_item, min_user=min_user, min_sequence=sequence)
     return remaining, steps + more
+
+
+def nothing_left(n_events: int, **filters: int) -> DataError:
+    """The error that filters leave none of so many events."""
+    asked = ", ".join(f"{name}={least}" for name, least in filters.items())
+    return DataError(f"the filters {asked} leave none of {n_events} events; lower them")

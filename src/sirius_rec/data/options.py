@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, StrictInt, model_validator
@@ -147,3 +148,19 @@ class SlateOptions(Options):
         if self.exclude == INTERACTED_LEAKY and not shared_users:
             raise ConfigError(f"slate exclude {INTERACTED_LEAKY}: no user has rows in two splits; use {INTERACTED}")
         return self.exclude
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """How a log is divided so that it need not fit into memory. Nothing of it changes the result.
+
+    shards: of the users; some two million events each are a good size. jobs: processes that work side by side.
+    block, rows: bytes of a delimited file, and rows of a Parquet file, that are read at once. events: of a part of the
+    result, which is one file of each table.
+    """
+
+    shards: int
+    jobs: int = 1
+    block: int = 1 << 25
+    rows: int = 1 << 20
+    events: int = 1 << 19

@@ -8,7 +8,7 @@ nothing about it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,7 @@ Bits = npt.NDArray[np.uint64]
 # started at a million (row, draw) counters in one vectorised call, which is what independence between rows needs.
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _CELLS = 1 << 24  # bound on the entries of one working table: 128 MB of uint64
+_QUICK = 1 << 17  # of tables that are gone through several times, and should stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,15 @@ class ExcludedItems:
         """The same for a selection of rows (mask or positions)."""
         return ExcludedItems(self.item, self.start_R[rows], self.stop_R[rows])
 
+    def blocks(self, rows: Int, ranges: int, most: int) -> Iterator[Int]:
+        """Consecutive rows of these, at most `most` and of at most `ranges` ranges that follow each other."""
+        start_R, stop_R = self.start_R[rows], self.stop_R[rows]
+        changes = (np.diff(start_R) != 0) | (np.diff(stop_R) != 0)
+        group_R = np.append(0, changes.cumsum()) // ranges if len(rows) else rows
+        for group in np.split(rows, np.flatnonzero(np.diff(group_R)) + 1):
+            for start in range(0, len(group), most):
+                yield group[start : start + most]
+
     def bitmap(self, rows: Int, n_items: int) -> tuple[npt.NDArray[np.bool_], Int]:
         """(bool[G, n_items] of what each distinct range of these rows excludes, int64[len(rows)] range of each row)."""
         start_R, stop_R = self.start_R[rows], self.stop_R[rows]
@@ -61,21 +71,38 @@ class ExcludedItems:
         return excluded, local_R
 
 
+@dataclass(frozen=True)
+class Shortage:
+    """Rows that leave too few items for their negatives: the first one, how many it leaves, and how many such rows."""
+
+    row: int
+    available: int
+    rows: int
+
+    def error(self, name: SlateName, n_items: int) -> DataError:
+        return DataError(
+            f"slates {name}: row {self.row} needs {name.size - 1} negatives, but its user leaves only "
+            f"{self.available} of {n_items} items to draw from ({self.rows} such rows); use a smaller size, "
+            "or drop such rows with data.unusable: drop"
+        )
+
+
+def shortage(excluded: ExcludedItems, row_id_R: Int, n_items: int, name: SlateName) -> Shortage | None:
+    """None if every row leaves enough."""
+    available_R = n_items - excluded.count_R
+    short = np.flatnonzero(available_R < name.size - 1)
+    return Shortage(int(row_id_R[short[0]]), int(available_R[short[0]]), short.size) if short.size else None
+
+
 def check_enough(excluded: ExcludedItems, row_id_R: Int, n_items: int, name: SlateName) -> Int:
     """int64[R]: how many items each row may draw from.
 
     Raises:
         DataError: fewer than the negatives asked for.
     """
-    available_R = n_items - excluded.count_R
-    if (short := available_R < name.size - 1).any():
-        row = int(np.flatnonzero(short)[0])
-        raise DataError(
-            f"slates {name}: row {row_id_R[row]} needs {name.size - 1} negatives, but its user leaves only "
-            f"{available_R[row]} of {n_items} items to draw from ({int(short.sum())} such rows); use a smaller size, "
-            "or drop such rows with data.unusable: drop"
-        )
-    return available_R
+    if (found := shortage(excluded, row_id_R, n_items, name)) is not None:
+        raise found.error(name, n_items)
+    return n_items - excluded.count_R
 
 
 def interacted_items(examples: pl.DataFrame) -> ExcludedItems:
@@ -180,10 +207,11 @@ def uniform_slates(
     crowded = (available_R < 2 * n_negatives) | (available_R < n_items / 2)
     place_R = below(row_states(f"{key}|place", row_id_R), name.size)
     table = np.empty((len(row_id_R), name.size), dtype=np.int32)
-    width = max(n_items, 2 * n_negatives + 32)
-    for method, rows in ((by_rejection, np.flatnonzero(~crowded)), (_by_random_keys, np.flatnonzero(crowded))):
-        for start in range(0, len(rows), max(1, _CELLS // width)):
-            part = rows[start : start + max(1, _CELLS // width)]
+    for method, rows, most in (
+        (by_rejection, np.flatnonzero(~crowded), _QUICK // (2 * n_negatives + 32)),
+        (_by_random_keys, np.flatnonzero(crowded), _CELLS // max(n_items, 2 * n_negatives + 32)),
+    ):
+        for part in excluded.blocks(rows, max(1, _CELLS // n_items), max(1, most)):
             negatives = method(state_R[part], *excluded.bitmap(part, n_items), n_negatives)
             table[part] = with_target(negatives, target_R[part], place_R[part])
     return pl.DataFrame({ROW_ID: row_id_R, CANDIDATES: as_lists(CANDIDATES, table)})
@@ -211,7 +239,7 @@ def by_rejection(
     """
     result = np.empty((len(state_R), n), dtype=np.int64)
     open_rows = np.arange(len(state_R))
-    count = n + n // 4 + 12
+    count = n  # most rows need no more
     while open_rows.size:
         bits = draws(state_R[open_rows], 0, count)
         items = below(bits, bitmap.shape[1]) if pick is None else pick(bits)
@@ -221,6 +249,11 @@ def by_rejection(
         ordered = np.sort((items << shift) | np.arange(count), axis=1)
         repeat = np.zeros_like(rejected)
         repeat[:, 1:] = (ordered[:, 1:] >> shift) == (ordered[:, :-1] >> shift)
+        if count == n:
+            done = ~(rejected | repeat).any(axis=1)
+            result[open_rows[done]] = items[done]
+            open_rows, count = open_rows[~done], n + n // 4 + 12
+            continue
         again = np.zeros_like(rejected)
         np.put_along_axis(again, ordered & ((1 << shift) - 1), repeat, axis=1)
         good = ~rejected & ~again

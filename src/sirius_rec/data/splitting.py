@@ -6,7 +6,7 @@ belongs to the split of its target.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -50,11 +50,15 @@ def by_user(user_E: Int, *, ratios: Sequence[int] = (8, 1, 1), seed: int = 0) ->
     Args:
         user_E: user numbers 0 … U-1, all of them in use.
     """
-    n_users = int(user_E.max()) + 1 if user_E.size else 0
+    return user_labels(int(user_E.max()) + 1 if user_E.size else 0, ratios=ratios, seed=seed)[user_E]
+
+
+def user_labels(n_users: int, *, ratios: Sequence[int], seed: int) -> Labels:
+    """Of whole users, int8[U]."""
     label_U = np.repeat(np.arange(len(SPLITS), dtype=np.int8), largest_remainder(n_users, ratios))
     shuffled = np.empty(n_users, dtype=np.int8)
     shuffled[np.random.default_rng(seed).permutation(n_users)] = label_U
-    return shuffled[user_E]
+    return shuffled
 
 
 def by_time(timestamp_E: Int, *, ratios: Sequence[int] = (8, 1, 1)) -> Labels:
@@ -66,21 +70,33 @@ def by_time(timestamp_E: Int, *, ratios: Sequence[int] = (8, 1, 1)) -> Labels:
     Raises:
         DataError: a split that the ratios ask for gets no event, because too many events share one time.
     """
-    check_ratios(ratios)
     ordered = np.sort(timestamp_E)
-    cuts = []
-    for part in (ratios[0], ratios[0] + ratios[1]):
-        needed = -(-ordered.size * part // sum(ratios))
-        cuts.append(ordered[needed - 1] if needed else np.iinfo(np.int64).min)
-    labels = np.searchsorted(np.array(cuts), timestamp_E, side="left").astype(np.int8)
-    got = np.bincount(labels, minlength=len(SPLITS))
+    cuts = cut_offs(ordered.size, ratios, lambda place: int(ordered[place]))
+    labels = labels_at(cuts, timestamp_E)
+    check_shares(np.bincount(labels, minlength=len(SPLITS)), cuts, ratios)
+    return labels
+
+
+def cut_offs(n_events: int, ratios: Sequence[int], at: Callable[[int], int]) -> tuple[int, int]:
+    """The last times of train and of val. at: place (from 0) in the sorted times of all events → time."""
+    check_ratios(ratios)
+    needed = [-(-n_events * part // sum(ratios)) for part in (ratios[0], ratios[0] + ratios[1])]
+    first, second = (at(count - 1) if count else int(np.iinfo(np.int64).min) for count in needed)
+    return first, second
+
+
+def labels_at(cuts: tuple[int, int], timestamp_E: Int) -> Labels:
+    return np.searchsorted(np.array(cuts), timestamp_E, side="left").astype(np.int8)
+
+
+def check_shares(got: Sequence[int] | Int, cuts: tuple[int, int], ratios: Sequence[int]) -> None:
+    """Raise a `DataError` for a split that the ratios ask for and that got no event. got: events of each split."""
     for split, ratio, count in zip(SPLITS, ratios, got, strict=True):
         if ratio and not count:
             raise DataError(
                 f"split by time: no event falls into {split} (cut-offs {cuts[0]} and {cuts[1]} s); too many events "
                 "share one time, split by user instead"
             )
-    return labels
 
 
 def leave_last_out(user_E: Int) -> Labels:
@@ -96,3 +112,8 @@ def leave_last_out(user_E: Int) -> Labels:
     labels[before[same]] = SPLITS.index("val")
     labels[ends] = SPLITS.index("test")
     return labels
+
+
+def chosen(n_rows: int, limit: int, split: str, seed: int) -> Int:
+    """int64[limit], ascending: which of a split's rows stay where a limit leaves fewer than there are."""
+    return np.sort(np.random.default_rng([seed, SPLITS.index(split)]).permutation(n_rows)[:limit])

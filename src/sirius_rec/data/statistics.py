@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -27,22 +27,44 @@ def paper_statistics(source: str) -> dict[str, Any]:
 
 def row_statistics(examples: pl.DataFrame) -> dict[str, Any]:
     """Rows and users per split, the least, mean and greatest history length, and the first and last target's time."""
-    counts = {split: (rows, users) for split, rows, users in _per_split(examples).iter_rows()}
+    return joint_statistics([row_counts(examples)])
+
+
+def row_counts(examples: pl.DataFrame) -> dict[str, Any]:
+    """What `joint_statistics` needs of some rows; a user's rows are all among them or none is."""
+    grouped = examples.group_by(SPLIT).agg(pl.len(), pl.col(USER_ID).drop_nulls().n_unique().alias("users"))
+    counts = {split: (rows, users) for split, rows, users in grouped.iter_rows()}
     lengths = examples[HISTORY].list.len()
     return {
         "rows": {split: counts.get(split, (0, 0))[0] for split in SPLITS},
-        "users": {split: counts.get(split, (0, 0))[1] for split in SPLITS} if _has_users(examples) else None,
-        "history_length": {"min": lengths.min(), "mean": lengths.mean(), "max": lengths.max()},
+        "users": {split: counts.get(split, (0, 0))[1] for split in SPLITS},
+        "named": examples.height - examples[USER_ID].null_count(),
+        "history_length": {"min": lengths.min(), "sum": lengths.sum(), "max": lengths.max()},
         "target_time": {"first": examples[TIMESTAMP].min(), "last": examples[TIMESTAMP].max()},
     }
 
 
-def _per_split(examples: pl.DataFrame) -> pl.DataFrame:
-    return examples.group_by(SPLIT).agg(pl.len(), pl.col(USER_ID).drop_nulls().n_unique().alias("users"))
+def joint_statistics(counts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """`row_statistics` of the rows that were counted part by part."""
+    rows = {split: sum(part["rows"][split] for part in counts) for split in SPLITS}
+    users = {split: sum(part["users"][split] for part in counts) for split in SPLITS}
+    total = sum(rows.values())
 
+    def found(table: str, name: str, choose: Callable[[list[Any]], Any]) -> Any:
+        values = [part[table][name] for part in counts if part[table][name] is not None]
+        return choose(values) if values else None
 
-def _has_users(examples: pl.DataFrame) -> bool:
-    return examples[USER_ID].null_count() < examples.height
+    mean = sum(part["history_length"]["sum"] for part in counts) / total if total else None
+    return {
+        "rows": rows,
+        "users": users if any(part["named"] for part in counts) else None,
+        "history_length": {
+            "min": found("history_length", "min", min), "mean": mean, "max": found("history_length", "max", max)
+        },
+        "target_time": {
+            "first": found("target_time", "first", min), "last": found("target_time", "last", max)
+        },
+    }  # fmt: skip
 
 
 def summary_lines(dataset: Dataset) -> list[str]:

@@ -43,20 +43,10 @@ def short_titles(loaded: Interactions | Examples, max_title: int | None, unusabl
     Raises:
         DataError: there is such an item and `unusable` is 'refuse', or nothing is left.
     """
-    if max_title is None:
-        return loaded
-    length = pl.col(TITLE).str.len_chars()
-    long = loaded.items.filter(length > max_title).with_columns(length.alias("length"))
+    long = long_titles(loaded.items, max_title, unusable)
     if not long.height:
         return loaded
-    item, characters = long.select(ITEM_ID, "length").row(0)
-    if unusable == "refuse":
-        more = f"; {long.height:,} such items" if long.height > 1 else ""
-        raise DataError(
-            f"item {item!r}: its title has {characters:,} characters, data.max_title is {max_title:,}{more}; shorten "
-            "it, or set data.unusable: drop"
-        )
-    items = loaded.items.filter(length <= max_title)
+    items = loaded.items.join(long, on=ITEM_ID, how="anti", maintain_order="left")
     ids = long[ITEM_ID].implode()
     if isinstance(loaded, Interactions):
         table, rows, what = "events", loaded.events, ~pl.col(ITEM_ID).is_in(ids)
@@ -68,14 +58,33 @@ def short_titles(loaded: Interactions | Examples, max_title: int | None, unusabl
         ]
         table, rows, what = "rows", loaded.rows, pl.all_horizontal(column.fill_null(True) for column in held)
     left = rows.filter(what)
-    if not left.height or not items.height:
-        raise DataError(f"data.max_title {max_title}: nothing is left of {rows.height:,} {table}; raise it")
-    counts = {
-        "items": long.height,
-        table: rows.height - left.height,
-        "first": {ITEM_ID: item, "characters": characters},
-    }
+    counts = long_title_notes(long, max_title, table, rows.height, left.height, items.height)
     notes = {**loaded.notes, "long_titles_dropped": counts}
     if isinstance(loaded, Interactions):
         return replace(loaded, items=items, notes=notes, events=left)
     return replace(loaded, items=items, notes=notes, rows=left)
+
+
+def long_titles(items: pl.DataFrame, max_title: int | None, unusable: Unusable) -> pl.DataFrame:
+    """item_id, length of the items whose title has more than `max_title` characters; a `DataError` if refused."""
+    length = pl.col(TITLE).str.len_chars()
+    long = items.filter(length > (max_title or 0) if max_title is not None else pl.lit(False))
+    long = long.select(ITEM_ID, length.alias("length"))
+    if long.height and unusable == "refuse":
+        item, characters = long.row(0)
+        more = f"; {long.height:,} such items" if long.height > 1 else ""
+        raise DataError(
+            f"item {item!r}: its title has {characters:,} characters, data.max_title is {max_title:,}{more}; shorten "
+            "it, or set data.unusable: drop"
+        )
+    return long
+
+
+def long_title_notes(
+    long: pl.DataFrame, max_title: int | None, table: str, n_rows: int, n_left: int, n_items_left: int
+) -> dict[str, Any]:
+    """How many items with long titles, and events or rows with them, were dropped; a `DataError` if nothing is left."""
+    if not n_left or not n_items_left:
+        raise DataError(f"data.max_title {max_title}: nothing is left of {n_rows:,} {table}; raise it")
+    item, characters = long.row(0)
+    return {"items": long.height, table: n_rows - n_left, "first": {ITEM_ID: item, "characters": characters}}

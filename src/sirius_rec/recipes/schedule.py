@@ -1,33 +1,20 @@
 """Jobs with dependencies, in this process or side by side in worker processes.
 
-A finished job leaves a `done.json`; a run that was killed does the missing jobs only. Workers end with their parent,
-also when it was killed, so that a restarted run never writes beside a leftover of the old one.
+A finished job leaves a `done.json`; a run that was killed does the missing jobs only.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import sys
-import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from multiprocessing import connection, resource_tracker
-from multiprocessing.process import BaseProcess
 from typing import Any
 
-from sirius_rec import stopping
-from sirius_rec.errors import Stopped, TrainingError
+from sirius_rec.errors import TrainingError
 from sirius_rec.processes import count, is_main
 from sirius_rec.processes import wait as wait_for_others
-
-# Seconds that workers get: after an error or Ctrl-C, and after SIGTERM, when trainings still save their step.
-_TO_END, _TO_SAVE = 5.0, 300.0
+from sirius_rec.workers import BrokenProcessPool, Workers
 
 
 @dataclass(frozen=True)
@@ -42,51 +29,6 @@ class Job:
     args: tuple[Any, ...]
     after: frozenset[str] = field(default_factory=frozenset)
     alone: bool = False
-
-
-def _end_with(parent: int) -> None:
-    """A daemon thread that ends this process as soon as its parent is gone."""
-
-    def watch() -> None:
-        process = multiprocessing.parent_process()
-        while os.getppid() == parent:
-            time.sleep(0.3) if process is None else process.join(0.3)  # which returns at once when it ends
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-@contextmanager
-def workers_ignore_interrupts() -> Iterator[None]:
-    """Processes started here never see Ctrl-C, which reaches the whole group: the parent alone answers it, by ending
-    them.
-
-    Blocked and inherited rather than set in the worker, so that it also holds while a worker still imports; blocked
-    rather than ignored, so that one that comes meanwhile reaches this process afterwards.
-    """
-    if sys.platform == "win32":
-        yield
-        return
-    resource_tracker.ensure_running()  # started later, it would unblock the signal
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def start_worker(parent: int, threads: int | None) -> None:
-    _end_with(parent)
-    stopping.listen(ends=True)
-    limit_threads(threads)
-
-
-def _work(run: Callable[..., None], args: tuple[Any, ...]) -> None:
-    """A job in a worker; after SIGTERM the worker ends instead of waiting for its next job."""
-    try:
-        run(*args)
-    except Stopped:
-        os._exit(0)
 
 
 def limit_threads(threads: int | None) -> None:
@@ -143,17 +85,6 @@ def in_dependency_order(jobs: Sequence[Job]) -> list[Job]:
     return ordered
 
 
-def _end(processes: Collection[BaseProcess], seconds: float) -> None:
-    """Terminate, and kill what has not ended after so many seconds."""
-    deadline = time.monotonic() + seconds
-    for process in processes:
-        process.terminate()
-    for process in processes:
-        process.join(max(deadline - time.monotonic(), 0.1))
-        if process.is_alive():
-            process.kill()
-
-
 def _run_in_workers(
     jobs: Sequence[Job], workers: int, threads: int | None, finished: Callable[[Job, float], None]
 ) -> None:
@@ -161,41 +92,23 @@ def _run_in_workers(
     names = set(waiting)
     ready: set[str] = set()
     running: dict[Future[None], tuple[Job, float]] = {}
-    others = set(multiprocessing.active_children())
-    started_workers: set[BaseProcess] = set()
-    pool = ProcessPoolExecutor(
-        workers,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=start_worker,
-        initargs=(os.getpid(), threads),
-    )
+    pool = Workers(workers, start=limit_threads, arguments=(threads,))
     try:
         while waiting or running:
             for job in list(waiting.values()):
                 if len(running) < workers and (job.after & names) <= ready:
-                    with workers_ignore_interrupts():
-                        future = pool.submit(_work, job.run, job.args)
-                    running[future] = (waiting.pop(job.name), time.monotonic())
+                    running[pool.submit(job.run, *job.args)] = (waiting.pop(job.name), time.monotonic())
             assert running, f"jobs that wait for each other: {', '.join(waiting)}"
-            started_workers |= set(multiprocessing.active_children()) - others
-            completed = wait(running, timeout=1.0, return_when=FIRST_COMPLETED).done
-            # The pool may overlook the death of a worker that it started last; without this, we would wait for it.
-            if not completed and connection.wait([worker.sentinel for worker in started_workers], timeout=0):
-                raise BrokenProcessPool("a worker is gone")
-            for future in completed:
+            for future in pool.wait(running):
                 job, started = running.pop(future)
                 future.result()
                 ready.add(job.name)
                 finished(job, time.monotonic() - started)
     except BaseException as error:
-        stopped = stopping.requested()
-        _end(set(multiprocessing.active_children()) - others, _TO_SAVE if stopped else _TO_END)
-        pool.shutdown(wait=False, cancel_futures=True)
-        if stopped:
-            raise Stopped("stopped by SIGTERM") from None
+        pool.end()
         if isinstance(error, BrokenProcessPool):
             raise TrainingError(
                 "the process of a job was killed (out of memory?): start the same command again to go on"
             ) from error
         raise
-    pool.shutdown()
+    pool.close()

@@ -13,7 +13,7 @@ import gzip
 import io
 import re
 import zlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -29,6 +29,7 @@ MEND_QUOTES = "quote the whole field, and double the quotes inside it"
 _ATOMIC = re.compile(r"(.+):(?:token|float)(?:_seq)?")  # RecBole's name:type
 _ESCAPED = re.compile(r'\\([\\"])')
 _BLOCK = 100_000
+SNIFFED = 1 << 16  # characters by which the separator is found
 _LATE = 1e8  # a header of this size is a time, not a column number: 1973 in seconds
 
 
@@ -77,7 +78,7 @@ def read_csv(path: Path, dialect: Dialect = Dialect(), wanted: Collection[str] =
     text, encoding = _decoded(path, dialect)
     if not text.strip():
         raise DataError(f"{path}: the file is empty; a header line and rows are expected")
-    separator = dialect.separator or _sniff_separator(text, wanted)
+    separator = dialect.separator or sniff_separator(text, wanted)
     notes: dict[str, Any] = {"separator": SEPARATORS.get(separator, separator), "encoding": encoding}
     quoted = dialect.quotes and '"' in text
     lines = text.count("\n") + (not text.endswith("\n"))
@@ -85,10 +86,13 @@ def read_csv(path: Path, dialect: Dialect = Dialect(), wanted: Collection[str] =
         frame, header = plain, int(dialect.names is None)
         blank_lines, continued = lines - header - frame.height, 0
     else:
-        if quoted and (escaped := _escaped(path, text, separator)):
-            text, count = escaped
+        if quoted and (count := escaped_quotes(path, lambda: io.StringIO(text, newline="\n"), separator)):
+            text = doubled(text)
             notes["quotes_escaped_by_backslash"] = count
-        frame, header, blank_lines, continued = _by_record(path, text, separator, dialect)
+        records = Records(path, io.StringIO(text, newline="\n"), separator, dialect.names, quotes=dialect.quotes)
+        frame = pl.concat(records.frames())
+        header, blank_lines = int(records.header > 0), records.blank
+        continued = records.continued + lines - records.ended
     blank = pl.all_horizontal(pl.exclude(ROW).is_null())
     full = frame.filter(~blank)
     blank_lines += frame.height - full.height
@@ -100,10 +104,16 @@ def read_csv(path: Path, dialect: Dialect = Dialect(), wanted: Collection[str] =
     notes |= {"header": bool(header), "lines": lines, "records": full.height, "blank": blank_lines}
     if continued:
         notes["inside_quoted_fields"] = continued
-    if len(full.columns) > 1 and all(_ATOMIC.fullmatch(name) for name in full.columns if name != ROW):
-        renamed = {name: name.rpartition(":")[0] for name in full.columns if name != ROW}
-        full, notes["header_types_removed"] = full.rename(renamed), True
+    if plain_names := without_types([name for name in full.columns if name != ROW]):
+        full, notes["header_types_removed"] = full.rename(plain_names), True
     return Table(full, notes)
+
+
+def without_types(names: Sequence[str]) -> dict[str, str]:
+    """RecBole's `name:type` → name, if all columns are called so; else nothing."""
+    if len(names) > 0 and all(_ATOMIC.fullmatch(name) for name in names):
+        return {name: name.rpartition(":")[0] for name in names}
+    return {}
 
 
 def headerless(names: Sequence[str]) -> bool:
@@ -163,9 +173,9 @@ def _decoded(path: Path, dialect: Dialect) -> tuple[str, str]:
     raise DataError(f"{reason}; give option encoding, for example cp1252 or utf-16")
 
 
-def _sniff_separator(text: str, wanted: Collection[str]) -> str:
+def sniff_separator(text: str, wanted: Collection[str]) -> str:
     """The separator that makes the first line hold the columns wanted, else the one that most lines agree on."""
-    first = [line for line in text[: 1 << 16].split("\n")[:20] if line.strip()]
+    first = [line for line in text[:SNIFFED].split("\n")[:20] if line.strip()]
     fits = {}
     for separator in SEPARATORS:
         names = [name.strip().strip('"').rpartition(":")[0] or name.strip().strip('"') for name in
@@ -203,31 +213,37 @@ def _repeated(names: Sequence[str]) -> str | None:
     return next((name for at, name in enumerate(names) if name in names[:at]), None)
 
 
-def _escaped(path: Path, text: str, separator: str) -> tuple[str, int] | None:
-    """The text with its escaped quotes doubled, and how many, if that is how it is written; None if it is in order.
+def escaped_quotes(path: Path, lines: Callable[[], Iterable[str]], separator: str) -> int:
+    """How many quotes are escaped by a backslash, if that is how the file is written; 0 if it is in order.
+
+    lines: gives all lines of the file anew.
 
     Raises:
         DataError: it is in order neither way, naming the first fault.
     """
     try:
-        _check_quotes(path, text, separator)
-        return None
+        _check_quotes(path, lines(), separator)
+        return 0
     except DataError as error:
-        if '\\"' not in text:
+        count = sum(line.count('\\"') for line in lines())
+        if not count:
             raise
-        count = text.count('\\"')
-        doubled = _ESCAPED.sub(lambda found: '""' if found[1] == '"' else "\\", text)
         try:
-            _check_quotes(path, doubled, separator)
+            _check_quotes(path, map(doubled, lines()), separator)
         except DataError:
             raise error from None
-        return doubled, count
+        return count
 
 
-def _check_quotes(path: Path, text: str, separator: str) -> None:
+def doubled(text: str) -> str:
+    """Text with its escaped quotes doubled."""
+    return _ESCAPED.sub(lambda found: '""' if found[1] == '"' else "\\", text)
+
+
+def _check_quotes(path: Path, lines: Iterable[str], separator: str) -> None:
     """Raise a `DataError` for the first record with a broken quote or another number of fields than the first."""
     width = 0
-    for line, record in _records(path, text, separator, quotes=True):
+    for line, record in _records(path, lines, separator, quotes=True):
         width = width or len(record)
         if record and len(record) != width:
             raise DataError(_misshapen(path, line, len(record), width, separator))
@@ -237,14 +253,17 @@ def _misshapen(path: Path, line: int, has: int, width: int, separator: str) -> s
     return f"{path}, line {line}: {has} fields, the header has {width}; quote fields that hold {separator!r}"
 
 
-def _records(path: Path, text: str, separator: str, *, quotes: bool) -> Iterator[tuple[int, list[str]]]:
-    """Line on which each record begins, and its fields; none for a blank line."""
-    odd, where = False, 1
+def _records(
+    path: Path, lines: Iterable[str], separator: str, *, quotes: bool, first: int = 1
+) -> Iterator[tuple[int, list[str]]]:
+    """Line on which each record begins, and its fields; none for a blank line. first: number of the first line."""
+    odd, escapes, where = False, False, first
 
     def counted() -> Iterator[str]:
-        nonlocal odd
-        for line in io.StringIO(text, newline="\n"):
+        nonlocal odd, escapes
+        for line in lines:
             odd ^= line.count('"') % 2 == 1
+            escapes |= '\\"' in line
             yield line
 
     reader = csv.reader(
@@ -255,52 +274,67 @@ def _records(path: Path, text: str, separator: str, *, quotes: bool) -> Iterator
             if quotes and odd:
                 raise DataError(f"{path}, line {where}: a quote stands alone inside a field; {MEND_QUOTES}")
             yield where, record
-            where = reader.line_num + 1
+            where = first + reader.line_num
     except csv.Error as error:
-        escaped = "; its quotes are escaped by \\, write them twice" if '\\"' in text else ""
+        escaped = "; its quotes are escaped by \\, write them twice" if escapes else ""
         raise DataError(
             f"{path}, line {where}: a quoted field that starts here is not closed properly ({error}); "
             f"{MEND_QUOTES}{escaped}"
         ) from error
 
 
-def _by_record(path: Path, text: str, separator: str, dialect: Dialect) -> tuple[pl.DataFrame, int, int, int]:
-    """The records, and how many lines are header, blank, and inside quoted fields."""
-    names = list(dialect.names) if dialect.names is not None else None
-    header, blank, continued, after = 0, 0, 0, 0
-    numbers: list[int] = []
-    rows: list[list[str | None]] = []
-    parts: list[pl.DataFrame] = []
+class Records:
+    """Lines read record by record, slowly: with quotes, or where a line is not as the others.
 
-    def flush() -> None:
-        assert names is not None
-        columns = list(zip(*rows, strict=True)) or [()] * len(names)
-        data = {
-            name: pl.Series(name, list(values), dtype=pl.String) for name, values in zip(names, columns, strict=True)
-        }
-        parts.append(pl.DataFrame({ROW: pl.Series(ROW, numbers, dtype=pl.Int64), **data}))
-        numbers.clear()
-        rows.clear()
+    After `frames`: names, of the columns; header, the line on which they stand, 0 if they were given; blank, lines of
+    that kind; continued, lines inside quoted fields; ended, the line on which the last record begins.
+    """
 
-    lines = text.count("\n") + (not text.endswith("\n"))
-    for line, record in _records(path, text, separator, quotes=dialect.quotes):
-        continued += max(line - after - 1, 0)
-        after = line
-        if not record:
-            blank += 1
-        elif names is None:
-            names, header = record, 1
-            if (twice := _repeated(names)) is not None:
-                raise DataError(f"{path}, line {line}: column {twice!r} is in the header twice; rename one of them")
-        elif len(record) > len(names):
-            raise DataError(_misshapen(path, line, len(record), len(names), separator))
-        else:
-            rows.append([value or None for value in record] + [None] * (len(names) - len(record)))
-            numbers.append(line)
-            if len(rows) == _BLOCK:
-                flush()
-    continued += max(lines - after, 0)
-    if names is None:
-        raise DataError(f"{path}: the file is empty; a header line and rows are expected")
-    flush()
-    return pl.concat(parts), header, blank, continued
+    def __init__(
+        self,
+        path: Path,
+        lines: Iterable[str],
+        separator: str,
+        names: Sequence[str] | None,
+        *,
+        quotes: bool,
+        first: int = 1,
+    ) -> None:
+        self.path, self.separator = path, separator
+        self.names = None if names is None else list(names)
+        self.header = self.blank = self.continued = 0
+        self.ended = first - 1
+        self._lines = _records(path, lines, separator, quotes=quotes, first=first)
+
+    def frames(self, size: int = _BLOCK) -> Iterator[pl.DataFrame]:
+        """`ROW` and text columns of up to `size` records each; at least one frame."""
+        numbers: list[int] = []
+        rows: list[list[str | None]] = []
+        for line, record in self._lines:
+            self.continued += max(line - self.ended - 1, 0)
+            self.ended = line
+            if not record:
+                self.blank += 1
+            elif self.names is None:
+                self.names, self.header = record, line
+                if (twice := _repeated(self.names)) is not None:
+                    raise DataError(
+                        f"{self.path}, line {line}: column {twice!r} is in the header twice; rename one of them"
+                    )
+            elif len(record) > len(self.names):
+                raise DataError(_misshapen(self.path, line, len(record), len(self.names), self.separator))
+            else:
+                rows.append([value or None for value in record] + [None] * (len(self.names) - len(record)))
+                numbers.append(line)
+                if len(rows) == size:
+                    yield self._frame(numbers, rows)
+                    numbers, rows = [], []
+        if self.names is None:
+            raise DataError(f"{self.path}: the file is empty; a header line and rows are expected")
+        yield self._frame(numbers, rows)
+
+    def _frame(self, numbers: list[int], rows: list[list[str | None]]) -> pl.DataFrame:
+        assert self.names is not None
+        columns = list(zip(*rows, strict=True)) or [()] * len(self.names)
+        data = {name: pl.Series(name, list(v), dtype=pl.String) for name, v in zip(self.names, columns, strict=True)}
+        return pl.DataFrame({ROW: pl.Series(ROW, numbers, dtype=pl.Int64), **data})

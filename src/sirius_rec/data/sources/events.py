@@ -8,6 +8,7 @@ alone. Ties are therefore put in a seeded random order unless the file's order i
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ Ties = Literal["shuffle", "file"]
 __all__ = ["TIME", "EventLog", "Ordered", "Ties"]
 
 Codes = npt.NDArray[np.int32]
+Bits = npt.NDArray[np.uint64]
 
 
 class Codebook:
@@ -34,6 +36,9 @@ class Codebook:
 
     def __len__(self) -> int:
         return len(self._number)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._number)
 
     def add(self, texts: pl.Series) -> Codes:
         """int32 numbers of texts, which must not be null."""
@@ -47,15 +52,26 @@ class Codebook:
         """All texts by number."""
         return pl.Series(list(self._number), dtype=pl.String)
 
-    def hashes(self, salt: str) -> npt.NDArray[np.uint64]:
-        """64 bits per text, from the text and the salt alone."""
-        start = hashlib.blake2b(salt.encode(), digest_size=8)
-        digests = bytearray()
-        for text in self._number:
-            one = start.copy()
-            one.update(text.encode())
-            digests += one.digest()
-        return np.frombuffer(bytes(digests), dtype="<u8").astype(np.uint64)
+
+def text_hashes(texts: Iterable[str], salt: str) -> Bits:
+    """64 bits per text, from the text and the salt alone."""
+    start = hashlib.blake2b(salt.encode(), digest_size=8)
+    digests = bytearray()
+    for text in texts:
+        one = start.copy()
+        one.update(text.encode())
+        digests += one.digest()
+    return np.frombuffer(bytes(digests), dtype="<u8").astype(np.uint64)
+
+
+def user_hashes(users: Iterable[str], seed: int) -> Bits:
+    """What the order of a user's ties is drawn from, with `item_hashes`."""
+    return text_hashes(users, f"users {seed}")
+
+
+def item_hashes(items: Iterable[str], seed: int) -> Bits:
+    """What the place of an item in a tie is drawn from, with `user_hashes`."""
+    return text_hashes(items, f"items {seed}")
 
 
 @dataclass(frozen=True)
@@ -112,12 +128,15 @@ class EventLog:
                 thus not from the file; `file`: as they stand in the file.
         """
         user, item, time = self._gathered()
-        order = self._order(user, item, time, ties, seed)
+
+        def luck(who: Codes, what: Codes) -> Bits:
+            users, items = user_hashes(self._users, seed), item_hashes(self._items, seed)
+            return users[who] ^ items[what]
+
+        order = time_order(user, item, time, luck if ties == "shuffle" else None)
         user, item, time = user[order], item[order], time[order]
         del order
-        pair = user.astype(np.int64) * max(len(self._items), 1) + item
-        first = np.ones(pair.size, bool) if keep_repeats else pl.Series(pair).is_first_distinct().to_numpy()
-        del pair
+        first = first_of_pairs(user, item, len(self._items), keep_repeats)
         selected = first
         if min_user > 1:
             counts = np.bincount(user[first], minlength=len(self._users))
@@ -131,9 +150,8 @@ class EventLog:
                 TIMESTAMP: np.floor(time).astype(np.int64),
             }
         )
-        by = f"seeded shuffle, seed {seed}" if ties == "shuffle" else "order in the file"
         repeated, short = int((~first).sum()), int(first.sum() - selected.sum())
-        return Ordered(events, repeated, short, {"broken_by": by, **_ties(user, time)}, time_notes(time))
+        return Ordered(events, repeated, short, tie_notes(ties, seed, *count_ties(user, time)), time_notes(time))
 
     def _gathered(self) -> tuple[Codes, Codes, npt.NDArray[Any]]:
         """user, item and time of all events in the file's order."""
@@ -143,24 +161,33 @@ class EventLog:
         time = np.concatenate([part[2] for part in parts]) if parts else np.empty(0, np.int64)
         return user, item, time
 
-    def _order(self, user: Codes, item: Codes, time: npt.NDArray[Any], ties: Ties, seed: int) -> npt.NDArray[np.int64]:
-        """Positions by user, then time, then as `ties` says."""
-        key = user.astype(np.int64) << 32
-        key |= _ranks(time)
-        order: npt.NDArray[np.int64] = np.argsort(key, kind="stable")
-        if ties == "file":
-            return order
-        key = key[order]
-        same = np.r_[False, key[1:] == key[:-1]]
-        tied = np.flatnonzero(same | np.r_[same[1:], False])  # places in the order that ties fill
-        if not tied.size:
-            return order
-        group = np.cumsum(~same[tied])
-        del key, same
-        who, what = user[order[tied]], item[order[tied]]
-        luck = self._users.hashes(f"users {seed}")[who] ^ self._items.hashes(f"items {seed}")[what]
-        order[tied] = order[tied][np.lexsort((mix64(luck), group))]
+
+def time_order(
+    user: Codes, item: Codes, time: npt.NDArray[Any], luck: Callable[[Codes, Codes], Bits] | None
+) -> npt.NDArray[np.int64]:
+    """Positions of events by user, then time; equal ones by the luck of (users, items), or as they stand if None."""
+    key = user.astype(np.int64) << 32
+    key |= _ranks(time)
+    order: npt.NDArray[np.int64] = np.argsort(key, kind="stable")
+    if luck is None:
         return order
+    key = key[order]
+    same = np.r_[False, key[1:] == key[:-1]]
+    tied = np.flatnonzero(same | np.r_[same[1:], False])  # places in the order that ties fill
+    if not tied.size:
+        return order
+    group = np.cumsum(~same[tied])
+    del key, same
+    drawn = mix64(luck(user[order[tied]], item[order[tied]]))
+    order[tied] = order[tied][np.lexsort((drawn, group))]
+    return order
+
+
+def first_of_pairs(user: Codes, item: Codes, n_items: int, keep_repeats: bool = False) -> npt.NDArray[np.bool_]:
+    """Which events are their (user, item) pair's first; all where repeats are kept."""
+    if keep_repeats:
+        return np.ones(user.size, bool)
+    return pl.Series(user.astype(np.int64) * max(n_items, 1) + item).is_first_distinct().to_numpy()
 
 
 def _ranks(time: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
@@ -176,10 +203,16 @@ def _ranks(time: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     return ranks
 
 
-def _ties(user: Codes, time: npt.NDArray[Any]) -> dict[str, int]:
-    """How many events share user and time with another, and in how many groups; they are sorted by both."""
+def count_ties(user: Codes, time: npt.NDArray[Any]) -> tuple[int, int]:
+    """In how many groups events share user and time, and how many events do; they are sorted by both."""
     if not user.size:
-        return {"groups": 0, "rows": 0}
+        return 0, 0
     same = (user[1:] == user[:-1]) & (time[1:] == time[:-1])
     after, before = np.r_[False, same], np.r_[same, False]
-    return {"groups": int((before & ~after).sum()), "rows": int((before | after).sum())}
+    return int((before & ~after).sum()), int((before | after).sum())
+
+
+def tie_notes(ties: Ties, seed: int, groups: int, rows: int) -> dict[str, Any]:
+    """For dataset.json."""
+    by = f"seeded shuffle, seed {seed}" if ties == "shuffle" else "order in the file"
+    return {"broken_by": by, "groups": groups, "rows": rows}

@@ -52,6 +52,36 @@ def find_table(folder: Path, stem: str) -> Path:
     raise DataError(f"{folder}: {' and '.join(p.name for p in files)} are both there; name the one to use")
 
 
+def events_files(path: Path) -> tuple[Path, list[Path]]:
+    """Where a log's events are, as they are named to people, and the files that hold them, in order.
+
+    path: the file, or a folder with `interactions.*` or with a folder `interactions` of files of one kind; in such a
+    folder, names that begin with a dot or an underscore are passed over.
+
+    Raises:
+        DataError: nothing of it, or more than one, is there; the folder's files are of several kinds, or none.
+    """
+    if not path.is_dir():
+        return require_file(path, "events file"), [path]
+    parts = path / "interactions"
+    if not parts.is_dir():
+        found = find_table(path, "interactions")
+        return found, [found]
+    for suffix in TABLE_SUFFIXES:
+        if (path / f"interactions{suffix}").is_file():
+            raise DataError(f"{path}: the folder interactions and interactions{suffix} are both there; remove one")
+    named = sorted(file for file in parts.iterdir() if file.is_file() and file.name[0] not in "._")
+    kinds = {file: next((suffix for suffix in TABLE_SUFFIXES if file.name.endswith(suffix)), None) for file in named}
+    if not named:
+        raise DataError(f"{parts}: holds no files; put the log there, as {', '.join(TABLE_SUFFIXES)}")
+    for file, kind in kinds.items():
+        if kind is None:
+            raise DataError(f"{file}: is none of {', '.join(TABLE_SUFFIXES)}; move it out of the folder of events")
+        if kind != kinds[named[0]]:
+            raise DataError(f"{file}: is of another kind than {named[0].name}; keep files of one kind in a folder")
+    return parts, named
+
+
 @contextmanager
 def open_text(path: Path) -> Iterator[IO[str]]:
     """UTF-8 text of a plain or gzip file; a broken archive or encoding becomes a `DataError`."""
@@ -130,9 +160,14 @@ def check_names(option: str, given: Iterable[str], names: Sequence[str]) -> None
 def first_bad(frame: pl.DataFrame, path: Path, column: str, reason: str, fix: str) -> DataError:
     """A `DataError` naming the first row of `frame`, which holds the offending rows only, and how many there are."""
     row, value = frame.select(ROW, column).row(0)
-    more = f"; {frame.height} such rows" if frame.height > 1 else ""
-    return DataError(f"{place(path, row)}: {reason} {value!r}{more}; {fix}" if value is not None else
-                     f"{place(path, row)}: {reason}{more}; {fix}")  # fmt: skip
+    return bad_row(path, row, value, frame.height, reason, fix)
+
+
+def bad_row(path: Path, row: int, value: object, count: int, reason: str, fix: str) -> DataError:
+    """A `DataError` naming the first of `count` offending rows; a value of None is not shown."""
+    more = f"; {count} such rows" if count > 1 else ""
+    shown = "" if value is None else f" {value!r}"
+    return DataError(f"{place(path, row)}: {reason}{shown}{more}; {fix}")
 
 
 def check_choice(option: str, value: str, choices: Any) -> None:

@@ -5,7 +5,7 @@ Exporters write 1970, the year 1 or 2050 where they know no time; such an event 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -81,23 +81,62 @@ def _seconds(option: str, value: Moment) -> float | None:
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
+@dataclass(frozen=True)
+class Days:
+    """How many events fell on each day, and its first and last of them; all that `time_notes` needs of a log.
+
+    day: int64, ascending. first, last: seconds. count: int64.
+    """
+
+    table: pl.DataFrame
+
+    @classmethod
+    def of(cls, time: npt.NDArray[Any]) -> Days:
+        """Of times in any order."""
+        return cls.joined(
+            [cls(_by_day(pl.Series(TIME, time), pl.Series(TIME, time), pl.repeat(1, time.size, eager=True)))]
+        )
+
+    @classmethod
+    def joined(cls, parts: Iterable[Days]) -> Days:
+        """Of parts of a log, together."""
+        tables = [part.table for part in parts]
+        if not tables:
+            return cls.of(np.empty(0))
+        table = pl.concat(tables, how="vertical_relaxed")
+        return cls(_by_day(table["first"], table["last"], table["count"]).sort("day"))
+
+    def notes(self) -> dict[str, Any]:
+        """As `time_notes`."""
+        first, last, count = (self.table[name].to_numpy() for name in ("first", "last", "count"))
+        size = int(count.sum())
+        if not size:
+            return {"first": None, "last": None}
+        notes: dict[str, Any] = {"first": iso(first[0]), "last": iso(last[-1])}
+        gaps = np.flatnonzero(first[1:] - last[:-1] > _APART)  # behind these days
+        until = count.cumsum()
+        most = int(_FEW * size)
+        early = max((at for at in gaps if until[at] <= most), default=-1)
+        late = min((at for at in gaps if size - until[at] <= most), default=len(count) - 1)
+        if early == -1 and late == len(count) - 1 and gaps.size:
+            at = gaps[0]  # placeholders may be many; then all lie together, in a time that cannot be
+            early = at if last[at] < _YEAR and until[at] < size / 2 else -1
+        n_early, n_late = int(until[early]) if early >= 0 else 0, int(size - until[late])
+        if n_early or n_late:
+            others = {"first": iso(first[early + 1]), "last": iso(last[late])}
+            notes |= {"early": n_early, "late": n_late, "others": others}
+        return notes
+
+
+def _by_day(first: pl.Series, last: pl.Series, count: pl.Series) -> pl.DataFrame:
+    frame = pl.DataFrame({"first": first, "last": last, "count": count})
+    day = (pl.col("first") / 86_400).floor().cast(pl.Int64).alias("day")
+    return frame.group_by(day).agg(pl.col("first").min(), pl.col("last").max(), pl.col("count").sum().cast(pl.Int64))
+
+
 def time_notes(time: npt.NDArray[Any]) -> dict[str, Any]:
     """First and last moment, and the outliers: a fifth of the events or fewer, years before or after all the others."""
-    if not time.size:
-        return {"first": None, "last": None}
-    ordered = np.sort(time)
-    notes: dict[str, Any] = {"first": iso(ordered[0]), "last": iso(ordered[-1])}
-    gaps = np.flatnonzero(np.diff(ordered) > _APART)
-    most = int(_FEW * time.size)
-    early = max((int(at) + 1 for at in gaps if at + 1 <= most), default=0)
-    late = max((int(time.size - at - 1) for at in gaps if time.size - at - 1 <= most), default=0)
-    if not early + late and gaps.size:  # placeholders may be many; then all lie together, in a time that cannot be
-        at = int(gaps[0])
-        early = at + 1 if ordered[at] < _YEAR and at + 1 < time.size / 2 else 0
-    if early or late:
-        rest = ordered[early : time.size - late]
-        notes |= {"early": early, "late": late, "others": {"first": iso(rest[0]), "last": iso(rest[-1])}}
-    return notes
+    return Days.of(time).notes()
 
 
 def iso(seconds: float) -> str:

@@ -10,8 +10,6 @@ import multiprocessing
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -22,7 +20,8 @@ from sirius_rec.extras import require
 from sirius_rec.rankers.answers import Answered, Answering, Each, Part, ranking
 from sirius_rec.recipes.ranking import Served
 from sirius_rec.recipes.run import Run
-from sirius_rec.recipes.schedule import start_worker, workers_ignore_interrupts
+from sirius_rec.recipes.schedule import limit_threads
+from sirius_rec.workers import BrokenProcessPool, Workers
 
 _AHEAD = 2  # parts that are handed out for each worker: one is answered while the next one waits
 
@@ -67,7 +66,7 @@ class About:
 
 
 @dataclass(frozen=True)
-class Workers:
+class Answerers:
     about: About
     each: Each
 
@@ -78,8 +77,10 @@ def opened(path: str, load: Callable[..., Served], **options: Any) -> Served:
 
 
 @contextmanager
-def workers(loading: Loading, jobs: int | None, *, ray: bool = False, address: str | None = None) -> Iterator[Workers]:
-    """Workers for as long as the context lasts. jobs: how many; None is one here, and on Ray one per GPU or core.
+def answerers(
+    loading: Loading, jobs: int | None, *, ray: bool = False, address: str | None = None
+) -> Iterator[Answerers]:
+    """Answerers for as long as the context lasts. jobs: how many; None is one here, and on Ray one per GPU or core.
 
     address: of a Ray cluster; None starts one on this machine. ConfigError where Ray is not installed or not reached.
     """
@@ -87,7 +88,7 @@ def workers(loading: Loading, jobs: int | None, *, ray: bool = False, address: s
         with _on_ray(loading, jobs, address) as found:
             yield found
     elif jobs is None or jobs == 1:
-        yield Workers(loading.about, partial(map, loading.answering))
+        yield Answerers(loading.about, partial(map, loading.answering))
     else:
         with _processes(loading, jobs) as found:
             yield found
@@ -111,8 +112,8 @@ def _in_order(
 _MINE: list[Loading] = []  # of a worker process
 
 
-def _begin(parent: int, threads: int, loading: Loading, devices: list[str], turns: Any) -> None:
-    start_worker(parent, threads)
+def _begin(threads: int, loading: Loading, devices: list[str], turns: Any) -> None:
+    limit_threads(threads)
     if devices:
         with turns.get_lock():
             os.environ["CUDA_VISIBLE_DEVICES"] = devices[turns.value % len(devices)]
@@ -129,29 +130,27 @@ def _answer(part: Part) -> Answered:
 
 
 @contextmanager
-def _processes(loading: Loading, jobs: int) -> Iterator[Workers]:
-    context = multiprocessing.get_context("spawn")
+def _processes(loading: Loading, jobs: int) -> Iterator[Answerers]:
     threads = max(1, len(os.sched_getaffinity(0)) // jobs) if hasattr(os, "sched_getaffinity") else 1
-    given = (os.getpid(), threads, loading, _devices(), context.Value("i", 0))
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=given)
+    turns = multiprocessing.get_context("spawn").Value("i", 0)
+    pool = Workers(jobs, start=_begin, arguments=(threads, loading, _devices(), turns))
 
     def result(future: Any) -> Any:
         try:
+            while not pool.wait([future]):
+                pass
             return future.result()
         except BrokenProcessPool as error:
             raise RunError(
                 "a worker process has died (killed, or out of memory): start the same command again, with fewer --jobs"
             ) from error
 
-    def submit(task: Callable[..., Any], *arguments: Any) -> Any:
-        with workers_ignore_interrupts():  # a worker is started when there is something to do
-            return pool.submit(task, *arguments)
-
     try:
-        about = result(submit(_tell))
-        yield Workers(about, lambda parts: _in_order(parts, partial(submit, _answer), result, _AHEAD * jobs))
+        about = result(pool.submit(_tell))
+        each = partial(_in_order, submit=partial(pool.submit, _answer), result=result, ahead=_AHEAD * jobs)
+        yield Answerers(about, each)
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.end()
 
 
 def _devices() -> list[str]:
@@ -181,7 +180,7 @@ class _Actor:
 
 
 @contextmanager
-def _on_ray(loading: Loading, jobs: int | None, address: str | None) -> Iterator[Workers]:
+def _on_ray(loading: Loading, jobs: int | None, address: str | None) -> Iterator[Answerers]:
     require("ray")
     import ray
     from ray.exceptions import RayError, RayTaskError
@@ -219,6 +218,6 @@ def _on_ray(loading: Loading, jobs: int | None, address: str | None) -> Iterator
 
             return _in_order(parts, submit, lambda _: result(pool.get_next), _AHEAD * count)
 
-        yield Workers(about, each)
+        yield Answerers(about, each)
     finally:
         ray.shutdown()

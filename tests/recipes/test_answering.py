@@ -20,8 +20,8 @@ from sirius_rec.errors import ConfigError, DataError, RunError, ScoringError
 from sirius_rec.extras import missing
 from sirius_rec.rankers.answers import AnswerFile, Outcome, answer_file
 from sirius_rec.rankers.requests import Request
+from sirius_rec.recipes.answering import Answerers, Loading, answerers, opened
 from sirius_rec.recipes.ranking import Served, load_run_ranker
-from sirius_rec.recipes.workers import Loading, Workers, opened, workers
 
 needs_ray = pytest.mark.skipif(missing("ray") is not None, reason="needs Ray (extra ray)")
 
@@ -43,7 +43,7 @@ def sft(run: Any, **options: Any) -> Loading:
     return Loading(load, True, None, **options)
 
 
-def answered(them: Workers, source: Path, out: Path, part: int = 256) -> Outcome:
+def answered(them: Answerers, source: Path, out: Path, part: int = 256) -> Outcome:
     with AnswerFile(out, {}) as answers:
         outcome = answer_file(source, answers, them.each, part=part)
         answers.finish()
@@ -54,7 +54,7 @@ def answered(them: Workers, source: Path, out: Path, part: int = 256) -> Outcome
 def whole(trained: Any, tmp_path: Path) -> tuple[Path, bytes]:
     """600 requests, three parts of them, and their answers by one process."""
     source = requests_of(trained, tmp_path / "requests.jsonl", 600)
-    with workers(sft(trained), None) as them:
+    with answerers(sft(trained), None) as them:
         assert answered(them, source, tmp_path / "whole.jsonl").answered == 600
     return source, (tmp_path / "whole.jsonl").read_bytes()
 
@@ -118,11 +118,11 @@ def ids(path: Path) -> list[int]:
 
 def test_a_bad_line_ends_it_behind_its_predecessors(tmp_path: Path) -> None:
     source, out = lengths(tmp_path / "in", 60, {33: "bad"}), tmp_path / "out"
-    with workers(Loading(partial(slow_and_killed, str(tmp_path)), True, None), 2) as them:
+    with answerers(Loading(partial(slow_and_killed, str(tmp_path)), True, None), 2) as them:
         stops_and_goes_on(them, source, out)
 
 
-def stops_and_goes_on(them: Workers, source: Path, out: Path) -> None:
+def stops_and_goes_on(them: Answerers, source: Path, out: Path) -> None:
     """60 requests of which number 33 is bad, then mended."""
     with pytest.raises(DataError, match="line 34: a bad one"):
         answered(them, source, out, part=4)
@@ -134,13 +134,13 @@ def stops_and_goes_on(them: Workers, source: Path, out: Path) -> None:
 def test_errors_of_a_worker_are_those_of_one_process(tmp_path: Path) -> None:
     source = lengths(tmp_path / "in", 8, {})
     with (
-        workers(Loading(partial(not_finite, ""), True, None), 2) as them,
+        answerers(Loading(partial(not_finite, ""), True, None), 2) as them,
         pytest.raises(ScoringError, match="a score is not a finite number"),
     ):
         answered(them, source, tmp_path / "out")
     with (
         pytest.raises(RunError, match="no such method"),
-        workers(Loading(partial(cannot_be_loaded, ""), True, None), 2),
+        answerers(Loading(partial(cannot_be_loaded, ""), True, None), 2),
     ):
         pass
 
@@ -148,9 +148,9 @@ def test_errors_of_a_worker_are_those_of_one_process(tmp_path: Path) -> None:
 def test_a_killed_process_is_one_line_and_the_next_call_goes_on(tmp_path: Path) -> None:
     source, out = lengths(tmp_path / "in", 60, {41: "kill"}), tmp_path / "out"
     loading = Loading(partial(slow_and_killed, str(tmp_path)), True, None)
-    with workers(loading, 2) as them, pytest.raises(RunError, match=r"a worker process has died .*fewer --jobs"):
+    with answerers(loading, 2) as them, pytest.raises(RunError, match=r"a worker process has died .*fewer --jobs"):
         answered(them, source, out, part=4)
-    with workers(loading, 2) as them:
+    with answerers(loading, 2) as them:
         outcome = answered(them, source, out, part=4)
     assert 20 <= outcome.answered <= 44  # what was answered before is not answered again
     assert ids(out) == list(range(60))
@@ -166,7 +166,7 @@ def test_no_more_parts_are_read_than_are_under_way(tmp_path: Path) -> None:
             read += 1
             yield part
 
-    with workers(Loading(partial(slow_and_killed, str(tmp_path)), True, None), 2) as them:
+    with answerers(Loading(partial(slow_and_killed, str(tmp_path)), True, None), 2) as them:
         seen = 0
         with AnswerFile(tmp_path / "out", {}) as answers:
 
@@ -204,11 +204,11 @@ def test_ray_writes_what_one_process_does_and_an_actor_may_die(
     trained: Any, whole: tuple[Path, bytes], tmp_path: Path
 ) -> None:
     source, wanted = whole
-    with workers(sft(trained), 2, ray=True) as them:
+    with answerers(sft(trained), 2, ray=True) as them:
         assert answered(them, source, tmp_path / "ray.jsonl").answered == 600
     assert (tmp_path / "ray.jsonl").read_bytes() == wanted
     source, out = lengths(tmp_path / "in", 60, {33: "bad", 41: "kill"}), tmp_path / "out"
-    with workers(Loading(partial(slow_and_killed, str(tmp_path)), True, None), 2, ray=True) as them:
+    with answerers(Loading(partial(slow_and_killed, str(tmp_path)), True, None), 2, ray=True) as them:
         stops_and_goes_on(them, source, out)
     assert (tmp_path / "killed").exists()
 
@@ -224,7 +224,7 @@ def test_a_node_leaves_and_every_row_is_answered_once(tmp_path: Path) -> None:
         leaving = cluster.add_node(num_cpus=1)
         cluster.wait_for_nodes()
         loading = Loading(partial(slow_and_killed, str(tmp_path)), True, None)
-        with workers(loading, 3, ray=True, address=cluster.address) as them, AnswerFile(out, {}) as answers:
+        with answerers(loading, 3, ray=True, address=cluster.address) as them, AnswerFile(out, {}) as answers:
 
             def each(parts: Any) -> Iterator[Any]:
                 for n, found in enumerate(them.each(parts)):
@@ -247,6 +247,6 @@ def test_a_node_leaves_and_every_row_is_answered_once(tmp_path: Path) -> None:
 def test_no_cluster_there_is_one_line(tmp_path: Path) -> None:
     with (
         pytest.raises(ConfigError, match=r"--address auto: .*is the cluster up"),
-        workers(Loading(partial(slow_and_killed, ""), True, None), 1, ray=True, address="auto"),
+        answerers(Loading(partial(slow_and_killed, ""), True, None), 1, ray=True, address="auto"),
     ):
         pass

@@ -1,0 +1,89 @@
+"""What a preparation is asked for, checked before anything is read."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from sirius_rec.data.freezing import excludes
+from sirius_rec.data.options import INTERACTED_LEAKY, SlateOptions
+from sirius_rec.data.recipe import NO_OPTIONS
+from sirius_rec.data.sources import SOURCES
+from sirius_rec.errors import ConfigError
+from sirius_rec.schema import SPLITS, SlateName
+
+
+def check_request(
+    source: str,
+    input: Path | None,
+    options: Mapping[str, Any],
+    slates: Sequence[SlateOptions],
+    limits: Mapping[str, int],
+    seed: int,
+    split_kind: str,
+) -> None:
+    if source not in SOURCES:
+        raise ConfigError(f"source {source!r} is unknown; use one of {', '.join(SOURCES)}")
+    parameters = inspect.signature(SOURCES[source]).parameters
+    if input is None and parameters["path"].default is inspect.Parameter.empty:
+        raise ConfigError(f"source {source!r} needs an input; name its file or folder")
+    known = [name for name in parameters if name not in NO_OPTIONS]
+    for name in options:
+        if name not in known:
+            raise ConfigError(f"source {source!r} has no option {name!r}; it has {', '.join(known) or 'none'}")
+    _check_option_types(source, options)
+    _check_whole("seed", seed, 0)
+    for name, limit in limits.items():
+        if name not in SPLITS:
+            raise ConfigError(f"limit for split {name!r}: use some of {', '.join(SPLITS)}")
+        _check_whole(f"limit for {name}", limit, 1)
+    if split_kind != "user":  # with users split, only the rows say whether a source's own splits share users
+        excludes(slates, True)
+    names = [
+        str(SlateName(s, o.protocol, o.size or 0, o.seed, o.exclude == INTERACTED_LEAKY))
+        for o in slates
+        for s in o.splits
+    ]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"slates {name} are asked for twice; give one of them another size or seed")
+
+
+def _check_whole(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{name}={value!r} is not a whole number of at least {least}")
+
+
+def _check_option_types(source: str, options: Mapping[str, Any]) -> None:
+    """Raise a `ConfigError` for the first option whose value is not of the type in the signature of the source."""
+    hints = get_type_hints(SOURCES[source])
+    for name, value in options.items():
+        if name not in hints:  # of a source that says no types
+            continue
+        adapter = TypeAdapter(hints[name], config=ConfigDict(strict=True, allow_inf_nan=False))
+        try:
+            adapter.validate_python(value)
+        except ValidationError as error:
+            raise ConfigError(
+                f"source {source!r}: option {name}={value!r} is not {_in_words(hints[name])}; mend it or leave it out"
+            ) from error
+
+
+def _in_words(hint: Any) -> str:
+    """What a type of option accepts, for people.
+
+    >>> _in_words(float | None), _in_words(Literal["s", "ms"])
+    ('a number or null', 'one of s, ms')
+    """
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(get_args(hint))}"
+    if get_origin(hint) in (Union, types.UnionType):
+        parts = get_args(hint)  # a path may always be given as text
+        return " or ".join(_in_words(part) for part in parts if not (part is str and Path in parts))
+    words = {int: "a whole number", float: "a number", str: "text", Path: "a path", types.NoneType: "null"}
+    return words.get(hint, "a mapping of text to text" if get_origin(hint) is dict else str(hint))

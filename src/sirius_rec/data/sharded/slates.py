@@ -1,0 +1,131 @@
+"""Pass 5: of a part's rows those within the limits, and their slates."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from sirius_rec import atomic
+from sirius_rec.data.example_set import Windowed
+from sirius_rec.data.freezing import excluded_by, freeze
+from sirius_rec.data.options import DRAWN
+from sirius_rec.data.sharded.parts import EXAMPLES, read_part, selected
+from sirius_rec.data.sharded.plan import load_plan
+from sirius_rec.data.slates import Shortage, shortage
+from sirius_rec.data.statistics import row_counts
+from sirius_rec.data.store import ALL_TRAIN, check_slates, write_table
+from sirius_rec.errors import DataError
+from sirius_rec.schema import ROW_ID, SPLIT, SlateName
+
+Fault = Shortage | str
+
+
+def freeze_part(
+    plan_file: Path,
+    number: int,
+    names: Mapping[SlateName, str | None],
+    fingerprint: str,
+    n_items: int,
+    before: Mapping[str, int],
+    limited: Mapping[str, Path],
+    all_train: bool,
+) -> dict[str, Any]:
+    """Write a part's slates, and its examples where limits make them fewer, unless that was done before.
+
+    names: with what each set excludes. before: rows of each split in earlier parts. limited: files with the places,
+    among the rows of a split, of those that stay. all_train: write the train rows without their limit, too.
+
+    Returns:
+        counts: see `row_counts`, of the rows within the limits. faults: per name, of slates that cannot be made;
+        nothing is kept then.
+    """
+    plan = load_plan(plan_file)
+    target = plan.folder / "frozen" / f"{number:05d}"
+    if target.is_dir():
+        return {"counts": json.loads((target / "counts.json").read_text(encoding="utf-8")), "faults": {}}
+    rows = read_part(plan, number)
+    popularity = plan.folder / "popularity.npy"
+    count_I = np.load(popularity) if popularity.is_file() else None
+    try:
+        with atomic.replacing(target) as partial:
+            (partial / "slates").mkdir(parents=True)
+            if all_train:
+                write_table(rows.examples.filter(pl.col(SPLIT) == "train"), partial / f"{ALL_TRAIN}.parquet")
+            if limited:
+                kept = _within_limits(rows.examples, before, limited)
+                rows = Windowed(*selected(rows, kept), {})
+                write_table(rows.examples, partial / EXAMPLES)
+            faults: dict[SlateName, Fault] = {}
+            for name, exclude in names.items():
+                of_split = Windowed(*selected(rows, (rows.examples[SPLIT] == name.split).to_numpy()), {})
+                file = partial / "slates" / f"{name}.parquet"
+                if (fault := _freeze(of_split, name, exclude, n_items, fingerprint, count_I, file)) is not None:
+                    faults[name] = fault
+            counts = row_counts(rows.examples)
+            (partial / "counts.json").write_text(json.dumps(counts), encoding="utf-8")
+            if faults:
+                raise _NotKept
+    except _NotKept:
+        return {"counts": counts, "faults": faults}
+    return {"counts": counts, "faults": {}}
+
+
+class _NotKept(Exception):
+    """What cannot be made is told, and not kept."""
+
+
+def _freeze(
+    rows: Windowed,
+    name: SlateName,
+    exclude: str | None,
+    n_items: int,
+    fingerprint: str,
+    count_I: npt.NDArray[np.int64] | None,
+    file: Path,
+) -> Fault | None:
+    """Write the slates of rows of one split, or say why there are none."""
+    if name.protocol in DRAWN:
+        found = shortage(excluded_by(rows, exclude), rows.examples[ROW_ID].to_numpy(), n_items, name)
+        if found is not None:
+            return found
+    try:
+        frozen = freeze(rows, name, exclude, n_items=n_items, fingerprint=fingerprint, count_I=count_I)
+        if name.protocol not in (*DRAWN, "full") and frozen.height:  # what we draw is checked when it is read
+            check_slates(f"slates {name}", frozen, rows.examples, n_items)
+    except DataError as error:
+        return str(error)
+    write_table(frozen, file)
+    return None
+
+
+def _within_limits(
+    examples: pl.DataFrame, before: Mapping[str, int], limited: Mapping[str, Path]
+) -> npt.NDArray[np.bool_]:
+    split_R = examples[SPLIT].to_numpy()
+    keep = np.ones(len(split_R), dtype=bool)
+    for split, file in limited.items():
+        rows = np.flatnonzero(split_R == split)
+        places = np.load(file, mmap_mode="r")
+        start, stop = np.searchsorted(places, [before[split], before[split] + len(rows)])
+        keep[rows] = False
+        keep[rows[places[start:stop] - before[split]]] = True
+    return keep
+
+
+def raise_first(faults: Mapping[int, Mapping[SlateName, Fault]], names: Mapping[SlateName, Any], n_items: int) -> None:
+    """Raise a `DataError` for the first set of slates that some part cannot have. faults: by part."""
+    for name in names:
+        found = [faults[part][name] for part in sorted(faults) if name in faults[part]]
+        if not found:
+            continue
+        if isinstance(found[0], str):
+            raise DataError(found[0])
+        rows = sum(fault.rows for fault in found if isinstance(fault, Shortage))
+        raise replace(found[0], rows=rows).error(name, n_items)
