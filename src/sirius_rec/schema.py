@@ -4,7 +4,8 @@ Items have two names. `item_id` is the publisher's id, kept as text and shown to
 0 … n_items - 1, the row number in `items.parquet`; histories, targets and slates are lists of it.
 
     DATA/
-      items.parquet       item (int32, = row number), item_id (str), title (str, unique, not empty)
+      items.parquet       item (int32, = row number), item_id (str), title (str, unique, not empty), and the columns
+                          that option `fields` of a source asks for (str)
       examples.parquet    row_id (int64), user_id (str), history (list[int32], oldest first), target (int32),
                           timestamp (int64 seconds of the target, null where the source has none), split (str)
       slates/<split>-<protocol>-<size>-s<seed>.parquet

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sirius_rec.data.sources.amazon import load
-from sirius_rec.errors import DataError
+from sirius_rec.errors import ConfigError, DataError
 
 DAY = 86_400
 
@@ -126,3 +126,28 @@ def test_a_later_title_fills_an_empty_one_and_entities_escaped_twice_are_read(tm
     meta += '{"asin": "B2", "title": "Later"}\n'
     loaded = load(write(tmp_path, meta))
     assert dict(loaded.items.rows()) == {"B1": "Salt & Pepper", "B2": "C"}
+
+
+def test_fields_of_the_metadata_stay_with_the_catalogue(tmp_path: Path) -> None:
+    """Lists become text, entities are read, and the record with the title is the one that counts."""
+    meta = [
+        {
+            "asin": "B1",
+            "title": "Bear",
+            "categories": [["Toys", "Games &amp; Co"], ["Toys"]],
+            "price": 3.5,
+            "brand": " ",
+        },
+        {"asin": "B2", "brand": "Nobody"},
+        {"asin": "B2", "title": "Ball", "brand": "Acme", "price": None, "categories": []},
+    ]
+    write(tmp_path, "".join(f"{row!r}\n" for row in meta))
+    loaded = load(tmp_path, fields=["brand", "categories", "price"])
+    assert loaded.items.columns == ["item_id", "title", "brand", "categories", "price"]
+    assert loaded.items.rows() == [("B1", "Bear", None, "Toys, Games & Co", "3.5"), ("B2", "Ball", "Acme", None, None)]
+    assert load(tmp_path).items.columns == ["item_id", "title"]
+    with pytest.raises(ConfigError, match=r"no item of .*meta_Toys.json.gz has 'store'; leave it out"):
+        load(tmp_path, fields=["store"])
+    (tmp_path / "meta_Toys.json.gz").unlink()
+    with pytest.raises(ConfigError, match="option fields: there is no metadata file"):
+        load(tmp_path, fields=["brand"])

@@ -10,6 +10,8 @@ from typing import Any
 import polars as pl
 import pytest
 
+from sirius_rec.data.options import Sharding, SlateOptions, WindowOptions
+from sirius_rec.data.prepare import prepare
 from sirius_rec.data.sources.table import load
 from sirius_rec.errors import ConfigError, DataError
 
@@ -206,3 +208,31 @@ def test_parquet_columns_that_are_no_plain_values(tmp_path: Path, column: str, v
     with pytest.raises(DataError, match=rf"log.parquet: column '{column}' has type {dtype}") as caught:
         load(tmp_path / "log.parquet")
     assert "\n" not in str(caught.value)
+
+
+def test_fields_of_the_items_file_stay_with_the_catalogue(tmp_path: Path) -> None:
+    write(tmp_path, items="item_id,title,genre,year\na,Red,  Rock ,1999\nb,Blue,,\nc,Green,Jazz,2001\n")
+    assert load(tmp_path, fields=["year", "genre"]).items.rows() == [
+        ("a", "Red", "1999", "Rock"), ("b", "Blue", None, None), ("c", "Green", "2001", "Jazz")
+    ]  # fmt: skip
+    for fields, why in ((["brand"], r"has no column 'brand' \(has: genre, year\)"), (["title"], "a column of its own"),
+                        (["year", "year"], "asked for twice")):  # fmt: skip
+        with pytest.raises(ConfigError, match=why):
+            load(tmp_path, fields=fields)
+
+
+def test_fields_change_no_slates(tmp_path: Path) -> None:
+    """A prompt with another column is compared on the same candidates."""
+    rows = [f"u{k % 7},i{(k % 7 + 3 * (k // 7)) % 11},{k}" for k in range(60)]
+    items = "item_id,title,genre\n" + "".join(f"i{n},Title {n},g{n % 2}\n" for n in range(11))
+    write(tmp_path, "user_id,item_id,timestamp\n" + "\n".join(rows) + "\n", items)
+    shape = {"window": WindowOptions(max_history=3, min_history=1), "slates": [SlateOptions(size=3)]}
+    genre = {"fields": ["genre"]}
+    made = [
+        prepare("table", tmp_path, tmp_path / name, options=asked, sharding=sharding, **shape)
+        for name, asked, sharding in (("a", {}, None), ("b", genre, None), ("c", genre, Sharding(2)))
+    ]
+    assert made[1].items["genre"].to_list() == [f"g{n % 2}" for n in range(11)]
+    assert made[1].fingerprint == made[2].fingerprint != made[0].fingerprint
+    for name in made[0].slate_names:
+        assert made[1].slates(name).equals(made[0].slates(name))

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import polars as pl
 
 from sirius_rec.data.filtering import FilterStep, filter_events
+from sirius_rec.data.fingerprint import table_fingerprint
 from sirius_rec.data.options import WindowOptions
 from sirius_rec.data.slates import ExcludedItems, interacted_items, past_items
 from sirius_rec.data.splitting import by_time, by_user, leave_last_out
@@ -278,14 +279,19 @@ def from_examples(source: Examples, *, window: WindowOptions) -> ExampleSet:
 
 
 def number_items(catalogue: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, Any]]:
-    """item, item_id, title with titles made distinct, and what was renamed."""
+    """item, item_id, title with titles made distinct, further columns as they are; and what was renamed."""
     titles, renamed = distinct_titles(catalogue[TITLE].to_list())
     items = pl.DataFrame(
         {ITEM: np.arange(catalogue.height), ITEM_ID: catalogue[ITEM_ID], TITLE: titles},
         schema_overrides={ITEM: pl.Int32},
-    )
+    ).hstack(catalogue.select(pl.exclude(ITEM_ID, TITLE)).get_columns())
     changes = [{ITEM_ID: items[ITEM_ID][k], TITLE: titles[k]} for k in renamed]
     return items, {"renamed_to_be_distinct": len(renamed), "renamed": changes}
+
+
+def drawn_from(items: pl.DataFrame) -> str:
+    """The fingerprint of what slates are drawn from: further columns of the catalogue change no slates."""
+    return table_fingerprint(items.select(ITEM, ITEM_ID, TITLE))
 
 
 def check_no_filters(**least: int) -> None:

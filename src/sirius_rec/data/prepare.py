@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from sirius_rec.data.example_set import EXAMPLE_SCHEMA, ExampleSet, check_no_filters, from_examples, from_interactions
+from sirius_rec.data.example_set import (
+    EXAMPLE_SCHEMA,
+    ExampleSet,
+    check_no_filters,
+    drawn_from,
+    from_examples,
+    from_interactions,
+)
 from sirius_rec.data.fingerprint import combined_fingerprint, table_fingerprint
 from sirius_rec.data.freezing import description, excludes, freeze, slate_names, too_few_negatives
 from sirius_rec.data.options import FilterOptions, Sharding, SlateOptions, SplitOptions, WindowOptions
@@ -128,7 +135,7 @@ def prepare(
     if unusable == "drop":
         example_set = _with_negatives(example_set, slates, excluded)
     base = combined_fingerprint(
-        {"items": table_fingerprint(example_set.items), "examples": table_fingerprint(example_set.examples)}
+        {"items": drawn_from(example_set.items), "examples": table_fingerprint(example_set.examples)}
     )
     learns = any(option.protocol in _LEARNING for option in slates)  # before the limits, which are no reason to unlearn
     train = example_set.select(learns & (example_set.examples[SPLIT] == "train").to_numpy())

@@ -20,6 +20,7 @@ import numpy as np
 import polars as pl
 
 from sirius_rec import __version__, atomic
+from sirius_rec.data.example_set import drawn_from
 from sirius_rec.data.fingerprint import combined_fingerprint, files_fingerprint, table_fingerprint
 from sirius_rec.data.freezing import description, excludes, slate_names
 from sirius_rec.data.options import FilterOptions, Sharding, SlateOptions, SplitOptions, WindowOptions
@@ -269,7 +270,7 @@ class _Way:
             files = [self.plan.part(part) / EXAMPLES for part in range(n_parts)]
             atomic.write_text(file, files_fingerprint(files))
         examples = file.read_text(encoding="utf-8")
-        return combined_fingerprint({"items": table_fingerprint(items), "examples": examples})
+        return combined_fingerprint({"items": drawn_from(items), "examples": examples})
 
     def slates(
         self, fingerprint: str, parts: Sequence[Mapping[str, Any]], n_items: int, limits: Mapping[str, int]

@@ -19,6 +19,7 @@ from sirius_rec.data.sources.lines import MAX_MALFORMED, Account, check_share, k
 from sirius_rec.data.sources.literals import parse_either, parse_json
 from sirius_rec.data.sources.span import Moment, TimeSpan
 from sirius_rec.data.sources.timestamps import EARLIEST, LATEST
+from sirius_rec.errors import ConfigError
 from sirius_rec.progress import Advance
 from sirius_rec.schema import ITEM_ID, USER_ID, Interactions
 
@@ -34,6 +35,7 @@ def load(
     *,
     seed: int = 0,
     metadata: Path | str | None = None,
+    fields: list[str] | None = None,
     min_rating: float | None = None,
     missing_titles: MissingTitles = "drop",
     min_time: Moment = None,
@@ -54,6 +56,8 @@ def load(
         seed: of the order inside ties.
         metadata: `meta_CATEGORY.json[.gz]`, of 2023 `.jsonl[.gz]`; default the one beside the reviews. Without any,
             products go by their ASIN, which the notes say: such titles tell a language model nothing.
+        fields: of the metadata that the catalogue keeps, as text, for prompts (`prompts.fields`): of 2023 `store`,
+            `main_category`, `categories`, `price`, of 2014 `brand`, `categories`, `price`.
         min_rating: reviews rated lower are dropped.
         missing_titles: products that the metadata gives no title are an 'error', 'drop'ped, or shown by their 'id'.
         min_time, max_time: events before or after are dropped and counted, as if they had never happened; a date (UTC)
@@ -77,7 +81,10 @@ def load(
     if titles_path is not None:
         require_file(titles_path, "metadata file")
     missing: MissingTitles = "id" if titles_path is None else missing_titles
-    dump = Dump(reviews, titles_path, "reviews", "product", seed, missing, ties, max_malformed, advance, span)
+    if fields and titles_path is None:
+        raise ConfigError("option fields: there is no metadata file; name it with option metadata, or leave fields out")
+    kept: dict[str, dict[str, str]] = {name: {} for name in fields or ()}
+    dump = Dump(reviews, titles_path, "reviews", "product", seed, missing, ties, max_malformed, advance, span, kept)
     new = _is_2023(reviews)
     if reviews.name.endswith((".csv", ".csv.gz")):
         frames = _ratings(dump)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,11 +28,13 @@ def gather_titles(
     wanted: Container[str] | None = None,
     max_malformed: float,
     advance: Advance | None = None,
+    fields: dict[str, dict[str, str]] | None = None,
 ) -> tuple[dict[str, str], Account]:
     """id → title ("" where the record has none) of a file with one record per line; a repeated id keeps its first
     title.
 
-    wanted: the ids to keep; a catalogue may hold millions of items that no event names.
+    wanted: the ids to keep; a catalogue may hold millions of items that no event names. fields: by name of a field, to
+    be filled: id → its text, of the record that the title is of.
 
     Raises:
         DataError: too many malformed lines.
@@ -54,13 +56,39 @@ def gather_titles(
             elif wanted is not None and item not in wanted:
                 account.drop("without events")
             elif item in titles:
-                titles[item] = titles[item] or title
+                if title and not titles[item]:
+                    titles[item] = title
+                    _fill(fields, item, record)
                 account.drop(f"repeated {id_field}")
             else:
                 titles[item] = title
+                _fill(fields, item, record)
                 account.kept += 1
     account.check(max_malformed)
     return titles, account
+
+
+def _fill(fields: Mapping[str, dict[str, str]] | None, item: str, record: Mapping[str, Any]) -> None:
+    for name, texts in (fields or {}).items():
+        if text := field_text(record.get(name)):
+            texts[item] = text
+
+
+def field_text(value: Any) -> str:
+    """What a field of a record says, as text of one line: lists and lists of lists by commas, each entry once.
+
+    >>> field_text([["Books", "Art &amp; Music"], ["Books"]])
+    'Books, Art & Music'
+    """
+    return ", ".join(dict.fromkeys(_entries(value)))
+
+
+def _entries(value: Any) -> Iterator[str]:
+    if isinstance(value, list | tuple):
+        for entry in value:
+            yield from _entries(entry)
+    elif isinstance(value, str | int | float) and not isinstance(value, bool) and str(value).strip():
+        yield " ".join(_unescaped(str(value)).split())
 
 
 def read_id_names(folder: Path, names: Path | str | None, max_malformed: float) -> tuple[pl.DataFrame, Path, Account]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from sirius_rec.data.sources.events import TIME, EventLog, Ties
 from sirius_rec.data.sources.files import file_note, require_file
 from sirius_rec.data.sources.lines import Account, keep, number_of, only_one, records, reject, text_id
 from sirius_rec.data.sources.span import OUTSIDE, TimeSpan
-from sirius_rec.errors import DataError
+from sirius_rec.errors import ConfigError, DataError
 from sirius_rec.progress import Advance
 from sirius_rec.schema import ITEM_ID, RATING, USER_ID, Interactions
 
@@ -49,7 +49,10 @@ def date_text(record: Record, *names: str, example: str) -> str | None:
 
 @dataclass
 class Dump:
-    """The two files of a dump, the words for what they hold ("reviews" of a "game"), and the options of all dumps."""
+    """The two files of a dump, the words for what they hold ("reviews" of a "game"), and the options of all dumps.
+
+    fields: further fields of the records with titles that the catalogue keeps, each to be filled.
+    """
 
     path: Path
     titles_path: Path | None
@@ -61,6 +64,7 @@ class Dump:
     max_malformed: float
     advance: Advance | None
     span: TimeSpan
+    fields: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.account = Account(self.path)
@@ -98,7 +102,7 @@ class Dump:
         assert self.titles_path is not None
         titles, account = gather_titles(
             self.titles_path, decode, id_field, names, wanted=wanted, max_malformed=self.max_malformed,
-            advance=self.advance,
+            advance=self.advance, fields=self.fields,
         )  # fmt: skip
         return titles, [account]
 
@@ -129,6 +133,11 @@ class Dump:
             raise DataError(f"{self.path}: {left}; dropped: {dict(account.dropped)}")
         seen = events[ITEM_ID].unique(maintain_order=True)
         items, item_notes = titled_items(seen, of_items, self.missing_titles, self.titles_path or self.path)
+        for name, texts in self.fields.items():
+            if not texts:
+                raise ConfigError(f"option fields: no item of {self.titles_path} has {name!r}; leave it out")
+            values = [texts.get(item) for item in items[ITEM_ID].to_list()]
+            items = items.with_columns(pl.Series(name, values, dtype=pl.String))
         titled = events.filter(pl.col(ITEM_ID).is_in(items[ITEM_ID].implode()))
         account.drop(f"{self.item} without title", events.height - titled.height)
         account.kept = titled.height

@@ -15,7 +15,7 @@ import polars as pl
 from sirius_rec.data.sources.csv_table import ROW, SEPARATORS, Dialect, Table, headerless, is_time, read_csv
 from sirius_rec.data.titles import collapse_whitespace
 from sirius_rec.errors import ConfigError, DataError
-from sirius_rec.schema import ITEM_ID, RATING, TIMESTAMP, TITLE, USER_ID
+from sirius_rec.schema import ITEM, ITEM_ID, RATING, TIMESTAMP, TITLE, USER_ID
 
 TABLE_SUFFIXES: tuple[str, ...] = (".parquet", ".csv", ".csv.gz", ".tsv", ".tsv.gz")
 _ATOMIC_SUFFIXES = {"interactions": ".inter", "items": ".item"}  # RecBole's files have the data set's name as stem
@@ -176,14 +176,35 @@ def check_choice(option: str, value: str, choices: Any) -> None:
         raise ConfigError(f"{option}={value!r} is not one of {', '.join(get_args(choices))}")
 
 
+def check_fields(fields: Sequence[str], where: Path | str, known: Sequence[str]) -> None:
+    """Raise a `ConfigError` for a field that is asked for twice, is not there, or has the name of a column of ours."""
+    for name in fields:
+        if name in (ITEM, ITEM_ID, TITLE):
+            raise ConfigError(f"option fields: {name!r} is what this package calls a column of its own; leave it out")
+        if name not in known:
+            has = short_list(known) or "no others"
+            raise ConfigError(f"option fields: {where} has no column {name!r} (has: {has}); leave it out")
+        if list(fields).count(name) > 1:
+            raise ConfigError(f"option fields: {name!r} is asked for twice")
+
+
+def field_texts(values: pl.Series) -> pl.Series:
+    """A column beside the titles, as text of one line; null where there is nothing."""
+    tidy, _ = collapse_whitespace(values.cast(pl.String).fill_null(""))
+    return pl.select(pl.when(tidy != "").then(tidy)).to_series().alias(values.name)
+
+
 def load_items(
     path: Path,
     columns: dict[str, str],
     missing_titles: OnFault,
     dialect: Dialect = Dialect(),
     bad_rows: OnFault = "error",
+    fields: Sequence[str] = (),
 ) -> tuple[pl.DataFrame, list[str], dict[str, Any]]:
     """The catalogue: item_id (text, unique) and title (not empty, white space collapsed), in file order.
+
+    fields: further columns of the file to keep, as text; null where they are empty.
 
     Returns:
         items, the ids dropped for want of a title, and counts for the notes.
@@ -197,7 +218,9 @@ def load_items(
     table = read_table(require_file(path, "items file"), dialect, names.values())
     raw = table.frame
     require_columns(raw, path, names, "item_columns")
-    frame = raw.select(ROW, *(pl.col(theirs).cast(pl.String).alias(ours) for ours, theirs in names.items()))
+    check_fields(fields, path, [name for name in raw.columns if name not in (ROW, *names.values())])
+    kept = {**names, **{name: name for name in fields}}
+    frame = raw.select(ROW, *(pl.col(theirs).cast(pl.String).alias(ours) for ours, theirs in kept.items()))
     frame = frame.with_columns(pl.col(ITEM_ID).str.strip_chars())
     if bad_rows == "drop":
         titled = pl.col(TITLE).fill_null("").str.strip_chars() != ""
@@ -213,7 +236,8 @@ def load_items(
     untitled = frame.filter(pl.col(TITLE) == "")
     if untitled.height and missing_titles == "error":
         raise first_bad(untitled, path, ITEM_ID, "empty title of item", "add it, or set missing_titles: drop")
-    items = frame.filter(pl.col(TITLE) != "").select(ITEM_ID, TITLE)
+    frame = frame.with_columns(field_texts(frame[name]) for name in fields)
+    items = frame.filter(pl.col(TITLE) != "").select(ITEM_ID, TITLE, *fields)
     if not items.height:
         raise DataError(f"{path}: no items; a catalogue of at least one titled item is needed")
     notes = {

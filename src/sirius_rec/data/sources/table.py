@@ -42,6 +42,7 @@ def load(
     item_separator: str | None = None,
     item_names: list[str] | None = None,
     item_encoding: str | None = None,
+    fields: list[str] | None = None,
     where: Where | None = None,
     timestamp_unit: Unit = "auto",
     min_rating: float | None = None,
@@ -66,6 +67,7 @@ def load(
             bars; UTF-8, UTF-16 with its mark, else cp1252. RecBole's headers (`user_id:token`) lose their types.
         names: of all columns, in their order, for a file without a header line.
         item_separator, item_names, item_encoding: the same for the items file.
+        fields: further columns of the items file that the catalogue keeps, as text, for prompts (`prompts.fields`).
         where: column of the file → the value, or list of values, that a row must have; the others are dropped and
             counted (`where: {event: purchase}`).
         timestamp_unit: see `timestamps.to_seconds`.
@@ -88,8 +90,8 @@ def load(
     table = open_table(
         path, items=items, columns=columns, item_columns=item_columns, separator=separator, names=names,
         encoding=encoding, item_separator=item_separator, item_names=item_names, item_encoding=item_encoding,
-        where=where, timestamp_unit=timestamp_unit, min_rating=min_rating, min_time=min_time, max_time=max_time,
-        bad_rows=bad_rows, missing_titles=missing_titles, unknown_items=unknown_items,
+        fields=fields, where=where, timestamp_unit=timestamp_unit, min_rating=min_rating, min_time=min_time,
+        max_time=max_time, bad_rows=bad_rows, missing_titles=missing_titles, unknown_items=unknown_items,
     )  # fmt: skip
     check_choice("ties", ties, Ties)
     rules, tally, formats, parts = table.rules, Tally(Account(table.path)), [], []
@@ -197,6 +199,7 @@ def open_table(
     item_separator: str | None = None,
     item_names: list[str] | None = None,
     item_encoding: str | None = None,
+    fields: list[str] | None = None,
     where: Where | None = None,
     timestamp_unit: Unit = "auto",
     min_rating: float | None = None,
@@ -216,7 +219,9 @@ def open_table(
     events_path, files = events_files(Path(path))
     items_path = Path(items) if items is not None else find_table(events_path.parent, "items")
     of_items = Dialect(item_separator, item_names, item_encoding)
-    catalogue, untitled, notes = load_items(items_path, dict(item_columns or {}), missing_titles, of_items, bad_rows)
+    catalogue, untitled, notes = load_items(
+        items_path, dict(item_columns or {}), missing_titles, of_items, bad_rows, fields or ()
+    )
     rules = Rules(
         columns=dict(columns or {}),
         where=dict(where or {}),
