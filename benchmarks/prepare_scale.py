@@ -92,8 +92,6 @@ def one(folder: Path, shards: int, jobs: int) -> dict[str, Any]:
             slates=(SlateOptions(),),
             sharding=Sharding(shards, jobs) if shards else None,
             progress=say,
-                (line.split("/")[0].split(":")[0].strip(), time.perf_counter() - start)
-            ),
         )
     seconds = time.perf_counter() - start
     ends = [at for _, at in stages[1:]] + [seconds]
