@@ -127,6 +127,9 @@ def test_what_shards_cannot_do_is_refused(log: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="ties='random'"):
         prepare("table", log, tmp_path / "a", options={"ties": "random"}, sharding=SMALL)
     assert list(tmp_path.iterdir()) == []
+    for wrong in ({"shards": 0}, {"shards": 3, "jobs": 0}, {"shards": 70_000}):
+        with pytest.raises(ConfigError, match=r"is not a whole number of at least 1|more than 65,536"):
+            Sharding(**wrong)
 
 
 def command(log: Path, out: Path, jobs: int) -> list[str]:
