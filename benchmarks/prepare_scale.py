@@ -1,13 +1,17 @@
-"""How long preparing a generated log takes and how much memory it needs, from 1 to 20 million interactions.
+"""How long preparing a generated log takes and how much memory it needs, from 5 to 100 million interactions.
 
-python benchmarks/prepare_scale.py [--quick] [--out FILE]
+python benchmarks/prepare_scale.py [--quick] [--sizes N ...] [--jobs J] [--shards S] [--folder DIR] [--out FILE]
 
-Each size runs in a process of its own, so that its peak memory is its own. The log: users with a geometric number of
-events (mean 50), items by Zipf's law, seconds as timestamps, several events in a second (ties), rows in order of time.
-Preparing means all of it: read CSV, break ties, 5-core, split by user, window, freeze uniform slates of 20 for every
-row of train, val and test, fingerprint, write. Beside that, how long a raw gzip dump takes to read, and with which
-memory, at two lengths. `--quick` runs a tenth of every size. The load average before each part stands beside its
-figures: where other work keeps the cores busy, seconds are an upper bound.
+Each size runs in a process of its own (and the workers that it starts), so that its peak memory is its own: the sum
+over the processes of what they hold, sampled five times a second; `peak_mib` counts files that are mapped into memory,
+too, `peak_anonymous_mib` what nothing else could use. The log: users with a geometric number of events (mean 50), items
+by Zipf's law, seconds as timestamps, several events in a second (ties), rows in order of time. Preparing means all of
+it: read CSV, break ties, 5-core, split by user, window, freeze uniform slates of 20 for every row of train, val and
+test, fingerprint, write; in shards of some two million events with `--jobs` processes, and at up to 5 million events
+also held in memory, where the outcome must be the same. Beside that, how long a raw gzip dump takes to read, and with
+which memory, at two lengths. `--quick` runs a tenth of every size. The load average before each part stands beside its
+figures: where other work keeps the cores busy, seconds are an upper bound, and `cpu_seconds` (of all processes) say
+more. 100 million need some 15 GB of disk in `--folder`.
 """
 
 from __future__ import annotations
@@ -21,15 +25,20 @@ import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-SIZES = (1_000_000, 5_000_000, 10_000_000, 20_000_000)
+SIZES = (5_000_000, 20_000_000, 100_000_000)
+IN_MEMORY = 5_000_000  # the largest log that is held in memory, too
+CHUNK = 5_000_000  # events that are generated at once
+PER_SHARD = 2_000_000
 USERS_PER_EVENT, N_ITEMS = 1 / 50, 50_000
 STREAMS = (500_000, 2_000_000)
 SLATE_ROWS, SLATE_SIZE = 100_000, 100
@@ -41,51 +50,111 @@ def write_log(folder: Path, events: int, seed: int = 0) -> None:
     users = max(10, int(events * USERS_PER_EVENT))
     items = min(N_ITEMS, max(1000, events // 20))
     weight = 1 / np.arange(1, items + 1) ** 0.8
-    item = rng.choice(items, size=events, p=weight / weight.sum()).astype(np.int32)
-    item = rng.permutation(items).astype(np.int32)[item]
-    activity = rng.exponential(size=users)
-    user = rng.choice(users, size=events, p=activity / activity.sum()).astype(np.int32)
-    when = 1_500_000_000 + np.sort(rng.integers(0, max(1000, events // 3), events))
-    text = pl.DataFrame({"user_id": user, "item_id": item, "timestamp": when}).select(
-        pl.format("user{}", "user_id").alias("user_id"), pl.format("item{}", "item_id").alias("item_id"), "timestamp"
-    )
-    text.write_csv(folder / "interactions.csv")
-    numbers = pl.int_range(items, eager=True).alias("item_id")
-    frame = numbers.to_frame().select(
+    numbers, activity, start = None, None, 1_500_000_000
+    with (folder / "interactions.csv").open("wb") as file:
+        for done in range(0, events, CHUNK):
+            size = min(CHUNK, events - done)
+            item = rng.choice(items, size=size, p=weight / weight.sum()).astype(np.int32)
+            if numbers is None or activity is None:
+                numbers, activity = rng.permutation(items).astype(np.int32), rng.exponential(size=users)
+            user = rng.choice(users, size=size, p=activity / activity.sum()).astype(np.int32)
+            when = start + np.sort(rng.integers(0, max(1000, size // 3), size))
+            start += max(1000, size // 3)
+            frame = pl.DataFrame({"user_id": user, "item_id": numbers[item], "timestamp": when})
+            frame.select(
+                pl.format("user{}", "user_id").alias("user_id"),
+                pl.format("item{}", "item_id").alias("item_id"),
+                "timestamp",
+            ).write_csv(file, include_header=not done)
+    listed = pl.int_range(items, eager=True).alias("item_id").to_frame()
+    listed.select(
         pl.format("item{}", "item_id").alias("item_id"), pl.format("Title number {}", "item_id").alias("title")
-    )
-    frame.write_csv(folder / "items.csv")
+    ).write_csv(folder / "items.csv")
 
 
-def one(folder: Path) -> dict[str, Any]:
-    """Prepare the log in `folder`; seconds and peak memory of this process."""
-    from sirius_rec.data.options import FilterOptions, SlateOptions
+def one(folder: Path, shards: int, jobs: int) -> dict[str, Any]:
+    """Prepare the log in `folder`, held in memory if there are no shards; seconds and peak memory."""
+    from sirius_rec.data.options import FilterOptions, Sharding, SlateOptions
     from sirius_rec.data.prepare import prepare
 
     stages: list[tuple[str, float]] = []
     start = time.perf_counter()
-    dataset = prepare(
-        "table",
-        folder,
-        folder / "out",
-        filter=FilterOptions(min_item=5, min_user=5),
-        slates=(SlateOptions(),),
-        progress=lambda line: stages.append((line.split("/")[0].strip(), time.perf_counter() - start)),
-    )
+
+    def say(line: str) -> None:
+        stages.append((line.split("/")[0].split(":")[0].strip(), time.perf_counter() - start))
+
+    with PeakMemory() as peak:
+        dataset = prepare(
+            "table",
+            folder,
+            folder / ("sharded" if shards else "memory"),
+            filter=FilterOptions(min_item=5, min_user=5),
+            slates=(SlateOptions(),),
+            sharding=Sharding(shards, jobs) if shards else None,
+            progress=say,
+        )
     seconds = time.perf_counter() - start
     ends = [at for _, at in stages[1:]] + [seconds]
+    taken: dict[str, float] = {}
+    for (name, at), end in zip(stages, ends, strict=True):  # a pass says several lines
+        taken[name] = round(taken.get(name, 0) + end - at, 2)
     numbers = dataset.info["statistics"]
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return {
+        "shards": shards,
+        "jobs": jobs,
         "seconds": round(seconds, 2),
-        "cpu_seconds": round(time.process_time(), 2),
-        "peak_mib": peak_mib(),
-        "stages": {name: round(end - at, 2) for (name, at), end in zip(stages, ends, strict=True)},
+        "cpu_seconds": round(sum(one.ru_utime + one.ru_stime for one in usage), 2),
+        "peak_mib": peak.whole,
+        "peak_anonymous_mib": peak.anonymous,
+        "stages": taken,
         "rows": numbers["rows"],
         "n_users": numbers["n_users"],
         "n_items": numbers["n_items"],
         "n_interactions": numbers["n_interactions"],
         "fingerprint": dataset.fingerprint,
     }
+
+
+class PeakMemory:
+    """The most that this process and its children held, together; memory that they share is counted once."""
+
+    def __init__(self) -> None:
+        self.whole = self.anonymous = 0
+        self._ended = threading.Event()
+
+    def __enter__(self) -> PeakMemory:
+        threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+        self.whole = self.whole or peak_mib()  # where the system does not tell
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.2):
+            whole, anonymous = (sum(column) // 1024 for column in zip(*map(_held, _family()), strict=True))
+            self.whole, self.anonymous = max(self.whole, whole), max(self.anonymous, anonymous)
+
+
+def _family() -> list[int]:
+    """This process and its children's children."""
+    found, new = [os.getpid()], [os.getpid()]
+    while new:
+        tasks = Path(f"/proc/{new.pop()}/task")
+        with suppress(OSError):
+            below = [int(child) for task in tasks.iterdir() for child in (task / "children").read_text().split()]
+            found, new = found + below, new + below
+    return found
+
+
+def _held(process: int) -> tuple[int, int]:
+    """kB of a process: its share of all that it maps, and of what is in no file."""
+    with suppress(OSError):
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+        sizes = {line.split(":")[0]: int(line.split()[1]) for line in lines[1:]}
+        return sizes["Pss"], sizes["Pss"] - sizes.get("Pss_File", 0)
+    return 0, 0
 
 
 def write_dump(folder: Path, lines: int, seed: int = 0) -> None:
@@ -174,12 +243,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="a tenth of every size")
     parser.add_argument("--sizes", type=int, nargs="+", default=None, help="numbers of interactions")
     parser.add_argument("--out", type=Path, help="write the JSON here too")
+    parser.add_argument("--jobs", type=int, default=2, help="processes")
+    parser.add_argument("--shards", type=int, help="instead of one for two million events")
+    parser.add_argument("--folder", type=Path, help="where logs and datasets are written; default: the temporary one")
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--slates", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--stream", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.one:
-        print(json.dumps(one(options.one)))
+        print(json.dumps(one(options.one, options.shards, options.jobs)))
         return
     if options.slates:
         print(json.dumps(slates(options.slates)))
@@ -208,13 +280,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
             outcome["stream"].append(measured)
         print(json.dumps(outcome["stream"][-1]), file=sys.stderr)
     for size in options.sizes or [size // share for size in SIZES]:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             write_log(Path(folder), size)
             size_mib = (Path(folder) / "interactions.csv").stat().st_size / 2**20
-            measured = {"interactions": size, "csv_mib": round(size_mib), "load_before": _load()}
-            measured |= _child("--one", folder)
-        outcome["prepare"].append(measured)
-        print(json.dumps(measured), file=sys.stderr)
+            shards = options.shards or max(1, -(-size // PER_SHARD))
+            for count in (shards, *([0] if size <= IN_MEMORY else [])):
+                measured = {"interactions": size, "csv_mib": round(size_mib), "load_before": _load()}
+                measured |= _child("--one", folder, "--shards", str(count), "--jobs", str(options.jobs))
+                outcome["prepare"].append(measured)
+                print(json.dumps(measured), file=sys.stderr)
+        if size <= IN_MEMORY:
+            sharded, held = outcome["prepare"][-2:]
+            assert sharded["fingerprint"] == held["fingerprint"], "the outcome depends on the shards"
     text = json.dumps(outcome, indent=1)
     print(text)
     if options.out:

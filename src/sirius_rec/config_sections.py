@@ -30,7 +30,11 @@ class DataSection(Options):
     prepared: a folder that `sirius prepare` made with this very section, taken over with its frozen slates.
     unusable: rows and items that cannot be used (no title, one longer than `max_title` characters, unknown items, times
         that do not parse) stop the preparation, or are dropped and counted; options of a source say it one by one.
+    shards: for logs beyond the memory (source `table`): their users are divided into so many, some two million events
+        each (docs/scale.md), by compute.jobs processes; null holds the whole log. The result is the same.
     """
+
+    HOW: ClassVar[frozenset[str]] = frozenset({"shards"})
 
     source: str = "simulated"
     input: HomePath | None = None
@@ -44,6 +48,7 @@ class DataSection(Options):
     limits: dict[Literal["train", "val", "test"], Positive] = Field(default_factory=dict)
     unusable: Literal["refuse", "drop"] = "refuse"
     max_title: Positive | None = None
+    shards: Positive | None = None
 
 
 class OwnTemplate(Options):
@@ -333,8 +338,8 @@ class TuneSection(Options):
 
 
 class ComputeSection(Options):
-    """jobs: how many trainings run side by side, each with `threads` CPU threads. Device, jobs and threads change
-    results by rounding alone."""
+    """jobs: how many trainings run side by side, each with `threads` CPU threads, or processes that prepare shards.
+    Device, jobs and threads change results by rounding alone."""
 
     HOW: ClassVar[frozenset[str]] = frozenset({"device", "jobs", "threads"})
 

@@ -13,6 +13,9 @@ Items have two names. `item_id` is the publisher's id, kept as text and shown to
                           of protocol full in their place excluded (list[int32]): all others are candidates
       truth/<same name>.parquet   only for simulated worlds: row_id, utility (list[float64], aligned with candidates)
       dataset.json        statistics, filters, provenance, fingerprints
+
+A large table is a folder of that name in place of the file, `examples.parquet/part-00000.parquet` …: one behind the
+other its parts are the table.
 """
 
 from __future__ import annotations

@@ -13,11 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sirius_rec.data.checking import check_lines
+from sirius_rec.data.options import SlateOptions, SplitOptions, WindowOptions
+from sirius_rec.data.prepare import prepare
 from sirius_rec.data.sources.csv_table import ROW
 from sirius_rec.data.sources.span import Days, iso, time_notes
 from sirius_rec.data.sources.table import load
 from sirius_rec.data.sources.timestamps import Evidence, evidence, to_seconds
-from sirius_rec.errors import DataError
+from sirius_rec.errors import DataError, RunError
 from sirius_rec.schema import TIMESTAMP
 
 HEAD = "user_id,item_id,timestamp\n"
@@ -155,3 +157,15 @@ def test_days_of_parts_give_the_notes_of_all_times(times: list[float], cut: int)
     expected = naive_notes(times)
     assert time_notes(np.array(times)) == expected
     assert Days.joined([Days.of(np.array(times[:cut])), Days.of(np.array(times[cut:]))]).notes() == expected
+
+
+def test_a_file_that_joins_the_folder_later_is_noticed(tmp_path: Path) -> None:
+    rows = "".join(f"u{k % 3},{item},{k}\n" for k in range(9) for item in "abc")
+    window, slates = WindowOptions(max_history=1, min_history=1), (SlateOptions(size=2, splits=("train",)),)
+    folder = parts(tmp_path / "log", [rows])
+    asked: dict[str, Any] = {"window": window, "slates": slates, "split": SplitOptions(kind="leave_last_out")}
+    prepare("table", folder, tmp_path / "out", **asked)
+    prepare("table", folder, tmp_path / "out", **asked)
+    (folder / "interactions" / "part-1.csv").write_text(f"{HEAD}u9,a,1\n")
+    with pytest.raises(RunError, match=r"part-1.csv was not there when it was prepared"):
+        prepare("table", folder, tmp_path / "out", **asked)

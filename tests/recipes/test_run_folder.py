@@ -75,7 +75,7 @@ def test_seeds_arms_and_methods_may_be_added(mini: Mini, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     "override",
     [
-        "compute.jobs=2", "compute.threads=2", "compute.device=auto", "evaluation.batch_tokens=512",
+        "compute.jobs=2", "data.shards=3", "compute.threads=2", "compute.device=auto", "evaluation.batch_tokens=512",
         "align.micro_batch_size=8", "sft.gradient_checkpointing=true", "align.save_steps=7", "sft.logging_steps=3",
         "backbone.pretrain.micro_batch_size=8", "methods=[{method: tallrec, options: {micro_batch_size: 8}}]",
     ],
@@ -162,8 +162,9 @@ def test_which_keys_may_change_under_way() -> None:
     stage = {"micro_batch_size", "gradient_checkpointing", "save_steps", "logging_steps"}
     assert stage == StageOptions.HOW == PretrainOptions.HOW == sections.AlignSection.HOW
     assert {"batch_tokens"} == sections.EvaluationSection.HOW
+    assert {"shards"} == sections.DataSection.HOW
     assert {"device", "jobs", "threads"} == sections.ComputeSection.HOW
-    for held in (sections.DataSection, sections.PromptSection, sections.BackboneSection, sections.ArmSection):
+    for held in (sections.PromptSection, sections.BackboneSection, sections.ArmSection):
         assert not held.HOW
     # Trackers and trials say nothing about what a run computes.
     assert {"report_to"} == sections.TrainingSection.HOW

@@ -18,6 +18,8 @@ def prepare(
     source: Annotated[str | None, typer.Option(help="Source name, instead of a CONFIG.")] = None,
     input: Annotated[Path | None, typer.Option(help="File or folder of the source.")] = None,
     out: Annotated[Path | None, typer.Option(help="Data folder to write.")] = None,
+    shards: Annotated[int | None, typer.Option(min=1, help="Divide a large log; as data.shards=N.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Processes for shards; as compute.jobs=J.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Only name every problem of the files; 1 if any.")] = False,
     json_file: JsonOption = None,
 ) -> None:
@@ -28,6 +30,8 @@ def prepare(
     Example: sirius prepare --source table --input logs/ --check
 
     Example: sirius prepare --source table --input logs/ --out data/mine data.slates='[{size: 100}]'
+
+    Example: sirius prepare --source table --input logs/ --out data/large --shards 64 --jobs 8
 
     Example: sirius prepare my.yaml --out data/mine data.window='{kind: anchored, max_history: 50, step: 25}'
     """
@@ -47,6 +51,8 @@ def prepare(
         raise ConfigError("prepare: --input goes with --source; beside a CONFIG write data.input=PATH")
     if out is None and not check:
         raise ConfigError("prepare: say where to write with --out DATA")
+    extra += [f"data.shards={shards}"] if shards is not None else []
+    extra += [f"compute.jobs={jobs}"] if jobs is not None else []
     check_json(json_file)
     if config is not None:
         loaded = load(config, extra)

@@ -15,6 +15,7 @@ Protocol = Literal["uniform", "popularity", "hard", "full", "sdpo-legacy", "give
 PROTOCOLS: tuple[str, ...] = get_args(Protocol)
 DRAWN = ("uniform", "popularity", "hard")  # protocols that draw negatives, and so have items to exclude
 DEFAULT_SIZE = 20
+_MOST_SHARDS = 1 << 16  # what the sort by shard can tell apart
 PAST, INTERACTED, INTERACTED_LEAKY = "past", "interacted", "interacted-LEAKY"
 
 
@@ -164,3 +165,10 @@ class Sharding:
     block: int = 1 << 25
     rows: int = 1 << 20
     events: int = 1 << 19
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise ConfigError(f"{name}={value} is not a whole number of at least 1")
+        if self.shards > _MOST_SHARDS:
+            raise ConfigError(f"shards={self.shards} is more than {_MOST_SHARDS:,}")

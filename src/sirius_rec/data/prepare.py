@@ -25,6 +25,7 @@ from sirius_rec.data.options import FilterOptions, Sharding, SlateOptions, Split
 from sirius_rec.data.protocols import train_counts
 from sirius_rec.data.recipe import adopted, make_recipe, reusable
 from sirius_rec.data.request import check_request
+from sirius_rec.data.sharded.work import clear
 from sirius_rec.data.sources import SOURCES
 from sirius_rec.data.sources.simulated import SimulatedWorld
 from sirius_rec.data.splitting import chosen
@@ -112,6 +113,7 @@ def prepare(
         return adopted(Path(prepared), out, recipe)
     if (known := reusable(out, recipe)) is not None:
         say(f"{out} is already prepared")
+        clear(out)
         return known
 
     if input is not None and not input.exists():

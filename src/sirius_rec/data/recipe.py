@@ -13,6 +13,7 @@ from typing import Any
 from sirius_rec import atomic
 from sirius_rec.data.options import DRAWN, FilterOptions, SlateOptions, SplitOptions, WindowOptions
 from sirius_rec.data.sources import SOURCES
+from sirius_rec.data.sources.files import events_files
 from sirius_rec.data.store import FORMAT, INFO_FILE, Dataset, open_dataset
 from sirius_rec.errors import ConfigError, DataError, RunError
 
@@ -59,7 +60,12 @@ def reusable(out: Path, recipe: dict[str, Any]) -> Dataset | None:
         raise RunError(
             f"{out}: was prepared with another recipe (differs in: {parts}); choose another folder or remove it"
         )
-    for file in dataset.info["source"]["notes"].get("files", []):
+    files = dataset.info["source"]["notes"].get("files", [])
+    if recipe["source"] == "table" and Path(recipe["input"], "interactions").is_dir():
+        names = {str(path) for path in events_files(Path(recipe["input"]))[1]}
+        if more := sorted(names - {file["path"] for file in files}):
+            raise RunError(f"{out}: {more[0]} was not there when it was prepared; choose another folder or remove it")
+    for file in files:
         path = Path(file["path"])
         if path.is_file() and _sha256(path) != file["sha256"]:
             raise RunError(f"{out}: {path} has changed since it was prepared; choose another folder or remove it")

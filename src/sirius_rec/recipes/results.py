@@ -66,7 +66,7 @@ def gather(run: Run, baseline: str) -> dict[str, Any]:
         truths={name: truth for name, truth in truths.items() if truth is not None},
         generation=[{key: value for key, value in entry.items() if key != "text"} for entry in answers],
         curves=read_curves(run),
-        config=run.config.model_dump(mode="json", exclude={"compute": {"jobs"}}),
+        config=run.config.model_dump(mode="json", exclude={"compute": {"jobs"}, "data": {"shards"}}),
         environment={"versions": versions(), "seeds": list(run.config.seeds)},
         data={
             "fingerprint": dataset.fingerprint,

@@ -28,6 +28,7 @@ Log = Callable[[str], None]
 
 def prepare_data(config: Config, out: RunFolder | Path, log: Log, advance: Advance | None = None) -> Dataset:
     """Prepare the configured data set into the run folder, or any other; reuses one of the same recipe."""
+    from sirius_rec.data.options import Sharding
     from sirius_rec.data.prepare import prepare
 
     data = config.data
@@ -46,6 +47,7 @@ def prepare_data(config: Config, out: RunFolder | Path, log: Log, advance: Advan
         unusable=data.unusable,
         max_title=data.max_title,
         prepared=data.prepared,
+        sharding=None if data.shards is None else Sharding(data.shards, config.compute.jobs),
         progress=log,
         advance=advance,
     )

@@ -6,7 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,14 @@ def opened(out: Path, identity: dict[str, Any]) -> Iterator[Path]:
             f"{folder}: cannot be written ({problem}): it holds {used / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are "
             "free; make room and start the same command again: what is finished is kept"
         ) from error
+
+
+def clear(out: Path) -> None:
+    """Remove the work folder of a dataset that is finished, where a kill in the last moment left it."""
+    folder = work_folder(out)
+    if (folder / _IDENTITY).is_file():
+        with suppress(RunError), _locked(folder):
+            shutil.rmtree(folder)
 
 
 def _check(folder: Path, identity: dict[str, Any]) -> None:
