@@ -198,6 +198,12 @@ def test_what_cannot_be_tuned_is_refused_in_one_line(tune: dict[str, Any], messa
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
 
 
+def test_fresh_seeds_have_nothing_to_begin_at(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"sft\.from: fresh seeds have no twins in the other run"):
+        tuning.tune(config(sft={**RAW["sft"], "from": str(tmp_path)}), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("tune", "message"),
     [

@@ -18,6 +18,7 @@ from sirius_rec.recipes.job import log
 from sirius_rec.recipes.methods import build_methods
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.schedule import Job, run_jobs
+from sirius_rec.recipes.starting import begins_at
 from sirius_rec.recipes.story import STAGES, finish, run_stages
 from sirius_rec.recipes.tuning.spaces import spaces, with_values
 from sirius_rec.recipes.tuning.study import open_study, tune_one
@@ -63,6 +64,11 @@ def tune(config: Config, out: Path) -> dict[str, Any]:
 def _check(config: Config) -> None:
     if processes.count() > 1:
         raise ConfigError("sirius tune: is one process with compute.jobs workers: start it without torchrun")
+    if begins := begins_at(config):
+        raise ConfigError(
+            f"{begins[0]}.from: fresh seeds have no twins in the other run to begin at: tune without it, or name an "
+            "exported model as backbone.name"
+        )
     again = set(config.tune.seeds) & set(config.seeds[:1])
     if again:
         raise ConfigError(f"tune.seeds: seed {again.pop()} is the one that trials are chosen with: give fresh ones")
