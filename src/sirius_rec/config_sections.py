@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, StrictInt, create_model, field_validator, model_validator
 
-from sirius_rec.data.options import FilterOptions, SlateOptions, SplitOptions, WindowOptions
+from sirius_rec.data.options import FilterOptions, HoldOutOptions, SlateOptions, SplitOptions, WindowOptions
 from sirius_rec.errors import ConfigError
 from sirius_rec.options import Count, Flag, NotNegative, Number, Options, Positive, Rate, Seed
 from sirius_rec.training.options import LoraOptions, PretrainOptions, StageOptions, TinyOptions
@@ -46,6 +46,7 @@ class DataSection(Options):
     window: WindowOptions = WindowOptions()
     slates: tuple[SlateOptions, ...] = (SlateOptions(),)
     limits: dict[Literal["train", "val", "test"], Positive] = Field(default_factory=dict)
+    hold_out: HoldOutOptions = HoldOutOptions()
     unusable: Literal["refuse", "drop"] = "refuse"
     max_title: Positive | None = None
     shards: Positive | None = None

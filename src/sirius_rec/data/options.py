@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import Field, StrictInt, model_validator
 
 from sirius_rec.errors import ConfigError
-from sirius_rec.options import Count, Options, Positive, Seed
+from sirius_rec.options import Count, Number, Options, Positive, Seed
 from sirius_rec.schema import SPLITS
 
 Protocol = Literal["uniform", "popularity", "hard", "full", "sdpo-legacy", "given"]
@@ -88,6 +88,22 @@ class WindowOptions(Options):
             f"window.{at}: a simulated user goes by the last {memory} items, and histories may hold "
             f"{self.least}; {mend}"
         )
+
+
+class HoldOutOptions(Options):
+    """What training is denied, while validation and test rows with their slates stay as they are without it.
+
+    cold_items: share of the catalogue, drawn by seed, that training never meets: they are no targets and no negatives of
+    train rows, and taken out of their histories. train_users: share of the users with train rows who
+    keep them; a smaller share is part of a larger one.
+    """
+
+    cold_items: Annotated[Number, Field(ge=0, lt=1)] = 0.0
+    train_users: Annotated[Number, Field(gt=0, le=1)] = 1.0
+    seed: Seed = 0
+
+    def __bool__(self) -> bool:
+        return self.cold_items > 0 or self.train_users < 1
 
 
 class SlateOptions(Options):

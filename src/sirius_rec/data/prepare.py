@@ -21,7 +21,8 @@ from sirius_rec.data.example_set import (
 )
 from sirius_rec.data.fingerprint import combined_fingerprint, table_fingerprint
 from sirius_rec.data.freezing import description, excludes, freeze, slate_names, too_few_negatives
-from sirius_rec.data.options import FilterOptions, Sharding, SlateOptions, SplitOptions, WindowOptions
+from sirius_rec.data.holding_out import HeldOut, check_hold_out, hold_out
+from sirius_rec.data.options import FilterOptions, HoldOutOptions, Sharding, SlateOptions, SplitOptions, WindowOptions
 from sirius_rec.data.protocols import train_counts
 from sirius_rec.data.recipe import adopted, make_recipe, reusable
 from sirius_rec.data.request import check_request
@@ -68,6 +69,7 @@ def prepare(
     max_title: int | None = None,
     prepared: Path | None = None,
     sharding: Sharding | None = None,
+    held_out: HoldOutOptions = HoldOutOptions(),
     progress: Callable[[str], None] | None = None,
     advance: Advance | None = None,
 ) -> Dataset:
@@ -92,6 +94,7 @@ def prepare(
             slates stay as they were frozen, and input is not needed.
         sharding: how a log is divided so that it is prepared in bounded memory; None holds all of it. For source
             `table`; the result is the same.
+        held_out: what training is denied.
         progress: called with one line per stage.
         advance: called with (file, bytes done, bytes in all) as a raw dump is read, for a progress bar.
 
@@ -106,8 +109,11 @@ def prepare(
     check_request(source, prepared or input, options, slates, limits, seed, split.kind)
     options = source_options(source, options, unusable)
     recipe = make_recipe(source, input, options, filter, split, window, slates, seed, limits)
+    check_hold_out(held_out, slates, sharding is not None)
     if unusable != "refuse" or max_title is not None:  # recipes older than these options stay as they are
         recipe |= {"unusable": unusable, "max_title": max_title}
+    if held_out:
+        recipe |= {"hold_out": held_out.model_dump()}
     if prepared is not None:
         say(f"{out}: as {prepared}")
         return adopted(Path(prepared), out, recipe)
@@ -139,6 +145,9 @@ def prepare(
     base = combined_fingerprint(
         {"items": drawn_from(example_set.items), "examples": table_fingerprint(example_set.examples)}
     )
+    held: HeldOut | None = None
+    if held_out:  # behind the fingerprint: rows and slates of evaluation are those without it
+        example_set, held = hold_out(example_set, held_out)
     learns = any(option.protocol in _LEARNING for option in slates)  # before the limits, which are no reason to unlearn
     train = example_set.select(learns & (example_set.examples[SPLIT] == "train").to_numpy())
     every = example_set.examples.filter(pl.col(SPLIT) == "train").select(list(EXAMPLE_SCHEMA))
@@ -148,7 +157,7 @@ def prepare(
     world = SimulatedWorld.from_notes(notes) if "world" in notes else None
     present = set(example_set.examples[SPLIT].unique())
     names = slate_names(slates, excluded, present, example_set.items.height)
-    frozen, described = _frozen_slates(example_set, names, train, base, world, say)
+    frozen, described = _frozen_slates(example_set, names, train, base, world, held, say)
     info = {
         "recipe": recipe,
         "source": {"name": source, "notes": notes},
@@ -156,6 +165,7 @@ def prepare(
         "filters": example_set.filters,
         "titles": example_set.titles,
         "slates": described,
+        **({} if held is None else {"hold_out": held.info(held_out)}),
     }
     say(f"writing {out}")
     return write_dataset(
@@ -177,6 +187,7 @@ def _frozen_slates(
     train: ExampleSet,
     fingerprint: str,
     world: SimulatedWorld | None,
+    held: HeldOut | None,
     say: Callable[[str], None],
 ) -> tuple[dict[str, pl.DataFrame], dict[str, Any]]:
     """Tables `slates/NAME` (and `truth/NAME` in a simulated world), and a description of each set of slates.
@@ -188,6 +199,8 @@ def _frozen_slates(
     for name, exclude in names.items():
         say(f"slates {name}")
         part = example_set.select((example_set.examples[SPLIT] == name.split).to_numpy())
+        if held is not None and name.split == "train":
+            part = held.denied_to(part)
         n_items = example_set.items.height
         counts = train_counts(train.examples, n_items) if name.protocol == "popularity" else None
         frozen = freeze(part, name, exclude, n_items=n_items, fingerprint=fingerprint, count_I=counts, train=train)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -34,21 +34,23 @@ class ExcludedItems:
     """The items that may not be negatives of a row.
 
     item: int64[…]. start_R, stop_R: int64[R]; row r excludes item[start_R[r]:stop_R[r]], each once, its target among
-    them. Rows may share a range: all rows of a user, or the beginnings of one sequence.
+    them. Rows may share a range: all rows of a user, or the beginnings of one sequence. everyone: further items, in no
+    row's range, that all rows exclude.
     """
 
     item: Int
     start_R: Int
     stop_R: Int
+    everyone: Int = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
     @property
     def count_R(self) -> Int:
         """How many items each row excludes."""
-        return self.stop_R - self.start_R
+        return self.stop_R - self.start_R + len(self.everyone)
 
     def select(self, rows: npt.NDArray[np.generic]) -> ExcludedItems:
         """The same for a selection of rows (mask or positions)."""
-        return ExcludedItems(self.item, self.start_R[rows], self.stop_R[rows])
+        return ExcludedItems(self.item, self.start_R[rows], self.stop_R[rows], self.everyone)
 
     def blocks(self, rows: Int, ranges: int, most: int) -> Iterator[Int]:
         """Consecutive rows of these, at most `most` and of at most `ranges` ranges that follow each other."""
@@ -68,6 +70,7 @@ class ExcludedItems:
         within = np.arange(length.sum()) - np.repeat(length.cumsum() - length, length)
         excluded = np.zeros((len(first), n_items), dtype=bool)
         excluded[row, self.item[np.repeat(start, length) + within]] = True
+        excluded[:, self.everyone] = True
         return excluded, local_R
 
 

@@ -150,7 +150,8 @@ def training_rows(run: Run, stage: StageOptions, seed: int, stream: int) -> np.n
 
 
 def interacted_by(run: Run, rows: np.ndarray) -> list[np.ndarray]:
-    """Of each of these train rows the items that are no negatives of it, by the rule of the train slates.
+    """Of each of these train rows the items that are no negatives of it, by the rule of the train slates, and those
+    that training must not meet.
 
     `past` ones where users have rows in several splits; without a rule (slates of the source) past ones too.
     """
@@ -159,7 +160,9 @@ def interacted_by(run: Run, rows: np.ndarray) -> list[np.ndarray]:
     excluded = past_items(every) if rule == PAST else interacted_items(every)
     place = {row_id: n for n, row_id in enumerate(every[ROW_ID].to_list())}
     numbers = [place[row_id] for row_id in examples[ROW_ID].gather(rows.tolist()).to_list()]
-    return [excluded.item[excluded.start_R[n] : excluded.stop_R[n]] for n in numbers]
+    cold = np.array(run.dataset.info.get("hold_out", {}).get("items", []), dtype=np.int64)
+    own = [excluded.item[excluded.start_R[n] : excluded.stop_R[n]] for n in numbers]
+    return [np.concatenate([items, cold]) for items in own] if cold.size else own
 
 
 def validation_set(

@@ -47,6 +47,7 @@ def prepare_data(config: Config, out: RunFolder | Path, log: Log, advance: Advan
         unusable=data.unusable,
         max_title=data.max_title,
         prepared=data.prepared,
+        held_out=data.hold_out,
         sharding=None if data.shards is None else Sharding(data.shards, config.compute.jobs),
         progress=log,
         advance=advance,

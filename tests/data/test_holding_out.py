@@ -1,0 +1,92 @@
+"""Cold items and fewer training users: nothing of them in training, and evaluation as it is without."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from sirius_rec.data.options import HoldOutOptions, Sharding, SlateOptions, SplitOptions, WindowOptions
+from sirius_rec.data.prepare import prepare
+from sirius_rec.data.store import Dataset
+from sirius_rec.errors import ConfigError, DataError, RunError
+
+SLATES = (SlateOptions(size=6), SlateOptions(protocol="full", size=None, splits=("test",)))
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, rng = tmp_path_factory.mktemp("log"), np.random.default_rng(3)
+    rows = [f"u{u},i{i},{t}" for u in range(60) for t, i in enumerate(rng.permutation(50)[:12])]
+    (folder / "interactions.csv").write_text("user_id,item_id,timestamp\n" + "\n".join(rows) + "\n")
+    (folder / "items.csv").write_text("item_id,title\n" + "".join(f"i{n},Title {n}\n" for n in range(50)))
+    return folder
+
+
+def made(log: Path, out: Path, slates: tuple[SlateOptions, ...] = SLATES, **options: Any) -> Dataset:
+    held = HoldOutOptions(**{k: options.pop(k) for k in ("cold_items", "train_users", "seed") if k in options})
+    window = WindowOptions(max_history=5, min_history=2)
+    return prepare("table", log, out, window=window, slates=slates, held_out=held, **options)
+
+
+@pytest.mark.parametrize("split", ["user", "leave_last_out"])
+def test_training_meets_no_cold_item_and_evaluation_stays(log: Path, tmp_path: Path, split: str) -> None:
+    kind = SplitOptions(kind=split)  # type: ignore[arg-type]
+    plain, held = made(log, tmp_path / "a", split=kind), made(log, tmp_path / "b", split=kind, cold_items=0.3)
+    about = held.info["hold_out"]
+    cold = set(about["items"])
+    assert len(cold) == 15
+    train, before = held.examples("train"), plain.examples("train")
+    assert not cold & {*train["target"].to_list(), *train["history"].explode().drop_nulls().to_list()}
+    assert not cold & {*held.slates("train-uniform-6-s0")["candidates"].explode().to_list()}
+    assert not cold & {int(i) for sequence in held.train_sequences() for i in sequence}
+    warm = before.filter(~pl.col("target").is_in(list(cold)))
+    assert train["row_id"].to_list() == warm["row_id"].to_list()
+    assert train["history"].to_list() == [[i for i in row if i not in cold] for row in warm["history"].to_list()]
+    assert about["train_rows_dropped"] == before.height - train.height > 0
+    for part in ("val", "test"):
+        assert held.examples(part).equals(plain.examples(part))
+        for name in (n for n in plain.slate_names if n.startswith(part)):
+            assert held.slates(name).equals(plain.slates(name))
+    assert cold & set(held.examples("test")["target"].to_list())
+    negatives = held.slates("train-uniform-6-s0")
+    assert negatives["candidates"].list.len().unique().to_list() == [6]
+
+
+def test_fewer_users_are_among_more_and_evaluation_stays(log: Path, tmp_path: Path) -> None:
+    plain = made(log, tmp_path / "plain")
+    users = {}
+    for share in (0.1, 0.5):
+        held = made(log, tmp_path / str(share), train_users=share)
+        users[share] = set(held.examples("train")["user_id"].to_list())
+        assert len(users[share]) == round(share * 48) == held.info["hold_out"]["users"]
+        kept = plain.examples("train").filter(pl.col("user_id").is_in(list(users[share])))
+        assert held.examples("train").equals(kept)
+        assert held.all_train_examples().equals(kept)
+        assert held.examples("test").equals(plain.examples("test"))
+        assert held.slates("test-uniform-6-s0").equals(plain.slates("test-uniform-6-s0"))
+    assert users[0.1] < users[0.5]
+
+
+def test_another_seed_holds_others_out_and_is_another_recipe(log: Path, tmp_path: Path) -> None:
+    items = [made(log, tmp_path / str(s), cold_items=0.3, seed=s).info["hold_out"]["items"] for s in (0, 1)]
+    assert items[0] != items[1]
+    with pytest.raises(RunError, match=r"another recipe .*hold_out"):
+        made(log, tmp_path / "0", cold_items=0.2)
+    with pytest.raises(RunError, match=r"another recipe .*hold_out"):
+        made(log, tmp_path / "0")
+
+
+def test_what_cannot_be_held_out_is_one_line(log: Path, tmp_path: Path) -> None:
+    for slates, options, why in (
+        ((SlateOptions(size=4, protocol="popularity"),), {"cold_items": 0.1}, "protocol popularity are drawn by what"),
+        ((SlateOptions(size=4, protocol="sdpo-legacy"),), {"cold_items": 0.1}, "sdpo-legacy hold items that training"),
+        (SLATES, {"cold_items": 0.1, "sharding": Sharding(2)}, "not for data prepared in shards"),
+    ):
+        with pytest.raises(ConfigError, match=why):
+            made(log, tmp_path / "x", slates, **options)
+    with pytest.raises(DataError, match=r"no train row is left of .*: hold less out"):
+        made(log, tmp_path / "y", cold_items=0.99, train_users=0.02)
