@@ -83,7 +83,11 @@ def test_another_seed_holds_others_out_and_is_another_recipe(log: Path, tmp_path
 def test_what_cannot_be_held_out_is_one_line(log: Path, tmp_path: Path) -> None:
     for slates, options, why in (
         ((SlateOptions(size=4, protocol="popularity"),), {"cold_items": 0.1}, "protocol popularity are drawn by what"),
-        ((SlateOptions(size=4, protocol="sdpo-legacy"),), {"cold_items": 0.1}, "sdpo-legacy hold items that training"),
+        (
+            (SlateOptions(size=4, protocol="sdpo-legacy"),),
+            {"cold_items": 0.1},
+            "sdpo-legacy hold items that are denied",
+        ),
         (SLATES, {"cold_items": 0.1, "sharding": Sharding(2)}, "not for data prepared in shards"),
     ):
         with pytest.raises(ConfigError, match=why):

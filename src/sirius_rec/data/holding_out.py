@@ -26,13 +26,13 @@ def check_hold_out(hold_out: HoldOutOptions, slates: Sequence[SlateOptions], sha
     for option in slates:
         if option.protocol in ("popularity", "hard"):
             raise ConfigError(
-                f"data.hold_out: slates of protocol {option.protocol} are drawn by what train rows say, and would not be "
-                "those without it: use uniform"
+                f"data.hold_out: slates of protocol {option.protocol} are drawn by what train rows say, and would not "
+                "be those without it: use uniform"
             )
         if "train" in option.splits and option.protocol != "uniform" and hold_out.cold_items:
             raise ConfigError(
-                f"data.hold_out.cold_items: train slates of protocol {option.protocol} hold items that training is denied: "
-                "use uniform, or splits: [val, test]"
+                f"data.hold_out.cold_items: train slates of protocol {option.protocol} hold items that are denied"
+                ": use uniform, or splits: [val, test]"
             )
 
 
