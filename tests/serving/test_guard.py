@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import re
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 
 from sirius_rec.errors import ConfigError
+from sirius_rec.serving.guard import json_log
 from sirius_rec.serving.keys import api_keys
 from sirius_rec.serving.options import Batching, Limits, Service, check
 
@@ -49,6 +52,20 @@ def test_keys(running: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_
     assert service.together(("POST", "/admin/reload", bearer(KEY)))[0].status_code == 401
     assert service.together(("POST", "/admin/reload", bearer("the-admin-himself")))[0].status_code == 200
     assert KEY not in json.dumps(service.log) and "the-admin-himself" not in json.dumps(service.log)
+
+
+def test_a_line_of_the_log_is_written_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """print writes the newline behind it, and a signal's line came between."""
+    pieces: list[str] = []
+
+    class Stream(io.StringIO):
+        def write(self, text: str) -> int:
+            pieces.append(text)
+            return len(text)
+
+    monkeypatch.setattr(sys, "stderr", Stream())
+    json_log({"event": "ready"})
+    assert len(pieces) == 1 and pieces[0].endswith('"event": "ready"}\n')
 
 
 def test_keys_that_are_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -183,6 +183,7 @@ def refusal(refused: Refused) -> Callable[[Send], Awaitable[None]]:
 
 
 def json_log(entry: dict[str, Any]) -> None:
-    """One line of JSON on standard error."""
+    """One line of JSON on standard error, in one piece: a signal may log in the middle of another line."""
     now = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())
-    print(json.dumps({"time": f"{now}Z", **entry}, ensure_ascii=False), file=sys.stderr, flush=True)
+    sys.stderr.write(json.dumps({"time": f"{now}Z", **entry}, ensure_ascii=False) + "\n")
+    sys.stderr.flush()

@@ -64,7 +64,8 @@ def _answer_signals(engine: Engine, service: Service, log: Callable[[dict[str, A
             return
         engine.leaving = True
         engine.draining = service.workers == 1 or _all_end()
-        log({"event": "draining" if engine.draining else "replaced", "signal": signal.Signals(number).name})
+        event = {"event": "draining" if engine.draining else "replaced", "signal": signal.Signals(number).name}
+        loop.call_soon_threadsafe(log, event)  # not here, where another line may be half written
         if not engine.draining:
             loop.call_soon_threadsafe(_accept_no_more, before)
         loop.call_soon_threadsafe(loop.call_later, service.notice, before, number, None)
