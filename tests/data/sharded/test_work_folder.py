@@ -177,7 +177,8 @@ def test_killed_in_any_pass_it_goes_on(tmp_path: Path, at: str) -> None:
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline and any(_alive(child) for child in children):
         time.sleep(0.1)
-    assert not any(_alive(child) for child in children) and not out.exists()
+    assert not any(_alive(child) for child in children)
+    assert at == "fingerprints" or not out.exists()  # the last pass is short, and may have been over
     again = subprocess.run(command(folder, out, 2), capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
     expected = prepare("table", folder, tmp_path / "memory", **options())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,13 @@ import polars as pl
 from sirius_rec import atomic
 from sirius_rec.data.example_set import event_statistics, filter_report, no_windows, number_items
 from sirius_rec.data.filtering import FilterStep, nothing_left
-from sirius_rec.data.options import FilterOptions
 from sirius_rec.data.sharded.engine import Engine
 from sirius_rec.data.sharded.filters import Filtering, Left, Order, time_cuts
 from sirius_rec.data.sharded.parts import Global
 from sirius_rec.data.sharded.plan import Plan
 from sirius_rec.data.sharded.shard import Shard
 from sirius_rec.data.splitting import Labels, check_shares, user_labels
-from sirius_rec.data.usable import Unusable, long_title_notes, long_titles
+from sirius_rec.data.usable import long_title_notes, long_titles
 from sirius_rec.schema import ITEM_ID
 
 _COUNTED = "counted.json"
@@ -50,51 +49,34 @@ class Counted:
         return filter_report(self.left, self.steps, repeats)
 
 
-def count_all(
-    engine: Engine,
-    plan: Plan,
-    catalogue: pl.DataFrame,
-    *,
-    filter: FilterOptions,
-    unusable: Unusable,
-    max_title: int | None,
-    say: Any,
-) -> Counted:
+def count_all(engine: Engine, plan: Plan, catalogue: pl.DataFrame, say: Callable[[str], None]) -> Counted:
     """Count, unless that was done before, and write what the parts need into the folder `order`."""
     folder = plan.folder / "order"
     if not folder.is_dir():
         say("filtering and splitting")
-        _count(engine, plan, catalogue, folder, filter, unusable, max_title)
+        _count(engine, plan, catalogue, folder)
     saved = json.loads((folder / _COUNTED).read_text(encoding="utf-8"))
     items, titles = number_items(catalogue.filter(pl.Series(Global(folder).array("number") >= 0)))
     steps = [FilterStep(**step) for step in saved["steps"]]
     return Counted(items, titles, saved["notes"], steps, saved["left"], np.load(folder / "count.npy"))
 
 
-def _count(
-    engine: Engine,
-    plan: Plan,
-    catalogue: pl.DataFrame,
-    folder: Path,
-    filter: FilterOptions,
-    unusable: Unusable,
-    max_title: int | None,
-) -> None:
+def _count(engine: Engine, plan: Plan, catalogue: pl.DataFrame, folder: Path) -> None:
     shards = [plan.shard(number) for number in range(plan.sharding.shards)]
-    long = long_titles(catalogue, max_title, unusable)
+    long = long_titles(catalogue, plan.max_title, plan.unusable)
     item_I = ~catalogue[ITEM_ID].is_in(long[ITEM_ID].implode()).to_numpy()
     filtering = Filtering.begin(engine, shards, item_I)
     left, notes = filtering.left, {}
     before = left.events
     if long.height:
         n_events = sum(int(Shard(shard).item_E.size) for shard in shards)
-        about = long_title_notes(long, max_title, "events", n_events, before, int(item_I.sum()))
+        about = long_title_notes(long, plan.max_title, "events", n_events, before, int(item_I.sum()))
         notes = {"long_titles_dropped": about}
-    filtering.k_core(filter.min_item, filter.min_user)
-    filtering.min_sequence(filter.min_sequence)
+    filtering.k_core(plan.filter.min_item, plan.filter.min_user)
+    filtering.min_sequence(plan.filter.min_sequence)
     if not left.events:
-        raise nothing_left(before, **filter.model_dump())
-    stays_I = left.count_I > 0 if max(filter.model_dump().values()) > 1 else item_I
+        raise nothing_left(before, **plan.filter.model_dump())
+    stays_I = left.count_I > 0 if max(plan.filter.model_dump().values()) > 1 else item_I
     number_I = np.where(stays_I, stays_I.cumsum() - 1, -1).astype(np.int32)
     order = Order.of(shards, left.count_SU, plan.sharding.events)
     rows_U = np.maximum(order.count_U.astype(np.int64) - plan.window.min_history, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -10,11 +11,12 @@ from pathlib import Path
 import polars as pl
 
 from sirius_rec import atomic
-from sirius_rec.data.options import Sharding, SlateOptions, SplitOptions, WindowOptions
+from sirius_rec.data.options import FilterOptions, Sharding, SlateOptions, SplitOptions, WindowOptions
 from sirius_rec.data.sharded.source import LogFile
 from sirius_rec.data.sources.cleaning import Rules
 from sirius_rec.data.sources.csv_blocks import Span
 from sirius_rec.data.sources.events import Bits, Ties, item_hashes
+from sirius_rec.data.usable import Unusable
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,12 @@ class Plan:
     seed: int
     ties: Ties
     keep_repeats: bool
+    unusable: Unusable
+    max_title: int | None
+    filter: FilterOptions
     split: SplitOptions
     window: WindowOptions
+    limits: Mapping[str, int]
     slates: tuple[SlateOptions, ...]
     excluded: list[str | None]
 
