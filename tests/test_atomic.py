@@ -210,6 +210,13 @@ def test_nobody_writes_otherwise() -> None:
     assert {name for name, _ in found} == {
         "cache.py",  # the lock
         "data/download.py",  # the .part of a transfer, which goes on; members of an archive
-        "data/store.py",  # inside a folder of replacing
+        "data/store.py",  # inside a folder of replacing; a finished folder gets its name
+        "data/sharded/counting.py",  # inside folders of replacing
+        "data/sharded/parts.py",
+        "data/sharded/partition.py",
+        "data/sharded/passes.py",  # finished parts get their place
+        "data/sharded/shard.py",
+        "data/sharded/slates.py",
+        "data/sharded/work.py",  # the lock
         "recipes/run_folder.py",  # the lock
     }, sorted(found)

@@ -21,7 +21,7 @@ SCHEMA = {"n": pl.Int32, "t": pl.String, "l": pl.List(pl.Int32), "f": pl.Float64
 ROWS = st.lists(
     st.tuples(
         st.none() | st.integers(-5, 5), st.none() | st.sampled_from(["", "a", "éß"]),
-        st.none() | st.lists(st.integers(0, 9), max_size=3), st.none() | st.floats(-1, 1),
+        st.none() | st.lists(st.none() | st.integers(0, 9), max_size=3), st.none() | st.floats(-1, 1),
     ),
     max_size=30,
 )  # fmt: skip
@@ -34,7 +34,7 @@ def naive(rows: list[tuple[Any, ...]]) -> str:
         column = [row[at] for row in rows]
         content += f"\ncolumn {name} ".encode() + bits(column)
         if name == "l":
-            flat = [value for values in column for value in values or []]
+            flat = [value for values in column for value in values or [] if value is not None]
             content += b"list " + words([len(values or []) for values in column]) + bits(flat) + b"int " + words(flat)
         elif dtype == pl.String:
             texts = [(text or "").encode() for text in column]

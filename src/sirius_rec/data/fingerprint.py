@@ -102,6 +102,7 @@ def _guessed(digest: _Hash, dtype: pl.DataType, height: int, column: _Parts) -> 
         return None
     kind, stored = _KINDS[dtype.is_integer()]
     digest.update(bytes(-(-height // 8)) + kind)
+    values = 0
     for part in column():
         if part.null_count():
             return None
@@ -112,7 +113,8 @@ def _guessed(digest: _Hash, dtype: pl.DataType, height: int, column: _Parts) -> 
             if part.null_count():
                 return None
         _little(digest, part, stored)
-    return digest
+        values += part.len()
+    return digest if values == height else None  # fewer where lists hold nothing in places
 
 
 def _update_missing(digest: _Hash, column: _Parts) -> None:
