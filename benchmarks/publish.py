@@ -39,7 +39,7 @@ def table(results: dict[str, Any]) -> str:
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     for method in methods:
         first = by[method, names[0]]
-        cells = [cell(by[method, name], "hr@1") for name in names]
+        cells = [cell(by.get((method, name), {}), "hr@1") for name in names]
         valid = "" if first.get("valid_ratio") is None else f"{first['valid_ratio']:.3f}"
         lines.append(f"| {first['label']} | {' | '.join(cells)} | {first['ndcg@10']:.3f} | {valid} |")
     return "\n".join(lines)
