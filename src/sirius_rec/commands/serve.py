@@ -101,6 +101,7 @@ def rank(
 
     check_json(out, "--out")
     _check_input(input)
+    model = whole_path(model)
     plain = {"--template": template, "--slate": slate, "--max-history": max_history, "--chat": chat or None,
              "--dtype": dtype}  # fmt: skip
     if is_run(model, plain):
@@ -166,6 +167,7 @@ def recommend(
 
     check_json(out, "--out")
     _check_input(input)
+    model, items = whole_path(model), items and items.absolute()
     plain = {"--template": template, "--max-history": max_history, "--chat": chat or None, "--dtype": dtype,
              "--items": items}  # fmt: skip
     asked: dict[str, Any] = {"titles": titles, "top": top, "exclude_seen": exclude_seen}
@@ -188,6 +190,11 @@ def recommend(
     # A request takes a second or so: few at a time, so that little is lost with a kill.
     spread = Spread(jobs, engine, address)
     _answer(loading, input, out, spread, verb="recommending", unknown=unknown, form=RECOMMENDING, part=32)
+
+
+def whole_path(model: str) -> str:
+    """A folder or file by its absolute path, for workers that begin elsewhere; a hub id as it is."""
+    return str(Path(model).absolute()) if Path(model).exists() else model
 
 
 def _check_input(path: Path) -> None:

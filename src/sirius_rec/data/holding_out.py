@@ -58,8 +58,10 @@ class HeldOut:
         }  # fmt: skip
 
 
-def hold_out(example_set: ExampleSet, options: HoldOutOptions) -> tuple[ExampleSet, HeldOut]:
+def hold_out(example_set: ExampleSet, options: HoldOutOptions, min_history: int) -> tuple[ExampleSet, HeldOut]:
     """The examples without what training is denied. Rows of val and test stay, whole.
+
+    min_history: train rows whose history is left with fewer items are dropped too.
 
     Raises:
         DataError: no train row is left.
@@ -70,12 +72,13 @@ def hold_out(example_set: ExampleSet, options: HoldOutOptions) -> tuple[ExampleS
     cold_I[drawn[: round(options.cold_items * n_items)]] = True
     train_R = (examples[SPLIT] == "train").to_numpy()
     user_R, n_users, kept = _kept_users(examples, train_R, options)
-    dropped_R = train_R & (cold_I[examples[TARGET].to_numpy()] | ~kept[user_R])
-    if not (train_R & ~dropped_R).any():
-        raise DataError(f"data.hold_out: no train row is left of {int(train_R.sum()):,}: hold less out")
     cold = pl.Series(np.flatnonzero(cold_I), dtype=pl.Int32)
     warm = pl.col(HISTORY).list.eval(pl.element().filter(~pl.element().is_in(cold.implode())))
     examples = examples.with_columns(pl.when(pl.Series(train_R)).then(warm).otherwise(HISTORY).alias(HISTORY))
+    short_R = (examples[HISTORY].list.len() < min_history).to_numpy()
+    dropped_R = train_R & (cold_I[examples[TARGET].to_numpy()] | ~kept[user_R] | short_R)
+    if not (train_R & ~dropped_R).any():
+        raise DataError(f"data.hold_out: no train row is left of {int(train_R.sum()):,}: hold less out")
     left = replace(example_set, examples=examples).select(~dropped_R)
     return left, HeldOut(cold_I, int(kept.sum()), n_users, int(dropped_R.sum()))
 

@@ -96,6 +96,7 @@ class HoldOutOptions(Options):
     cold_items: share of the catalogue, drawn by seed, that training never meets: they are no targets and no negatives
     of train rows, and taken out of their histories. train_users: share of the users with train rows who
     keep them; a smaller share is part of a larger one.
+    Networks draw negatives of their own from the whole catalogue, cold items too.
     """
 
     cold_items: Annotated[Number, Field(ge=0, lt=1)] = 0.0

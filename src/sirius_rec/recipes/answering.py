@@ -204,7 +204,11 @@ def _on_ray(loading: Loading, jobs: int | None, address: str | None) -> Iterator
     try:
         there = ray.cluster_resources()
         gpus = int(there.get("GPU", 0))
-        count = jobs or gpus or max(1, int(there.get("CPU", 1)))
+        room = gpus or max(1, int(there.get("CPU", 1)))
+        if jobs is not None and jobs > room:  # the others would wait for a place for ever, and answers for them
+            what = "GPUs" if gpus else "cores"
+            raise ConfigError(f"--jobs {jobs}: the cluster has {room} {what}, one for each actor; ask for fewer")
+        count = jobs or room
         # An actor whose process or node has died is started elsewhere, and its part answered again.
         kind = ray.remote(num_cpus=1, num_gpus=1 if gpus else 0, max_restarts=-1, max_task_retries=-1)(_Actor)
         actors = [kind.remote(loading) for _ in range(count)]

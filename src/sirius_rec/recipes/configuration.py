@@ -111,6 +111,8 @@ def _starts(config: Config) -> Iterator[str]:
     for name, start in (("sft", sft), ("align", align)):
         if start is not None and not config.trains_language_model:
             yield f"{name}.from: with arms: [] and methods nothing begins there: leave it out, or add an arm"
+        if start is not None and config.data.hold_out:
+            yield f"data.hold_out: the model of {name}.from may have met what is held out: leave one of them out"
     if align is None or align.method in (None, "sft"):
         return
     for number, arm in enumerate(config.arms):

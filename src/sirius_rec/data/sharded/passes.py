@@ -138,8 +138,8 @@ class Passes:
             counts = self._map("windowing parts", make_part, [(part, True) for part in range(n_parts)])
             if any(sum(part["rows"].values()) for part in counts):
                 return counts
+            shutil.rmtree(self.plan.folder / "parts")  # first: a kill behind the mark would leave parts without rows
             atomic.write_text(all_short, "")
-            shutil.rmtree(self.plan.folder / "parts")
         return self._map("windowing parts", make_part, [(part, False) for part in range(n_parts)])
 
     def base(self, items: pl.DataFrame) -> str:
