@@ -159,7 +159,9 @@ def test_progress_is_no_option_and_reaches_the_end(shared_data: Path, tmp_path: 
     window = WindowOptions(max_history=10, min_history=3)
     prepare("amazon", path, tmp_path / "out", slates=(), window=window, advance=lambda *call: calls.append(call))
     assert calls[-1][1] == calls[-1][2] == (path / "reviews_Musical_Instruments_5.json.gz").stat().st_size
-    with pytest.raises(ConfigError, match="source 'amazon' has no option 'advance'; it has metadata, min_rating"):
+    with pytest.raises(
+        ConfigError, match="source 'amazon' has no option 'advance'; it has metadata, fields, min_rating"
+    ):
         prepare("amazon", path, tmp_path / "two", options={"advance": 1})
     assert set(SOURCES) >= {"goodreads", "steam", "movielens", "amazon", "sdpo", "llara"}
 

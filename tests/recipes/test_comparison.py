@@ -278,7 +278,9 @@ def test_own_seeds_are_for_networks_and_hold_the_runs() -> None:
         return str(caught.value)
 
     rule = "may have seeds of their own, which must include the run's (0, 3)"
-    assert f"methods.0.seeds: only gru4rec, caser, sasrec, morec {rule}" in problem({"method": "ease", "seeds": [0, 3]})
+    assert f"methods.0.seeds: only gru4rec, caser, sasrec, morec, esasrec, hstu, sasrec_rectools {rule}" in problem(
+        {"method": "ease", "seeds": [0, 3]}
+    )
     assert rule in problem({"method": "sasrec", "seeds": [1, 2]})
     config = parse_config(
         {"seeds": [0], "arms": [], "methods": [{"method": "sasrec", "seeds": [0, 1, 2]}, "caser", "ease"]}, "c"
