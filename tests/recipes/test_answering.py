@@ -240,13 +240,3 @@ def test_a_node_leaves_and_every_row_is_answered_once(tmp_path: Path) -> None:
         with suppress(Exception):
             cluster.shutdown()
     assert ids(out) == list(range(200))
-
-
-@needs_ray
-@pytest.mark.slow
-def test_no_cluster_there_is_one_line(tmp_path: Path) -> None:
-    with (
-        pytest.raises(ConfigError, match=r"--address auto: .*is the cluster up"),
-        answerers(Loading(partial(slow_and_killed, ""), True, None), 1, ray=True, address="auto"),
-    ):
-        pass

@@ -187,7 +187,8 @@ def _on_ray(loading: Loading, jobs: int | None, address: str | None) -> Iterator
     from ray.util import ActorPool
 
     try:
-        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="error")
+        # "local": without an address Ray would join whatever cluster runs on this machine.
+        ray.init(address=address or "local", include_dashboard=False, log_to_driver=False, logging_level="error")
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ConfigError(f"--address {address}: {str(error).splitlines()[0]}; is the cluster up?") from error
 
