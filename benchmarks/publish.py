@@ -63,7 +63,12 @@ def main(run: Path, name: str, hardware: str, date: str) -> None:
     }
     HERE.mkdir(parents=True, exist_ok=True)
     stem = f"{name}_{hardware}_{date}"
-    (HERE / f"{stem}.json").write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+    for row in results.get("beyond", {}).get("rows", []):
+        (row.get("calibration") or {}).pop("bins", None)  # a third of the file; the report draws them
+    text = json.dumps(results, separators=(",", ":"), sort_keys=True) + "\n"
+    if place := results["config"]["data"]["input"]:  # a path of one machine
+        text = text.replace(place, "data/raw/" + results["config"]["data"]["source"])
+    (HERE / f"{stem}.json").write_text(text)
     for figure in sorted((run / "figures").glob("hr_1_test_*_20_*_best.png")):
         shutil.copy(figure, HERE / f"{stem}.png")
     print(table(results))

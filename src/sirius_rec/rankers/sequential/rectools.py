@@ -6,6 +6,7 @@ stopping and the slates are this package's, so what differs from `sasrec` in a t
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from importlib import import_module
 from typing import Any, ClassVar
 
@@ -47,8 +48,9 @@ class RecToolsNetwork(Network):
                 nn.init.xavier_normal_(weight)
         self.encoder = encoder
 
+    @abstractmethod
     def _layers(self, dimension: int, length: int, **shape: Any) -> Any:
-        raise NotImplementedError
+        """RecTools' layers of this network. shape: n_blocks, n_heads, dropout_rate."""
 
     def forward(self, items_BT: Tensor) -> Tensor:
         # RecTools numbers padding 0 and items from 1.
