@@ -1,0 +1,53 @@
+"""Paired differences of two methods' HR@K on a run's test slates, also where a target is not among the candidates.
+
+python benchmarks/pairs.py RUN SLATES K A:B [A:B …]     for example: runs/mine test-full-4606-s0 10 dpo_policy:dpo
+
+Intervals and p-values are those of the comparison tables (over users and seeds), not corrected for the number of pairs.
+A method with one seed stands against every seed of the other.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+
+from sirius_rec.evaluation.intervals import paired_test
+from sirius_rec.evaluation.tables import read_table, table_name, user_groups
+from sirius_rec.recipes.run import Run
+from sirius_rec.schema import CANDIDATES, ROW_ID, TARGET, USER_ID, SlateName
+
+
+def hits(run: Run, method: str, slates: str, k: int) -> tuple[list[np.ndarray], np.ndarray]:
+    """Per seed whether the target is among the first k, ties in the order of the slate; and the rows' users."""
+    examples = run.dataset.examples(SlateName.parse(slates).split).select(ROW_ID, TARGET, USER_ID)
+    out: list[np.ndarray] = []
+    for seed in run.config.seeds:
+        file = run.folder.scores / table_name(method, seed, slates, "best")
+        if file.is_file():
+            frame = read_table(file).frame.join(examples, on=ROW_ID, how="left", maintain_order="left")
+            columns = (frame[name].to_list() for name in (CANDIDATES, "scores", TARGET))
+            out.append(np.array([_hit(*row, k) for row in zip(*columns, strict=True)], dtype=float))
+            users = user_groups(frame[USER_ID])
+    return out, users
+
+
+def _hit(candidates: list[int], scores: list[float], target: int, k: int) -> bool:
+    if target not in candidates:
+        return False
+    place, score_C = candidates.index(target), np.array(scores)
+    before = (score_C > score_C[place]).sum() + (score_C[:place] == score_C[place]).sum()
+    return bool(np.isfinite(score_C[place]) and before < k)
+
+
+def main(path: str, slates: str, k: str, *pairs: str) -> None:
+    run = Run.open(path)
+    for pair in pairs:
+        (a, users), (b, _) = (hits(run, method, slates, int(k)) for method in pair.split(":"))
+        seeds = range(max(len(a), len(b)))
+        test = paired_test([a[s % len(a)] for s in seeds], [b[s % len(b)] for s in seeds], users)
+        print(f"{slates} HR@{k} {pair}: {test.difference:+.4f} [{test.low:+.4f}, {test.high:+.4f}], p {test.p:.3f}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
