@@ -183,12 +183,15 @@ class SftSection(StartableOptions):
 
 class TrainingSection(Options):
     """What all stages do alike. share: user makes steps of whole runs of users' rows, which share their histories and
-    cost less (docs/performance.md); none makes steps of rows at random. report_to: trackers that get what is logged,
+    cost less (docs/performance.md); none makes steps of rows at random. stream: SFT and alignment read and tokenise
+    rows as their steps come and hold none, for more than fit into memory (docs/scale.md); the order is another random
+    one. report_to: trackers that get what is logged,
     each with its own package; TensorBoard's files lie in RUN/tensorboard."""
 
     HOW: ClassVar[frozenset[str]] = frozenset({"report_to"})
 
     share: Literal["none", "user"] = "none"
+    stream: Flag = False
     report_to: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -91,24 +91,42 @@ class Dataset:
         return self.items[TITLE].to_list()
 
     @cached_property
-    def _examples(self) -> pl.DataFrame:
-        path = self.path / EXAMPLES_FILE
+    def _split_examples(self) -> Callable[[str], pl.DataFrame]:
+        """The rows of a split, of a table whose content is that which dataset.json records."""
+        files = parts_of(self.path, "examples")
+        if len(files) > 1:  # read split by split, so that who asks for few rows holds few
+            self.verify_table("examples")
+            return lambda split: pl.scan_parquet(files).filter(pl.col(SPLIT) == split).collect()
         examples = self._read_unchanged("examples")
-        for column in (HISTORY, TARGET):
-            flat = examples[column].explode().drop_nulls() if column == HISTORY else examples[column]
-            if flat.len() and not 0 <= int(flat.min()) <= int(flat.max()) < self.n_items:  # type: ignore[arg-type]
-                raise DataError(f"{path}: {column} holds items outside 0 to {self.n_items - 1}; prepare it again")
-        return examples
+        return {split: examples.filter(pl.col(SPLIT) == split) for split in SPLITS}.__getitem__
 
     def examples(self, split: str) -> pl.DataFrame:
         """row_id, user_id, history, target, timestamp, split of one split, in row order.
 
         Raises:
-            DataError: no such split.
+            DataError: no such split, or items that are not in the catalogue.
         """
         if split not in SPLITS:
             raise DataError(f"{self.path}: no split {split!r}; there are {', '.join(SPLITS)}")
-        return self._examples.filter(pl.col(SPLIT) == split)
+        table = f"examples/{split}"
+        if table not in self._kept:
+            examples = self._split_examples(split)
+            self.check_items(examples)
+            self._kept[table] = examples
+        return self._kept[table]
+
+    def check_items(self, examples: pl.DataFrame) -> None:
+        """Raise a `DataError` where histories or targets hold numbers of no item."""
+        for column in (HISTORY, TARGET):
+            flat = examples[column].explode().drop_nulls() if column == HISTORY else examples[column]
+            if flat.len() and not 0 <= int(flat.min()) <= int(flat.max()) < self.n_items:  # type: ignore[arg-type]
+                path = self.path / EXAMPLES_FILE
+                raise DataError(f"{path}: {column} holds items outside 0 to {self.n_items - 1}; prepare it again")
+
+    def n_rows(self, split: str) -> int:
+        """How many rows a split has, without holding them."""
+        rows = pl.scan_parquet(parts_of(self.path, "examples")).filter(pl.col(SPLIT) == split)
+        return int(rows.select(pl.len()).collect().item())
 
     @property
     def slate_names(self) -> list[str]:
@@ -157,12 +175,9 @@ class Dataset:
         return str(self.info["fingerprint"])
 
     def verify(self) -> None:
-        """Raise a `DataError` unless every table on the disk has the fingerprint that dataset.json records.
-
-        A column of a file, or of a part of a table in several files, is held at once.
-        """
+        """`verify_table` of all tables."""
         for name in self.info["fingerprints"]:
-            self._check(name, lambda name=name: files_fingerprint(parts_of(self.path, name)))  # type: ignore[misc]
+            self.verify_table(name)
 
     def all_train_examples(self) -> pl.DataFrame:
         """Every train row, also those that `limits` keeps from language models; columns as `examples`."""
@@ -172,18 +187,51 @@ class Dataset:
             self._kept[ALL_TRAIN] = self._read_unchanged(ALL_TRAIN)
         return self._kept[ALL_TRAIN]
 
+    @property
+    def n_all_train(self) -> int:
+        """How many rows `all_train_examples` has."""
+        if ALL_TRAIN not in self.info["fingerprints"]:
+            return self.n_rows("train")
+        return int(pl.scan_parquet(parts_of(self.path, ALL_TRAIN)).select(pl.len()).collect().item())
+
+    def verify_table(self, name: str) -> None:
+        """Raise a `DataError` unless a table on the disk has the fingerprint that dataset.json records.
+
+        A column of a file, or of a part of a table in several files, is held at once.
+        """
+        self._check(name, lambda: files_fingerprint(parts_of(self.path, name)))
+
     def train_sequences(self, *, limited: bool = False) -> list[npt.NDArray[np.int32]]:
         """The distinct items of each train user's windows, oldest first; of each train row where there are no users.
 
         limited: of the rows that `limits` leaves alone, which language models train on.
         """
-        train = (self.examples("train") if limited else self.all_train_examples()).select(
-            pl.coalesce("u" + pl.col(USER_ID), "r" + pl.col(ROW_ID).cast(pl.String)).alias("who"),
-            pl.concat_list(HISTORY, TARGET).alias(ITEM),
-        )
-        pairs = train.explode(ITEM).unique(keep="first", maintain_order=True)
-        grouped = pairs.group_by("who", maintain_order=True).agg(ITEM)[ITEM]
-        return [sequence.to_numpy() for sequence in grouped]
+        return list(chain.from_iterable(map(_sequences, self._train_parts(limited))))
+
+    def _train_parts(self, limited: bool) -> Iterator[pl.DataFrame]:
+        """Train rows, each user's in one piece; of a table in several files one file at a time."""
+        table = "examples" if limited or ALL_TRAIN not in self.info["fingerprints"] else ALL_TRAIN
+        files = parts_of(self.path, table)
+        if len(files) == 1:
+            yield self.examples("train") if table == "examples" else self.all_train_examples()
+            return
+        if table == "examples":
+            self._split_examples  # noqa: B018 (checks the files)
+        else:
+            self.verify_table(table)
+        for file in files:
+            yield pl.read_parquet(file).filter(pl.col(SPLIT) == "train")
+
+
+def _sequences(train: pl.DataFrame) -> Iterator[npt.NDArray[np.int32]]:
+    """The distinct items of each user's rows, in the order of their first ones."""
+    rows = train.select(
+        pl.coalesce("u" + pl.col(USER_ID), "r" + pl.col(ROW_ID).cast(pl.String)).alias("who"),
+        pl.concat_list(HISTORY, TARGET).alias(ITEM),
+    )
+    pairs = rows.explode(ITEM).unique(keep="first", maintain_order=True)
+    grouped = pairs.group_by("who", maintain_order=True).agg(ITEM)[ITEM]
+    return (sequence.to_numpy() for sequence in grouped)
 
 
 def open_dataset(path: Path | str) -> Dataset:

@@ -39,12 +39,13 @@ def training_arguments(
     n_records: int,
     best_by: str | None,
     share: str = "none",
+    stream: bool = False,
     run_name: str | None = None,
 ) -> SiriusConfig:
     """Trainer arguments of one stage; warm-up is a share of its steps.
 
     best_by: the metric of the evaluation after every epoch that chooses the best one; None without an evaluation.
-    share: see `SiriusConfig`. run_name: how trackers call the training.
+    share, stream: see `SiriusConfig`. run_name: how trackers call the training.
     """
     processes = count()
     micro = stage.micro_batch_size or stage.batch_size // processes
@@ -55,6 +56,7 @@ def training_arguments(
         num_train_epochs=stage.epochs,
         examples_per_epoch=stage.examples_per_epoch,
         share=share,
+        stream=stream,
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=accumulation(stage.batch_size, micro, processes),
         learning_rate=stage.learning_rate,

@@ -45,6 +45,7 @@ def contradictions(config: Config) -> Iterator[str]:
     yield from _data(config)
     yield from _backbone(config)
     yield from _starts(config)
+    yield from _streamed(config)
     yield from _arms(config)
     yield from _methods(config)
     yield from _baseline(config)
@@ -99,6 +100,18 @@ def _backbone(config: Config) -> Iterator[str]:
         problem = stage.batch_problem() if stage is not None else None
         if problem:
             yield f"{name}: {problem}"
+
+
+def _streamed(config: Config) -> Iterator[str]:
+    if not config.training.stream:
+        return
+    if config.training.share == "user":
+        yield "training.stream: rows come in a random order, whose users are not together: set training.share: none"
+    if config.sft.targets == "all":
+        yield "training.stream: sft.targets: all cuts whole histories into pieces: set targets: next"
+    for number, arm in enumerate(config.arms):
+        if arm.negatives_from == "on_policy":
+            yield f"arms.{number} ({arm.key}): training.stream: the policy's negatives need all rows at hand: take hard"
 
 
 def _starts(config: Config) -> Iterator[str]:

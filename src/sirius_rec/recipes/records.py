@@ -13,6 +13,7 @@ from sirius_rec.data.slates import interacted_items, past_items
 from sirius_rec.errors import ConfigError
 from sirius_rec.prompts.templates import NO, YES
 from sirius_rec.recipes.run import Run
+from sirius_rec.recipes.streamed import StreamedRecords
 from sirius_rec.schema import CANDIDATES, HISTORY, ROW_ID, TARGET, USER_ID, UTILITY, SlateName
 from sirius_rec.training.batching import by_user
 from sirius_rec.training.options import StageOptions
@@ -138,15 +139,22 @@ def stage_rows(n_rows: int, stage: StageOptions, seed: int, stream: int, users: 
 
 def training_rows(run: Run, stage: StageOptions, seed: int, stream: int) -> np.ndarray:
     """`stage_rows` of an open run: users are chosen with `training.share: user`."""
-    examples = run.dataset.examples("train")
     users = None
     if run.config.training.share == "user":
+        examples = run.dataset.examples("train")
         if examples[USER_ID].null_count():
             raise ConfigError(
                 "training.share: user needs rows that say whose they are, and this data does not: set none"
             )
         users = examples[USER_ID].to_numpy()
-    return stage_rows(examples.height, stage, seed, stream, users)
+    return stage_rows(run.dataset.n_rows("train"), stage, seed, stream, users)
+
+
+def train_records(run: Run, template: Template, rows: np.ndarray) -> Sequence[Record]:
+    """`slate_records` of train rows; with `training.stream` made as they are asked for."""
+    if run.config.training.stream:
+        return StreamedRecords(run, template, rows)
+    return slate_records(run.dataset, run.train_slates, template, rows, run.shown)
 
 
 def interacted_by(run: Run, rows: np.ndarray) -> list[np.ndarray]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import time
 import zipfile
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +16,7 @@ import numpy as np
 
 from sirius_rec import atomic
 from sirius_rec.errors import RunError
-from sirius_rec.processes import is_main
+from sirius_rec.processes import is_main, wait
 from sirius_rec.recipes.job import Ticker, log
 from sirius_rec.recipes.models import (
     ATTENTION,
@@ -23,12 +26,17 @@ from sirius_rec.recipes.models import (
     place,
     select_attention,
 )
-from sirius_rec.recipes.records import ALIGN_STREAM, slate_records, training_rows, validation_set
+from sirius_rec.recipes.records import ALIGN_STREAM, Record, train_records, training_rows, validation_set
 from sirius_rec.recipes.run import Run, quiet
+from sirius_rec.recipes.streamed import StreamedRecords
 from sirius_rec.training.gguf import fingerprint
 
 if TYPE_CHECKING:
     from sirius_rec.scoring.rows import PromptCompletions
+    from sirius_rec.training.logp_shards import LogpShards
+
+_KEY = "key.txt"
+_LOOK = 256  # of rows that are not held, those that stand for all
 
 
 def reference(path: str, seed: int) -> None:
@@ -45,50 +53,87 @@ def reference(path: str, seed: int) -> None:
     model = place(load_stage_model(run.config, run.folder.sft(seed) / "best"), run.config)
     encoder = run.encoder
     arrays: dict[str, np.ndarray] = {"key": np.array(key)}
-    rows = _encoded_rows(run, seed)
-    for split, encoded in rows.items():
-        select_attention(run.folder, run.config, model, encoded, encoder.pad_id)
-        logps = score_rows(
+    records = _records(run, seed)
+
+    def score(rows: Sequence[PromptCompletions], progress: Ticker) -> list[np.ndarray]:
+        return score_rows(
             model,
-            encoded,
+            rows,
             encoder.pad_id,
             mode=run.config.compute.scoring,
             max_tokens=run.config.evaluation.batch_tokens,
             bf16=computes_in_bf16(run.config),
-            progress=Ticker(f"reference s{seed} {split}", len(encoded)),
+            progress=progress,
         )
-        arrays[f"{split}_logp"] = np.concatenate(logps)
-        arrays[f"{split}_length"] = np.array([len(logp_C) for logp_C in logps])
+
+    for split, some in records.items():
+        rows = _encoded(run, some)
+        progress = Ticker(f"reference s{seed} {split}", len(rows))
+        select_attention(run.folder, run.config, model, rows[:_LOOK], encoder.pad_id)
+        if isinstance(some, StreamedRecords):
+            shards = _shards(run, seed, key, len(rows))
+            shards.fill(rows, partial(score, progress=progress))
+        else:
+            logps = score(rows, progress)
+            arrays[f"{split}_logp"] = np.concatenate(logps)
+            arrays[f"{split}_length"] = np.array([len(logp_C) for logp_C in logps])
     if not is_main():
         return
     atomic.write_npz(target, arrays)
-    log(f"reference s{seed}: {len(rows['train'])} prompts scored in {time.monotonic() - started:.0f} s")
+    log(f"reference s{seed}: {len(records['train'])} prompts scored in {time.monotonic() - started:.0f} s")
 
 
-def _encoded_rows(run: Run, seed: int) -> dict[str, list[PromptCompletions]]:
-    """The rows of alignment and of its validation, as token ids."""
-    from sirius_rec.training.records import encode_records
-
+def _records(run: Run, seed: int) -> dict[str, Sequence[Record]]:
+    """Those of alignment and of its validation."""
     rows = training_rows(run, run.config.align, seed, ALIGN_STREAM)
-    records = {"train": slate_records(run.dataset, run.train_slates, run.template, rows, run.shown)}
+    records = {"train": train_records(run, run.template, rows)}
     validation = validation_set(run)
     if validation:
         records["val"] = validation["records"]
-    return {split: encode_records(part, run.encoder) for split, part in records.items()}
+    return records
 
 
-def read_reference(run: Run, seed: int) -> dict[str, list[np.ndarray]]:
+def _encoded(run: Run, records: Sequence[Record]) -> Sequence[PromptCompletions]:
+    """Their rows as token ids; of streamed ones made when they are asked for."""
+    from sirius_rec.training.records import encode_records
+    from sirius_rec.training.streaming import EncodedRows
+
+    return (
+        EncodedRows(records, run.encoder)
+        if isinstance(records, StreamedRecords)
+        else encode_records(records, run.encoder)
+    )
+
+
+def _shards(run: Run, seed: int, key: str, n: int) -> LogpShards:
+    """The log-probs of streamed train rows under this key; those of another one are removed."""
+    from sirius_rec.training.logp_shards import LogpShards
+
+    folder = run.folder.reference_shards(seed)
+    if is_main():
+        named = folder / _KEY
+        if folder.exists() and not (named.is_file() and named.read_text() == key):
+            shutil.rmtree(folder)
+        atomic.write_text(named, key)
+    wait()
+    return LogpShards(folder, n)
+
+
+def read_reference(run: Run, seed: int) -> dict[str, Sequence[np.ndarray]]:
     """Cached log π_ref per split, row and completion; RunError if the cache is missing or of another model."""
     target = run.folder.reference(seed)
     key = _reference_key(run, seed)
     if not target.is_file() or _stored_key(target) != key:
         raise RunError(f"{target}: the reference cache is missing or of another model: run `sirius run` to make it")
     with np.load(target) as stored:
-        return {
+        found: dict[str, Sequence[np.ndarray]] = {
             split: np.split(stored[f"{split}_logp"], np.cumsum(stored[f"{split}_length"])[:-1])
             for split in ("train", "val")
             if f"{split}_logp" in stored
         }
+    if run.config.training.stream:
+        found["train"] = _shards(run, seed, key, len(training_rows(run, run.config.align, seed, ALIGN_STREAM)))
+    return found
 
 
 def _stored_key(target: Path) -> str:
@@ -116,9 +161,12 @@ def _reference_key(run: Run, seed: int) -> str:
     if gguf := fingerprint(backbone.model):
         computed.append(gguf)
     digest.update(json.dumps(computed).encode())
-    for split, rows in _encoded_rows(run, seed).items():
-        digest.update(f"{split} {len(rows)}".encode())
-        for row in rows:
+    for split, records in _records(run, seed).items():
+        digest.update(f"{split} {len(records)}".encode())
+        if isinstance(records, StreamedRecords):  # not all: the first rows say how texts are made, the data the rest
+            digest.update(f"{run.dataset.fingerprint} {run.train_slates}".encode() + records.rows.tobytes())
+            digest.update("\0".join(run.shown).encode())
+        for row in _encoded(run, records)[:_LOOK] if isinstance(records, StreamedRecords) else _encoded(run, records):
             for ids in (row.prompt, *row.completions):
                 digest.update(np.asarray([len(ids), *ids], dtype=np.int64).tobytes())
     return digest.hexdigest()

@@ -8,7 +8,8 @@ RUN/
   start/s<seed>/                      what a warm start took from another run (starting.py)
   pretrain/s<seed>/  sft/s<seed>/  align/<arm>/s<seed>/
       metrics.jsonl  held_out/  checkpoints/  best/  last/  done.json
-  reference/s<seed>.npz               cached log π_ref
+  reference/s<seed>.npz               cached log π_ref; of streamed rows in s<seed>-train/
+  rows/<slates>/                      train rows as arrays, with training.stream
   scores/  generation/                score tables and greedy answers
   results.json  comparison.json  diagnostics.json  report.html  figures/
 """
@@ -82,6 +83,14 @@ class RunFolder:
 
     def reference(self, seed: int) -> Path:
         return self.path / "reference" / f"s{seed}.npz"
+
+    def reference_shards(self, seed: int) -> Path:
+        """The cached log π_ref of train rows that are not held."""
+        return self.path / "reference" / f"s{seed}-train"
+
+    def rows(self, slates: str) -> Path:
+        """Train rows and their slates as arrays, which are not held."""
+        return self.path / "rows" / slates
 
     @property
     def scores(self) -> Path:

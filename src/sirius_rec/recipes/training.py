@@ -23,6 +23,7 @@ from sirius_rec.recipes.models import initial_model, load_stage_model, select_at
 from sirius_rec.recipes.records import Record, continuation_records, pretraining_records, validation_set
 from sirius_rec.recipes.run import Run, quiet
 from sirius_rec.recipes.run_folder import DONE
+from sirius_rec.recipes.streamed import StreamedRecords
 from sirius_rec.training.options import StageOptions
 
 # Gets the step and the metrics of an evaluation, without their prefix.
@@ -128,7 +129,7 @@ def train_stage(
     share = run.config.training.share if records and "user" in records[0] else "none"
     args = training_arguments(
         run.config, stage, checkpoints, loss, seed, n_records=len(records), best_by=best_by, share=share,
-        run_name=f"{run.config.name} {name}",
+        stream=isinstance(records, StreamedRecords), run_name=f"{run.config.name} {name}",
     )  # fmt: skip
     if stage.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

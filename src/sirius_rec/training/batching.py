@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_POOL = 32  # steps whose rows are sorted by length together
+POOL = 32  # steps whose rows are sorted by length together
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,12 @@ class StepLayout:
 def grouped(rows: np.ndarray, lengths: np.ndarray, batch: int, rng: np.random.Generator) -> np.ndarray:
     """Shuffled rows with neighbours of similar length, so that all micro-batches of a step take about as long.
 
-    rows: row numbers in random order. lengths: tokens of each of them, in the same order. Pools of _POOL steps are
+    rows: row numbers in random order. lengths: tokens of each of them, in the same order. Pools of POOL steps are
     sorted by length and cut into steps; the steps are shuffled.
     """
     batches: list[np.ndarray] = []
-    for start in range(0, len(rows), batch * _POOL):
-        pool = slice(start, start + batch * _POOL)
+    for start in range(0, len(rows), batch * POOL):
+        pool = slice(start, start + batch * POOL)
         ordered = rows[pool][np.argsort(lengths[pool], kind="stable")]
         batches += [ordered[at : at + batch] for at in range(0, len(ordered), batch)]
     full = [step for step in batches if len(step) == batch]

@@ -32,6 +32,8 @@ class SiriusConfig(TrainingArguments):
     max_length: context in tokens; None takes the model's.
     share: "user" for steps of whole runs of a user's rows, which share their histories; records then have a `user`.
         "none" for steps of rows at random.
+    stream: read and tokenise records as their steps come, and hold none (`training.streaming`): for more than fit into
+        memory. They are read by number, in a random order: a Hugging Face Dataset, or whatever gives a record for one.
     examples_per_epoch: an epoch is that many records, walking through all of them; None: all in each epoch.
     eval_batch_tokens: tokens per batch in evaluation and reference scoring.
     disable_dropout: train without dropout. None: in preference losses, where policy and reference are compared (SFT
@@ -67,6 +69,7 @@ class SiriusConfig(TrainingArguments):
     epsilons: list[float] = field(default_factory=lambda: [0.1, 0.5])
     max_length: int | None = None
     share: str = "none"
+    stream: bool = False
     examples_per_epoch: int | None = None
     eval_batch_tokens: int = 8192
     disable_dropout: bool | None = None
@@ -93,6 +96,10 @@ class SiriusConfig(TrainingArguments):
             raise ConfigError(problem)
         if self.share not in SHARES:
             raise ConfigError(f"share: choose one of {', '.join(SHARES)}, got {self.share!r}")
+        if self.stream and self.share == "user":
+            raise ConfigError("stream: rows are read in a random order, whose users are not together: set share none")
+        if self.stream and self.negatives_from == ON_POLICY:
+            raise ConfigError("stream: negatives from the policy need all rows at hand: set stream off, or hard")
         if self.n_gpu > 1:
             raise ConfigError(
                 f"{self.n_gpu} GPUs in one process: start with torchrun or accelerate launch, or show it one GPU "

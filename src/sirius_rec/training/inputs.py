@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from sirius_rec.errors import ConfigError, DataError
+from sirius_rec.errors import ConfigError, DataError, PromptError
 from sirius_rec.scoring.packed import unwrapped
 from sirius_rec.scoring.rows import PromptCompletions
 
@@ -62,6 +63,12 @@ def embedding_count(model: nn.Module) -> int:
     return int(getattr(embeddings, "num_embeddings", 0) or embeddings.weight.shape[0])
 
 
+def check_rows(rows: Sequence[PromptCompletions], *, model: nn.Module, context: int | None, tokenizer: Any) -> None:
+    """PromptError or ConfigError where the model cannot read some of the rows."""
+    check_context(rows, context)
+    check_vocabulary(model, rows, tokenizer)
+
+
 def check_vocabulary(model: nn.Module, rows: Sequence[PromptCompletions], tokenizer: Any) -> None:
     """ConfigError naming the first token of the rows that the model has no embedding for."""
     size = embedding_count(model)
@@ -70,4 +77,17 @@ def check_vocabulary(model: nn.Module, rows: Sequence[PromptCompletions], tokeni
         raise ConfigError(
             f"the tokenizer's id {highest} ({tokenizer.convert_ids_to_tokens(highest)!r}) lies outside the model's "
             f"{size} embeddings: resize them, or take the token out of the tokenizer"
+        )
+
+
+def check_context(rows: Sequence[PromptCompletions], context: int | None) -> None:
+    """PromptError, with the count and the longest, if any row does not fit into the model's context (in tokens)."""
+    if context is None:
+        return
+    lengths = np.array([row.longest_path for row in rows])
+    too_long = int((lengths > context).sum())
+    if too_long:
+        raise PromptError(
+            f"{too_long} of {len(rows)} prompts with their longest completion exceed the model's context of "
+            f"{context} tokens (longest: {lengths.max()}): use shorter histories or smaller slates"
         )

@@ -7,6 +7,7 @@ weight records also read `reward`, a number that was observed, a rating for exam
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sirius_rec.errors import ConfigError, DataError, PromptError
+from sirius_rec.errors import ConfigError, DataError
 from sirius_rec.prompts.encoding import Encoder
 from sirius_rec.scoring.rows import PromptCompletions
 from sirius_rec.scoring.tree import build_tree, count_nodes
@@ -58,14 +59,17 @@ def _is_chat(value: Any, number: int) -> bool:
     raise DataError(f"record {number}: 'prompt' must be a text or a list of chat messages, got {value!r}")
 
 
-def encode_records(records: Iterable[Mapping[str, Any]], encoder: Encoder) -> list[PromptCompletions]:
+def encode_records(
+    records: Iterable[Mapping[str, Any]], encoder: Encoder, numbers: Iterable[int] | None = None
+) -> list[PromptCompletions]:
     """Tokenise records; completion 0 is the chosen one, the others the rejected in their order.
 
+    numbers: how errors call them; from 0 unless given.
     Raises DataError naming record and column: missing columns, empty texts, a chosen text among the rejected ones.
     """
     prompts: list[Any] = []
     completions: list[list[list[int]]] = []
-    for number, record in enumerate(records):
+    for number, record in zip(itertools.count() if numbers is None else numbers, records, strict=False):
         missing = [column for column in ("prompt", "chosen") if column not in record]
         if missing:
             raise DataError(f"record {number}: column '{missing[0]}' is missing (has: {', '.join(record)})")
@@ -74,7 +78,7 @@ def encode_records(records: Iterable[Mapping[str, Any]], encoder: Encoder) -> li
         if chosen in rejected:
             raise DataError(f"record {number}: the chosen text {chosen!r} is also among the rejected ones")
         if _is_chat(record["prompt"], number) != _is_chat((prompts or [record["prompt"]])[0], 0):
-            raise DataError(f"record {number}: 'prompt' is not of the same kind (text or chat messages) as in record 0")
+            raise DataError(f"record {number}: 'prompt' is not of the same kind (text or chat messages) as in others")
         prompts.append(record["prompt"])
         encode = encoder.completion if isinstance(record["prompt"], str) else encoder.turn
         completions.append([encode(text) for text in (chosen, *rejected)])
@@ -97,10 +101,13 @@ def encode_records(records: Iterable[Mapping[str, Any]], encoder: Encoder) -> li
     return [PromptCompletions(ids, ys) for ids, ys in zip(prompt_ids, completions, strict=True)]
 
 
-def observed_rewards(records: Iterable[Mapping[str, Any]]) -> list[float]:
-    """The `reward` of every record, a finite number such as a rating. DataError naming the first that has none."""
+def observed_rewards(records: Iterable[Mapping[str, Any]], numbers: Iterable[int] | None = None) -> list[float]:
+    """The `reward` of every record, a finite number such as a rating. DataError naming the first that has none.
+
+    numbers: as `encode_records` takes them.
+    """
     rewards = []
-    for number, record in enumerate(records):
+    for number, record in zip(itertools.count() if numbers is None else numbers, records, strict=False):
         value = record.get("reward")
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise DataError(
@@ -117,19 +124,6 @@ def users_of(records: Iterable[Mapping[str, Any]]) -> list[Hashable]:
     if unknown:
         raise DataError(f"record {unknown[0]}: share: user needs to know whose it is: give every record a 'user'")
     return users
-
-
-def check_context(rows: Sequence[PromptCompletions], context: int | None) -> None:
-    """PromptError, with the count and the longest, if any row does not fit into the model's context (in tokens)."""
-    if context is None:
-        return
-    lengths = np.array([row.longest_path for row in rows])
-    too_long = int((lengths > context).sum())
-    if too_long:
-        raise PromptError(
-            f"{too_long} of {len(rows)} prompts with their longest completion exceed the model's context of "
-            f"{context} tokens (longest: {lengths.max()}): use shorter histories or smaller slates"
-        )
 
 
 # Keys of the independent streams of one seed.
@@ -180,10 +174,7 @@ class PreferenceDataset(Dataset[Draw]):
         users: Sequence[Hashable] | None = None,
     ) -> None:
         fewest = min(len(row.completions) - 1 for row in rows)
-        if (1 if negatives == "all" else int(negatives)) > fewest:
-            raise ConfigError(
-                f"{negatives} negatives were asked for, but a record has only {fewest} rejected completions"
-            )
+        check_enough(negatives, fewest)
         self.rows = rows
         # As they came: what a miner puts in the place of completions must not decide on the order of rows.
         self._given = list(rows)
@@ -262,22 +253,49 @@ class PreferenceDataset(Dataset[Draw]):
         return self._draw(row, self.rows[row])
 
     def _draw(self, row: int, completions: PromptCompletions) -> Draw:
-        n_rejected = len(completions.completions) - 1
-        n_sampled = n_rejected if self.negatives == "all" else int(self.negatives)
-        n_others = n_rejected if self.score_unsampled == "all" else int(self.score_unsampled)
-        key = (self.seed << 32) ^ self.epoch
-        order = np.random.Generator(np.random.Philox(key=[key & (2**64 - 1), row])).permutation(n_rejected) + 1
-        return Draw(row, np.concatenate([[0], order[: n_sampled + n_others]]), n_sampled)
+        return draw_of(row, completions, self.negatives, self.score_unsampled, self.seed, self.epoch)
+
+
+def check_enough(negatives: int | str, n_rejected: int) -> None:
+    """ConfigError where a record has too few rejected completions."""
+    if (1 if negatives == "all" else int(negatives)) > n_rejected:
+        raise ConfigError(
+            f"{negatives} negatives were asked for, but a record has only {n_rejected} rejected completions"
+        )
+
+
+def draw_of(
+    number: int,
+    row: PromptCompletions,
+    negatives: int | str,
+    score_unsampled: int | str,
+    seed: int,
+    epoch: int,
+) -> Draw:
+    """The columns of a row in an epoch, by (seed, epoch, number) alone; see `PreferenceDataset`."""
+    n_rejected = len(row.completions) - 1
+    n_sampled = n_rejected if negatives == "all" else int(negatives)
+    n_others = n_rejected if score_unsampled == "all" else int(score_unsampled)
+    key = (seed << 32) ^ epoch
+    order = np.random.Generator(np.random.Philox(key=[key & (2**64 - 1), number])).permutation(n_rejected) + 1
+    return Draw(number, np.concatenate([[0], order[: n_sampled + n_others]]), n_sampled)
 
 
 def training_set(
     rows: Sequence[PromptCompletions], args: SiriusConfig, users: Sequence[Hashable] | None
 ) -> PreferenceDataset:
-    """What each epoch draws from the rows: as many negatives as the loss takes, or those of which the strongest are
-    chosen once they are scored, and others to be watched. ConfigError where a row has fewer."""
+    """What each epoch draws from the rows (`draw_options`)."""
+    fewest = min(len(row.completions) for row in rows) - 1
+    return PreferenceDataset(rows, users=users, **draw_options(args, fewest))
+
+
+def draw_options(args: SiriusConfig, fewest: int) -> dict[str, Any]:
+    """Options of a data set: as many negatives as the loss takes, or those of which the strongest are chosen once they
+    are scored, and others to be watched. fewest: rejected completions of a record. ConfigError where they are too few.
+    """
     objective, source = args.objective(), args.negative_source()
     others = "all" if objective.needs_slate else args.score_unsampled
-    negatives, fewest = objective.negatives, min(len(row.completions) for row in rows) - 1
+    negatives = objective.negatives
     if not objective.uses_negatives:
         # A loss without negatives still shows its margin in the logs where candidates are scored at all.
         negatives = min(1, fewest) if others != 0 else 0
@@ -285,15 +303,13 @@ def training_set(
         negatives = source.pool
         if negatives > fewest:
             raise ConfigError(f"pool {negatives}: a record has only {fewest} rejected completions: lower it")
-    return PreferenceDataset(
-        rows,
-        negatives=negatives,
-        score_unsampled=others,
-        seed=args.data_seed if args.data_seed is not None else args.seed,
-        examples_per_epoch=args.examples_per_epoch,
-        layout=StepLayout(args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size),
-        users=users,
-    )
+    return {
+        "negatives": negatives,
+        "score_unsampled": others,
+        "seed": args.data_seed if args.data_seed is not None else args.seed,
+        "examples_per_epoch": args.examples_per_epoch,
+        "layout": StepLayout(args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size),
+    }
 
 
 class TreeCollator:

@@ -7,8 +7,10 @@ One forward pass scores the positives and all their candidates (`scoring.packed`
 from __future__ import annotations
 
 import copy
+import shutil
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,19 +44,14 @@ from sirius_rec.training.config import SiriusConfig
 from sirius_rec.training.dropout import check_no_noise, disable_dropout
 from sirius_rec.training.held_out import HeldOutLog
 from sirius_rec.training.held_out_evidence import held_out_evidence
-from sirius_rec.training.inputs import check_trainable, check_vocabulary, policy_of, records_of
+from sirius_rec.training.inputs import check_rows, check_trainable, policy_of, records_of
+from sirius_rec.training.logp_shards import LogpShards
 from sirius_rec.training.memory import MemoryEstimate, estimate
 from sirius_rec.training.metrics_log import MetricsLog
 from sirius_rec.training.mining import Catalogue, Miner
 from sirius_rec.training.negatives import HARD, ON_POLICY, strongest
-from sirius_rec.training.records import (
-    TreeCollator,
-    check_context,
-    encode_records,
-    observed_rewards,
-    training_set,
-    users_of,
-)
+from sirius_rec.training.records import TreeCollator, encode_records, observed_rewards
+from sirius_rec.training.streaming import training_data
 
 EvalHook = Callable[[list[np.ndarray]], dict[str, float]]
 _SELF_CHECK_ROWS = 2
@@ -120,22 +117,17 @@ class SiriusTrainer(Trainer):
         context = args.max_length or getattr(unwrapped(model).config, "max_position_embeddings", None)
         if self.scoring == "packed":
             context = min((n for n in (context, first_range(unwrapped(model).config)) if n), default=None)
-        trained = list(records_of(train_dataset, "train_dataset"))
-        train_rows = encode_records(trained, self.encoder)
+        check = partial(check_rows, model=model, context=context, tokenizer=self.encoder.tokenizer)
         evaluated = [] if eval_dataset is None else list(records_of(eval_dataset, "eval_dataset"))
         self.eval_rows = [] if eval_dataset is None else encode_records(evaluated, self.encoder)
-        for rows in (train_rows, self.eval_rows):
-            check_context(rows, context)
-            check_vocabulary(model, rows, self.encoder.tokenizer)
-        dataset = training_set(train_rows, args, users_of(trained) if args.share == "user" else None)
-        self.collator = TreeCollator(train_rows, with_rows=self.scoring == "naive")
-        self.collator.ref_logps = ref_logps
-        self.eval_observed: list[float] | None = None
-        if self.objective.needs_observed:
-            self.collator.observed, self.eval_observed = observed_rewards(trained), observed_rewards(evaluated)
+        check(self.eval_rows)
+        dataset, observed = training_data(records_of(train_dataset, "train_dataset"), args, self.encoder, check)
+        self.collator = TreeCollator(dataset.rows, with_rows=self.scoring == "naive")
+        self.collator.ref_logps, self.collator.observed = ref_logps, observed
+        self.eval_observed = observed_rewards(evaluated) if self.objective.needs_observed else None
         self.eval_ref_logps = eval_ref_logps
         if self.source.kind == ON_POLICY:
-            dataset.miner = Miner(model, catalogue, train_rows, args, self.encoder.pad_id)
+            dataset.miner = Miner(model, catalogue, dataset.rows, args, self.encoder.pad_id)
         self.eval_hook = eval_hook
         # Number of rows → what gets the numbers of those just done, where somebody wants to see an evaluation move.
         self.progress_of: Callable[[int], Callable[[int], None]] | None = None
@@ -172,11 +164,6 @@ class SiriusTrainer(Trainer):
             self_check(self.model.to(self.args.device), rows, pad_id, scoring)
         if self._no_dropout:
             check_no_noise(self.model.to(self.args.device), rows, pad_id, self.scoring)
-        if self.objective.needs_reference:
-            self._ensure_reference()
-        miner = self.train_dataset.miner
-        if miner is not None and self.collator.ref_logps is not None:
-            self.collator.ref_logps = miner.ref_logps = list(self.collator.ref_logps)
         if resume_from_checkpoint is True:
             with self.args.main_process_first(local=False):  # it also removes what a kill left behind
                 checkpoint = resume_point(Path(self.args.output_dir))
@@ -184,6 +171,11 @@ class SiriusTrainer(Trainer):
         at = -1
         if resume_from_checkpoint:
             at = step_of(Path(resume_from_checkpoint))
+        if self.objective.needs_reference:
+            self._ensure_reference(afresh=at < 0)
+        miner = self.train_dataset.miner
+        if miner is not None and self.collator.ref_logps is not None:
+            self.collator.ref_logps = miner.ref_logps = list(self.collator.ref_logps)
         if at < 0 and miner is not None:
             miner.restart()
         if self.is_world_process_zero():
@@ -219,10 +211,21 @@ class SiriusTrainer(Trainer):
             bf16=bool(args.bf16),
         )
 
-    def _ensure_reference(self) -> None:
-        """Score every record with the model as it stands, unless cached log-probs were given."""
+    def _ensure_reference(self, *, afresh: bool = False) -> None:
+        """Score every record with the model as it stands, unless cached log-probs were given.
+
+        afresh: what an earlier training left in this folder is another model's. (Only streamed records leave anything.)
+        """
         if self.collator.ref_logps is None:
-            self.collator.ref_logps = self.score(self.train_dataset.rows)
+            rows = self.train_dataset.rows
+            if self.args.stream:
+                folder = Path(self.args.output_dir) / "reference"
+                if afresh and self.is_world_process_zero():
+                    shutil.rmtree(folder, ignore_errors=True)
+                self.accelerator.wait_for_everyone()
+                self.collator.ref_logps = LogpShards(folder, len(rows)).fill(rows, self.score)
+            else:
+                self.collator.ref_logps = self.score(rows)
         if self.eval_ref_logps is None and self.eval_rows:
             self.eval_ref_logps = self.score(self.eval_rows)
 

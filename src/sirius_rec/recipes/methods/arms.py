@@ -15,7 +15,7 @@ from sirius_rec.recipes.methods.base import Prerequisite, Role
 from sirius_rec.recipes.methods.finetuned import Finetuned
 from sirius_rec.recipes.methods.sft import Sft
 from sirius_rec.recipes.models import load_stage_model
-from sirius_rec.recipes.records import ALIGN_STREAM, interacted_by, slate_records, training_rows, validation_set
+from sirius_rec.recipes.records import ALIGN_STREAM, interacted_by, train_records, training_rows, validation_set
 from sirius_rec.recipes.reference import read_reference, reference
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.training import train_stage
@@ -86,7 +86,7 @@ class Arm(Finetuned):
             name=f"{self.key} s{seed}",
             model=load_stage_model(run.config, self._begins_at(run, seed)),
             tokenizer=run.tokenizer,
-            records=slate_records(run.dataset, run.train_slates, run.template, rows, run.shown),
+            records=train_records(run, run.template, rows),
             loss=self.loss_options(),
             seed=seed,
             card=self.card(seed),

@@ -107,7 +107,7 @@ class Method(ABC):
 
     def train_rows(self, run: Run) -> int | None:
         """How many training rows it learns from; None where it learns from none."""
-        return run.dataset.all_train_examples().height
+        return run.dataset.n_all_train
 
     def request_length(self, run: Run) -> Callable[[list[int], list[int]], int] | None:
         """Tokens of a prompt for a history and a slate with its longest candidate; None of what reads no prompts."""

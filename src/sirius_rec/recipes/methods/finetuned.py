@@ -18,9 +18,10 @@ from sirius_rec.options import Flag, Options, options_of, unknown_option
 from sirius_rec.rankers.catalogue.trie import catalogue_trie
 from sirius_rec.recipes.methods.base import Method, Prerequisite, no_preset
 from sirius_rec.recipes.models import computes_in_bf16, context_of, load_stage_model, place, select_attention
-from sirius_rec.recipes.records import SFT_STREAM, slate_records, training_rows, validation_set
+from sirius_rec.recipes.records import SFT_STREAM, train_records, training_rows, validation_set
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.run_folder import DONE
+from sirius_rec.recipes.streamed import StreamedRecords
 from sirius_rec.recipes.training import pretrain, pretrains, starting_model, train_stage
 from sirius_rec.schema import CANDIDATES, HISTORY, ITEM_ID, SlateName
 from sirius_rec.training.options import StageOptions
@@ -75,8 +76,12 @@ class LanguageModel(Method):
             self._check_lengths(run, encoder, name, context)
 
     def _check_lengths(self, run: Run, encoder: Encoder, name: str, context: int) -> None:
-        histories = run.dataset.examples(SlateName.parse(name).split)[HISTORY].to_list()
-        slates = run.dataset.slates(name)[CANDIDATES].to_list()
+        if run.config.training.stream and name == str(run.train_slates):
+            every = np.arange(run.dataset.n_rows("train"))
+            histories, slates = StreamedRecords(run, self.template(run), every).longest_rows(_ROWS)
+        else:
+            histories = run.dataset.examples(SlateName.parse(name).split)[HISTORY].to_list()
+            slates = run.dataset.slates(name)[CANDIDATES].to_list()
         lengths: list[int] = []
         for start in range(0, len(slates), _ROWS):
             rows = slice(start, start + _ROWS)
@@ -168,7 +173,7 @@ class Finetuned(LanguageModel):
 
     def train_rows(self, run: Run) -> int | None:
         """The rows that its own epochs show it."""
-        height, stage = run.dataset.examples("train").height, self.training
+        height, stage = run.dataset.n_rows("train"), self.training
         return height if stage.examples_per_epoch is None else min(height, stage.epochs * stage.examples_per_epoch)
 
     @property
@@ -234,7 +239,7 @@ class Finetuned(LanguageModel):
         return {
             "model": self.starting_model(run, tokenizer, seed),
             "tokenizer": tokenizer,
-            "records": slate_records(run.dataset, run.train_slates, template, rows, run.shown),
+            "records": train_records(run, template, rows),
             "validation": validation_set(run, template),
         }
 

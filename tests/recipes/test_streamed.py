@@ -1,0 +1,140 @@
+"""`training.stream`: a run that holds no train rows trains what one that holds them does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from sirius_rec.config import Config
+from sirius_rec.data.store import Dataset
+from sirius_rec.errors import ConfigError, PromptError
+from sirius_rec.recipes import records as recipe_records
+from sirius_rec.recipes import reference
+from sirius_rec.recipes.adoption import open_run
+from sirius_rec.recipes.methods import build_methods
+from sirius_rec.recipes.run import Run
+from sirius_rec.recipes.story import run_stages
+from sirius_rec.recipes.streamed import StreamedRecords
+
+# Every step is the whole train set, so that the order of rows, which differs, is nothing to the weights.
+WHOLE = ("backbone.pretrain=null", "sft.batch_size=512", "sft.warmup=0", "sft.epochs=2", "align.batch_size=512",
+         "align.warmup=0", "arms=[dpo_sirius]",
+         "evaluation.baseline=dpo_sirius")  # fmt: skip
+
+
+def made(mini: Callable[..., Config], folder: Path, *overrides: str) -> Run:
+    config = mini(*WHOLE, *overrides)
+    run = Run(open_run(folder, config), config)
+    run_stages(run, ("sft", "align"), lambda line: None)
+    return run
+
+
+@pytest.fixture(scope="module")
+def both(mini: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Run]:
+    folder = tmp_path_factory.mktemp("streamed")
+    return made(mini, folder / "held"), made(mini, folder / "streamed", "training.stream=true")
+
+
+def test_the_weights_are_the_same(both: tuple[Run, Run]) -> None:
+    held, streamed = both
+    assert held.dataset.n_rows("train") <= 512
+    before = None
+    for folder in ("sft", "align/dpo_sirius"):
+        ours, other = (load_file(run.folder.path / folder / "s0/last/model.safetensors") for run in (streamed, held))
+        for name, values in other.items():
+            np.testing.assert_allclose(ours[name], values, atol=2e-5, err_msg=f"{folder} {name}")
+        if before is not None:
+            assert max(np.abs(other[name] - before[name]).max() for name in other) > 1e-3, "nothing was trained"
+        before = other
+
+
+def test_the_reference_is_the_same_and_lies_in_files(both: tuple[Run, Run]) -> None:
+    held, streamed = (reference.read_reference(run, 0) for run in both)
+    assert len(held["train"]) == len(streamed["train"]) == both[0].dataset.n_rows("train")
+    for ours, other in zip(streamed["train"], held["train"], strict=True):
+        np.testing.assert_allclose(ours, other, atol=1e-4)
+    for ours, other in zip(streamed["val"], held["val"], strict=True):
+        np.testing.assert_allclose(ours, other, atol=1e-4)
+    assert list(both[1].folder.reference_shards(0).glob("*.npy"))
+    with np.load(both[1].folder.reference(0)) as stored:
+        assert not [name for name in stored if name.startswith("train")]
+
+
+def test_records_are_those_that_are_held(both: tuple[Run, Run]) -> None:
+    run = both[1]
+    rows = np.array([3, 0, 77])
+    held = recipe_records.slate_records(run.dataset, run.train_slates, run.template, rows, run.shown)
+    records = StreamedRecords(run, run.template, rows)
+    assert [records[n] for n in range(3)] == [{k: v for k, v in r.items() if k != "user"} for r in held]
+
+
+def test_the_longest_are_the_longest(both: tuple[Run, Run]) -> None:
+    """By the encoder itself: none that is left out is longer than those chosen, but for merges across titles."""
+    from sirius_rec.training.records import encode_records
+
+    run = both[1]
+    records = StreamedRecords(run, run.template, np.arange(run.dataset.n_rows("train")))
+    lengths = np.array(
+        [row.longest_path for row in encode_records([records[n] for n in range(len(records))], run.encoder)]
+    )
+    chosen = records.longest(20)
+    assert len(set(chosen)) == 20
+    assert lengths[chosen].max() == lengths.max() and lengths[chosen].min() >= np.sort(lengths)[-40]
+
+
+def test_no_stage_reads_all_train_rows(
+    both: tuple[Run, Run], mini: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither rows nor their slates; only the tokenizer and baselines count items."""
+    asked: list[str] = []
+    examples, slates = Dataset.examples, Dataset.slates
+    monkeypatch.setattr(Dataset, "examples", lambda self, split: asked.append(split) or examples(self, split))
+    monkeypatch.setattr(Dataset, "slates", lambda self, name: asked.append(str(name)) or slates(self, name))
+    config = mini(*WHOLE, "training.stream=true")
+    run = Run(both[1].folder, config)
+    for key in ("sft", "dpo_sirius"):
+        build_methods(config)[key].check(run)
+        (run.folder.path / "moved").mkdir(exist_ok=True)
+    asked.clear()
+    fresh = Run(open_run(tmp_path / "run", config), config)
+    fresh.folder.backbone.mkdir()
+    for file in run.folder.backbone.iterdir():
+        (fresh.folder.backbone / file.name).write_bytes(file.read_bytes())
+    run_stages(fresh, ("sft", "align"), lambda line: None)
+    assert "val" in asked and not [name for name in asked if name.startswith("train")]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["training.share=user"], "training.stream: rows come in a random order"),
+        (
+            ["sft.targets=all", "prompts.slate=false", "prompts.template={history: Read, answer: null}"],
+            "training.stream: sft.targets",
+        ),
+        (
+            ["arms=[{loss: dpo, negatives_from: on_policy}]", "prompts.slate=false", "evaluation.baseline=dpo"],
+            "the policy's negatives need all rows at hand",
+        ),
+    ],
+)
+def test_what_needs_all_rows_is_refused(mini: Callable[..., Config], overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        mini("training.stream=true", *overrides)
+
+
+def test_a_prompt_beyond_the_context_is_found_before_training(both: tuple[Run, Run]) -> None:
+    """By the same count, where there are fewer rows than are looked at."""
+    messages = []
+    for run in both:
+        method = build_methods(run.config)["sft"]
+        with pytest.raises(
+            PromptError, match=r"slates train-uniform-6-s0: \d+ of 432 prompts .* exceed the context"
+        ) as e:
+            method._check_lengths(run, run.encoder, str(run.train_slates), 14)  # type: ignore[attr-defined]
+        messages.append(str(e.value))
+    assert messages[0] == messages[1]
