@@ -119,3 +119,52 @@ def test_exports_that_cannot_be(adapted: Callable[..., Run], trained: Run, tmp_p
         with pytest.raises(error, match=message) as caught:
             export(run, **{"out": tmp_path / "new", **options})
         assert "\n" not in str(caught.value) and not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_an_exported_model_is_asked_as_it_was_trained(adapted: Callable[..., Run], tmp_path: Path, chat: bool) -> None:
+    """`sirius rank --model FOLDER` without options: the scores are those of the run; with options the options'."""
+    from sirius_rec.recipes.ranking import load_plain_model
+
+    run = adapted(chat=chat)
+    export(run, tmp_path / "out", method="sft")
+    titles = run.dataset.titles[:4]
+    expected = by_sirius(run, "sft", titles)
+    history = [run.dataset.titles[i] for i in run.dataset.examples("train")["history"][0].to_list()]
+    request = Request(1, (*run.dataset.titles[50:58], *history), tuple(titles))  # more than the model has seen at once
+    [scores] = load_plain_model(str(tmp_path / "out")).score([request])
+    assert [float(score) for score in scores] == pytest.approx(expected, abs=1e-4)
+    [others] = load_plain_model(str(tmp_path / "out"), template="music", max_history=3).score([request])
+    assert [float(score) for score in others] != pytest.approx(expected, abs=1e-2)
+
+
+def test_a_prompt_file_that_is_none_of_ours_or_damaged(adapted: Callable[..., Run], tmp_path: Path) -> None:
+    from sirius_rec.recipes.prompt_file import PROMPT_FILE, prompt_form
+
+    unasked: dict[str, Any] = {"template": None, "shows_slate": None, "max_history": None, "chat": None}
+    run = adapted(chat=False)
+    export(run, tmp_path / "out", method="sft")
+    file = tmp_path / "out" / PROMPT_FILE
+    ours = json.loads(file.read_text())
+    assert prompt_form(file.parent, **unasked).max_history == run.config.data.window.max_history == 5
+    file.write_text(json.dumps({key: value for key, value in ours.items() if key != "answer"}))
+    with pytest.raises(ConfigError, match=r"prompt\.json: 'answer' is missing or of another type: export"):
+        prompt_form(file.parent, **unasked)
+    file.write_text(json.dumps({**ours, "fields": ["genre"], "field_tokens": 8}))
+    with pytest.raises(ConfigError, match="was trained on titles with genre behind them"):
+        prompt_form(file.parent, **unasked)
+    for foreign in ('{"prompt": "Say hello"}', "[1]", "no json"):
+        file.write_text(foreign)
+        assert prompt_form(file.parent, **unasked).form.name == "generic"
+
+
+def test_a_catalogue_is_not_searched_by_a_model_whose_prompts_list_candidates(
+    adapted: Callable[..., Run], tmp_path: Path
+) -> None:
+    export(adapted(chat=False), tmp_path / "out", method="sft")
+    (tmp_path / "items.csv").write_text("item_id,title\na,Air\nb,Can\n")
+    (tmp_path / "in.jsonl").write_text('{"history": ["a"]}\n')
+    arguments = ["recommend", "--model", str(tmp_path / "out"), "--items", str(tmp_path / "items.csv"), "--input",
+                 str(tmp_path / "in.jsonl"), "--out", str(tmp_path / "out.jsonl"), "--top", "1"]  # fmt: skip
+    result = CliRunner().invoke(cli.app, arguments)
+    assert isinstance(result.exception, ConfigError) and "its prompts list the candidates" in str(result.exception)

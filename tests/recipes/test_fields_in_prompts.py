@@ -15,6 +15,7 @@ from sirius_rec.evaluation.tables import read_table, table_name
 from sirius_rec.recipes.adoption import open_run
 from sirius_rec.recipes.methods import build_methods
 from sirius_rec.recipes.reference import _encoded, _records
+from sirius_rec.recipes.results import titles_alone
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.scoring import score_only
 from sirius_rec.recipes.story import run_stages
@@ -71,3 +72,12 @@ def test_every_prompt_shows_the_fields_and_no_answer_does(mini: Callable[..., Co
     for answer, slate, scores in zip(answers, table["candidates"].to_list(), table["scores"].to_list(), strict=True):
         said = dict(zip(answer["candidates"], answer["scores"], strict=True))
         np.testing.assert_allclose([said[ids[i]] for i in slate], scores, atol=2e-5)
+
+
+def test_who_reads_titles_alone_is_named(mini: Callable[..., Config]) -> None:
+    """Only where others read more."""
+    methods = "methods=[tallrec, tallrec_listwise, llara, zero_shot, item_knn_shrunk]"
+    assert titles_alone(mini(methods)) == []
+    assert titles_alone(mini("prompts.fields=[genre]")) == []
+    [note] = titles_alone(mini(methods, "prompts.fields=[genre]"))
+    assert note == "prompts.fields: read titles alone: TALLRec (yes/no per item); LLaRA."

@@ -33,11 +33,17 @@ UnknownOption = Annotated[
     typer.Option("--unknown", help="History items that the ranker does not know. Default: drop; not for titles read by "
                  "a language model, which knows none and reads all."),
 ]  # fmt: skip
-TemplateOption = Annotated[str | None, typer.Option("--template", help="Prompt of a plain model. Default: generic.")]
+TemplateOption = Annotated[
+    str | None,
+    typer.Option("--template", help="Prompt of a plain model. Default: as exported, else generic."),
+]
 SlateOption = Annotated[
     bool | None, typer.Option("--slate/--no-slate", help="Whether a plain model's prompt lists the candidates.")
 ]
-HistoryOption = Annotated[int | None, typer.Option("--max-history", min=0, help="Newest items shown. Default: 10.")]
+HistoryOption = Annotated[
+    int | None,
+    typer.Option("--max-history", min=0, help="Newest items shown. Default: as exported, else 10."),
+]
 ChatOption = Annotated[bool, typer.Option("--chat", help="Prompt a plain model by its chat template.")]
 DtypeOption = Annotated[
     Literal["float32", "bfloat16"] | None, typer.Option("--dtype", help="Of a plain model's weights.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +13,7 @@ from sirius_rec.evaluation.results import read_results
 from sirius_rec.recipes import starting
 from sirius_rec.recipes.methods.base import Method
 from sirius_rec.recipes.methods.finetuned import Finetuned
+from sirius_rec.recipes.prompt_file import PROMPT_FILE, write_prompt
 from sirius_rec.recipes.ranking import chosen_method
 from sirius_rec.recipes.run import Run, quiet
 from sirius_rec.report.text import slates_in_words
@@ -23,7 +23,6 @@ from sirius_rec.training.gguf import HUB_NAMES
 if TYPE_CHECKING:
     from sirius_rec.prompts.templates import Template
 
-PROMPT_FILE = "prompt.json"
 # Of a stage's folder, what belongs to training and not to the model.
 _TRAINING = ("trainer_state.json", "README.md")
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -120,7 +119,7 @@ def export(
         else:
             shutil.copytree(source, partial, ignore=shutil.ignore_patterns(*_TRAINING))
         template = chosen.template(run)
-        atomic.write_json(partial / PROMPT_FILE, _prompt(run, template))
+        write_prompt(partial, run, template)
         whole = merge or not adapter
         atomic.write_text(partial / "README.md", _card(run, chosen, seed, checkpoint, out.name, template, whole=whole))
     return chosen, seed
@@ -139,13 +138,6 @@ def _save_whole(run: Run, source: Path, out: Path, dtype: Dtype | None) -> None:
         model = model.to(getattr(torch, dtype))
     model.save_pretrained(out)
     run.tokenizer.save_pretrained(out)
-
-
-def _prompt(run: Run, template: Template) -> dict[str, Any]:
-    lines = {key: value for key, value in asdict(template).items() if key != "name"}
-    prompts = run.config.prompts
-    behind = {"fields": list(prompts.fields), "field_tokens": prompts.field_tokens} if prompts.fields else {}
-    return {**lines, **behind, "max_history": run.config.data.window.max_history, "chat": prompts.chat}
 
 
 def _card(

@@ -20,6 +20,7 @@ from sirius_rec.rankers.requests import Request
 from sirius_rec.rankers.trivial import Popularity
 from sirius_rec.recipes.methods import Method, build_methods
 from sirius_rec.recipes.models import context_of
+from sirius_rec.recipes.prompt_file import prompt_form
 from sirius_rec.recipes.run import Run, quiet
 from sirius_rec.schema import ITEM_ID
 
@@ -148,35 +149,35 @@ def load_plain_model(name: str, **options: Any) -> Served:
 def plain_requests(
     name: str,
     *,
-    template: str = "generic",
-    shows_slate: bool = True,
-    max_history: int = 10,
-    chat: bool = False,
+    template: str | None = None,
+    shows_slate: bool | None = None,
+    max_history: int | None = None,
+    chat: bool | None = None,
     dtype: str = "float32",
 ) -> tuple[TextRequests, dict[str, Any]]:
     """Requests by title for a plain model, and what answers depend on.
 
-    chat: prompts as user turns of the tokenizer's chat template. dtype: float32 or bfloat16, of the weights.
+    chat: prompts as user turns of the tokenizer's chat template. What is None is as an exported model's file says
+    (`prompt_file.prompt_form`). dtype: float32 or bfloat16, of the weights.
     """
     import torch
 
     from sirius_rec.prompts.encoding import Encoder
-    from sirius_rec.prompts.templates import get_template
     from sirius_rec.training.backbones import adapter_base, is_adapter, load_backbone, load_tokenizer, load_trained
     from sirius_rec.training.gguf import model_folder
 
     quiet()
-    form = get_template(template, shows_slate=shows_slate)
-    tokenizer = load_tokenizer(name)
     folder = Path(model_folder(name))
+    asked = prompt_form(folder, template=template, shows_slate=shows_slate, max_history=max_history, chat=chat)
+    tokenizer = load_tokenizer(name)
     if is_adapter(folder):
         model = load_trained(folder, adapter_base(folder), dtype=dtype)
     else:
         model = load_backbone(name, dtype=dtype)
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
-    requests = TextRequests(model, Encoder(tokenizer, chat=chat), form, None, max_history=max_history)
-    recipe = {"model": name, "weights": weights_of(folder), "template": template, "slate": shows_slate, "chat": chat,
-              "dtype": dtype, "max_history": max_history}  # fmt: skip
+    encoder = Encoder(tokenizer, chat=asked.chat)
+    requests = TextRequests(model, encoder, asked.form, None, max_history=asked.max_history)
+    recipe = {"model": name, "weights": weights_of(folder), "dtype": dtype, **asked.recipe}
     return requests, recipe
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from sirius_rec.rankers.catalogue.trie import catalogue_trie
 from sirius_rec.rankers.requests import Request
 from sirius_rec.rankers.trivial import Popularity
 from sirius_rec.recipes.methods import Method
+from sirius_rec.recipes.prompt_file import EXPORTED
 from sirius_rec.recipes.ranking import (
     CatalogueRequests,
     Served,
@@ -186,7 +188,10 @@ def load_plain_recommender(
         raise DataError(f"{items}: item {untitled[0]!r} has no title: give it one, or leave it out")
     ids, shown = frame[ITEM_ID].to_list(), distinct_titles(frame[TITLE].to_list())[0]
     shelf = Shelf(ids, shown, titles_given=titles, top=top, exclude_seen=exclude_seen)
-    requests, recipe = plain_requests(name, shows_slate=False, **options)
+    requests, recipe = plain_requests(name, **options)
+    if requests.form.name == EXPORTED and requests.form.shows_slate:
+        raise ConfigError(f"{name}: its prompts list the candidates, and a catalogue is too long a list: rank slates")
+    requests.form, recipe["slate"] = replace(requests.form, shows_slate=False), False
     if not titles:
         requests.texts = dict(zip(ids, shown, strict=True))
     searched = Searched(shelf, requests, max_opened)

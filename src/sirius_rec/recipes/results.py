@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 
+from sirius_rec.config import Config
 from sirius_rec.data.protocols import train_counts
 from sirius_rec.errors import RunError
 from sirius_rec.evaluation.beyond import Popularity, beyond_accuracy
@@ -86,6 +87,7 @@ def gather(run: Run, baseline: str) -> dict[str, Any]:
     if begun := starting.begun_from(run):
         results["begun_from"] = {str(seed): about for seed, about in begun.items()}
         results["notes"] += starting.notes(run)
+    results["notes"] += titles_alone(run.config)
     few, every = dataset.examples("train").height, every_train.height
     if few < every:
         results["notes"].append(
@@ -93,6 +95,13 @@ def gather(run: Run, baseline: str) -> dict[str, Any]:
             "all of them."
         )
     return results
+
+
+def titles_alone(config: Config) -> list[str]:
+    """The note that some language models did not read what others did."""
+    methods = build_methods(config).values()
+    those = [method.label for method in methods if (method.uses_backbone or method.remote) and not method.reads_fields]
+    return [f"prompts.fields: read titles alone: {'; '.join(those)}."] if config.prompts.fields and those else []
 
 
 def _facts(run: Run, tables: Sequence[ScoreTable]) -> dict[str, Any]:

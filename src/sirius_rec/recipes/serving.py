@@ -133,7 +133,7 @@ def _of_plain_model(source: Source) -> Loaded:
             own = TextRequests(requests.model, requests.encoder, requests.form, None, max_history=requests.max_history)
             searched = Searched(shelf, own, None)
             recommend, why_not = Answers(searched.respond, own.check, None, _size(own), shelf.ask), ""
-    about = {"label": name, "template": recipe["template"]}
+    about = {"label": name, "template": requests.form.name}
     models = {name: _model(name, about, served, requests, recommend, why_not, source.service.batching, forgetting)}
     catalogue = Catalogue(ids, shown, open=True)
     return _warm(Loaded(models, catalogue, {"run": name}, partial(_all, forgetting)))

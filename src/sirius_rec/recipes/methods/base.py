@@ -57,6 +57,8 @@ class Method(ABC):
     alone: bool = True
     # Whether it scores titles by log π(title | prompt), so that titles outside the catalogue can be ranked too.
     reads_titles: ClassVar[bool] = False
+    # Whether its prompts hold what `prompts.fields` puts behind titles.
+    reads_fields: ClassVar[bool] = True
     # Options that say how answers are fetched and what they cost: they may change while a run is under way.
     free_options: ClassVar[tuple[str, ...]] = ()
     # Whether `methods:` may give it seeds of its own.

@@ -24,6 +24,7 @@ class ChatRec(Method):
     remote = True
     ranks_catalogue = False
     answers = True
+    reads_fields = False
     free_options = PLUMBING
 
     def __init__(self, config: Config, entry: MethodSection) -> None:

@@ -33,6 +33,7 @@ class LlaraOptions(PromptOptions):
 
 class Llara(FinetunedBaseline):
     name, title, OwnOptions = "llara", "LLaRA", LlaraOptions
+    reads_fields = False
     reads_titles = False  # a title outside the catalogue has no embedding
     ranks_by = (
         "Candidates are ranked by log π(title | prompt), in which a projected embedding stands behind every title; "

@@ -36,6 +36,7 @@ class TallRec(FinetunedBaseline):
 
     name, title, OwnOptions = "tallrec", "TALLRec (yes/no per item)", TallRecOptions
     answers = False
+    reads_fields = False
     reads_titles = False
     searches = False
     ranks_by = "Each candidate is asked about alone, and ranked by log π(Yes | prompt) − log π(No | prompt)"

@@ -1,0 +1,94 @@
+"""prompt.json of an exported model: the prompt that it was trained with, so that whoever ranks with it asks as then."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sirius_rec import atomic
+from sirius_rec.errors import ConfigError
+from sirius_rec.prompts.templates import Template, get_template
+
+if TYPE_CHECKING:
+    from sirius_rec.recipes.run import Run
+
+PROMPT_FILE = "prompt.json"
+_MAX_HISTORY = 10  # of a model that does not say
+
+
+@dataclass(frozen=True)
+class PromptForm:
+    """form: the template. max_history: newest titles shown. chat: within the tokenizer's chat template."""
+
+    form: Template
+    max_history: int
+    chat: bool
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What answers depend on. A template of the package goes by its name."""
+        named = self.form.name == EXPORTED
+        return {"template": asdict(self.form) if named else self.form.name, "slate": self.form.shows_slate,
+                "chat": self.chat, "max_history": self.max_history}  # fmt: skip
+
+
+EXPORTED = "exported"
+
+
+def write_prompt(folder: Path, run: Run, template: Template) -> None:
+    """Write the file of a model that is exported."""
+    lines = {key: value for key, value in asdict(template).items() if key != "name"}
+    prompts = run.config.prompts
+    behind = {"fields": list(prompts.fields), "field_tokens": prompts.field_tokens} if prompts.fields else {}
+    content = {**lines, **behind, "max_history": run.config.data.window.max_history, "chat": prompts.chat}
+    atomic.write_json(folder / PROMPT_FILE, content)
+
+
+def prompt_form(
+    folder: Path, *, template: str | None, shows_slate: bool | None, max_history: int | None, chat: bool | None
+) -> PromptForm:
+    """What is asked for, else what the model's file says, else template `generic` with the slate and ten titles.
+
+    ConfigError for a file that is none of ours, and for a model that read more behind titles than requests hold.
+    """
+    own = _read(folder / PROMPT_FILE)
+    if own.get("fields"):
+        raise ConfigError(
+            f"{folder}: was trained on titles with {', '.join(own['fields'])} behind them, which requests do not hold: "
+            "rank with the run that it comes from"
+        )
+    if template is None and own:
+        form = Template(EXPORTED, own["history"], own["candidates"], own["answer"], own["shows_slate"])
+    else:
+        form = get_template(template or "generic")
+    if shows_slate is not None:
+        form = replace(form, shows_slate=shows_slate)
+    if max_history is None:
+        max_history = int(own.get("max_history", _MAX_HISTORY))
+    return PromptForm(form, max_history, bool(own.get("chat", False) if chat is None else chat))
+
+
+_KINDS = {
+    "history": str,
+    "candidates": str,
+    "answer": str | None,
+    "shows_slate": bool,
+    "max_history": int,
+    "chat": bool,
+}
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """What our file says; nothing of somebody else's of that name."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(content, dict) or not _KINDS.keys() & content.keys():
+        return {}
+    for key, kind in _KINDS.items():
+        if not isinstance(content.get(key, ...), kind):
+            raise ConfigError(f"{file}: '{key}' is missing or of another type: export the model again")
+    return content
