@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,12 +18,13 @@ import pytest
 from transformers import TrainerControl, TrainerState
 
 from sirius_rec.config import Config
-from sirius_rec.errors import ConfigError
+from sirius_rec.errors import ConfigError, RunError
 from sirius_rec.prompts.templates import get_template
 from sirius_rec.recipes import records as recipe_records
 from sirius_rec.recipes.adoption import open_run
 from sirius_rec.recipes.arguments import accumulation
 from sirius_rec.recipes.callbacks import Clock, EpochLines
+from sirius_rec.recipes.diagnosis import read_curves
 from sirius_rec.recipes.methods import arms, build_methods, finetuned
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.run_folder import DONE, RunFolder
@@ -337,3 +339,21 @@ def test_tested_rows_are_spread_over_users_and_nested(trained: Run) -> None:
         users = examples["user_id"][chosen[wanted]].to_list()
         assert all(abs(users.count(user) - share * n) < 1 for user, n in of_user)
     assert set(chosen[3]) <= set(chosen[9])
+
+
+def test_evaluations_of_other_rows_are_not_mixed(trained: Run, tmp_path: Path) -> None:
+    """Another version may choose other validation rows: neither gone on with nor read as if they were these."""
+    shutil.copytree(trained.folder.path, tmp_path / "run")
+    run = Run.open(tmp_path / "run")
+    file = run.folder.sft(0) / "held_out" / "rows.json"
+    rows = json.loads(file.read_text())
+    assert rows == [run.dataset.examples("val")["row_id"][int(r)] for r in run.validation_rows]
+    assert "sft" in read_curves(run)
+    file.write_text(json.dumps(rows[1:]))
+    with pytest.raises(RunError, match=r"held_out: its evaluations are of other validation rows"):
+        read_curves(run)
+    (run.folder.sft(0) / "done.json").unlink()
+    with pytest.raises(RunError, match=r"held_out: its evaluations are of other validation rows"):
+        build_methods(run.config)["sft"].fit(run, 0)
+    file.unlink()  # of a version that did not note them
+    assert "sft" in read_curves(run)

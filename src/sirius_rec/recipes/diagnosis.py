@@ -21,11 +21,11 @@ from sirius_rec.evaluation.tables import user_groups
 from sirius_rec.recipes.methods import Method, build_methods
 from sirius_rec.recipes.methods.sft import Sft
 from sirius_rec.recipes.models import load_stage_model, place
-from sirius_rec.recipes.records import validation_set
+from sirius_rec.recipes.records import validation_row_ids, validation_set
 from sirius_rec.recipes.run import Run, quiet
 from sirius_rec.recipes.run_folder import DONE, RunFolder
 from sirius_rec.schema import CANDIDATES, TARGET, USER_ID
-from sirius_rec.training.held_out import Snapshot, read_held_out
+from sirius_rec.training.held_out import Snapshot, check_rows, read_held_out
 from sirius_rec.training.metrics_log import read_metrics
 
 if TYPE_CHECKING:
@@ -88,10 +88,12 @@ def read_curves(run: Run) -> Curves:
     """
     slates = _held_out_slates(run)
     popularity = _popularity(run.dataset, slates[0]) if slates is not None else None
+    row_ids = validation_row_ids(run) if slates is not None else []
     curves: Curves = {}
     for method, seeds in _trainings(run).items():
         for seed, folder in seeds.items():
             points = _evaluations(folder)
+            check_rows(folder / "held_out", row_ids)
             snapshots = read_held_out(folder / "held_out")
             if snapshots:
                 points = measured_points(snapshots, points, popularity, f"{method}, seed {seed}")

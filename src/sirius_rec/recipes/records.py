@@ -184,7 +184,13 @@ def validation_set(
     if name is None:
         return None
     records = slate_records(run.dataset, name, template or run.template, rows, prompted or run.shown)
-    return {"records": records, "hook": true_reward_hook(run.dataset, name, rows)}
+    return {"records": records, "hook": true_reward_hook(run.dataset, name, rows), "rows": validation_row_ids(run)}
+
+
+def validation_row_ids(run: Run) -> list[int]:
+    """`row_id` of the validation rows."""
+    ids: list[int] = run.dataset.examples("val")[ROW_ID].gather(run.validation_rows.tolist()).to_list()
+    return ids
 
 
 def selection_set(run: Run) -> dict[str, Any] | None:

@@ -16,6 +16,7 @@ from sirius_rec.atomic import write_json
 from sirius_rec.config import Config
 from sirius_rec.diagnostics.curves import HIT
 from sirius_rec.errors import TrainingError
+from sirius_rec.processes import is_main
 from sirius_rec.recipes import trackers
 from sirius_rec.recipes.job import Ticker, log
 from sirius_rec.recipes.model_card import write_card
@@ -24,6 +25,7 @@ from sirius_rec.recipes.records import Record, continuation_records, pretraining
 from sirius_rec.recipes.run import Run, quiet
 from sirius_rec.recipes.run_folder import DONE
 from sirius_rec.recipes.streamed import StreamedRecords
+from sirius_rec.training.held_out import remember_rows
 from sirius_rec.training.options import StageOptions
 
 # Gets the step and the metrics of an evaluation, without their prefix.
@@ -112,8 +114,8 @@ def train_stage(
 ) -> None:
     """Train one stage, resuming where it stopped; leaves best/, last/ and done.json.
 
-    validation: `records` and `hook` of the evaluation after each epoch, and by which metric it chooses the best one
-    (`best_by`, HR@1 unless given).
+    validation: `records` and `hook` of the evaluation after each epoch, `rows` that they are of, and by which metric it
+    chooses the best one (`best_by`, HR@1 unless given).
     trainer_class: a `SiriusTrainer` of another kind, which `further` goes to. card: what the model card says of it.
     """
     from sirius_rec.recipes.arguments import training_arguments
@@ -124,6 +126,8 @@ def train_stage(
     clock = Clock()
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints = folder / "checkpoints"
+    if validation and "rows" in validation and is_main():
+        remember_rows(folder / "held_out", validation["rows"])
     best_by = validation.get("best_by", HIT) if validation else None
     # Shuffled histories, as the tiny backbone reads them first, have no user and nothing to share.
     share = run.config.training.share if records and "user" in records[0] else "none"

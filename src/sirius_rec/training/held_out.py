@@ -5,6 +5,7 @@ Means per epoch cannot say whether a fall of HR@1 is noise, nor how far the poli
 
 from __future__ import annotations
 
+import json
 import re
 import zipfile
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ import numpy.typing as npt
 from sirius_rec import atomic
 from sirius_rec.errors import RunError
 
+ROWS = "rows.json"
 _NAME = re.compile(r"step-(\d+)\.npz")
 
 
@@ -46,6 +48,22 @@ class HeldOutLog:
         for at, path in _files(self.folder):
             if at > step:
                 path.unlink()
+
+
+def remember_rows(folder: Path, rows: Sequence[int]) -> None:
+    """Note which rows the evaluations in `folder` are of; RunError where those that lie there are of others."""
+    check_rows(folder, rows)
+    atomic.write_json(folder / ROWS, list(rows))
+
+
+def check_rows(folder: Path, rows: Sequence[int]) -> None:
+    """RunError where `folder` notes other rows, as another version of this package would choose; old ones note none."""
+    file = folder / ROWS
+    if file.is_file() and json.loads(file.read_text()) != list(rows):
+        raise RunError(
+            f"{folder}: its evaluations are of other validation rows than this version chooses: go on with the version "
+            "that made them, or delete the training's folder"
+        )
 
 
 def _files(folder: Path) -> list[tuple[int, Path]]:
