@@ -75,7 +75,9 @@ def test_lengths_are_sums_over_history_and_slate(
     rows = mapped_rows(whole, NAME, tmp_path / "rows")
     rng = np.random.default_rng(0)
     tokens_I, longest_I = rng.integers(1, 30, (2, whole.n_items))
-    found = rows.lengths(tokens_I, longest_I, shows_slate=shows_slate)
+    blocks = list(rows.lengths(tokens_I, longest_I, shows_slate=shows_slate))
+    assert [start for start, _ in blocks] == list(range(0, len(rows), 10))
+    found = np.concatenate([lengths for _, lengths in blocks])
     for r in range(len(rows)):
         history, slate = rows.history(r), rows.candidates_RC[r]
         expected = sum(tokens_I[i] for i in history) + max(longest_I[i] for i in slate)

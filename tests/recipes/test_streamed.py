@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from sirius_rec.config import Config
+from sirius_rec.data import mapped
 from sirius_rec.data.store import Dataset
 from sirius_rec.errors import ConfigError, PromptError
 from sirius_rec.recipes import records as recipe_records
@@ -72,12 +73,16 @@ def test_records_are_those_that_are_held(both: tuple[Run, Run]) -> None:
     assert [records[n] for n in range(3)] == [{k: v for k, v in r.items() if k != "user"} for r in held]
 
 
-def test_the_longest_are_the_longest(both: tuple[Run, Run]) -> None:
+@pytest.mark.parametrize("some", [False, True])
+def test_the_longest_are_the_longest(both: tuple[Run, Run], monkeypatch: pytest.MonkeyPatch, some: bool) -> None:
     """By the encoder itself: none that is left out is longer than those chosen, but for merges across titles."""
     from sirius_rec.training.records import encode_records
 
     run = both[1]
-    records = StreamedRecords(run, run.template, np.arange(run.dataset.n_rows("train")))
+    monkeypatch.setattr(mapped, "_BLOCK", 50)
+    n_rows = run.dataset.n_rows("train")
+    rows = np.sort(np.random.default_rng(0).permutation(n_rows)[:200]) if some else range(n_rows)
+    records = StreamedRecords(run, run.template, rows)
     lengths = np.array(
         [row.longest_path for row in encode_records([records[n] for n in range(len(records))], run.encoder)]
     )
@@ -138,3 +143,12 @@ def test_a_prompt_beyond_the_context_is_found_before_training(both: tuple[Run, R
             method._check_lengths(run, run.encoder, str(run.train_slates), 14)  # type: ignore[attr-defined]
         messages.append(str(e.value))
     assert messages[0] == messages[1]
+
+
+def test_a_choice_of_rows_is_without_replacement_and_seeded() -> None:
+    from sirius_rec.recipes.streamed import streamed_rows
+
+    rows = streamed_rows(1000, 300, 1, 2)
+    assert len(set(rows.tolist())) == 300 and rows.tolist() == sorted(rows.tolist()) and rows.max() < 1000
+    assert streamed_rows(1000, 300, 1, 2).tolist() == rows.tolist() != streamed_rows(1000, 300, 1, 3).tolist()
+    assert streamed_rows(1000, 1000, 1, 2) == range(1000)

@@ -66,22 +66,24 @@ class MappedRows:
         """Items of a row's history, oldest first."""
         return self.history_V[self.end_R[row - 1] if row else 0 : self.end_R[row]]
 
-    def lengths(self, tokens_I: Ints, longest_I: Ints, *, shows_slate: bool) -> npt.NDArray[np.int64]:
-        """About how many tokens each row's prompt takes with its longest candidate, but for what all have in common.
+    def lengths(
+        self, tokens_I: Ints, longest_I: Ints, *, shows_slate: bool
+    ) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+        """About how many tokens each row's prompt takes with its longest candidate, but for what all have in common:
+        block by block, with the number of its first row.
 
-        tokens_I: of each item in a prompt. longest_I: of each item as a completion. Computed block by block.
+        tokens_I: of each item in a prompt. longest_I: of each item as a completion.
         """
-        found = np.empty(len(self), dtype=np.int64)
         for start in range(0, len(self), _BLOCK):
             rows = slice(start, min(start + _BLOCK, len(self)))
             first = int(self.end_R[start - 1]) if start else 0
             ends = self.end_R[rows].astype(np.int64) - first
             before = np.r_[0, tokens_I[self.history_V[first : first + ends[-1]]].cumsum()]
             candidates = self.candidates_RC[rows]
-            found[rows] = np.diff(before[np.r_[0, ends]]) + longest_I[candidates].max(axis=1)
+            found = np.diff(before[np.r_[0, ends]]) + longest_I[candidates].max(axis=1)
             if shows_slate:
-                found[rows] += tokens_I[candidates].sum(axis=1)
-        return found
+                found += tokens_I[candidates].sum(axis=1)
+            yield start, found
 
 
 def mapped_rows(dataset: Dataset, name: SlateName, folder: Path) -> MappedRows:

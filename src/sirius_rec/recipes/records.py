@@ -13,7 +13,7 @@ from sirius_rec.data.slates import interacted_items, past_items
 from sirius_rec.errors import ConfigError
 from sirius_rec.prompts.templates import NO, YES
 from sirius_rec.recipes.run import Run
-from sirius_rec.recipes.streamed import StreamedRecords
+from sirius_rec.recipes.streamed import Rows, StreamedRecords, streamed_rows
 from sirius_rec.schema import CANDIDATES, HISTORY, ROW_ID, TARGET, USER_ID, UTILITY, SlateName
 from sirius_rec.training.batching import by_user
 from sirius_rec.training.options import StageOptions
@@ -131,13 +131,13 @@ def stage_rows(n_rows: int, stage: StageOptions, seed: int, stream: int, users: 
 
     users: whose each row is, where it is users that are chosen, with all their rows.
     """
-    wanted = n_rows if stage.examples_per_epoch is None else min(n_rows, stage.epochs * stage.examples_per_epoch)
+    wanted = stage.wanted(n_rows)
     rng = np.random.default_rng([seed, stream])
     order = rng.permutation(n_rows) if users is None else by_user(np.unique(users, return_inverse=True)[1], rng)
     return np.sort(order[:wanted])
 
 
-def training_rows(run: Run, stage: StageOptions, seed: int, stream: int) -> np.ndarray:
+def training_rows(run: Run, stage: StageOptions, seed: int, stream: int) -> Rows:
     """`stage_rows` of an open run: users are chosen with `training.share: user`."""
     users = None
     if run.config.training.share == "user":
@@ -147,10 +147,13 @@ def training_rows(run: Run, stage: StageOptions, seed: int, stream: int) -> np.n
                 "training.share: user needs rows that say whose they are, and this data does not: set none"
             )
         users = examples[USER_ID].to_numpy()
-    return stage_rows(run.dataset.n_rows("train"), stage, seed, stream, users)
+    n_rows = run.dataset.n_rows("train")
+    if run.config.training.stream:
+        return streamed_rows(n_rows, stage.wanted(n_rows), seed, stream)
+    return stage_rows(n_rows, stage, seed, stream, users)
 
 
-def train_records(run: Run, template: Template, rows: np.ndarray) -> Sequence[Record]:
+def train_records(run: Run, template: Template, rows: Rows) -> Sequence[Record]:
     """`slate_records` of train rows; with `training.stream` made as they are asked for."""
     if run.config.training.stream:
         return StreamedRecords(run, template, rows)

@@ -164,7 +164,8 @@ def _reference_key(run: Run, seed: int) -> str:
     for split, records in _records(run, seed).items():
         digest.update(f"{split} {len(records)}".encode())
         if isinstance(records, StreamedRecords):  # not all: the first rows say how texts are made, the data the rest
-            digest.update(f"{run.dataset.fingerprint} {run.train_slates}".encode() + records.rows.tobytes())
+            digest.update(f"{run.dataset.fingerprint} {run.train_slates}".encode())
+            digest.update(repr(records.rows).encode() if isinstance(records.rows, range) else records.rows.tobytes())
             digest.update("\0".join(run.shown).encode())
         for row in _encoded(run, records)[:_LOOK] if isinstance(records, StreamedRecords) else _encoded(run, records):
             for ids in (row.prompt, *row.completions):

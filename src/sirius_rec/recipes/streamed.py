@@ -10,11 +10,20 @@ import numpy as np
 
 from sirius_rec.data.mapped import MappedRows, mapped_rows
 from sirius_rec.recipes.run import Run
+from sirius_rec.training.permutation import Permutation
 
 if TYPE_CHECKING:
     from sirius_rec.prompts.templates import Template
 
 Record = dict[str, Any]
+Rows = np.ndarray | range
+
+
+def streamed_rows(n_rows: int, wanted: int, seed: int, stream: int) -> Rows:
+    """As `records.stage_rows`, without a number in memory for each of `n_rows`: another choice of the same kind."""
+    if wanted == n_rows:
+        return range(n_rows)
+    return np.sort(Permutation(n_rows, [seed, stream])(np.arange(wanted)))
 
 
 class StreamedRecords(Sequence[Record]):
@@ -23,7 +32,7 @@ class StreamedRecords(Sequence[Record]):
     rows: numbers of the rows, in that order.
     """
 
-    def __init__(self, run: Run, template: Template, rows: np.ndarray) -> None:
+    def __init__(self, run: Run, template: Template, rows: Rows) -> None:
         self.run, self.template, self.rows = run, template, rows
         self.titles, self.shown = run.dataset.titles, run.shown
 
@@ -48,17 +57,23 @@ class StreamedRecords(Sequence[Record]):
 
     def longest(self, n: int) -> list[int]:
         """Numbers of the n records that take most tokens, but for merges across the borders of titles."""
-        n = min(n, len(self))
-        return np.argpartition(-self._lengths, n - 1)[:n].tolist()
+        encoder, rows = self.run.encoder, self.rows
+        tokens_I = np.array([len(ids) for ids in encoder.completions(self.shown)])
+        longest_I = np.array([len(ids) for ids in encoder.completions(self.titles)])
+        best, best_lengths = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+        for start, lengths in self.mapped.lengths(tokens_I, longest_I, shows_slate=self.template.shows_slate):
+            stop = start + len(lengths)
+            if isinstance(rows, range):
+                numbers = np.arange(start, stop)
+            else:
+                numbers = np.flatnonzero((rows >= start) & (rows < stop))
+                lengths = lengths[rows[numbers] - start]
+            best, best_lengths = np.append(best, numbers), np.append(best_lengths, lengths)
+            kept = np.argsort(-best_lengths, kind="stable")[:n]
+            best, best_lengths = best[kept], best_lengths[kept]
+        return best.tolist()
 
     def longest_rows(self, n: int) -> tuple[list[list[int]], list[list[int]]]:
         """Histories and slates of these records."""
-        rows = self.rows[self.longest(n)].tolist()
+        rows = [int(self.rows[number]) for number in self.longest(n)]
         return [self.mapped.history(row).tolist() for row in rows], self.mapped.candidates_RC[rows].tolist()
-
-    @cached_property
-    def _lengths(self) -> np.ndarray:
-        encoder = self.run.encoder
-        tokens_I = np.array([len(ids) for ids in encoder.completions(self.shown)])
-        longest_I = np.array([len(ids) for ids in encoder.completions(self.titles)])
-        return self.mapped.lengths(tokens_I, longest_I, shows_slate=self.template.shows_slate)[self.rows]

@@ -62,6 +62,10 @@ class StageOptions(Options):
     save_steps: Positive | None = None
     logging_steps: Positive = 1
 
+    def wanted(self, n_rows: int) -> int:
+        """How many of the training rows its epochs take."""
+        return n_rows if self.examples_per_epoch is None else min(n_rows, self.epochs * self.examples_per_epoch)
+
     def batch_problem(self) -> str | None:
         """Why the batch cannot be cut into micro-batches; None where it can."""
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:

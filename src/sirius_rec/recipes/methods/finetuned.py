@@ -77,8 +77,8 @@ class LanguageModel(Method):
 
     def _check_lengths(self, run: Run, encoder: Encoder, name: str, context: int) -> None:
         if run.config.training.stream and name == str(run.train_slates):
-            every = np.arange(run.dataset.n_rows("train"))
-            histories, slates = StreamedRecords(run, self.template(run), every).longest_rows(_ROWS)
+            every = StreamedRecords(run, self.template(run), range(run.dataset.n_rows("train")))
+            histories, slates = every.longest_rows(_ROWS)
         else:
             histories = run.dataset.examples(SlateName.parse(name).split)[HISTORY].to_list()
             slates = run.dataset.slates(name)[CANDIDATES].to_list()
@@ -173,8 +173,7 @@ class Finetuned(LanguageModel):
 
     def train_rows(self, run: Run) -> int | None:
         """The rows that its own epochs show it."""
-        height, stage = run.dataset.n_rows("train"), self.training
-        return height if stage.examples_per_epoch is None else min(height, stage.epochs * stage.examples_per_epoch)
+        return self.training.wanted(run.dataset.n_rows("train"))
 
     @property
     def random(self) -> bool:
