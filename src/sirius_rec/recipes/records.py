@@ -43,20 +43,16 @@ def slate_records(
     """
     titles = dataset.titles
     prompted = titles if prompted is None else prompted
-    examples = dataset.examples(name.split)
-    slates = dataset.slates(name)
-    histories, targets, users = (examples[column].to_list() for column in (HISTORY, TARGET, USER_ID))
-    candidates = slates[CANDIDATES].to_list()
+    table = dataset.examples(name.split).select(HISTORY, TARGET, USER_ID, dataset.slates(name)[CANDIDATES])
     out = []
-    for r in range(len(targets)) if rows is None else rows.tolist():
-        shown = [titles[i] for i in candidates[r]]
-        chosen = titles[targets[r]]
+    for history, target, user, slate in (table if rows is None else table[rows]).iter_rows():
+        chosen = titles[target]
         out.append(
             {
-                "prompt": template.render([prompted[i] for i in histories[r]], [prompted[i] for i in candidates[r]]),
+                "prompt": template.render([prompted[i] for i in history], [prompted[i] for i in slate]),
                 "chosen": chosen,
-                "rejected": [title for title in shown if title != chosen],
-                "user": users[r],
+                "rejected": [titles[i] for i in slate if i != target],
+                "user": user,
             }
         )
     return out
@@ -119,10 +115,10 @@ def continuation_records(dataset: Dataset, name: SlateName, template: Template, 
     """Slates as a text continued: prompt = the history without the slate, candidates = its possible next lines."""
     header = template.history
     titles = dataset.titles
-    histories = dataset.examples(name.split)[HISTORY].to_list()
+    histories = dataset.examples(name.split)[HISTORY].gather(rows.tolist()).to_list()
     out = slate_records(dataset, name, template, rows)
-    for record, r in zip(out, rows.tolist(), strict=True):
-        record["prompt"] = "\n".join([header, *(titles[i] for i in histories[r])])
+    for record, history in zip(out, histories, strict=True):
+        record["prompt"] = "\n".join([header, *(titles[i] for i in history)])
     return out
 
 

@@ -194,6 +194,13 @@ class Run:
             return np.arange(len(users))
         return np.sort(_spread(users)[:wanted])
 
+    def met_rows(self, slates: str) -> np.ndarray:
+        """Numbers of the rows of frozen slates that this run looks at: of train slates all."""
+        split = SlateName.parse(slates).split
+        if split == "test":
+            return self.tested_rows(slates)
+        return self.validation_rows if split == "val" else np.arange(self.dataset.n_rows(split))
+
     def slate_arrays(self, slates: str) -> tuple[ItemLists, ItemLists]:
         """Histories and candidates of the ranked rows of frozen slates, as dense item numbers."""
         rows = self.tested_rows(slates)

@@ -80,12 +80,13 @@ class LanguageModel(Method):
             every = StreamedRecords(run, self.template(run), range(run.dataset.n_rows("train")))
             histories, slates = every.longest_rows(_ROWS)
         else:
-            histories = run.dataset.examples(SlateName.parse(name).split)[HISTORY].to_list()
-            slates = run.dataset.slates(name)[CANDIDATES].to_list()
+            rows = run.met_rows(name)
+            histories = run.dataset.examples(SlateName.parse(name).split)[HISTORY].gather(rows).to_list()
+            slates = run.dataset.slates(name)[CANDIDATES].gather(rows).to_list()
         lengths: list[int] = []
         for start in range(0, len(slates), _ROWS):
-            rows = slice(start, start + _ROWS)
-            lengths += self.lengths(run, encoder, histories[rows], slates[rows])
+            some = slice(start, start + _ROWS)
+            lengths += self.lengths(run, encoder, histories[some], slates[some])
         too_long = int((np.array(lengths) > context).sum())
         if too_long:
             what = self._title_beyond(run, encoder, context)
@@ -134,7 +135,11 @@ class LanguageModel(Method):
         return f"{reason}, so it does not rank the whole catalogue"
 
     def scores(self, run: Run, ranker: Any, slates: str) -> Any:
-        """Of the whole catalogue, the exact best; all others are at −inf."""
+        """Of the whole catalogue, the exact best; all others are at −inf. PromptError as `check`: since that was asked
+        others of the rows may have been chosen to be ranked."""
+        context = context_of(run.config)
+        if context is not None and slates in run.dataset.slate_names and slates in run.sized_test_slates:
+            self._check_lengths(run, self.encoder(run), slates, context)
         if SlateName.parse(slates).protocol != "full":
             return super().scores(run, ranker, slates)
         trie = catalogue_trie(ranker.encoder, run.dataset.titles)
