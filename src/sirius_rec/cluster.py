@@ -92,6 +92,10 @@ def result(get: Callable[[], Any]) -> Any:
     except RayTaskError as error:
         if isinstance(error.cause, SiriusError):
             raise error.cause from None
+        if isinstance(error.cause, RuntimeError) and "failed to import on the worker" in str(error.cause):
+            raise RunError(
+                f"a node of the Ray cluster does not have sirius-rec {__version__}: install the same on every node"
+            ) from error
         if isinstance(error.cause, Exception) and not isinstance(error.cause, RayError):
             raise error.cause from error  # whose text is the traceback of the worker
         raise
