@@ -14,10 +14,11 @@ import socket
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from sirius_rec import __version__
 from sirius_rec.errors import ConfigError, RunError, SiriusError
@@ -52,7 +53,6 @@ class Cluster:
             yield
         finally:
             ray.shutdown()
-
 
     def _knock(self) -> None:
         """OSError where nobody listens at the address: Ray would try for more than ten minutes."""
@@ -105,7 +105,8 @@ def result(get: Callable[[], Any]) -> Any:
 
 
 class Tasks:
-    """Calls on a cluster, as `Workers` makes them on one machine; a context that ends what is under way after an error.
+    """Calls on a cluster, as `Workers` makes them on one machine, for as long as the context lasts; after an error it
+    ends what is under way. room: how many calls the cluster makes side by side.
 
     start: called before each call with `arguments`. environment: variables that workers begin with. gpus: each call has
     a GPU to itself where the cluster has any. logs: show here what calls print.
@@ -121,17 +122,26 @@ class Tasks:
         gpus: bool = False,
         logs: bool = False,
     ) -> None:
-        self._joined = cluster.joined(logs=logs)
-        self._joined.__enter__()
-        import ray
-
-        found, what = room()
-        self.room = found if gpus else max(1, int(ray.cluster_resources().get("CPU", 1)))
-        options = {"num_cpus": 1, "num_gpus": int(gpus and what == "GPUs"), "max_retries": _AGAIN}
-        self._remote = ray.remote(**options)(_call)
+        self._cluster, self._gpus, self._logs = cluster, gpus, logs
         self._place = (os.getcwd(), dict(environment or {}))
         self._start = (start, arguments)
         self._refs: dict[Future[Any], Any] = {}
+        self._inside = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._inside.enter_context(self._cluster.joined(logs=self._logs))
+        import ray
+
+        found, what = room()
+        self.room = found if self._gpus else max(1, int(ray.cluster_resources().get("CPU", 1)))
+        options = {"num_cpus": 1, "num_gpus": int(self._gpus and what == "GPUs"), "max_retries": _AGAIN}
+        self._remote = ray.remote(**options)(_call)
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        with self._inside:
+            if error is not None:
+                self._end()
 
     def submit(self, run: Callable[..., Any], *arguments: Any) -> Future[Any]:
         """Have a picklable function called on some node; `wait` makes its future done."""
@@ -149,7 +159,7 @@ class Tasks:
             done.add(future := of[ref])
             del self._refs[future]
             try:
-                future.set_result(result(lambda ref=ref: ray.get(ref)))  # type: ignore[misc]
+                future.set_result(result(partial(ray.get, ref)))
             except Exception as error:
                 future.set_exception(error)
         return done
@@ -160,7 +170,12 @@ class Tasks:
         from ray.exceptions import NodeDiedError, TaskUnschedulableError
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        call = pickle.dumps((None, (), _look, ([str(path.absolute()) for path in paths], _versions())))
+        def fault(ref: Any) -> str | None:
+            with suppress(NodeDiedError, TaskUnschedulableError):  # a node that has just left
+                return cast(str | None, ray.get(ref))
+            return None
+
+        call = pickle.dumps((None, (), _look, ([str(path) for path in paths], _versions())))
         refs = [
             self._remote.options(
                 num_cpus=0, num_gpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
@@ -169,19 +184,8 @@ class Tasks:
             if node["Alive"] and node["Resources"].get("CPU")
         ]
         for ref in refs:
-            with suppress(NodeDiedError, TaskUnschedulableError):  # a node that has just left
-                if fault := result(lambda ref=ref: ray.get(ref)):  # type: ignore[misc]
-                    raise RunError(fault)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        try:
-            if error is not None:
-                self._end()
-        finally:
-            self._joined.__exit__(None, None, None)
+            if found := result(partial(fault, ref)):
+                raise RunError(found)
 
     def _end(self) -> None:
         """End the calls that are under way."""

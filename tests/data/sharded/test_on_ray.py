@@ -236,7 +236,7 @@ def test_what_calls_come_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         with pytest.raises(OSError, match="No space left") as caught:
             one(on, full)
         assert caught.value.errno == 28 and caught.value.filename == str(tmp_path)
-        with pytest.raises(RunError, match="^Ray: .*; start the same command again to go on$"):
+        with pytest.raises(RunError, match=r"^Ray: .*; start the same command again to go on$"):
             one(on, killed)
         assert (tmp_path / "tries").read_text() == "x" * 6
         on.reach([tmp_path / "tries"], tmp_path / "out" / "deep")
