@@ -41,15 +41,19 @@ class Cluster:
         import ray
 
         try:
-            self._knock()
-            with _own_sigterm():
-                # "local": without an address Ray would join whatever cluster runs on this machine.
-                ray.init(
-                    address=self.address or "local", include_dashboard=False, log_to_driver=logs, logging_level="error"
-                )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ConfigError(f"--address {self.address}: {str(error).splitlines()[0]}; is the cluster up?") from error
-        try:
+            try:
+                self._knock()
+                with _own_sigterm():
+                    # "local": without an address Ray would join whatever cluster runs on this machine.
+                    ray.init(
+                        address=self.address or "local",
+                        include_dashboard=False,
+                        log_to_driver=logs,
+                        logging_level="error",
+                    )
+            except (OSError, ValueError, RuntimeError) as error:
+                words = str(error).splitlines()[0]
+                raise ConfigError(f"--address {self.address}: {words}; is the cluster up?") from error
             yield
         finally:
             ray.shutdown()
@@ -63,13 +67,18 @@ class Cluster:
 
 @contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """Ray answers SIGTERM by a silent exit; afterwards it is answered as it was before."""
+    """Ray answers SIGTERM by a silent exit; it is answered as it was before, also while Ray starts."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
+    except SystemExit as stopped:
+        signal.signal(signal.SIGTERM, before)
+        if stopped.code == signal.SIGTERM:
+            signal.raise_signal(signal.SIGTERM)
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
 
