@@ -66,13 +66,10 @@ def test_options_that_do_not_fit(log: Path, tmp_path: Path) -> None:
 
 @needs_ray
 @pytest.mark.slow
-def test_one_node_writes_the_bytes_of_one_process_and_tells_the_same_errors(
-    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_node_writes_the_bytes_of_one_process_and_tells_the_same_errors(log: Path, tmp_path: Path) -> None:
     small = Sharding(7, block=4000, rows=170, events=250)
-    monkeypatch.chdir(log)  # relative paths begin where the driver is
-    prepare("table", Path("."), tmp_path / "one", **ASKED, sharding=small)
-    prepare("table", Path("."), tmp_path / "ray", **ASKED, sharding=small, cluster=Cluster())
+    prepare("table", log, tmp_path / "one", **ASKED, sharding=small)
+    prepare("table", log, tmp_path / "ray", **ASKED, sharding=small, cluster=Cluster())
     assert files_of(tmp_path / "ray") == files_of(tmp_path / "one")
     messages = []
     for cluster in (None, Cluster()):
@@ -113,7 +110,10 @@ def at_work(node: Any) -> int | None:
 @needs_ray
 @pytest.mark.slow
 @pytest.mark.parametrize("at", ["ordering", "freezing"])
-def test_a_node_leaves_in_the_middle_of_a_call(nodes: Any, large: Path, tmp_path: Path, at: str) -> None:
+def test_a_node_leaves_in_the_middle_of_a_call(
+    nodes: Any, large: Path, tmp_path: Path, at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(large)  # relative paths begin where the driver is, and not where a node was started
     sharding = Sharding(64, block=40_000, events=4000)
     leaving = nodes.add_node(num_cpus=1)
     nodes.wait_for_nodes()
@@ -137,13 +137,14 @@ def test_a_node_leaves_in_the_middle_of_a_call(nodes: Any, large: Path, tmp_path
         said.append(f"{line}{' (left)' if left.is_set() else ''}")
 
     try:
-        prepare("table", large, tmp_path / "ray", **ASKED, sharding=sharding, cluster=Cluster(nodes.address),
+        prepare("table", Path("."), tmp_path / "ray", **ASKED, sharding=sharding, cluster=Cluster(nodes.address),
                 progress=say)  # fmt: skip
     finally:
         left.set()
-        thread.join()
+        if thread.ident is not None:
+            thread.join()
     assert stopped and "left" in said[-1], said
-    prepare("table", large, tmp_path / "one", **ASKED, sharding=sharding)
+    prepare("table", Path("."), tmp_path / "one", **ASKED, sharding=sharding)
     assert files_of(tmp_path / "ray") == files_of(tmp_path / "one")
 
 
