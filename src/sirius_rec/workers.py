@@ -16,21 +16,30 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import connection, resource_tracker
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, Protocol, Self
 
 from sirius_rec import stopping
 from sirius_rec.errors import Stopped
 
-__all__ = ["BrokenProcessPool", "Workers"]
+__all__ = ["BrokenProcessPool", "Pool", "Workers"]
 
 # Seconds that workers get to end: after an error or Ctrl-C, and after SIGTERM, when trainings still save their step.
 _TO_END, _TO_SAVE = 5.0, 300.0
 
 
+class Pool(Protocol):
+    """Calls functions elsewhere: `Workers`, or `cluster.Tasks`, whose methods say what these do."""
+
+    def submit(self, run: Callable[..., Any], *arguments: Any) -> Future[Any]: ...
+
+    def wait(self, futures: Collection[Future[Any]]) -> set[Future[Any]]: ...
+
+
 class Workers:
     """A pool of spawned processes.
 
-    start: called in each with `arguments` before anything else. environment: variables that they begin with.
+    start: called in each with `arguments` before anything else. environment: variables that they begin with. As a
+    context it waits for them at the end, or after an error ends them.
     """
 
     def __init__(
@@ -64,6 +73,15 @@ class Workers:
         if not completed and connection.wait([worker.sentinel for worker in self._started], timeout=0):
             raise BrokenProcessPool("a worker is gone")
         return completed
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is None:
+            self.close()
+        else:
+            self.end()
 
     def close(self) -> None:
         """Wait for the workers to end."""

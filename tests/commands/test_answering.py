@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sirius_rec.commands.serve import Spread, _answer
+from sirius_rec.commands.serve import _answer
 from sirius_rec.errors import DataError
 from sirius_rec.rankers.requests import Request
 from sirius_rec.recipes.answering import Loading
@@ -34,7 +34,7 @@ def answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Answer:
 
         served = Served("m", {}, score, lambda request: None)
         loading = Loading(lambda: served, True, None, skip_bad=skip_bad)
-        _answer(loading, source, out, Spread(None, "local", None), verb="ranking", unknown=None, part=2)
+        _answer(loading, source, out, None, None, verb="ranking", unknown=None, part=2)
         return capsys.readouterr().out, [json.loads(line) for line in out.read_text().splitlines()]
 
     return call

@@ -16,6 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from sirius_rec import cli
+from sirius_rec.cluster import Cluster
 from sirius_rec.errors import ConfigError, DataError, RunError, ScoringError
 from sirius_rec.extras import missing
 from sirius_rec.rankers.answers import AnswerFile, Outcome, answer_file
@@ -204,11 +205,11 @@ def test_ray_writes_what_one_process_does_and_an_actor_may_die(
     trained: Any, whole: tuple[Path, bytes], tmp_path: Path
 ) -> None:
     source, wanted = whole
-    with answerers(sft(trained), 2, ray=True) as them:
+    with answerers(sft(trained), 2, Cluster()) as them:
         assert answered(them, source, tmp_path / "ray.jsonl").answered == 600
     assert (tmp_path / "ray.jsonl").read_bytes() == wanted
     source, out = lengths(tmp_path / "in", 60, {33: "bad", 41: "kill"}), tmp_path / "out"
-    with answerers(Loading(partial(slow_and_killed, str(tmp_path)), True, None), 2, ray=True) as them:
+    with answerers(Loading(partial(slow_and_killed, str(tmp_path)), True, None), 2, Cluster()) as them:
         stops_and_goes_on(them, source, out)
     assert (tmp_path / "killed").exists()
 
@@ -216,15 +217,15 @@ def test_ray_writes_what_one_process_does_and_an_actor_may_die(
 @needs_ray
 @pytest.mark.slow
 def test_a_node_leaves_and_every_row_is_answered_once(tmp_path: Path) -> None:
-    from ray.cluster_utils import Cluster
+    from ray.cluster_utils import Cluster as Nodes
 
     source, out = lengths(tmp_path / "in", 200, {}), tmp_path / "out"
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    cluster = Nodes(initialize_head=True, head_node_args={"num_cpus": 2})
     try:
         leaving = cluster.add_node(num_cpus=1)
         cluster.wait_for_nodes()
         loading = Loading(partial(slow_and_killed, str(tmp_path)), True, None)
-        with answerers(loading, 3, ray=True, address=cluster.address) as them, AnswerFile(out, {}) as answers:
+        with answerers(loading, 3, Cluster(cluster.address)) as them, AnswerFile(out, {}) as answers:
 
             def each(parts: Any) -> Iterator[Any]:
                 for n, found in enumerate(them.each(parts)):

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from sirius_rec.errors import DataError, TrainingError
+from sirius_rec.cluster import Cluster
+from sirius_rec.errors import DataError, RunError, TrainingError
+from sirius_rec.extras import missing
 from sirius_rec.recipes.schedule import Job, run_jobs
 
 
@@ -40,6 +42,13 @@ def bug(folder, name):
 
 def die(folder, name):
     os._exit(9)
+
+def die_once(folder, name):
+    once = Path(folder, "died")
+    if not once.exists():
+        once.touch()
+        os.kill(os.getpid(), 9)
+    note(folder, name)
 
 def stay(folder, name):
     Path(folder, name).write_text(str(os.getpid()))
@@ -181,3 +190,28 @@ except KeyboardInterrupt:
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=600, check=False)
     assert done.stdout.split() == ["started", "answered"], done.stderr
+
+
+@pytest.mark.skipif(missing("ray") is not None, reason="needs Ray (extra ray)")
+@pytest.mark.slow
+def test_on_ray_they_keep_their_order_and_errors_and_one_whose_worker_dies_is_done_again(
+    jobs: Callable[..., Job], tmp_path: Path
+) -> None:
+    said: list[str] = []
+
+    def on_ray(*listed: Job, files: tuple[Path, ...] = ()) -> None:
+        run_jobs(listed, workers=1, threads=1, log=said.append, cluster=Cluster(), files=files)
+
+    on_ray(jobs("c", "note", "a", "b"), jobs("a", "die_once"), jobs("b", "note"))
+    a, b, c = (times(tmp_path, name) for name in "abc")
+    assert (tmp_path / "died").exists() and a[2] != os.getpid() != b[2]
+    assert c[0] >= max(a[1], b[1])
+    assert said[-1].startswith("[3/3] c done in ")
+    with pytest.raises(DataError, match=r"^row 3: no title$"):
+        on_ray(jobs("f", "fail"), jobs("s", "stay"), jobs("n", "note", "s"))
+    assert not (tmp_path / "n").exists()
+    if (tmp_path / "s").exists() and (number := (tmp_path / "s").read_text()):
+        assert gone(int(number))
+    with pytest.raises(RunError, match="does not see it"):
+        on_ray(jobs("x", "note"), files=(tmp_path / "none",))
+    assert not (tmp_path / "x").exists()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -12,6 +12,7 @@ from sirius_rec.errors import ConfigError
 from sirius_rec.processes import log
 
 if TYPE_CHECKING:
+    from sirius_rec.cluster import Cluster
     from sirius_rec.config import Config
     from sirius_rec.recipes.run import Run
 
@@ -49,6 +50,28 @@ OverridesArg = Annotated[
 OutOption = Annotated[Path | None, typer.Option("--out", help="Run folder. Default: runs/<name>.")]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Also write the outcome to this JSON file.")]
 RunArg = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
+
+
+EngineOption = Annotated[
+    Literal["local", "ray"],
+    typer.Option("--engine", help="Processes of this machine, or a Ray cluster, whose nodes share a disk."),
+]
+AddressOption = Annotated[
+    str | None, typer.Option("--address", help="Of the Ray cluster. Default: one that is started here.")
+]
+
+
+def cluster_of(engine: str, address: str | None) -> Cluster | None:
+    """What --engine and --address name. ConfigError for an address without Ray, or where Ray is not installed."""
+    from sirius_rec.cluster import Cluster
+    from sirius_rec.extras import require
+
+    if engine == "ray":
+        require("ray")
+        return Cluster(address)
+    if address is not None:
+        raise ConfigError("--address: is that of a Ray cluster: add --engine ray")
+    return None
 
 
 def say(text: str) -> None:
@@ -100,7 +123,13 @@ def write_json(path: Path | None, content: Any) -> None:
         atomic.write_json(path, content)
 
 
-def train_stages(config: Path, overrides: list[str] | None, out: Path | None, stages: tuple[str, ...]) -> Run:
+def train_stages(
+    config: Path,
+    overrides: list[str] | None,
+    out: Path | None,
+    stages: tuple[str, ...],
+    cluster: Cluster | None = None,
+) -> Run:
     from sirius_rec.extras import missing, require
 
     require("train")  # before the folder is made
@@ -110,5 +139,5 @@ def train_stages(config: Path, overrides: list[str] | None, out: Path | None, st
     if without_report:
         log(f"there will be no report: {without_report}")
     run = open_run_folder(config, overrides, out)
-    run_stages(run, stages, log)
+    run_stages(run, stages, log, cluster)
     return run

@@ -7,7 +7,19 @@ from typing import Annotated
 
 import typer
 
-from sirius_rec.commands.common import JsonOption, OverridesArg, app, check_json, load, log, say, write_json
+from sirius_rec.commands.common import (
+    AddressOption,
+    EngineOption,
+    JsonOption,
+    OverridesArg,
+    app,
+    check_json,
+    cluster_of,
+    load,
+    log,
+    say,
+    write_json,
+)
 from sirius_rec.errors import ConfigError
 
 
@@ -20,6 +32,8 @@ def prepare(
     out: Annotated[Path | None, typer.Option(help="Data folder to write.")] = None,
     shards: Annotated[int | None, typer.Option(min=1, help="Divide a large log; as data.shards=N.")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes for shards; as compute.jobs=J.")] = None,
+    engine: EngineOption = "local",
+    address: AddressOption = None,
     check: Annotated[bool, typer.Option("--check", help="Only name every problem of the files; 1 if any.")] = False,
     json_file: JsonOption = None,
 ) -> None:
@@ -32,6 +46,10 @@ def prepare(
     Example: sirius prepare --source table --input logs/ --out data/mine data.slates='[{size: 100}]'
 
     Example: sirius prepare --source table --input logs/ --out data/large --shards 64 --jobs 8
+
+    On a Ray cluster a shard is a call on some core; files go over a disk that every node has at the same path.
+
+    Example: sirius prepare --source table --input /shared/logs/ --out /shared/large --shards 512 --engine ray
 
     Example: sirius prepare my.yaml --out data/mine data.window='{kind: anchored, max_history: 50, step: 25}'
     """
@@ -51,6 +69,9 @@ def prepare(
         raise ConfigError("prepare: --input goes with --source; beside a CONFIG write data.input=PATH")
     if out is None and not check:
         raise ConfigError("prepare: say where to write with --out DATA")
+    cluster = cluster_of(engine, address)
+    if cluster is not None and jobs is not None:
+        raise ConfigError("--jobs: is for one machine; with --engine ray every core of the cluster has a call")
     extra += [f"data.shards={shards}"] if shards is not None else []
     extra += [f"compute.jobs={jobs}"] if jobs is not None else []
     check_json(json_file)
@@ -65,7 +86,7 @@ def prepare(
             say(line)
         raise typer.Exit(1 if problems else 0)
     with byte_bar("reading") as advance:
-        dataset = prepare_data(loaded, out, log, advance)
+        dataset = prepare_data(loaded, out, log, advance, cluster)
     for line in summary_lines(dataset):
         say(line)
     write_json(json_file, dataset.info)

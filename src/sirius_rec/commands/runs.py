@@ -10,13 +10,16 @@ import typer
 
 from sirius_rec import processes
 from sirius_rec.commands.common import (
+    AddressOption,
     ConfigArg,
+    EngineOption,
     JsonOption,
     OutOption,
     OverridesArg,
     RunArg,
     app,
     check_json,
+    cluster_of,
     log,
     say,
     train_stages,
@@ -25,6 +28,7 @@ from sirius_rec.commands.common import (
 from sirius_rec.errors import ConfigError
 
 if TYPE_CHECKING:
+    from sirius_rec.cluster import Cluster
     from sirius_rec.recipes.run import Run
 
 
@@ -56,6 +60,8 @@ def run(
     tokenizer: Annotated[
         str | None, typer.Option(help="What a dry run counts with, where the backbone's own cannot be had.")
     ] = None,
+    engine: EngineOption = "local",
+    address: AddressOption = None,
 ) -> None:
     """Run everything a configuration asks for; started again, it goes on where it stopped.
 
@@ -65,10 +71,11 @@ def run(
     """
     if not dry and (on is not None or tokenizer is not None):
         raise ConfigError("--on, --tokenizer: are for --dry-run")
+    cluster = cluster_of(engine, address)
     if dry:
         _dry_run(config, overrides, on or "a100", tokenizer, json_file)
     else:
-        _run(config, overrides, out, json_file)
+        _run(config, overrides, out, json_file, cluster)
 
 
 def _dry_run(
@@ -87,13 +94,19 @@ def _dry_run(
     write_json(json_file, content)
 
 
-def _run(config: Path, overrides: list[str] | None, out: Path | None, json_file: Path | None) -> None:
+def _run(
+    config: Path,
+    overrides: list[str] | None,
+    out: Path | None,
+    json_file: Path | None,
+    cluster: Cluster | None = None,
+) -> None:
     from sirius_rec.recipes.diagnosis import read_diagnostics
     from sirius_rec.recipes.story import STAGES, finish
     from sirius_rec.terminal import print_answer, print_results
 
     check_json(json_file)
-    run = train_stages(config, overrides, out, STAGES)
+    run = train_stages(config, overrides, out, STAGES, cluster)
     finish(run, log)
     if not processes.is_main():
         return
@@ -113,7 +126,12 @@ def _say_report(run: Run, words: str) -> None:
 
 @app.command(short_help="Every method on the same slates, tested.")
 def compare(
-    config: ConfigArg, overrides: OverridesArg = None, out: OutOption = None, json_file: JsonOption = None
+    config: ConfigArg,
+    overrides: OverridesArg = None,
+    out: OutOption = None,
+    json_file: JsonOption = None,
+    engine: EngineOption = "local",
+    address: AddressOption = None,
 ) -> None:
     """Train and score every method and arm × seed on the same slates; tests against the strongest baseline.
 
@@ -126,7 +144,7 @@ def compare(
     from sirius_rec.terminal import print_answer, print_comparison
 
     check_json(json_file)
-    run = train_stages(config, overrides, out, STAGES)
+    run = train_stages(config, overrides, out, STAGES, cluster_of(engine, address))
     finish(run, log, compared=True)
     if not processes.is_main():
         return
@@ -206,7 +224,9 @@ def export_model(
 
 
 @app.command(short_help="Score what is trained; results and table.")
-def evaluate(run: RunArg, json_file: JsonOption = None) -> None:
+def evaluate(
+    run: RunArg, json_file: JsonOption = None, engine: EngineOption = "local", address: AddressOption = None
+) -> None:
     """Score the trained methods on the test slates; results.json and the table. Trains nothing.
 
     Example: sirius evaluate runs/lastfm
@@ -221,9 +241,10 @@ def evaluate(run: RunArg, json_file: JsonOption = None) -> None:
     from sirius_rec.terminal import print_results
 
     check_json(json_file)
+    cluster = cluster_of(engine, address)
     opened = Run.open(run)
     check_trained(opened)
-    run_stages(opened, ("evaluate",), log)
+    run_stages(opened, ("evaluate",), log, cluster)
     if not processes.is_main():
         return
     results = collect(opened)

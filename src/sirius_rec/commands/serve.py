@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from sirius_rec.commands.common import app, check_json, log, say
+from sirius_rec.commands.common import AddressOption, EngineOption, app, check_json, cluster_of, log, say
 from sirius_rec.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from sirius_rec.cluster import Cluster
     from sirius_rec.rankers.answers import Outcome
     from sirius_rec.recipes.answering import Loading
     from sirius_rec.recipes.ranking import Served
@@ -51,25 +51,6 @@ DtypeOption = Annotated[
 JobsOption = Annotated[
     int | None, typer.Option("--jobs", min=1, help="Processes that answer. Default: 1; with Ray one per GPU or core.")
 ]
-EngineOption = Annotated[
-    Literal["local", "ray"], typer.Option("--engine", help="Processes of this machine, or actors of a Ray cluster.")
-]
-AddressOption = Annotated[
-    str | None, typer.Option("--address", help="Of the Ray cluster. Default: one that is started here.")
-]
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Where requests are answered: --jobs, --engine, --address. ConfigError for an address without Ray."""
-
-    jobs: int | None
-    engine: str
-    address: str | None
-
-    def __post_init__(self) -> None:
-        if self.address is not None and self.engine != "ray":
-            raise ConfigError("--address: is that of a Ray cluster: add --engine ray")
 
 
 @app.command(short_help="Rank requests with a trained model.")
@@ -115,7 +96,7 @@ def rank(
     else:
         load = partial(load_plain_model, model, **given(plain))
     loading = Loading(load, True, top, unknown != "refuse", skip_bad)
-    _answer(loading, input, out, Spread(jobs, engine, address), verb="ranking", unknown=unknown)
+    _answer(loading, input, out, jobs, cluster_of(engine, address), verb="ranking", unknown=unknown)
 
 
 @app.command(short_help="The best of the whole catalogue.")
@@ -194,8 +175,8 @@ def recommend(
         load = partial(load_plain_recommender, model, max_opened=max_opened, **given(plain), **asked)
     loading = Loading(load, False, top, unknown != "refuse", skip_bad)
     # A request takes a second or so: few at a time, so that little is lost with a kill.
-    spread = Spread(jobs, engine, address)
-    _answer(loading, input, out, spread, verb="recommending", unknown=unknown, form=RECOMMENDING, part=32)
+    cluster = cluster_of(engine, address)
+    _answer(loading, input, out, jobs, cluster, verb="recommending", unknown=unknown, form=RECOMMENDING, part=32)
 
 
 def whole_path(model: str) -> str:
@@ -228,14 +209,22 @@ def given(plain: dict[str, Any]) -> dict[str, Any]:
 
 
 def _answer(
-    loading: Loading, input: Path, out: Path, spread: Spread, *, verb: str, unknown: str | None, **options: Any
+    loading: Loading,
+    input: Path,
+    out: Path,
+    jobs: int | None,
+    cluster: Cluster | None,
+    *,
+    verb: str,
+    unknown: str | None,
+    **options: Any,
 ) -> None:
     """Answer a file, and say what came of it. options: of `answer_file`."""
     from sirius_rec.progress import byte_bar
     from sirius_rec.rankers.answers import AnswerFile, answer_file
     from sirius_rec.recipes.answering import answerers
 
-    with answerers(loading, spread.jobs, ray=spread.engine == "ray", address=spread.address) as them:
+    with answerers(loading, jobs, cluster) as them:
         if unknown is not None and not them.about.knows:
             raise ConfigError(
                 f"--unknown {unknown}: a language model reads any title, in the catalogue or not: leave it out"

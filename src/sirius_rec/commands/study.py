@@ -7,7 +7,19 @@ from typing import Annotated, Literal
 
 import typer
 
-from sirius_rec.commands.common import ConfigArg, JsonOption, OverridesArg, app, check_json, log, say, write_json
+from sirius_rec.commands.common import (
+    AddressOption,
+    ConfigArg,
+    EngineOption,
+    JsonOption,
+    OverridesArg,
+    app,
+    check_json,
+    cluster_of,
+    log,
+    say,
+    write_json,
+)
 from sirius_rec.errors import ConfigError
 
 TuneOption = Annotated[Path | None, typer.Option("--out", help="Folder to make. Default: runs/<name>-tuned.")]
@@ -152,7 +164,12 @@ def theory(
 
 @app.command(short_help="Equal tuning, then fresh seeds.")
 def tune(
-    config: ConfigArg, overrides: OverridesArg = None, out: TuneOption = None, json_file: JsonOption = None
+    config: ConfigArg,
+    overrides: OverridesArg = None,
+    out: TuneOption = None,
+    json_file: JsonOption = None,
+    engine: EngineOption = "local",
+    address: AddressOption = None,
 ) -> None:
     """The same number of trials for every arm and method on validation; then each winner with fresh seeds, tested once.
 
@@ -172,7 +189,7 @@ def tune(
     check_json(json_file)
     loaded = load(config, overrides)
     folder = out or Path("runs") / f"{loaded.name}-tuned"
-    content = tune_all(loaded, folder)
+    content = tune_all(loaded, folder, cluster_of(engine, address))
     print_tuning(content)
     write_json(json_file, content)
     say(f"tuning:  {folder / RESULTS}")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from sirius_rec.cluster import Cluster
 from sirius_rec.data.example_set import (
     EXAMPLE_SCHEMA,
     ExampleSet,
@@ -70,6 +71,7 @@ def prepare(
     prepared: Path | None = None,
     sharding: Sharding | None = None,
     held_out: HoldOutOptions = HoldOutOptions(),
+    cluster: Cluster | None = None,
     progress: Callable[[str], None] | None = None,
     advance: Advance | None = None,
 ) -> Dataset:
@@ -95,11 +97,13 @@ def prepare(
         sharding: how a log is divided so that it is prepared in bounded memory; None holds all of it. For source
             `table`; the result is the same.
         held_out: what training is denied.
+        cluster: where shards are worked on instead of `sharding.jobs` processes; input and out must be on a disk that
+            every node has.
         progress: called with one line per stage.
         advance: called with (file, bytes done, bytes in all) as a raw dump is read, for a progress bar.
 
     Raises:
-        ConfigError: an option is unknown or out of range.
+        ConfigError: an option is unknown or out of range, or a cluster is to hold all of a log.
         DataError: the input is not what it should be.
         RunError: out holds something else, or the input has changed since it was prepared.
     """
@@ -110,6 +114,8 @@ def prepare(
     options = source_options(source, options, unusable)
     recipe = make_recipe(source, input, options, filter, split, window, slates, seed, limits)
     check_hold_out(held_out, slates, sharding is not None)
+    if cluster is not None and sharding is None:
+        raise ConfigError("--engine ray: works on shards: add --shards N, or data.shards")
     if unusable != "refuse" or max_title is not None:  # recipes older than these options stay as they are
         recipe |= {"unusable": unusable, "max_title": max_title}
     if held_out:
@@ -130,7 +136,8 @@ def prepare(
     if sharding is not None:
         return _prepare_sharded(
             source, input, out, recipe, options=options, filter=filter, split=split, window=window, slates=slates,
-            seed=seed, limits=limits, unusable=unusable, max_title=max_title, sharding=sharding, say=say,
+            seed=seed, limits=limits, unusable=unusable, max_title=max_title, sharding=sharding,
+            cluster=cluster, say=say,
         )  # fmt: skip
     say(f"reading source {source}")
     bar = {"advance": advance} if "advance" in inspect.signature(SOURCES[source]).parameters else {}

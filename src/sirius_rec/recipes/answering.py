@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
-from sirius_rec.errors import ConfigError, RunError, SiriusError
-from sirius_rec.extras import require
+from sirius_rec.cluster import Cluster, result, room
+from sirius_rec.errors import ConfigError, RunError
 from sirius_rec.rankers.answers import Answered, Answering, Each, Part, ranking
 from sirius_rec.recipes.ranking import Served
 from sirius_rec.recipes.run import Run
@@ -77,15 +77,14 @@ def opened(path: str, load: Callable[..., Served], **options: Any) -> Served:
 
 
 @contextmanager
-def answerers(
-    loading: Loading, jobs: int | None, *, ray: bool = False, address: str | None = None
-) -> Iterator[Answerers]:
-    """Answerers for as long as the context lasts. jobs: how many; None is one here, and on Ray one per GPU or core.
+def answerers(loading: Loading, jobs: int | None, cluster: Cluster | None = None) -> Iterator[Answerers]:
+    """Answerers for as long as the context lasts. jobs: how many; None is one here, and on a cluster one per GPU
+    or core.
 
-    address: of a Ray cluster; None starts one on this machine. ConfigError where Ray is not installed or not reached.
+    ConfigError where Ray is not installed or the cluster not reached.
     """
-    if ray:
-        with _on_ray(loading, jobs, address) as found:
+    if cluster is not None:
+        with _on_ray(loading, jobs, cluster) as found:
             yield found
     elif jobs is None or jobs == 1:
         yield Answerers(loading.about, partial(map, loading.answering))
@@ -180,38 +179,17 @@ class _Actor:
 
 
 @contextmanager
-def _on_ray(loading: Loading, jobs: int | None, address: str | None) -> Iterator[Answerers]:
-    require("ray")
-    import ray
-    from ray.exceptions import RayError, RayTaskError
-    from ray.util import ActorPool
+def _on_ray(loading: Loading, jobs: int | None, cluster: Cluster) -> Iterator[Answerers]:
+    with cluster.joined():
+        import ray
+        from ray.util import ActorPool
 
-    try:
-        # "local": without an address Ray would join whatever cluster runs on this machine.
-        ray.init(address=address or "local", include_dashboard=False, log_to_driver=False, logging_level="error")
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"--address {address}: {str(error).splitlines()[0]}; is the cluster up?") from error
-
-    def result(get: Callable[[], Any]) -> Any:
-        try:
-            return get()
-        except RayTaskError as error:
-            if isinstance(error.cause, SiriusError):
-                raise error.cause from None
-            raise
-        except RayError as error:
-            raise RunError(f"Ray: {str(error).splitlines()[0]}; start the same command again to go on") from error
-
-    try:
-        there = ray.cluster_resources()
-        gpus = int(there.get("GPU", 0))
-        room = gpus or max(1, int(there.get("CPU", 1)))
-        if jobs is not None and jobs > room:  # the others would wait for a place for ever, and answers for them
-            what = "GPUs" if gpus else "cores"
-            raise ConfigError(f"--jobs {jobs}: the cluster has {room} {what}, one for each actor; ask for fewer")
-        count = jobs or room
+        places, what = room()
+        if jobs is not None and jobs > places:  # the others would wait for a place for ever, and answers for them
+            raise ConfigError(f"--jobs {jobs}: the cluster has {places} {what}, one for each actor; ask for fewer")
+        count = jobs or places
         # An actor whose process or node has died is started elsewhere, and its part answered again.
-        kind = ray.remote(num_cpus=1, num_gpus=1 if gpus else 0, max_restarts=-1, max_task_retries=-1)(_Actor)
+        kind = ray.remote(num_cpus=1, num_gpus=int(what == "GPUs"), max_restarts=-1, max_task_retries=-1)(_Actor)
         actors = [kind.remote(loading) for _ in range(count)]
         about = result(lambda: ray.get(actors[0].tell.remote()))
 
@@ -224,5 +202,3 @@ def _on_ray(loading: Loading, jobs: int | None, address: str | None) -> Iterator
             return _in_order(parts, submit, lambda _: result(pool.get_next), _AHEAD * count)
 
         yield Answerers(about, each)
-    finally:
-        ray.shutdown()

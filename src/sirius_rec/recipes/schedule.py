@@ -1,4 +1,4 @@
-"""Jobs with dependencies, in this process or side by side in worker processes.
+"""Jobs with dependencies, in this process, side by side in worker processes, or on a Ray cluster.
 
 A finished job leaves a `done.json`; a run that was killed does the missing jobs only.
 """
@@ -9,12 +9,14 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from sirius_rec.errors import TrainingError
+from sirius_rec.cluster import Cluster, Tasks
+from sirius_rec.errors import ConfigError, TrainingError
 from sirius_rec.processes import count, is_main
 from sirius_rec.processes import wait as wait_for_others
-from sirius_rec.workers import BrokenProcessPool, Workers
+from sirius_rec.workers import BrokenProcessPool, Pool, Workers
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,12 @@ def run_jobs(
     workers: int,
     threads: int | None,
     log: Callable[[str], None],
+    cluster: Cluster | None = None,
+    files: Sequence[Path] = (),
 ) -> None:
     """Run jobs in dependency order, `workers` at a time (1: in this process).
+
+    cluster: where they are done instead, as many as there are GPUs, or cores; its nodes must see `files`.
 
     The first error stops the rest: running jobs are ended, and it is raised here. Under torchrun all processes do every
     job together, so they are done one after the other whatever `workers` says.
@@ -61,6 +67,13 @@ def run_jobs(
         done += 1
         log(f"[{done}/{len(jobs)}] {job.name} done in {seconds:.0f} s")
 
+    if cluster is not None:
+        if count() > 1:
+            raise ConfigError("--engine ray: is one process that hands jobs out: start it without torchrun")
+        with Tasks(cluster, start=limit_threads, arguments=(threads,), gpus=True, logs=True) as tasks:
+            tasks.reach(files)
+            _run_in_pool(tasks, jobs, tasks.room, finished)
+        return
     if workers == 1 or len(jobs) == 1:
         limit_threads(threads)
         for job in in_dependency_order(jobs):
@@ -70,7 +83,13 @@ def run_jobs(
             wait_for_others()
             finished(job, time.monotonic() - started)
         return
-    _run_in_workers(jobs, workers, threads, finished)
+    try:
+        with Workers(workers, start=limit_threads, arguments=(threads,)) as pool:
+            _run_in_pool(pool, jobs, workers, finished)
+    except BrokenProcessPool as error:
+        raise TrainingError(
+            "the process of a job was killed (out of memory?): start the same command again to go on"
+        ) from error
 
 
 def in_dependency_order(jobs: Sequence[Job]) -> list[Job]:
@@ -85,30 +104,18 @@ def in_dependency_order(jobs: Sequence[Job]) -> list[Job]:
     return ordered
 
 
-def _run_in_workers(
-    jobs: Sequence[Job], workers: int, threads: int | None, finished: Callable[[Job, float], None]
-) -> None:
+def _run_in_pool(pool: Pool, jobs: Sequence[Job], most: int, finished: Callable[[Job, float], None]) -> None:
     waiting = {job.name: job for job in jobs}
     names = set(waiting)
     ready: set[str] = set()
     running: dict[Future[None], tuple[Job, float]] = {}
-    pool = Workers(workers, start=limit_threads, arguments=(threads,))
-    try:
-        while waiting or running:
-            for job in list(waiting.values()):
-                if len(running) < workers and (job.after & names) <= ready:
-                    running[pool.submit(job.run, *job.args)] = (waiting.pop(job.name), time.monotonic())
-            assert running, f"jobs that wait for each other: {', '.join(waiting)}"
-            for future in pool.wait(running):
-                job, started = running.pop(future)
-                future.result()
-                ready.add(job.name)
-                finished(job, time.monotonic() - started)
-    except BaseException as error:
-        pool.end()
-        if isinstance(error, BrokenProcessPool):
-            raise TrainingError(
-                "the process of a job was killed (out of memory?): start the same command again to go on"
-            ) from error
-        raise
-    pool.close()
+    while waiting or running:
+        for job in list(waiting.values()):
+            if len(running) < most and (job.after & names) <= ready:
+                running[pool.submit(job.run, *job.args)] = (waiting.pop(job.name), time.monotonic())
+        assert running, f"jobs that wait for each other: {', '.join(waiting)}"
+        for future in pool.wait(running):
+            job, started = running.pop(future)
+            future.result()
+            ready.add(job.name)
+            finished(job, time.monotonic() - started)

@@ -20,13 +20,20 @@ from sirius_rec.recipes.run_folder import RunFolder
 from sirius_rec.recipes.schedule import Job, run_jobs
 
 if TYPE_CHECKING:
+    from sirius_rec.cluster import Cluster
     from sirius_rec.data.store import Dataset
     from sirius_rec.progress import Advance
 
 Log = Callable[[str], None]
 
 
-def prepare_data(config: Config, out: RunFolder | Path, log: Log, advance: Advance | None = None) -> Dataset:
+def prepare_data(
+    config: Config,
+    out: RunFolder | Path,
+    log: Log,
+    advance: Advance | None = None,
+    cluster: Cluster | None = None,
+) -> Dataset:
     """Prepare the configured data set into the run folder, or any other; reuses one of the same recipe."""
     from sirius_rec.data.options import Sharding
     from sirius_rec.data.prepare import prepare
@@ -49,6 +56,7 @@ def prepare_data(config: Config, out: RunFolder | Path, log: Log, advance: Advan
         prepared=data.prepared,
         held_out=data.hold_out,
         sharding=None if data.shards is None else Sharding(data.shards, config.compute.jobs),
+        cluster=cluster,
         progress=log,
         advance=advance,
     )
@@ -103,10 +111,11 @@ def _names(keys: Iterable[str], seed: int) -> frozenset[str]:
     return frozenset(f"{key} s{seed}" for key in keys)
 
 
-def run_stages(run: Run, stages: Iterable[str], log: Log) -> None:
+def run_stages(run: Run, stages: Iterable[str], log: Log, cluster: Cluster | None = None) -> None:
     """Prepare what is missing and run `stages` (of `STAGES`) in order, resuming what a killed run left.
 
-    Under torchrun called by every process: the main one prepares, all train and score.
+    cluster: where shards are prepared, and jobs done, instead of here. Under torchrun called by every process: the main
+    one prepares, all train and score.
     """
     stages, folder, config = tuple(stages), run.folder, run.config
     processes.join(cpu=models.on_cpu(config))
@@ -114,7 +123,7 @@ def run_stages(run: Run, stages: Iterable[str], log: Log) -> None:
         if processes.is_main():
             try:
                 models.check_device(config)
-                prepare_data(config, folder, log)
+                prepare_data(config, folder, log, cluster=None if config.data.shards is None else cluster)
                 starting.take_over(run, log)
                 _check(run, stages)
                 adopt(folder, config)
@@ -122,7 +131,11 @@ def run_stages(run: Run, stages: Iterable[str], log: Log) -> None:
                 folder.discard_if_untrained()
                 raise
         processes.wait()
-        run_jobs(stage_jobs(run, stages), workers=config.compute.jobs, threads=config.compute.threads, log=log)
+        compute = config.compute
+        run_jobs(
+            stage_jobs(run, stages), workers=compute.jobs, threads=compute.threads, log=log, cluster=cluster,
+            files=[folder.config_file],
+        )  # fmt: skip
 
 
 def _check(run: Run, stages: Collection[str]) -> None:

@@ -17,9 +17,10 @@ from typing import Any
 import polars as pl
 
 from sirius_rec import __version__
+from sirius_rec.cluster import Cluster
 from sirius_rec.data.freezing import description, excludes
 from sirius_rec.data.options import FilterOptions, Sharding, SlateOptions, SplitOptions, WindowOptions
-from sirius_rec.data.sharded.engine import Engine, Local
+from sirius_rec.data.sharded.engine import Engine, engine
 from sirius_rec.data.sharded.passes import Passes, Say
 from sirius_rec.data.sharded.plan import Piece, Plan
 from sirius_rec.data.sharded.source import LogFile
@@ -49,25 +50,27 @@ def prepare_sharded(
     unusable: Unusable,
     max_title: int | None,
     sharding: Sharding,
+    cluster: Cluster | None,
     say: Say,
 ) -> Dataset:
     """Write the dataset folder that `prepare` would, for source `table`.
 
     Raises:
         ConfigError, DataError, RunError: as `prepare`; and RunError where the work folder is another preparation's, or
-            full.
+            full, or not seen by a node of the cluster.
     """
     if any(option.protocol == "hard" for option in slates):
         raise ConfigError(
             "slates: protocol hard ranks the catalogue by all train rows at once, which shards do not have; leave "
             "data.shards out, or the protocol"
         )
-    with Local(sharding.jobs) as engine:
+    with engine(sharding.jobs, cluster) as calls:
         defaults = {name: p.default for name, p in inspect.signature(load).parameters.items()}
         asked = {**defaults, **options}
         check_choice("ties", asked["ties"], Ties)
         table = open_table(input, **{k: v for k, v in options.items() if k not in ("ties", "keep_repeats")})
-        files = _look(engine, table, sharding, say)
+        calls.reach(table.files, out)
+        files = _look(calls, table, sharding, say)
         notes = [*(file.note for file in files), file_note(table.items_path)]
         divided = asdict(replace(sharding, jobs=1))
         versions = [__version__, pl.__version__]
@@ -91,7 +94,7 @@ def prepare_sharded(
                 excluded=excludes(slates, split.kind != "user"),
             )
             plan_file = plan.save(f"plan-{os.getpid()}-{os.urandom(4).hex()}")
-            _go(Passes(engine, plan, plan_file, say), table, recipe, notes)
+            _go(Passes(calls, plan, plan_file, say), table, recipe, notes)
             say(f"writing {out}")
             give_name(plan.final, out)
     return open_dataset(out)

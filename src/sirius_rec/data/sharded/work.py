@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,18 @@ _IDENTITY = "work.json"
 def work_folder(out: Path) -> Path:
     """`NAME.preparing`, beside `out`, so that the dataset gets its name in one step."""
     return out.absolute().with_name(f"{out.absolute().name}.preparing")
+
+
+@contextmanager
+def token(out: Path) -> Iterator[Path]:
+    """A file on the disk of the work folder, by which others tell that they see it."""
+    there = next(folder for folder in work_folder(out).parents if folder.is_dir())
+    file = there / f".sirius-{os.urandom(8).hex()}"
+    file.touch()
+    try:
+        yield file
+    finally:
+        file.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from sirius_rec import atomic, processes
+from sirius_rec.cluster import Cluster
 from sirius_rec.config import Config
 from sirius_rec.errors import ConfigError
 from sirius_rec.evaluation.results import clean
@@ -26,8 +27,8 @@ from sirius_rec.recipes.tuning.study import open_study, tune_one
 RESULTS = "tune.json"
 
 
-def tune(config: Config, out: Path) -> dict[str, Any]:
-    """Everything of a tuning, gone on with where it stopped; tune.json.
+def tune(config: Config, out: Path, cluster: Cluster | None = None) -> dict[str, Any]:
+    """Everything of a tuning, gone on with where it stopped; tune.json. cluster: as `run_stages`.
 
     OUT/trials is a run folder with one seed, whose validation slates decide; OUT/winners one with fresh seeds and the
     chosen options, compared on test slates.
@@ -38,16 +39,17 @@ def tune(config: Config, out: Path) -> dict[str, Any]:
     keys = list(spaces(config))
     one_seed = config.changed(seeds=config.seeds[:1], methods=[entry.changed(seeds=None) for entry in config.methods])
     trials = Run(open_run(out / "trials", one_seed), one_seed)
-    run_stages(trials, ("sft",), log)
+    run_stages(trials, ("sft",), log, cluster)
     path, seed = str(trials.folder.path), config.seeds[0]
     for needed in {p.name: p for m in build_methods(one_seed).values() for p in m.prerequisites()}.values():
         needed.run(path, seed)
     jobs = [Job(f"trials of {key}", tune_one, (str(out), key)) for key in keys]
-    run_jobs(jobs, workers=config.compute.jobs, threads=config.compute.threads, log=log)
+    compute, seen = config.compute, [trials.folder.config_file]
+    run_jobs(jobs, workers=compute.jobs, threads=compute.threads, log=log, cluster=cluster, files=seen)
     chosen = {key: _chosen(out, trials.config, key) for key in keys}
     winners = winning(config, chosen)
     run = Run(open_run(out / "winners", winners), winners)
-    run_stages(run, STAGES, log)
+    run_stages(run, STAGES, log, cluster)
     finish(run, log, compared=True)
     content = {
         "config": config.model_dump(mode="json", exclude={"compute"}),
