@@ -210,6 +210,7 @@ def test_nobody_writes_otherwise() -> None:
     assert {name for name, _ in found} == {
         "cache.py",  # the lock
         "data/download.py",  # the .part of a transfer, which goes on; members of an archive
+        "data/mapped.py",  # inside a folder of replacing
         "data/store.py",  # inside a folder of replacing; a finished folder gets its name
         "data/sharded/counting.py",  # inside folders of replacing
         "data/sharded/parts.py",

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 
 from sirius_rec.data import mapped
+from sirius_rec.data.fingerprint import table_fingerprint
 from sirius_rec.data.mapped import mapped_rows
 from sirius_rec.data.options import SlateOptions, WindowOptions
 from sirius_rec.data.prepare import prepare
@@ -116,3 +120,68 @@ def test_a_part_that_changed_is_found(parts: Dataset, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"examples\.parquet: the content has changed"):
             ask(open_dataset(tmp_path / "d"))
     assert not (tmp_path / "rows").exists()
+
+
+def with_slates(dataset: Dataset, folder: Path, slates: pl.DataFrame) -> Dataset:
+    """The same with other train slates, whose fingerprint is right."""
+    shutil.copytree(dataset.path, folder)
+    slates.write_parquet(folder / f"slates/{NAME}.parquet")
+    prints = {**dataset.info["fingerprints"], f"slates/{NAME}": table_fingerprint(slates)}
+    return Dataset(folder, {**dataset.info, "fingerprints": prints})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda slates: slates.reverse(), "are not in the order of the rows"),
+        (lambda slates: slates.head(slates.height - 1), "are not in the order of the rows"),
+        (lambda slates: pl.concat([slates, slates.head(3)]), "there are more slates"),
+        (lambda slates: slates.with_columns(pl.col(CANDIDATES).list.head(5)), "does not hold its target"),
+        (lambda slates: slates.with_columns(pl.col(CANDIDATES).list.eval(pl.element() + 80)), "holds an item outside"),
+    ],
+)
+def test_slates_that_are_none_of_these_rows(whole: Dataset, tmp_path: Path, change: Any, message: str) -> None:
+    slates = pl.read_parquet(whole.path / f"slates/{NAME}.parquet")
+    dataset = with_slates(whole, tmp_path / "d", change(slates))
+    with pytest.raises(DataError, match=message):
+        mapped_rows(dataset, NAME, tmp_path / "rows")
+    assert not (tmp_path / "rows").exists()
+
+
+def test_slates_that_changed_are_found_and_others_are_mapped_anew(whole: Dataset, tmp_path: Path) -> None:
+    slates = pl.read_parquet(whole.path / f"slates/{NAME}.parquet")
+    mapped_rows(whole, NAME, tmp_path / "rows")
+    other = with_slates(whole, tmp_path / "d", slates.with_columns(pl.col(CANDIDATES).list.reverse()))
+    (other.path / f"slates/{NAME}.parquet").rename(tmp_path / "kept")
+    slates.write_parquet(other.path / f"slates/{NAME}.parquet")
+    with pytest.raises(DataError, match=r"uniform-6-s0\.parquet: the content has changed"):
+        mapped_rows(other, NAME, tmp_path / "rows")
+    (tmp_path / "kept").rename(other.path / f"slates/{NAME}.parquet")
+    again = mapped_rows(other, NAME, tmp_path / "rows")
+    assert again.candidates_RC.tolist() == slates[CANDIDATES].list.reverse().to_list()
+
+
+def test_rows_of_no_item_are_refused(whole: Dataset, tmp_path: Path) -> None:
+    shutil.copytree(whole.path, tmp_path / "d")
+    examples = pl.read_parquet(tmp_path / "d" / "examples.parquet")
+    examples = examples.with_columns((pl.col(TARGET) + 90).cast(pl.Int32))
+    examples.write_parquet(tmp_path / "d" / "examples.parquet")
+    prints = {**whole.info["fingerprints"], "examples": table_fingerprint(examples)}
+    with pytest.raises(DataError, match="target holds items outside 0 to 89"):
+        mapped_rows(Dataset(tmp_path / "d", {**whole.info, "fingerprints": prints}), NAME, tmp_path / "rows")
+
+
+def test_what_a_kill_left_is_no_obstacle(whole: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "history").write_bytes(b"half")
+    rows = mapped_rows(whole, NAME, tmp_path / "rows")
+    assert len(rows) == whole.n_rows("train")
+    assert pickle.loads(pickle.dumps(rows)).target_R.tolist() == rows.target_R.tolist()
+    assert len(pickle.dumps(rows)) < 1000
+
+
+def test_another_process_may_be_first(whole: Dataset, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda _: mapped_rows(whole, NAME, tmp_path / "rows"), range(8)))
+    assert {len(rows) for rows in made} == {whole.n_rows("train")}
+    assert [path.name for path in tmp_path.iterdir()] == ["rows"]

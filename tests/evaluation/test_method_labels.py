@@ -6,7 +6,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import polars as pl
 import pytest
 
 from sirius_rec.recipes.configuration import parse_config
@@ -100,9 +99,8 @@ def test_a_variant_is_compared_with_its_base_whatever_they_are_called() -> None:
 
 def test_objectives_say_what_is_compared() -> None:
     config = parse_config({"arms": ["sft_continued", "dpo", {"loss": "softmax_ref_free", "name": "whole"}]}, "c")
-    rows = pl.DataFrame({"row_id": [1, 2]})
     run = Run(RunFolder(Path("nowhere")), config)
-    run.__dict__["dataset"] = SimpleNamespace(examples=lambda split: rows[:1], all_train_examples=lambda: rows)
+    run.__dict__["dataset"] = SimpleNamespace(n_rows=lambda split: 1, n_all_train=2)
     facts = {key: method.facts(run) for key, method in build_methods(config).items()}
     assert {facts[key]["train_rows"] for key in ("sft", "dpo")} == {1} and facts["popularity"]["train_rows"] == 2
     assert facts["random"]["train_rows"] is None

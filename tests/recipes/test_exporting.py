@@ -147,13 +147,21 @@ def test_a_prompt_file_that_is_none_of_ours_or_damaged(adapted: Callable[..., Ru
     file = tmp_path / "out" / PROMPT_FILE
     ours = json.loads(file.read_text())
     assert prompt_form(file.parent, **unasked).max_history == run.config.data.window.max_history == 5
-    file.write_text(json.dumps({key: value for key, value in ours.items() if key != "answer"}))
-    with pytest.raises(ConfigError, match=r"prompt\.json: 'answer' is missing or of another type: export"):
-        prompt_form(file.parent, **unasked)
+    own = prompt_form(file.parent, **unasked)
+    assert own.form.shows_slate and not prompt_form(file.parent, **{**unasked, "shows_slate": False}).form.shows_slate
+    file.write_text(json.dumps({**ours, "shows_slate": False}))
+    hidden = prompt_form(file.parent, **unasked)
+    assert not hidden.form.shows_slate and hidden.recipe != own.recipe
+    file.write_text(json.dumps({**ours, "answer": "And then?"}))
+    assert prompt_form(file.parent, **unasked).recipe != own.recipe, "answers of two prompts could be mixed"
+    for damage in ({"answer": 3}, {"max_history": -1}):
+        file.write_text(json.dumps({**ours, **damage}))
+        with pytest.raises(ConfigError, match=rf"prompt\.json: '{next(iter(damage))}' is missing or no value"):
+            prompt_form(file.parent, **unasked)
     file.write_text(json.dumps({**ours, "fields": ["genre"], "field_tokens": 8}))
     with pytest.raises(ConfigError, match="was trained on titles with genre behind them"):
         prompt_form(file.parent, **unasked)
-    for foreign in ('{"prompt": "Say hello"}', "[1]", "no json"):
+    for foreign in ('{"chat": "yes", "history": 3}', '{"prompt": "Say hello"}', "[1]", "no json"):
         file.write_text(foreign)
         assert prompt_form(file.parent, **unasked).form.name == "generic"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from sirius_rec import SiriusTrainer
 from sirius_rec.errors import ConfigError, DataError, PromptError
 from sirius_rec.prompts.encoding import Encoder
-from sirius_rec.training import logp_shards
+from sirius_rec.training import logp_shards, streaming
 from sirius_rec.training.batching import POOL, StepLayout
 from sirius_rec.training.logp_shards import LogpShards
 from sirius_rec.training.records import PreferenceDataset, encode_records
@@ -64,6 +65,7 @@ def test_an_epoch_is_every_row_once_and_another_epoch_another_order(rows: Encode
     first = [data[slot].row for slot in range(len(data))]
     data.set_epoch(1)
     second = [data[slot].row for slot in range(len(data))]
+    assert set(first[: 2 * POOL]) != set(second[: 2 * POOL]), "the same rows come first"
     assert sorted(first) == sorted(second) == list(range(len(rows)))
     assert first != second
 
@@ -166,16 +168,17 @@ def test_resumed_from_the_middle_of_an_epoch_equals_uninterrupted(build: Build, 
 
 
 def test_a_new_training_in_the_folder_scores_its_own_reference(
-    build: Build, tmp_path: Path, tiny_llama: Any, tokenizer: Any
+    build: Build, tmp_path: Path, tiny_llama: Any, tokenizer: Any, world: World
 ) -> None:
     options = {**OPTIONS, "stream": True, "output_dir": str(tmp_path / "one")}
     build(**options).train()
     model = tiny_llama(tokenizer)
     with torch.no_grad():
         model.lm_head.weight.mul_(3.0)
-    second = build(model=model, **options)
+    second = build(model=model, eval_dataset=world(4, seed=1), **options)
+    second.evaluate()  # scores nothing of the records that are trained on
     expected = second.score(second.train_dataset.rows)
-    second._ensure_reference(afresh=True)
+    second.train()
     for row, logp_C in enumerate(expected):
         np.testing.assert_array_equal(second.collator.ref_logps[row], logp_C)
 
@@ -192,7 +195,7 @@ def test_a_hugging_face_data_set_is_read_by_number(build: Build, tmp_path: Path,
 
 def test_rewards_are_read_with_their_records(build: Build, tmp_path: Path, world: World) -> None:
     records = [{**record, "reward": 1.0 + n % 3} for n, record in enumerate(world(12))]
-    options = {**OPTIONS, "loss": "sft_reward_weighted", "train_dataset": records}
+    options = {**OPTIONS, "loss": "reward_weighted_sft", "train_dataset": records}
     held = build(output_dir=str(tmp_path / "held"), **options)
     held.train()
     stream = build(output_dir=str(tmp_path / "stream"), stream=True, **options)
@@ -221,7 +224,8 @@ def test_logps_in_files_are_those_of_the_rows(
             np.arange(len(row.completions) - len(row.prompt) % 2, dtype=np.float32) - len(row.prompt) for row in some
         ]
 
-    shards = LogpShards(tmp_path, len(rows)).fill(rows, score)
+    shards = LogpShards(tmp_path, len(rows), "a").fill(rows, score)
+    assert shards.complete and not LogpShards(tmp_path, len(rows), "b").complete
     assert asked == [50, 50, 50, 13]
     for at, row in enumerate(rows):
         own = score([row])[0]
@@ -229,8 +233,41 @@ def test_logps_in_files_are_those_of_the_rows(
         assert np.isnan(shards[at][len(own) :]).all()
     shards.file(1).unlink()
     asked.clear()
-    LogpShards(tmp_path, len(rows)).fill(rows, score)
+    assert not shards.complete
+    LogpShards(tmp_path, len(rows), "a").fill(rows, score)
     assert asked == [50]
+    asked.clear()
+    other = LogpShards(tmp_path, len(rows), "b").fill(rows, lambda some: [logp_C + 1 for logp_C in score(some)])
+    assert asked == [50, 50, 50, 13] and other[60][0] == score([rows[60]])[0][0] + 1
+
+
+def test_a_scoring_that_fails_leaves_no_half_of_a_file(rows: EncodedRows, tmp_path: Path) -> None:
+    def broken(some: Any) -> list[np.ndarray]:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        LogpShards(tmp_path / "r", len(rows), "a").fill(rows, broken)
+    assert [file.name for file in (tmp_path / "r").iterdir()] == ["key.txt"]
+
+
+def test_many_files_take_no_descriptors(rows: EncodedRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log of a hundred million rows has twelve thousand files, a process a thousand descriptors."""
+    import resource
+
+    monkeypatch.setattr(logp_shards, "_ROWS", 1)
+    shards = LogpShards(tmp_path, len(rows), "a").fill(rows, lambda some: [np.zeros(3, dtype=np.float32)] * len(some))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, limits[1]))
+    try:
+        read = [shards[row] for row in range(len(rows))]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert len(read) == len(rows) > 150
+
+
+def test_a_worker_of_another_process_reads_them(rows: EncodedRows, tmp_path: Path) -> None:
+    shards = LogpShards(tmp_path, len(rows), "a").fill(rows, lambda some: [np.ones(3, dtype=np.float32)] * len(some))
+    assert pickle.loads(pickle.dumps(shards))[5].tolist() == [1.0, 1.0, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -259,7 +296,7 @@ def test_a_bad_record_is_named_by_its_number_when_it_comes(build: Build, world: 
     few = world(40)
     few[3] = {**few[3], "rejected": few[3]["rejected"][:1]}
     data = streamed(EncodedRows(few, Encoder(build().processing_class)))
-    with pytest.raises(ConfigError, match=r"2 negatives were asked for, but a record has only 1"):
+    with pytest.raises(ConfigError, match=r"2 negatives were asked for, but record 3 has only 1"):
         [data[slot] for slot in range(40)]
 
 
@@ -269,3 +306,44 @@ def test_a_prompt_beyond_the_context_is_found_before_training(build: Build, worl
     records[11] = {**records[11], "prompt": records[11]["prompt"] * 9}
     with pytest.raises(PromptError, match="exceed the model's context"):
         build(stream=True, train_dataset=records, max_length=3 * longest)
+
+
+def test_every_row_that_is_read_is_checked(world: World, tokenizer: Any) -> None:
+    seen: list[int] = []
+    rows = EncodedRows(world(9), Encoder(tokenizer), lambda some: seen.append(len(some)))
+    rows.read([3, 4, 5])
+    assert seen == [3]
+
+
+def test_records_may_be_an_object_of_yours(build: Build, tmp_path: Path, world: World) -> None:
+    listed = build(output_dir=str(tmp_path / "list"), stream=True, **OPTIONS)
+    listed.train()
+    own = build(output_dir=str(tmp_path / "own"), stream=True, train_dataset=Watched(world(12)), **OPTIONS)
+    own.train()
+    assert_close(weights(own), weights(listed), atol=0)
+
+
+def test_completions_are_not_kept_for_ever(world: World, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming, "_KEPT", 5)
+    rows = EncodedRows(world(40), Encoder(tokenizer))
+    for start in range(0, 40, 4):
+        rows.read(range(start, start + 4))
+    assert len(rows.encoder._completions) <= 5 + 4 * 5
+
+
+def test_a_loss_without_negatives_watches_those_that_there_are(build: Build, tmp_path: Path, world: World) -> None:
+    """As when records are held: a text without rejected ones is likelihood alone."""
+    records = [{**record, "rejected": record["rejected"] if n % 3 == 0 else []} for n, record in enumerate(world(12))]
+    options = {**OPTIONS, "loss": "sft", "score_unsampled": 1, "train_dataset": records}
+    held = build(output_dir=str(tmp_path / "held"), **options)
+    held.train()
+    stream = build(output_dir=str(tmp_path / "stream"), stream=True, **options)
+    stream.train()
+    assert_close(weights(stream), weights(held), atol=2e-6)
+
+
+def test_other_records_have_another_reference(world: World, tokenizer: Any) -> None:
+    first, changed = world(20), world(20)
+    changed[7] = {**changed[7], "prompt": changed[7]["prompt"] + "x"}
+    prints = [EncodedRows(records, Encoder(tokenizer)).fingerprint() for records in (first, changed, first[:-1], first)]
+    assert prints[0] == prints[3] and len(set(prints)) == 3

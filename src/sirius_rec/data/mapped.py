@@ -39,6 +39,10 @@ class MappedRows:
     def about(self) -> dict[str, Any]:
         return dict(json.loads((self.folder / _ABOUT).read_text(encoding="utf-8")))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Sent to another process by its place, not by its content."""
+        return MappedRows, (self.folder,)
+
     def __len__(self) -> int:
         return int(self.about["rows"])
 
@@ -92,18 +96,27 @@ def mapped_rows(dataset: Dataset, name: SlateName, folder: Path) -> MappedRows:
     Tables are read block by block and checked as `Dataset` checks them. DataError where the slates are no longer those
     of the dataset, or stand in another order than the rows.
     """
-    rows, table = MappedRows(folder), f"slates/{name}"
-    of = {"examples": dataset.info["fingerprints"]["examples"], "slates": dataset.info["fingerprints"].get(table)}
-    if (folder / _ABOUT).is_file():
-        if {key: rows.about[key] for key in of} == of:
-            return rows
-        shutil.rmtree(folder)
+    table, fingerprints = f"slates/{name}", dataset.info["fingerprints"]
+    of = {"examples": fingerprints["examples"], "slates": fingerprints.get(table)}
+    if _holds(folder, of):
+        return MappedRows(folder)
+    shutil.rmtree(folder, ignore_errors=True)
     dataset.verify_table("examples")
     dataset.verify_table(table)
-    with atomic.replacing(folder) as partial:
-        partial.mkdir()
-        _write(partial, dataset, name, of)
+    try:
+        with atomic.replacing(folder) as partial:
+            partial.mkdir()
+            _write(partial, dataset, name, of)
+    except OSError:
+        if not _holds(folder, of):  # by another process of this training, which was first
+            raise
     return MappedRows(folder)
+
+
+def _holds(folder: Path, of: dict[str, Any]) -> bool:
+    """Whether the arrays of these tables lie there whole."""
+    file = folder / _ABOUT
+    return file.is_file() and {key: MappedRows(folder).about[key] for key in of} == of
 
 
 def _write(folder: Path, dataset: Dataset, name: SlateName, of: dict[str, Any]) -> None:

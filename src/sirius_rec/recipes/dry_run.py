@@ -200,7 +200,7 @@ def _stages(run: Run, size: Size) -> Iterator[tuple[Stage, _Sample]]:
 
 def _sample(run: Run, stage: StageOptions, seed: int, stream: int) -> _Sample:
     """Rows of a stage: whole users where steps are made of users' rows."""
-    every = training_rows(run, stage, seed, stream)
+    every = np.asarray(training_rows(run, stage, seed, stream))
     users = None
     if run.config.training.share == "user":
         users = run.dataset.examples("train")[USER_ID].to_numpy()[every]

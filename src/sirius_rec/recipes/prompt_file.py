@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sirius_rec.recipes.run import Run
 
 PROMPT_FILE = "prompt.json"
+EXPORTED = "exported"  # name of a template that a model brought along
 _MAX_HISTORY = 10  # of a model that does not say
 
 
@@ -32,9 +33,6 @@ class PromptForm:
         named = self.form.name == EXPORTED
         return {"template": asdict(self.form) if named else self.form.name, "slate": self.form.shows_slate,
                 "chat": self.chat, "max_history": self.max_history}  # fmt: skip
-
-
-EXPORTED = "exported"
 
 
 def write_prompt(folder: Path, run: Run, template: Template) -> None:
@@ -86,9 +84,9 @@ def _read(file: Path) -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    if not isinstance(content, dict) or not _KINDS.keys() & content.keys():
+    if not isinstance(content, dict) or not {"shows_slate", "max_history"} <= content.keys():
         return {}
     for key, kind in _KINDS.items():
-        if not isinstance(content.get(key, ...), kind):
-            raise ConfigError(f"{file}: '{key}' is missing or of another type: export the model again")
+        if not isinstance(content.get(key, ...), kind) or (kind is int and content[key] < 0):
+            raise ConfigError(f"{file}: '{key}' is missing or no value that it can have: export the model again")
     return content

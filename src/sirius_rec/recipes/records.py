@@ -45,7 +45,7 @@ def slate_records(
     prompted = titles if prompted is None else prompted
     table = dataset.examples(name.split).select(HISTORY, TARGET, USER_ID, dataset.slates(name)[CANDIDATES])
     out = []
-    for history, target, user, slate in (table if rows is None else table[rows]).iter_rows():
+    for history, target, user, slate in (table if rows is None else table[np.asarray(rows)]).iter_rows():
         chosen = titles[target]
         out.append(
             {
@@ -230,7 +230,7 @@ def question_pairs(
     targets = dataset.examples(name.split)[TARGET].to_list()
     slates = dataset.slates(name)[CANDIDATES].to_list()
     out = []
-    for r in rows.tolist():
+    for r in np.asarray(rows).tolist():
         others = [item for item in slates[r] if item != targets[r]]
         drawn = np.random.default_rng([seed, QUESTION_STREAM, r]).permutation(len(others))[:negatives]
         out += [(r, targets[r]), *((r, others[at]) for at in drawn.tolist())]

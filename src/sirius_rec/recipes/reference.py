@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import time
 import zipfile
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ import numpy as np
 
 from sirius_rec import atomic
 from sirius_rec.errors import RunError
-from sirius_rec.processes import is_main, wait
+from sirius_rec.processes import is_main
 from sirius_rec.recipes.job import Ticker, log
 from sirius_rec.recipes.models import (
     ATTENTION,
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     from sirius_rec.scoring.rows import PromptCompletions
     from sirius_rec.training.logp_shards import LogpShards
 
-_KEY = "key.txt"
 _LOOK = 256  # of rows that are not held, those that stand for all
 
 
@@ -45,7 +43,7 @@ def reference(path: str, seed: int) -> None:
     run = Run.open(path)
     target = run.folder.reference(seed)
     key = _reference_key(run, seed)
-    if target.is_file() and _stored_key(target) == key:
+    if _is_there(run, seed, key):
         return
     from sirius_rec.scoring.scorer import score_rows
 
@@ -71,8 +69,7 @@ def reference(path: str, seed: int) -> None:
         progress = Ticker(f"reference s{seed} {split}", len(rows))
         select_attention(run.folder, run.config, model, rows[:_LOOK], encoder.pad_id)
         if isinstance(some, StreamedRecords):
-            shards = _shards(run, seed, key, len(rows))
-            shards.fill(rows, partial(score, progress=progress))
+            _shards(run, seed, key).fill(rows, partial(score, progress=progress))
         else:
             logps = score(rows, progress)
             arrays[f"{split}_logp"] = np.concatenate(logps)
@@ -105,25 +102,25 @@ def _encoded(run: Run, records: Sequence[Record]) -> Sequence[PromptCompletions]
     )
 
 
-def _shards(run: Run, seed: int, key: str, n: int) -> LogpShards:
-    """The log-probs of streamed train rows under this key; those of another one are removed."""
+def _shards(run: Run, seed: int, key: str) -> LogpShards:
+    """The log-probs of streamed train rows."""
     from sirius_rec.training.logp_shards import LogpShards
 
-    folder = run.folder.reference_shards(seed)
-    if is_main():
-        named = folder / _KEY
-        if folder.exists() and not (named.is_file() and named.read_text() == key):
-            shutil.rmtree(folder)
-        atomic.write_text(named, key)
-    wait()
-    return LogpShards(folder, n)
+    n = len(training_rows(run, run.config.align, seed, ALIGN_STREAM))
+    return LogpShards(run.folder.reference_shards(seed), n, key)
+
+
+def _is_there(run: Run, seed: int, key: str) -> bool:
+    target = run.folder.reference(seed)
+    held = target.is_file() and _stored_key(target) == key
+    return held and (not run.config.training.stream or _shards(run, seed, key).complete)
 
 
 def read_reference(run: Run, seed: int) -> dict[str, Sequence[np.ndarray]]:
     """Cached log π_ref per split, row and completion; RunError if the cache is missing or of another model."""
     target = run.folder.reference(seed)
     key = _reference_key(run, seed)
-    if not target.is_file() or _stored_key(target) != key:
+    if not _is_there(run, seed, key):
         raise RunError(f"{target}: the reference cache is missing or of another model: run `sirius run` to make it")
     with np.load(target) as stored:
         found: dict[str, Sequence[np.ndarray]] = {
@@ -132,7 +129,7 @@ def read_reference(run: Run, seed: int) -> dict[str, Sequence[np.ndarray]]:
             if f"{split}_logp" in stored
         }
     if run.config.training.stream:
-        found["train"] = _shards(run, seed, key, len(training_rows(run, run.config.align, seed, ALIGN_STREAM)))
+        found["train"] = _shards(run, seed, key)
     return found
 
 

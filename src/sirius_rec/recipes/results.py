@@ -88,7 +88,7 @@ def gather(run: Run, baseline: str) -> dict[str, Any]:
         results["begun_from"] = {str(seed): about for seed, about in begun.items()}
         results["notes"] += starting.notes(run)
     results["notes"] += titles_alone(run.config)
-    few, every = dataset.examples("train").height, every_train.height
+    few, every = dataset.n_rows("train"), every_train.height
     if few < every:
         results["notes"].append(
             f"data.limits.train: language models learned from {few:,} of {every:,} train rows; all other methods from "

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sirius_rec.prompts.templates import Template
 
 Record = dict[str, Any]
+LONGEST = 4096  # records that stand for all where lengths matter
 Rows = np.ndarray | range
 
 
@@ -29,7 +30,7 @@ def streamed_rows(n_rows: int, wanted: int, seed: int, stream: int) -> Rows:
 class StreamedRecords(Sequence[Record]):
     """What `records.slate_records` makes of train rows, one by one; without whose they are.
 
-    rows: numbers of the rows, in that order.
+    rows: numbers of the rows, ascending.
     """
 
     def __init__(self, run: Run, template: Template, rows: Rows) -> None:
@@ -55,8 +56,16 @@ class StreamedRecords(Sequence[Record]):
             "rejected": [titles[i] for i in slate if i != target],
         }
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a worker of a data loader needs: not the run and the tables that it holds."""
+        return {**self.__dict__, "run": None, "mapped": self.mapped}
+
     def longest(self, n: int) -> list[int]:
-        """Numbers of the n records that take most tokens, but for merges across the borders of titles."""
+        """Numbers of the n records that take most tokens, but for merges across the borders of titles; n ≤ 4,096."""
+        return self._longest[:n]
+
+    @cached_property
+    def _longest(self) -> list[int]:
         encoder, rows = self.run.encoder, self.rows
         tokens_I = np.array([len(ids) for ids in encoder.completions(self.shown)])
         longest_I = np.array([len(ids) for ids in encoder.completions(self.titles)])
@@ -66,10 +75,10 @@ class StreamedRecords(Sequence[Record]):
             if isinstance(rows, range):
                 numbers = np.arange(start, stop)
             else:
-                numbers = np.flatnonzero((rows >= start) & (rows < stop))
+                numbers = np.arange(*np.searchsorted(rows, [start, stop]))
                 lengths = lengths[rows[numbers] - start]
             best, best_lengths = np.append(best, numbers), np.append(best_lengths, lengths)
-            kept = np.argsort(-best_lengths, kind="stable")[:n]
+            kept = np.argsort(-best_lengths, kind="stable")[:LONGEST]
             best, best_lengths = best[kept], best_lengths[kept]
         return best.tolist()
 

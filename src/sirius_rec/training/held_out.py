@@ -51,9 +51,13 @@ class HeldOutLog:
 
 
 def remember_rows(folder: Path, rows: Sequence[int]) -> None:
-    """Note which rows the evaluations in `folder` are of; RunError where those that lie there are of others."""
+    """Note which rows the evaluations in `folder` will be of; RunError where those that lie there are of others.
+
+    Where some lie there without a note, of an old version, nobody knows: nothing is noted.
+    """
     check_rows(folder, rows)
-    atomic.write_json(folder / ROWS, list(rows))
+    if not _files(folder):
+        atomic.write_json(folder / ROWS, list(rows))
 
 
 def check_rows(folder: Path, rows: Sequence[int]) -> None:

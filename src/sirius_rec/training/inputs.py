@@ -36,7 +36,7 @@ def records_of(data: Any, argument: str) -> Any:
         return data.to_dicts()
     if hasattr(data, "iterrows"):  # pandas
         return data.to_dict("records")
-    if isinstance(data, str) or not hasattr(data, "__iter__"):
+    if isinstance(data, str) or not (hasattr(data, "__iter__") or hasattr(data, "__getitem__")):
         raise DataError(f"{argument}: got {data!r}: hand over records, a list of {{'prompt', 'chosen', 'rejected'}}")
     return data
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,35 +14,52 @@ from sirius_rec.processes import is_main, wait
 from sirius_rec.scoring.rows import PromptCompletions
 
 _ROWS = 8192  # of a file; their token ids are held while they are scored
-_OPEN = 4096  # files that are kept mapped
+_KEY = "key.txt"
 
 
 class LogpShards(Sequence[np.ndarray]):
-    """log π(y|x) of every completion of n rows, float32 in nats; behind a row's own completions stand NaN."""
+    """log π(y|x) of every completion of n rows, float32 in nats; behind a row's own completions stand NaN.
 
-    def __init__(self, folder: Path, n: int) -> None:
-        self.folder, self.n = folder, n
-        self._shard = lru_cache(_OPEN)(self._mapped)
+    key: of all that the log-probs depend on. Files under another one are not these.
+    """
+
+    def __init__(self, folder: Path, n: int, key: str) -> None:
+        self.folder, self.n, self.key = folder, n, key
 
     def __len__(self) -> int:
         return self.n
 
     def __getitem__(self, row: Any) -> Any:
-        return np.asarray(self._shard(row // _ROWS)[row % _ROWS])
+        # Opened for each row: a map that is kept holds a file descriptor, of which there are a thousand.
+        return np.array(np.load(self.file(row // _ROWS), mmap_mode="r")[row % _ROWS])
 
     def file(self, shard: int) -> Path:
         return self.folder / f"{shard:06d}.npy"
 
-    def _mapped(self, shard: int) -> np.ndarray:
-        array: np.ndarray = np.load(self.file(shard), mmap_mode="r")
-        return array
+    @property
+    def _missing(self) -> list[int]:
+        return [shard for shard in range(-(-self.n // _ROWS)) if not self.file(shard).is_file()]
+
+    @property
+    def _has_key(self) -> bool:
+        named = self.folder / _KEY
+        return named.is_file() and named.read_text(encoding="utf-8") == self.key
+
+    @property
+    def complete(self) -> bool:
+        """Whether all rows are scored, under this key."""
+        return self._has_key and not self._missing
 
     def fill(
         self, rows: Sequence[PromptCompletions], score: Callable[[Sequence[PromptCompletions]], list[np.ndarray]]
     ) -> LogpShards:
-        """Score the rows whose files are missing. Of several processes all must call it; they see one folder."""
-        shards = range(-(-self.n // _ROWS))
-        for shard in [shard for shard in shards if not self.file(shard).is_file()]:
+        """Score the rows whose files are missing; files under another key are removed first. Of several processes all
+        must call it; they see one folder."""
+        if is_main() and not self._has_key:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            atomic.write_text(self.folder / _KEY, self.key)
+        wait()
+        for shard in self._missing:
             logps = score(rows[shard * _ROWS : min((shard + 1) * _ROWS, self.n)])
             if is_main():
                 table = np.full((len(logps), max(map(len, logps))), np.nan, dtype=np.float32)

@@ -256,11 +256,11 @@ class PreferenceDataset(Dataset[Draw]):
         return draw_of(row, completions, self.negatives, self.score_unsampled, self.seed, self.epoch)
 
 
-def check_enough(negatives: int | str, n_rejected: int) -> None:
+def check_enough(negatives: int | str, n_rejected: int, which: str = "a record") -> None:
     """ConfigError where a record has too few rejected completions."""
     if (1 if negatives == "all" else int(negatives)) > n_rejected:
         raise ConfigError(
-            f"{negatives} negatives were asked for, but a record has only {n_rejected} rejected completions"
+            f"{negatives} negatives were asked for, but {which} has only {n_rejected} rejected completions"
         )
 
 

@@ -6,6 +6,7 @@ that goes on begins in the middle of an epoch without going through what is befo
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -30,6 +31,8 @@ from sirius_rec.training.records import (
 )
 
 _WALK, _ORDER, _STEPS = 0x57A1, 0x0DE5, 0x57E9  # independent streams of one seed
+_LOOK = 256  # records that stand for all in a fingerprint
+_KEPT = 1 << 20  # completions whose ids are kept: the titles of a catalogue
 _SAMPLE = 4096  # records from which the longest are taken where nothing is known of them
 
 
@@ -74,9 +77,18 @@ class EncodedRows(Sequence[PromptCompletions]):
         wanted = list(numbers)
         many = getattr(self.records, "__getitems__", None)
         records = many(wanted) if many is not None else [self.records[n] for n in wanted]
+        self.encoder.forget(_KEPT)
         rows = encode_records(records, self.encoder, wanted)
         self._check(rows)
         return rows
+
+    def fingerprint(self) -> str:
+        """SHA-256 of how many rows there are and of some of them as token ids: other records have another."""
+        digest = hashlib.sha256(str(len(self)).encode())
+        for row in self._encoded(np.unique(np.linspace(0, len(self) - 1, _LOOK).astype(int)).tolist()):
+            for ids in (row.prompt, *row.completions):
+                digest.update(np.asarray([len(ids), *ids], dtype=np.int64).tobytes())
+        return digest.hexdigest()
 
     def longest(self, n: int) -> list[PromptCompletions]:
         """About the n longest rows: of all, where the records say so, else of a sample."""
@@ -121,8 +133,11 @@ class StreamedDataset(Dataset[Draw]):
         seed: int,
         examples_per_epoch: int | None,
         layout: StepLayout,
+        required: bool = True,
     ) -> None:
+        """required: whether the loss takes the negatives; otherwise they are watched alone, where a row has any."""
         self.rows, self.negatives, self.score_unsampled = rows, negatives, score_unsampled
+        self.required = required
         self.seed, self.layout = seed, layout
         self.n_examples = min(examples_per_epoch or len(rows), len(rows))
         self._pool_size = layout.batch * POOL
@@ -141,7 +156,7 @@ class StreamedDataset(Dataset[Draw]):
 
     def __getitem__(self, slot: int) -> Draw:
         """The example in a slot; slots behind the last example repeat others of its pool with weight 0."""
-        pool = min(slot, self.n_examples - 1) // self._pool_size
+        pool = min(slot, self.n_examples - 1) // self._pool_size  # the last one holds places behind its examples
         if pool != self._pool:
             self._draws = self._read(pool)
             self._pool = pool
@@ -162,8 +177,12 @@ class StreamedDataset(Dataset[Draw]):
         return [draws[at] for at in grouped(np.arange(len(draws)), lengths, self.layout.batch, rng).tolist()]
 
     def _draw(self, number: int, row: PromptCompletions) -> Draw:
-        check_enough(self.negatives, len(row.completions) - 1)
-        return draw_of(number, row, self.negatives, self.score_unsampled, self.seed, self.epoch)
+        n_rejected, negatives = len(row.completions) - 1, self.negatives
+        if self.required:
+            check_enough(negatives, n_rejected, f"record {number}")
+        elif negatives != "all":
+            negatives = min(int(negatives), n_rejected)
+        return draw_of(number, row, negatives, self.score_unsampled, self.seed, self.epoch)
 
     def heaviest(self, scoring: str = "packed") -> list[PromptCompletions]:
         """A micro-batch of the longest rows, with candidates as drawn for this epoch: no lighter than any, as far as
@@ -195,4 +214,5 @@ def training_data(
 
 def streamed_set(rows: EncodedRows, args: SiriusConfig) -> StreamedDataset:
     """What each epoch draws from the rows (`draw_options`), whose first one says how many completions there are."""
-    return StreamedDataset(rows, **draw_options(args, len(rows[0].completions) - 1))
+    options = draw_options(args, len(rows[0].completions) - 1)
+    return StreamedDataset(rows, required=args.objective().uses_negatives, **options)

@@ -211,7 +211,7 @@ class SiriusTrainer(Trainer):
             bf16=bool(args.bf16),
         )
 
-    def _ensure_reference(self, *, afresh: bool = False) -> None:
+    def _ensure_reference(self, *, afresh: bool) -> None:
         """Score every record with the model as it stands, unless cached log-probs were given.
 
         afresh: what an earlier training left in this folder is another model's. (Only streamed records leave anything.)
@@ -219,13 +219,16 @@ class SiriusTrainer(Trainer):
         if self.collator.ref_logps is None:
             rows = self.train_dataset.rows
             if self.args.stream:
-                folder = Path(self.args.output_dir) / "reference"
+                shards = LogpShards(Path(self.args.output_dir) / "reference", len(rows), rows.fingerprint())
                 if afresh and self.is_world_process_zero():
-                    shutil.rmtree(folder, ignore_errors=True)
+                    shutil.rmtree(shards.folder, ignore_errors=True)
                 self.accelerator.wait_for_everyone()
-                self.collator.ref_logps = LogpShards(folder, len(rows)).fill(rows, self.score)
+                self.collator.ref_logps = shards.fill(rows, self.score)
             else:
                 self.collator.ref_logps = self.score(rows)
+        self._ensure_eval_reference()
+
+    def _ensure_eval_reference(self) -> None:
         if self.eval_ref_logps is None and self.eval_rows:
             self.eval_ref_logps = self.score(self.eval_rows)
 
@@ -346,8 +349,8 @@ class SiriusTrainer(Trainer):
         started = time.perf_counter()
         self._check_weights()
         rows = self.eval_rows if eval_dataset is None else encode_records(eval_dataset, self.encoder)
-        if self.objective.needs_reference and self.eval_ref_logps is None and eval_dataset is None:
-            self._ensure_reference()
+        if self.objective.needs_reference and eval_dataset is None:
+            self._ensure_eval_reference()
         ref_logps = self.eval_ref_logps
         for needed, what in (
             (self.objective.needs_reference, "reference log-probs"),

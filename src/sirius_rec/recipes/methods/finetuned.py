@@ -21,7 +21,7 @@ from sirius_rec.recipes.models import computes_in_bf16, context_of, load_stage_m
 from sirius_rec.recipes.records import SFT_STREAM, train_records, training_rows, validation_set
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.run_folder import DONE
-from sirius_rec.recipes.streamed import StreamedRecords
+from sirius_rec.recipes.streamed import LONGEST, StreamedRecords
 from sirius_rec.recipes.training import pretrain, pretrains, starting_model, train_stage
 from sirius_rec.schema import CANDIDATES, HISTORY, ITEM_ID, SlateName
 from sirius_rec.training.options import StageOptions
@@ -76,9 +76,11 @@ class LanguageModel(Method):
             self._check_lengths(run, encoder, name, context)
 
     def _check_lengths(self, run: Run, encoder: Encoder, name: str, context: int) -> None:
+        looked = ""
         if run.config.training.stream and name == str(run.train_slates):
             every = StreamedRecords(run, self.template(run), range(run.dataset.n_rows("train")))
-            histories, slates = every.longest_rows(_ROWS)
+            histories, slates = every.longest_rows(LONGEST)
+            looked = "the longest "
         else:
             rows = run.met_rows(name)
             histories = run.dataset.examples(SlateName.parse(name).split)[HISTORY].gather(rows).to_list()
@@ -91,8 +93,8 @@ class LanguageModel(Method):
         if too_long:
             what = self._title_beyond(run, encoder, context)
             raise PromptError(
-                f"slates {name}: {too_long} of {len(lengths)} prompts with their longest candidate exceed the context "
-                f"of {context} tokens (longest: {max(lengths)}): "
+                f"slates {name}: {too_long} of {looked}{len(lengths)} prompts with their longest candidate exceed the "
+                f"context of {context} tokens (longest: {max(lengths)}): "
                 f"{what or 'shorten histories or slates, or lengthen the context'}"
             )
 
