@@ -23,6 +23,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Tiny models gain nothing from threads, and one thread keeps sums in one order. Set before anybody imports torch.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Ray lets its workers give way to all other work on the machine.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 # Files whose tests share what takes seconds to make: one worker makes it and runs them all. The longest come first, so
 # that the short tests, which go to whichever worker is free, fill up the end.
