@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 from safetensors.numpy import load_file
 
@@ -16,9 +17,9 @@ from sirius_rec.data import mapped
 from sirius_rec.data.store import Dataset
 from sirius_rec.errors import ConfigError, PromptError, RunError
 from sirius_rec.recipes import records as recipe_records
-from sirius_rec.recipes import reference
+from sirius_rec.recipes import reference, streamed
 from sirius_rec.recipes.adoption import open_run
-from sirius_rec.recipes.methods import build_methods
+from sirius_rec.recipes.methods import build_methods, finetuned
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.story import run_stages
 from sirius_rec.recipes.streamed import StreamedRecords
@@ -214,3 +215,31 @@ def test_records_go_to_a_worker_without_the_run(both: tuple[Run, Run]) -> None:
     records = StreamedRecords(both[1], both[1].template, range(10))
     sent = pickle.dumps(records)
     assert len(sent) < 20_000 and pickle.loads(sent)[3] == records[3]
+
+
+@pytest.mark.parametrize("shows_slate", [True, False])
+def test_the_longest_of_rows_that_are_held(monkeypatch: pytest.MonkeyPatch, shows_slate: bool) -> None:
+    """Against sums in Python, empty histories among them."""
+    monkeypatch.setattr(streamed, "LONGEST", 15)
+    rng = np.random.default_rng(0)
+    tokens_I, longest_I = rng.integers(1, 9, (2, 50))
+    histories = [rng.integers(0, 50, rng.integers(0, 7)).tolist() for _ in range(80)]
+    slates = rng.integers(0, 50, (80, 4)).tolist()
+    lengths = [
+        sum(tokens_I[i] for i in history)
+        + max(longest_I[i] for i in slate)
+        + shows_slate * sum(tokens_I[i] for i in slate)
+        for history, slate in zip(histories, slates, strict=True)
+    ]
+    columns = [pl.Series(lists, dtype=pl.List(pl.Int32)) for lists in (histories, slates)]
+    found = streamed.longest_rows(*columns, tokens_I, longest_I, shows_slate)
+    assert len(found) == 15 and sorted(lengths[r] for r in found) == sorted(lengths)[-15:]
+
+
+def test_of_many_rows_the_longest_are_measured(both: tuple[Run, Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (finetuned, streamed):
+        monkeypatch.setattr(module, "LONGEST", 10)
+    run = both[0]
+    with pytest.raises(PromptError, match=r"slates train-uniform-6-s0: 10 of the longest 10 prompts") as error:
+        build_methods(run.config)["sft"]._check_lengths(run, run.encoder, str(run.train_slates), 14)
+    assert "(longest: 16)" in str(error.value)

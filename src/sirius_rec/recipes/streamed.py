@@ -7,12 +7,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import polars as pl
 
 from sirius_rec.data.mapped import MappedRows, mapped_rows
 from sirius_rec.recipes.run import Run
 from sirius_rec.training.permutation import Permutation
 
 if TYPE_CHECKING:
+    from sirius_rec.prompts.encoding import Encoder
     from sirius_rec.prompts.templates import Template
 
 Record = dict[str, Any]
@@ -25,6 +27,35 @@ def streamed_rows(n_rows: int, wanted: int, seed: int, stream: int) -> Rows:
     if wanted == n_rows:
         return range(n_rows)
     return np.sort(Permutation(n_rows, [seed, stream])(np.arange(wanted)))
+
+
+def item_tokens(run: Run, encoder: Encoder) -> tuple[np.ndarray, np.ndarray]:
+    """Of each item its tokens in a prompt, and as an answer."""
+    return tuple(
+        np.array([len(ids) for ids in encoder.completions(texts)]) for texts in (run.shown, run.dataset.titles)
+    )
+
+
+def longest_rows(
+    history_R: pl.Series, slate_R: pl.Series, tokens_I: np.ndarray, longest_I: np.ndarray, shows_slate: bool
+) -> np.ndarray:
+    """Numbers of the `LONGEST` rows whose prompts take most tokens with their longest candidate, but for merges across
+    the borders of titles.
+
+    history_R, slate_R: lists of items. tokens_I, longest_I: see `item_tokens`.
+    """
+
+    def over(lists: pl.Series, of_I: np.ndarray) -> np.ndarray:
+        end_R = lists.list.len().to_numpy().cumsum()
+        before = np.r_[0, of_I[lists.explode().drop_nulls().to_numpy()].cumsum()]
+        return np.diff(before[np.r_[0, end_R]])
+
+    length_R = over(history_R, tokens_I) + longest_I[slate_R.list.to_array(slate_R.list.len()[0]).to_numpy()].max(
+        axis=1
+    )
+    if shows_slate:
+        length_R += over(slate_R, tokens_I)
+    return np.argsort(-length_R, kind="stable")[:LONGEST]
 
 
 class StreamedRecords(Sequence[Record]):
@@ -66,9 +97,8 @@ class StreamedRecords(Sequence[Record]):
 
     @cached_property
     def _longest(self) -> list[int]:
-        encoder, rows = self.run.encoder, self.rows
-        tokens_I = np.array([len(ids) for ids in encoder.completions(self.shown)])
-        longest_I = np.array([len(ids) for ids in encoder.completions(self.titles)])
+        rows = self.rows
+        tokens_I, longest_I = item_tokens(self.run, self.run.encoder)
         best, best_lengths = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
         for start, lengths in self.mapped.lengths(tokens_I, longest_I, shows_slate=self.template.shows_slate):
             stop = start + len(lengths)

@@ -21,7 +21,7 @@ from sirius_rec.recipes.models import computes_in_bf16, context_of, load_stage_m
 from sirius_rec.recipes.records import SFT_STREAM, train_records, training_rows, validation_set
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.run_folder import DONE
-from sirius_rec.recipes.streamed import LONGEST, StreamedRecords
+from sirius_rec.recipes.streamed import LONGEST, StreamedRecords, item_tokens, longest_rows
 from sirius_rec.recipes.training import pretrain, pretrains, starting_model, train_stage
 from sirius_rec.schema import CANDIDATES, HISTORY, ITEM_ID, SlateName
 from sirius_rec.training.options import StageOptions
@@ -76,15 +76,19 @@ class LanguageModel(Method):
             self._check_lengths(run, encoder, name, context)
 
     def _check_lengths(self, run: Run, encoder: Encoder, name: str, context: int) -> None:
-        looked = ""
         if run.config.training.stream and name == str(run.train_slates):
             every = StreamedRecords(run, self.template(run), range(run.dataset.n_rows("train")))
             histories, slates = every.longest_rows(LONGEST)
-            looked = "the longest "
+            n_rows = len(every)
         else:
             rows = run.met_rows(name)
-            histories = run.dataset.examples(SlateName.parse(name).split)[HISTORY].gather(rows).to_list()
-            slates = run.dataset.slates(name)[CANDIDATES].gather(rows).to_list()
+            columns = run.dataset.examples(SlateName.parse(name).split)[HISTORY], run.dataset.slates(name)[CANDIDATES]
+            tables = [column.gather(rows) for column in columns]
+            if len(rows) > LONGEST:
+                longest = longest_rows(*tables, *item_tokens(run, encoder), self.template(run).shows_slate)
+                tables = [table.gather(longest) for table in tables]
+            histories, slates = (table.to_list() for table in tables)
+            n_rows = len(rows)
         lengths: list[int] = []
         for start in range(0, len(slates), _ROWS):
             some = slice(start, start + _ROWS)
@@ -92,6 +96,7 @@ class LanguageModel(Method):
         too_long = int((np.array(lengths) > context).sum())
         if too_long:
             what = self._title_beyond(run, encoder, context)
+            looked = "" if n_rows == len(lengths) else "the longest "
             raise PromptError(
                 f"slates {name}: {too_long} of {looked}{len(lengths)} prompts with their longest candidate exceed the "
                 f"context of {context} tokens (longest: {max(lengths)}): "
