@@ -1,5 +1,5 @@
 # make demo   the whole story on a simulated catalogue
-# make demo-llm   the same on SmolLM2-135M and MovieLens 100K, which it downloads: some 20 minutes; LLM_DATA=… for files that you have
+# make demo-llm   the same on SmolLM2-135M and MovieLens 100K, which it downloads; it may be stopped and resumed; LLM_DATA=… for files that you have
 # make test   the fast test suite; make test-slow the slow layer (several processes, killed runs); make test-all both
 # make check  ruff and strict types
 # make docs   the documentation site in site/, strictly; needs no torch

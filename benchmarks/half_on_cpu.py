@@ -9,7 +9,6 @@ rows (forward, backward). CPUs with AMX or AVX-512 BF16 multiply in bfloat16; on
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from prepare_scale import _cpu, _load
+from prepare_scale import cpu, load, show
 
 from sirius_rec.recipes.models import load_stage_model
 from sirius_rec.recipes.records import slate_records
@@ -82,14 +81,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     quiet()
     torch.set_num_threads(1)
     run = Run.open(options.run)
-    about = {"cpu": _cpu(), "capability": torch.backends.cpu.get_cpu_capability(), "load_before": _load()}
+    about = {"cpu": cpu(), "capability": torch.backends.cpu.get_cpu_capability(), "load_before": load()}
     about["amx"] = torch.cpu._is_amx_tile_supported() if hasattr(torch.cpu, "_is_amx_tile_supported") else None
     outcome = {"backbone": run.config.backbone.name, "torch": torch.__version__, **about,
                **measured(run, options.rows, options.rounds)}  # fmt: skip
-    text = json.dumps(outcome, indent=1)
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n")
+    show(outcome, options.out)
 
 
 if __name__ == "__main__":

@@ -220,18 +220,26 @@ def slates(rows: int) -> dict[str, Any]:
     return {"rows": made.height, "size": SLATE_SIZE, "n_items": N_ITEMS, "seconds": round(seconds, 2)}
 
 
+def show(outcome: dict[str, Any], out: Path | None) -> None:
+    """Print what was measured, and write it where a file is named."""
+    text = json.dumps(outcome, indent=1)
+    print(text)
+    if out:
+        out.write_text(text + "\n")
+
+
 def _child(*arguments: str) -> dict[str, Any]:
     command = [sys.executable, __file__, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def _load() -> float:
+def load() -> float:
     """What keeps the cores busy, this script's own work of the last minute included."""
     return round(os.getloadavg()[0], 1)
 
 
-def _cpu() -> str:
+def cpu() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
@@ -265,18 +273,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "polars": pl.__version__,
         "numpy": np.__version__,
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "cpu": _cpu(),
+        "cpu": cpu(),
         "quick": options.quick,
         "prepare": [],
         "stream": [],
-        "slates": {"load_before": _load(), **_child("--slates", str(SLATE_ROWS // share))},
+        "slates": {"load_before": load(), **_child("--slates", str(SLATE_ROWS // share))},
     }
     print(f"slates: {outcome['slates']}", file=sys.stderr)
     for lines in (line // share for line in STREAMS):
         with tempfile.TemporaryDirectory() as folder:
             write_dump(Path(folder), lines)
             size_mib = (Path(folder) / "goodreads_interactions_x.json.gz").stat().st_size / 2**20
-            measured = {"gz_mib": round(size_mib), "load_before": _load(), **_child("--stream", folder)}
+            measured = {"gz_mib": round(size_mib), "load_before": load(), **_child("--stream", folder)}
             outcome["stream"].append(measured)
         print(json.dumps(outcome["stream"][-1]), file=sys.stderr)
     for size in options.sizes or [size // share for size in SIZES]:
@@ -285,17 +293,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             size_mib = (Path(folder) / "interactions.csv").stat().st_size / 2**20
             shards = options.shards or max(1, -(-size // PER_SHARD))
             for count in (shards, *([0] if size <= IN_MEMORY else [])):
-                measured = {"interactions": size, "csv_mib": round(size_mib), "load_before": _load()}
+                measured = {"interactions": size, "csv_mib": round(size_mib), "load_before": load()}
                 measured |= _child("--one", folder, "--shards", str(count), "--jobs", str(options.jobs))
                 outcome["prepare"].append(measured)
                 print(json.dumps(measured), file=sys.stderr)
         if size <= IN_MEMORY:
             sharded, held = outcome["prepare"][-2:]
             assert sharded["fingerprint"] == held["fingerprint"], "the outcome depends on the shards"
-    text = json.dumps(outcome, indent=1)
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n")
+    show(outcome, options.out)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from prepare_scale import PER_SHARD, write_log
+from prepare_scale import PER_SHARD, load, show, write_log
 
 CONFIG = """
 name: train-scale
@@ -129,14 +129,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for size in sizes:
             with tempfile.TemporaryDirectory(dir=options.folder) as folder:
                 write_log(Path(folder), size)
-                outcome["runs"].append(
-                    {"load_before": round(os.getloadavg()[0], 1), **measure(Path(folder), size, options.steps, stream)}
-                )
+                outcome["runs"].append({"load_before": load(), **measure(Path(folder), size, options.steps, stream)})
                 print(json.dumps(outcome["runs"][-1]), file=sys.stderr)
-    text = json.dumps(outcome, indent=1)
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n")
+    show(outcome, options.out)
 
 
 if __name__ == "__main__":

@@ -133,16 +133,21 @@ OPTIONS: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("loss", ["softmax_dpo_sirius", "simpo_no_ln", "sft"])
-def test_steps_of_all_records_train_the_same_weights(build: Build, tmp_path: Path, loss: str) -> None:
-    """Where a step holds all rows, their order is nothing to it: streamed or held, the same gradients."""
-    options = {**OPTIONS, "loss": loss}
+def assert_trained_alike(build: Build, tmp_path: Path, **options: Any) -> None:
+    """Whether the records are held or streamed."""
     held = build(output_dir=str(tmp_path / "held"), **options)
     held.train()
     stream = build(output_dir=str(tmp_path / "stream"), stream=True, **options)
     stream.train()
-    assert stream.state.global_step == 2
+    assert stream.state.global_step == held.state.global_step == 2
     assert_close(weights(stream), weights(held), atol=2e-6)
+
+
+@pytest.mark.parametrize("loss", ["softmax_dpo_sirius", "simpo_no_ln", "sft"])
+def test_steps_of_all_records_train_the_same_weights(build: Build, tmp_path: Path, loss: str) -> None:
+    """Where a step holds all rows, their order is nothing to it: streamed or held, the same gradients."""
+    options = {**OPTIONS, "loss": loss}
+    assert_trained_alike(build, tmp_path, **options)
 
 
 def test_resumed_from_the_middle_of_an_epoch_equals_uninterrupted(build: Build, tmp_path: Path, world: World) -> None:
@@ -196,11 +201,7 @@ def test_a_hugging_face_data_set_is_read_by_number(build: Build, tmp_path: Path,
 def test_rewards_are_read_with_their_records(build: Build, tmp_path: Path, world: World) -> None:
     records = [{**record, "reward": 1.0 + n % 3} for n, record in enumerate(world(12))]
     options = {**OPTIONS, "loss": "reward_weighted_sft", "train_dataset": records}
-    held = build(output_dir=str(tmp_path / "held"), **options)
-    held.train()
-    stream = build(output_dir=str(tmp_path / "stream"), stream=True, **options)
-    stream.train()
-    assert_close(weights(stream), weights(held), atol=2e-6)
+    assert_trained_alike(build, tmp_path, **options)
 
 
 def test_the_heaviest_micro_batch_is_no_lighter_than_any(build: Build, world: World) -> None:
@@ -335,11 +336,7 @@ def test_a_loss_without_negatives_watches_those_that_there_are(build: Build, tmp
     """As when records are held: a text without rejected ones is likelihood alone."""
     records = [{**record, "rejected": record["rejected"] if n % 3 == 0 else []} for n, record in enumerate(world(12))]
     options = {**OPTIONS, "loss": "sft", "score_unsampled": 1, "train_dataset": records}
-    held = build(output_dir=str(tmp_path / "held"), **options)
-    held.train()
-    stream = build(output_dir=str(tmp_path / "stream"), stream=True, **options)
-    stream.train()
-    assert_close(weights(stream), weights(held), atol=2e-6)
+    assert_trained_alike(build, tmp_path, **options)
 
 
 def test_other_records_have_another_reference(world: World, tokenizer: Any) -> None:
