@@ -22,12 +22,14 @@ TREE_ATTENTION = "candidate_tree"
 class _Plan:
     """query_Q: nodes chunk by chunk, fillings included; place_T: where in it each node stands.
 
-    calls: (nodes of all keys, [G, 1, W, K] which of them each query sees), one for each group of chunks.
+    key_X: the nodes of all keys of all chunks. seen: [G, 1, W, K] which of them each query sees, one for each group of
+    chunks.
     """
 
     query_Q: Tensor
     place_T: Tensor
-    calls: list[tuple[Tensor, Tensor]]
+    key_X: Tensor
+    seen: list[Tensor]
 
 
 def register() -> None:
@@ -44,19 +46,20 @@ def planned_mask(tree: CandidateTree, window: int | None, dtype: torch.dtype) ->
 
     An attribute, because a model takes nothing but a tensor here and hands it on as it is.
     """
-    calls = []
+    seen = []
     for group in tree.groups:
         seen_GWK = group.seen_GWK
         if window is not None:
             distance_GWK = tree.depth_T[group.query_GW][:, :, None] - tree.depth_T[group.key_GK][:, None, :]
             seen_GWK = seen_GWK & (distance_GWK < window)
-        calls.append((group.key_GK.flatten(), seen_GWK[:, None]))
+        seen.append(seen_GWK[:, None])
+    key_X = torch.cat([group.key_GK.flatten() for group in tree.groups])
     query_Q = torch.cat([group.query_GW.flatten() for group in tree.groups])
     place_T = torch.empty_like(tree.depth_T)
     # A filling repeats a node: whichever of its places is kept, the result is the same.
     place_T[query_Q] = torch.arange(len(query_Q), device=query_Q.device)
     mask = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=query_Q.device)
-    mask.plan = _Plan(query_Q, place_T, calls)  # type: ignore[attr-defined]
+    mask.plan = _Plan(query_Q, place_T, key_X, seen)  # type: ignore[attr-defined]
     return mask
 
 
@@ -67,9 +70,8 @@ def behind_cache(mask: Tensor, new_N: Tensor, place_T: Tensor, column_T: Tensor)
     node among them. column_T: where its key stands, the cached ones first.
     """
     plan: _Plan = mask.plan  # type: ignore[attr-defined]
-    calls = [(column_T[key_X], seen_G1WK) for key_X, seen_G1WK in plan.calls]
     moved = torch.ones_like(mask)
-    moved.plan = _Plan(place_T[plan.query_Q], plan.place_T[new_N], calls)  # type: ignore[attr-defined]
+    moved.plan = _Plan(place_T[plan.query_Q], plan.place_T[new_N], column_T[plan.key_X], plan.seen)  # type: ignore[attr-defined]
     return moved
 
 
@@ -84,13 +86,13 @@ def _attend(
         return _kernel(module, query, key, value, attention_mask, options), None
     options.pop("is_causal", None)
     query_TND, key_TND, value_TND = (states[0].transpose(0, 1) for states in (query, key, value))
-    query_QND = query_TND.index_select(0, plan.query_Q)
-    outputs, at = [], 0
-    for key_X, seen_G1WK in plan.calls:
-        chunks, _, width, _ = seen_G1WK.shape
-        own, at = query_QND[at : at + chunks * width], at + chunks * width
-        given = (states.index_select(0, key_X) for states in (key_TND, value_TND))
-        states = [s.view(chunks, -1, *s.shape[1:]).transpose(1, 2) for s in (own, *given)]
+    # Selected at once and split: the gradient of every selection or slice is a tensor as large as all nodes.
+    own = query_TND.index_select(0, plan.query_Q).split([seen.shape[0] * seen.shape[2] for seen in plan.seen])
+    sizes = [seen.shape[0] * seen.shape[3] for seen in plan.seen]
+    keys, values = (states.index_select(0, plan.key_X).split(sizes) for states in (key_TND, value_TND))
+    outputs = []
+    for seen_G1WK, *given in zip(plan.seen, own, keys, values, strict=True):
+        states = [s.view(len(seen_G1WK), -1, *s.shape[1:]).transpose(1, 2) for s in given]
         outputs.append(_kernel(module, states[0], states[1], states[2], seen_G1WK, options).flatten(0, 1))
     return torch.cat(outputs).index_select(0, plan.place_T)[None], None
 
