@@ -58,7 +58,7 @@ def made_from(file: Path, form: str, make: Callable[[Path], None]) -> Path:
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _one_at_a_time(folder):
+        with one_at_a_time(folder):
             if not folder.is_dir():
                 _make(file, folder, make)
     except Exception as error:
@@ -84,7 +84,7 @@ def _make(file: Path, folder: Path, make: Callable[[Path], None]) -> None:
 
 
 @contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
+def one_at_a_time(folder: Path) -> Iterator[None]:
     """A lock that ends with its process; where the system has none, the last process to finish wins."""
     if sys.platform == "win32":
         yield

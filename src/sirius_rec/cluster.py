@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self, cast
 
-from sirius_rec import __version__
+from sirius_rec import __version__, cache
 from sirius_rec.errors import ConfigError, RunError, SiriusError
 from sirius_rec.extras import require
 
@@ -226,7 +226,8 @@ def _look(paths: list[str], versions: dict[str, str]) -> str | None:
     if unseen := [path for path in paths if not os.path.exists(path)]:
         return (
             f"{unseen[0]}: node {node} of the Ray cluster does not see it: --engine ray reads and writes on a disk "
-            "that every node has, at the same path"
+            "that every node has, at the same path; what is fetched from an address is in the cache, for which "
+            f"{cache.VARIABLE} can name a folder there"
         )
     if differing := [f"{name} {mine}, not {versions[name]}" for name, mine in _versions().items()
                      if mine != versions[name]]:  # fmt: skip

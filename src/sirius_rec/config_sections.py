@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, StrictInt, create_model, field_valid
 from sirius_rec.data.options import FilterOptions, HoldOutOptions, SlateOptions, SplitOptions, WindowOptions
 from sirius_rec.errors import ConfigError
 from sirius_rec.options import Count, Flag, NotNegative, Number, Options, Positive, Rate, Seed
+from sirius_rec.remote import Place, located
 from sirius_rec.training.options import LoraOptions, PretrainOptions, StageOptions, TinyOptions
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ HomePath = Annotated[Path, AfterValidator(Path.expanduser)]
 
 
 class DataSection(Options):
-    """What to prepare. `input` is relative to the working directory (`~`: the home directory); `options` go to the
-    source.
+    """What to prepare. `input` is relative to the working directory (`~`: the home directory), or an address (s3://…,
+    fetched into the cache); `options` go to the source.
 
     prepared: a folder that `sirius prepare` made with this very section, taken over with its frozen slates.
     unusable: rows and items that cannot be used (no title, one longer than `max_title` characters, unknown items, times
@@ -37,7 +38,7 @@ class DataSection(Options):
     HOW: ClassVar[frozenset[str]] = frozenset({"shards"})
 
     source: str = "simulated"
-    input: HomePath | None = None
+    input: Annotated[Place, AfterValidator(located)] | None = None
     prepared: HomePath | None = None
     options: dict[str, Any] = Field(default_factory=dict)
     seed: Seed = 0

@@ -12,6 +12,7 @@ _PACKAGES = {
     "tune": ("optuna",),
     "rectools": ("rectools.models.nn.transformers.ligr",),
     "ray": ("ray",),
+    "remote": ("fsspec",),
     "serve": ("fastapi", "uvicorn", "prometheus_client"),
 }
 

@@ -28,7 +28,7 @@ def prepare(
     config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help="YAML file with a data section.")] = None,
     overrides: OverridesArg = None,
     source: Annotated[str | None, typer.Option(help="Source name, instead of a CONFIG.")] = None,
-    input: Annotated[Path | None, typer.Option(help="File or folder of the source.")] = None,
+    input: Annotated[str | None, typer.Option(help="File or folder of the source, or its address (s3://…).")] = None,
     out: Annotated[Path | None, typer.Option(help="Data folder to write.")] = None,
     shards: Annotated[int | None, typer.Option(min=1, help="Divide a large log; as data.shards=N.")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes for shards; as compute.jobs=J.")] = None,
@@ -78,10 +78,11 @@ def prepare(
     if config is not None:
         loaded = load(config, extra)
     else:
-        data = {"source": source, "input": None if input is None else str(input)}
+        data = {"source": source, "input": input}
         loaded = parse_config(apply_overrides({"data": data}, extra), "command line")
     if check or out is None:
-        lines, problems = check_lines(loaded.data.source, loaded.data.input, loaded.data.options)
+        with byte_bar("reading") as advance:
+            lines, problems = check_lines(loaded.data.source, loaded.data.input, loaded.data.options, log, advance)
         for line in lines:
             say(line)
         raise typer.Exit(1 if problems else 0)

@@ -17,12 +17,15 @@ if TYPE_CHECKING:
     from sirius_rec.rankers.answers import Outcome
     from sirius_rec.recipes.answering import Loading
     from sirius_rec.recipes.ranking import Served
+    from sirius_rec.remote import Place
 
 
 ModelOption = Annotated[
     str, typer.Option("--model", help="Run folder, or a causal LM: hub id, folder, .gguf file or smollm2.")
 ]
-AnswersOption = Annotated[Path, typer.Option("--out", help="JSON lines to write, one answer per request, in order.")]
+AnswersOption = Annotated[
+    str, typer.Option("--out", help="JSON lines to write, or an address (s3://…): one answer per request, in order.")
+]
 MethodOption = Annotated[str | None, typer.Option("--method", help="Any of a run's. Default: best on val.")]
 SeedOption = Annotated[int | None, typer.Option("--seed", min=0, help="Of a run. Default: the best on val.")]
 CheckpointOption = Annotated[Literal["best", "last"], typer.Option("--checkpoint", help="Of a run's language model.")]
@@ -56,7 +59,7 @@ JobsOption = Annotated[
 @app.command(short_help="Rank requests with a trained model.")
 def rank(
     model: ModelOption,
-    input: Annotated[Path, typer.Option(help='JSON lines: {"history": [...], "candidates": [...][, "id": …]}.')],
+    input: Annotated[str, typer.Option(help='JSON lines: {"history": [...], "candidates": [...][, "id": …]}.')],
     out: AnswersOption,
     method: MethodOption = None,
     seed: SeedOption = None,
@@ -86,8 +89,7 @@ def rank(
     from sirius_rec.recipes.answering import Loading, opened
     from sirius_rec.recipes.ranking import load_plain_model, load_run_ranker
 
-    check_json(out, "--out")
-    _check_input(input)
+    source, target = _places(input, out)
     model = whole_path(model)
     plain = {"--template": template, "--slate": slate, "--max-history": max_history, "--chat": chat or None,
              "--dtype": dtype}  # fmt: skip
@@ -96,13 +98,13 @@ def rank(
     else:
         load = partial(load_plain_model, model, **given(plain))
     loading = Loading(load, True, top, unknown != "refuse", skip_bad)
-    _answer(loading, input, out, jobs, cluster_of(engine, address), verb="ranking", unknown=unknown)
+    _answer(loading, source, target, jobs, cluster_of(engine, address), verb="ranking", unknown=unknown)
 
 
 @app.command(short_help="The best of the whole catalogue.")
 def recommend(
     model: ModelOption,
-    input: Annotated[Path, typer.Option(help='JSON lines: {"history": [...][, "exclude": [...], "id": …]}.')],
+    input: Annotated[str, typer.Option(help='JSON lines: {"history": [...][, "exclude": [...], "id": …]}.')],
     out: AnswersOption,
     top: Annotated[int, typer.Option(min=1, help="Items of an answer.")] = 10,
     exclude_seen: Annotated[bool, typer.Option("--exclude-seen", help="Leave out what the history holds.")] = False,
@@ -152,8 +154,7 @@ def recommend(
     from sirius_rec.recipes.recommending import load_plain_recommender, load_run_recommender
     from sirius_rec.recipes.reranking import load_run_reranker
 
-    check_json(out, "--out")
-    _check_input(input)
+    source, target = _places(input, out)
     model, items = whole_path(model), items and items.absolute()
     plain = {"--template": template, "--max-history": max_history, "--chat": chat or None, "--dtype": dtype,
              "--items": items}  # fmt: skip
@@ -176,7 +177,7 @@ def recommend(
     loading = Loading(load, False, top, unknown != "refuse", skip_bad)
     # A request takes a second or so: few at a time, so that little is lost with a kill.
     cluster = cluster_of(engine, address)
-    _answer(loading, input, out, jobs, cluster, verb="recommending", unknown=unknown, form=RECOMMENDING, part=32)
+    _answer(loading, source, target, jobs, cluster, verb="recommending", unknown=unknown, form=RECOMMENDING, part=32)
 
 
 def whole_path(model: str) -> str:
@@ -184,9 +185,15 @@ def whole_path(model: str) -> str:
     return str(Path(model).absolute()) if Path(model).exists() else model
 
 
-def _check_input(path: Path) -> None:
-    if not path.exists():  # before the model is loaded
-        raise DataError(f"--input {path}: no such file")
+def _places(input: str, out: str) -> tuple[Place, Place]:
+    """Where requests are and answers go; what is wrong with them is said before the model is loaded."""
+    from sirius_rec.remote import check_free, is_address, located
+
+    source, target = located(input), located(out)
+    if isinstance(source, Path) and not source.exists():
+        raise DataError(f"--input {source}: no such file")
+    check_free(out) if is_address(out) else check_json(Path(out), "--out")
+    return source, target
 
 
 def is_run(model: str, plain: dict[str, Any]) -> bool:
@@ -210,8 +217,8 @@ def given(plain: dict[str, Any]) -> dict[str, Any]:
 
 def _answer(
     loading: Loading,
-    input: Path,
-    out: Path,
+    source: Place,
+    target: Place,
     jobs: int | None,
     cluster: Cluster | None,
     *,
@@ -223,31 +230,42 @@ def _answer(
     from sirius_rec.progress import byte_bar
     from sirius_rec.rankers.answers import AnswerFile, answer_file
     from sirius_rec.recipes.answering import answerers
+    from sirius_rec.remote import fetched, outbox
 
+    with byte_bar("fetching") as advance:
+        input = fetched(source, log, advance)
     with answerers(loading, jobs, cluster) as them:
         if unknown is not None and not them.about.knows:
             raise ConfigError(
                 f"--unknown {unknown}: a language model reads any title, in the catalogue or not: leave it out"
             )
         log(f"{verb} with {them.about.name}")
-        recipe = {**them.about.recipe, "input": str(input.resolve()), "top": loading.top, "unknown": unknown or "drop"}
-        with AnswerFile(out, recipe) as answers, byte_bar(verb) as advance:
+        at = str(source.resolve()) if isinstance(source, Path) else source
+        recipe = {**them.about.recipe, "input": at, "top": loading.top, "unknown": unknown or "drop"}
+        box = outbox(target, recipe)
+        if box.full:
+            log(f"sending {box.path}, which an earlier call has finished")
+            box.send()
+            say(f"done: {target}")
+            return
+        with AnswerFile(box.path, recipe) as answers, byte_bar(verb) as advance:
             if answers.answered:
                 log(f"going on behind line {answers.answered}")
             outcome = answer_file(input, answers, them.each, advance=advance, **options)
             answers.finish()
+    box.send()
     if outcome.unread:
         log(f"warning: {len(outcome.unread):,} titles are not in the catalogue ({min(outcome.unread)!r}, …): this "
             "backbone was trained from scratch on it and knows nothing of them")  # fmt: skip
-    _report(input, out, outcome, answers.earlier)
+    _report(source, target, outcome, answers.earlier)
 
 
-def _report(input: Path, out: Path, outcome: Outcome, earlier: Outcome) -> None:
+def _report(source: Place, target: Place, outcome: Outcome, earlier: Outcome) -> None:
     """What was answered. earlier: by calls before this one. DataError where all of it was refused."""
     counts = {"bad lines passed over": outcome.skipped, "unknown history items dropped": outcome.dropped,
               "answered by popularity alone": outcome.by_popularity}  # fmt: skip
     rest = "".join(f"; {what}: {count:,}" for what, count in counts.items() if count or what.startswith("bad"))
     here = "in this call, " if earlier.answered + earlier.skipped else ""
-    say(f"done: {out} ({here}requests answered: {outcome.answered:,}{rest})")
+    say(f"done: {target} ({here}requests answered: {outcome.answered:,}{rest})")
     if outcome.skipped + earlier.skipped and not outcome.answered + earlier.answered:
-        raise DataError(f"{input}: every request was refused; {out} says why, line by line")
+        raise DataError(f"{source}: every request was refused; {target} says why, line by line")

@@ -21,6 +21,7 @@ from sirius_rec.data.statistics import read_lines
 from sirius_rec.data.titles import collapse_whitespace
 from sirius_rec.data.usable import source_options
 from sirius_rec.errors import ConfigError, DataError
+from sirius_rec.remote import Place, fetched, located
 from sirius_rec.schema import ITEM_ID, RATING, TIMESTAMP, TITLE, USER_ID
 
 # names that people give to our columns, without case and punctuation
@@ -50,18 +51,21 @@ class Check:
     data: dict[str, Any] = field(default_factory=dict)
 
 
-def check_lines(source: str, input: Path | None, options: Mapping[str, Any]) -> tuple[list[str], bool]:
+def check_lines(source: str, input: Place | None, options: Mapping[str, Any], *fetching: Any) -> tuple[list[str], bool]:
     """Lines to print about the files of a source, and whether there is any problem.
+
+    fetching: `say` and `advance` of `remote.fetched`.
 
     Raises:
         ConfigError: the source is unknown, or needs an input.
     """
     if source not in SOURCES:
         raise ConfigError(f"source {source!r} is unknown; use one of {', '.join(SOURCES)}")
+    path = None if input is None else fetched(located(input), *fetching)
     if source == "table":
-        if input is None:
+        if path is None:
             raise ConfigError("source 'table' needs an input; name its file or folder")
-        check = _check_table(Path(input).expanduser(), source_options(source, options, "refuse"))
+        check = _check_table(path, source_options(source, options, "refuse"))
     else:
         check = Check()
     lines = [*check.remarks, *(f"problem: {text}" for text in check.problems)]
@@ -71,7 +75,7 @@ def check_lines(source: str, input: Path | None, options: Mapping[str, Any]) -> 
     if "max_malformed" in inspect.signature(SOURCES[source]).parameters:
         trial.setdefault("max_malformed", 0.99)
     try:
-        loaded = SOURCES[source](None if input is None else Path(input).expanduser(), seed=0, **trial)
+        loaded = SOURCES[source](path, seed=0, **trial)
     except DataError as error:
         return [*lines, f"problem: {error}"], True
     malformed = sum(account["malformed"]["count"] for account in loaded.notes.get("lines", []))

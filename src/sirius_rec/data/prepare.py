@@ -37,6 +37,7 @@ from sirius_rec.data.usable import Unusable, short_titles, source_options
 from sirius_rec.data.windows import as_lists
 from sirius_rec.errors import ConfigError, DataError
 from sirius_rec.progress import Advance
+from sirius_rec.remote import Place, fetched, is_address, located
 from sirius_rec.schema import (
     CANDIDATES,
     HISTORY,
@@ -56,7 +57,7 @@ _LEARNING = ("popularity", "hard")  # protocols that need the train rows
 
 def prepare(
     source: str,
-    input: Path | None,
+    input: Place | None,
     out: Path,
     *,
     options: Mapping[str, Any] | None = None,
@@ -79,7 +80,7 @@ def prepare(
 
     Args:
         source: a name in `SOURCES`.
-        input: the source's file or folder; None for a simulated world.
+        input: the source's file or folder, or the address of one; None for a simulated world.
         options: of the source.
         filter: least events per item, user and sequence.
         split: who or what is trained on, validated and tested.
@@ -108,7 +109,7 @@ def prepare(
         RunError: out holds something else, or the input has changed since it was prepared.
     """
     say = progress or (lambda line: None)
-    out, input = Path(out).expanduser(), None if input is None else Path(input).expanduser()
+    out, input = Path(out).expanduser(), None if input is None else located(input)
     options, limits = dict(options or {}), dict(limits or {})
     check_request(source, prepared or input, options, slates, limits, seed, split.kind)
     options = source_options(source, options, unusable)
@@ -124,24 +125,25 @@ def prepare(
         say(f"{out}: as {prepared}")
         return adopted(Path(prepared), out, recipe)
     if (known := reusable(out, recipe)) is not None:
-        say(f"{out} is already prepared")
+        say(f"{out} is already prepared" + (f"; {input} was not looked at again" if is_address(input) else ""))
         clear(out)
         return known
 
-    if input is not None and not input.exists():
+    path = None if input is None else fetched(input, say, *([] if advance is None else [advance]))
+    if path is not None and not path.exists():
         raise DataError(
-            f"{input}: no such file or folder: name yours with data.input=PATH, or fetch a publisher's files with "
+            f"{path}: no such file or folder: name yours with data.input=PATH, or fetch a publisher's files with "
             "`sirius data download` (`sirius data list` has the names)"
         )
     if sharding is not None:
         return _prepare_sharded(
-            source, input, out, recipe, options=options, filter=filter, split=split, window=window, slates=slates,
+            source, path, out, recipe, options=options, filter=filter, split=split, window=window, slates=slates,
             seed=seed, limits=limits, unusable=unusable, max_title=max_title, sharding=sharding,
             cluster=cluster, say=say,
         )  # fmt: skip
     say(f"reading source {source}")
     bar = {"advance": advance} if "advance" in inspect.signature(SOURCES[source]).parameters else {}
-    loaded = short_titles(SOURCES[source](input, seed=seed, **options, **bar), max_title, unusable)
+    loaded = short_titles(SOURCES[source](path, seed=seed, **options, **bar), max_title, unusable)
     say("filtering, splitting and windowing")
     example_set = _example_set(loaded, filter, split, window)
     notes = loaded.notes

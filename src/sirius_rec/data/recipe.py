@@ -16,6 +16,7 @@ from sirius_rec.data.sources import SOURCES
 from sirius_rec.data.sources.files import events_files
 from sirius_rec.data.store import FORMAT, INFO_FILE, Dataset, open_dataset
 from sirius_rec.errors import ConfigError, DataError, RunError
+from sirius_rec.remote import Place
 
 _LATER_TOO = "interacted, in any split"  # no value of the option: folders made before it are not taken for such
 NO_OPTIONS = ("path", "seed", "advance")  # parameters of a source that have a place of their own
@@ -23,7 +24,7 @@ NO_OPTIONS = ("path", "seed", "advance")  # parameters of a source that have a p
 
 def make_recipe(
     source: str,
-    input: Path | None,
+    input: Place | None,
     options: Mapping[str, Any],
     filter: FilterOptions,
     split: SplitOptions,

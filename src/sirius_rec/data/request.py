@@ -15,12 +15,13 @@ from sirius_rec.data.options import INTERACTED_LEAKY, SlateOptions
 from sirius_rec.data.recipe import NO_OPTIONS
 from sirius_rec.data.sources import SOURCES
 from sirius_rec.errors import ConfigError
+from sirius_rec.remote import Place
 from sirius_rec.schema import SPLITS, SlateName
 
 
 def check_request(
     source: str,
-    input: Path | None,
+    input: Place | None,
     options: Mapping[str, Any],
     slates: Sequence[SlateOptions],
     limits: Mapping[str, int],

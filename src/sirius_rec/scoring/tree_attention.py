@@ -87,9 +87,10 @@ def _attend(
     options.pop("is_causal", None)
     query_TND, key_TND, value_TND = (states[0].transpose(0, 1) for states in (query, key, value))
     # Selected at once and split: the gradient of every selection or slice is a tensor as large as all nodes.
-    own = query_TND.index_select(0, plan.query_Q).split([seen.shape[0] * seen.shape[2] for seen in plan.seen])
+    queries = [seen.shape[0] * seen.shape[2] for seen in plan.seen]
     sizes = [seen.shape[0] * seen.shape[3] for seen in plan.seen]
-    keys, values = (states.index_select(0, plan.key_X).split(sizes) for states in (key_TND, value_TND))
+    own = torch.split(query_TND.index_select(0, plan.query_Q), queries)
+    keys, values = (torch.split(states.index_select(0, plan.key_X), sizes) for states in (key_TND, value_TND))
     outputs = []
     for seen_G1WK, *given in zip(plan.seen, own, keys, values, strict=True):
         states = [s.view(len(seen_G1WK), -1, *s.shape[1:]).transpose(1, 2) for s in given]
