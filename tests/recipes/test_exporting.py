@@ -132,10 +132,33 @@ def test_an_exported_model_is_asked_as_it_was_trained(adapted: Callable[..., Run
     expected = by_sirius(run, "sft", titles)
     history = [run.dataset.titles[i] for i in run.dataset.examples("train")["history"][0].to_list()]
     request = Request(1, (*run.dataset.titles[50:58], *history), tuple(titles))  # more than the model has seen at once
-    [scores] = load_plain_model(str(tmp_path / "out")).score([request])
+    served = load_plain_model(str(tmp_path / "out"))
+    [scores] = served.score([request])
     assert [float(score) for score in scores] == pytest.approx(expected, abs=1e-4)
+    assert served.name == f"{tmp_path / 'out'}, prompts as its prompt.json says: history of 5{', as chat' * chat}"
+    if chat:  # --no-chat
+        [others] = load_plain_model(str(tmp_path / "out"), chat=False).score([request])
+        assert [float(score) for score in others] != pytest.approx(expected, abs=1e-2)
     [others] = load_plain_model(str(tmp_path / "out"), template="music", max_history=3).score([request])
     assert [float(score) for score in others] != pytest.approx(expected, abs=1e-2)
+
+
+def test_a_prompt_file_on_the_hub_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the hub's own client, from what it keeps of the hub on this machine."""
+    from sirius_rec.recipes.prompt_file import PROMPT_FILE, in_words, prompt_form
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    kept, commit = tmp_path / "models--me--ranker", "a" * 40
+    (kept / "snapshots" / commit).mkdir(parents=True)
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text(commit)
+    said = {"history": "Heard:", "candidates": "", "answer": None, "shows_slate": False, "max_history": 7, "chat": True}
+    (kept / "snapshots" / commit / PROMPT_FILE).write_text(json.dumps(said))
+    unasked: dict[str, Any] = {"template": None, "shows_slate": None, "max_history": None, "chat": None}
+    found = prompt_form("me/ranker", **unasked)
+    assert (found.form.history, found.max_history, found.chat) == ("Heard:", 7, True)
+    absent = prompt_form("me/other", **unasked)
+    assert in_words("me/other", absent.recipe) == "me/other, prompts of template generic: history of 10"
 
 
 def test_a_prompt_file_that_is_none_of_ours_or_damaged(adapted: Callable[..., Run], tmp_path: Path) -> None:

@@ -47,7 +47,10 @@ HistoryOption = Annotated[
     int | None,
     typer.Option("--max-history", min=0, help="Newest items shown. Default: as exported, else 10."),
 ]
-ChatOption = Annotated[bool, typer.Option("--chat", help="Prompt a plain model by its chat template.")]
+ChatOption = Annotated[
+    bool | None,
+    typer.Option("--chat/--no-chat", help="Prompt a plain model by its chat template. Default: as exported, else not."),
+]
 DtypeOption = Annotated[
     Literal["float32", "bfloat16"] | None, typer.Option("--dtype", help="Of a plain model's weights.")
 ]
@@ -71,7 +74,7 @@ def rank(
     template: TemplateOption = None,
     slate: SlateOption = None,
     max_history: HistoryOption = None,
-    chat: ChatOption = False,
+    chat: ChatOption = None,
     dtype: DtypeOption = None,
     jobs: JobsOption = None,
     engine: EngineOption = "local",
@@ -91,7 +94,7 @@ def rank(
 
     source, target = _places(input, out)
     model = whole_path(model)
-    plain = {"--template": template, "--slate": slate, "--max-history": max_history, "--chat": chat or None,
+    plain = {"--template": template, "--slate": slate, "--max-history": max_history, "--chat": chat,
              "--dtype": dtype}  # fmt: skip
     if is_run(model, plain):
         load = partial(opened, model, load_run_ranker, method=method, seed=seed, checkpoint=checkpoint, titles=titles)
@@ -126,7 +129,7 @@ def recommend(
     unknown: UnknownOption = None,
     template: TemplateOption = None,
     max_history: HistoryOption = None,
-    chat: ChatOption = False,
+    chat: ChatOption = None,
     dtype: DtypeOption = None,
     jobs: JobsOption = None,
     engine: EngineOption = "local",
@@ -156,7 +159,7 @@ def recommend(
 
     source, target = _places(input, out)
     model, items = whole_path(model), items and items.absolute()
-    plain = {"--template": template, "--max-history": max_history, "--chat": chat or None, "--dtype": dtype,
+    plain = {"--template": template, "--max-history": max_history, "--chat": chat, "--dtype": dtype,
              "--items": items}  # fmt: skip
     asked: dict[str, Any] = {"titles": titles, "top": top, "exclude_seen": exclude_seen}
     of_run: dict[str, Any] = {"method": method, "seed": seed, "checkpoint": checkpoint}

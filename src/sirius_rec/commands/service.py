@@ -56,7 +56,7 @@ def serve(
     template: TemplateOption = None,
     slate: SlateOption = None,
     max_history: HistoryOption = None,
-    chat: ChatOption = False,
+    chat: ChatOption = None,
     dtype: DtypeOption = None,
 ) -> None:
     """Answer over HTTP what `sirius rank` and `sirius recommend` answer, with a page at /. SIGTERM drains, SIGHUP swaps
@@ -76,7 +76,7 @@ def serve(
     from sirius_rec.serving.server import application
     from sirius_rec.serving.server import serve as listen
 
-    plain = {"--template": template, "--slate": slate, "--max-history": max_history, "--chat": chat or None,
+    plain = {"--template": template, "--slate": slate, "--max-history": max_history, "--chat": chat,
              "--dtype": dtype, "--items": items}  # fmt: skip
     own = {"host": host, "port": port, "workers": workers, "drain": drain, "api_keys": api_keys,
            "cors": tuple(cors) if cors else None, "log_content": log_content or None}  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,13 +46,15 @@ def write_prompt(folder: Path, run: Run, template: Template) -> None:
 
 
 def prompt_form(
-    folder: Path, *, template: str | None, shows_slate: bool | None, max_history: int | None, chat: bool | None
+    folder: str | Path, *, template: str | None, shows_slate: bool | None, max_history: int | None, chat: bool | None
 ) -> PromptForm:
     """What is asked for, else what the model's file says, else template `generic` with the slate and ten titles.
 
+    folder: of the model, or its hub id.
+
     ConfigError for a file that is none of ours, and for a model that read more behind titles than requests hold.
     """
-    own = _read(folder / PROMPT_FILE)
+    own = _read(_found(folder))
     if own.get("fields"):
         raise ConfigError(
             f"{folder}: was trained on titles with {', '.join(own['fields'])} behind them, which requests do not hold: "
@@ -78,8 +81,30 @@ _KINDS = {
 }
 
 
-def _read(file: Path) -> dict[str, Any]:
+def in_words(name: str, recipe: Mapping[str, Any]) -> str:
+    """Of a `PromptForm.recipe`, for people: `NAME, prompts as its prompt.json says: history of 10, no slate`."""
+    whose = f"of template {recipe['template']}" if isinstance(recipe["template"], str) else f"as its {PROMPT_FILE} says"
+    slate, chat = "" if recipe["slate"] else ", no slate", ", as chat" if recipe["chat"] else ""
+    return f"{name}, prompts {whose}: history of {recipe['max_history']}{slate}{chat}"
+
+
+def _found(model: str | Path) -> Path | None:
+    """The file in a model's folder, or on the hub; None where there is none, or the hub is not reached."""
+    if Path(model).is_dir():
+        return Path(model) / PROMPT_FILE
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(hf_hub_download(str(model), PROMPT_FILE))
+    except (HfHubHTTPError, OSError, ValueError):  # what is wrong with the id itself, loading the model says
+        return None
+
+
+def _read(file: Path | None) -> dict[str, Any]:
     """What our file says; nothing of somebody else's of that name."""
+    if file is None:
+        return {}
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):

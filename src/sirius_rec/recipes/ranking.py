@@ -20,7 +20,7 @@ from sirius_rec.rankers.requests import Request
 from sirius_rec.rankers.trivial import Popularity
 from sirius_rec.recipes.methods import Method, build_methods
 from sirius_rec.recipes.models import context_of
-from sirius_rec.recipes.prompt_file import prompt_form
+from sirius_rec.recipes.prompt_file import in_words, prompt_form
 from sirius_rec.recipes.run import Run, quiet
 from sirius_rec.schema import ITEM_ID
 
@@ -143,7 +143,7 @@ def load_plain_model(name: str, **options: Any) -> Served:
     options: of `plain_requests`.
     """
     requests, recipe = plain_requests(name, **options)
-    return Served(name, recipe, requests.score, requests.check)
+    return Served(in_words(name, recipe), recipe, requests.score, requests.check)
 
 
 def plain_requests(
@@ -168,7 +168,13 @@ def plain_requests(
 
     quiet()
     folder = Path(model_folder(name))
-    asked = prompt_form(folder, template=template, shows_slate=shows_slate, max_history=max_history, chat=chat)
+    asked = prompt_form(
+        folder if folder.is_dir() else name,
+        template=template,
+        shows_slate=shows_slate,
+        max_history=max_history,
+        chat=chat,
+    )
     tokenizer = load_tokenizer(name)
     if is_adapter(folder):
         model = load_trained(folder, adapter_base(folder), dtype=dtype)

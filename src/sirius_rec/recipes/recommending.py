@@ -20,7 +20,7 @@ from sirius_rec.rankers.catalogue.trie import catalogue_trie
 from sirius_rec.rankers.requests import Request
 from sirius_rec.rankers.trivial import Popularity
 from sirius_rec.recipes.methods import Method
-from sirius_rec.recipes.prompt_file import EXPORTED
+from sirius_rec.recipes.prompt_file import EXPORTED, in_words
 from sirius_rec.recipes.ranking import (
     CatalogueRequests,
     Served,
@@ -205,7 +205,8 @@ def load_plain_recommender(
             return "history holds no item of the catalogue; there is nothing to recommend from"
         return requests.check(request)
 
-    return Served(name, recipe, searched.respond, check, None if titles else Unknown(shelf.number.__contains__, None))
+    unknown = None if titles else Unknown(shelf.number.__contains__, None)
+    return Served(in_words(name, recipe), recipe, searched.respond, check, unknown)
 
 
 def bench_task(run: Run, *, users: int, seed: int = 0) -> CatalogueTask:
