@@ -1,7 +1,7 @@
 """What is made once per machine: folders made from a file, in $SIRIUS_CACHE or ~/.cache/sirius-rec.
 
 A folder is named by the content of the file that it was made from, so another file is another folder, and nothing in
-the cache goes out of date. It may be deleted at any time.
+the cache goes out of date. It may be deleted at any time; but for `outbox`, with answers on their way (`remote`).
 """
 
 from __future__ import annotations

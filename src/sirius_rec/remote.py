@@ -6,29 +6,45 @@ where those look for them.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
+import re
+import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sirius_rec import atomic, cache
-from sirius_rec.errors import ConfigError, DataError, RunError, SiriusError, storage_error
+from sirius_rec.errors import ConfigError, DataError, RunError, SiriusError
 from sirius_rec.extras import require
 from sirius_rec.progress import Advance
 
 # A path on this machine, or an address.
-Place = Path | str
+Place = str | Path
 
-_RECORD = "fetched.json"
+_MARKS = "marks.json"
 # What storages say of a file that changes when the file does.
-_MARKS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "Last-Modified", "created", "md5Hash", "generation")
+_CHANGING = (
+    "ETag", "etag", "md5Hash", "generation", "mtime", "created", "LastModified", "last_modified", "Last-Modified",
+)  # fmt: skip
+# Storages in which a file appears whole or not at all; elsewhere it is sent under another name, and renamed.
+_WHOLE = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "oci"}
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def located(text: Place) -> Place:
-    """An address as it is, anything else as a path (`~`: the home directory)."""
+    """An address as it is, anything else as a path (`~`: the home directory).
+
+    ConfigError for an address that was made a path of, whose second slash is lost.
+    """
+    if isinstance(text, Path) and re.match(r"\w{2,}:/", str(text)):
+        raise ConfigError(f"{text}: an address is given as text, not as a path")
     return text if is_address(text) else Path(text).expanduser()
 
 
@@ -41,7 +57,8 @@ def fetched(
 ) -> Path:
     """A path as it is; of an address, a copy in the cache of the file or folder that is there now.
 
-    Files that did not change are not fetched again, nor are those that were whole when a call was killed.
+    A copy never changes: what is at the address later is another copy, with links to the files that are the same.
+    What a killed call has fetched is not fetched again.
 
     Raises:
         DataError: nothing is there, or it cannot be read. ConfigError: nothing is known of such addresses, a package
@@ -49,60 +66,67 @@ def fetched(
     """
     if isinstance(source, Path) or not is_address(source):
         return Path(source)
-    folder = cache.root() / f"remote-{_short(source)}"
     with _one_line(source, "read"):
         system, path = _system(source)
-        there = _files(system, path)
-        if not there:
-            raise DataError(f"{source}: no such file or folder, or nothing in it")
-        folder.mkdir(parents=True, exist_ok=True)
+        there, alone = _files(system, path)
+        marks = _marks(there)
+        # Of what says nothing of changes each call makes a copy.
+        version = json.dumps(marks, sort_keys=True) if None not in marks.values() else str(time.time_ns())
+        folder = cache.root() / f"remote-{_short(source)}-{_short(version)}"
+        folder.parent.mkdir(parents=True, exist_ok=True)
         with cache.one_at_a_time(folder):
-            _bring(system, there, folder, source, say, advance)
-    return folder / "files" / (next(iter(there)) if system.isfile(path) else "")
+            if not folder.is_dir():
+                say(f"fetching {source}; kept in {folder}")
+                _bring(system, there, folder, advance)
+                if _marks(_files(system, path)[0]) != marks:
+                    shutil.rmtree(folder)
+                    raise DataError(f"{source}: changed while it was fetched: start the same command again")
+    return folder / "files" / (next(iter(there)) if alone else "")
 
 
 @dataclass(frozen=True)
 class Outbox:
-    """Where to write what belongs at `target`: `path`, which for an address is in the cache until it is sent."""
+    """Where to write what belongs at `target`: `path`, which for an address is a file on this machine."""
 
     target: Place
     path: Path
 
     @property
-    def full(self) -> bool:
-        """Whether all is written, and was not sent: the process was killed in between, or the network failed."""
-        return self.target != self.path and self.path.exists()
-
-    def send(self) -> None:
-        """Bring the whole file to its address; DataError where that fails, and the next call tries again."""
-        if isinstance(self.target, Path):
-            return
-        with _one_line(self.target, "written"):
-            system, path = _system(self.target)
-            system.put_file(str(self.path), path)
-        self.path.unlink()
-        self.path.parent.rmdir()
+    def send(self) -> Callable[[Path], None] | None:
+        """What brings a whole file to the address; None where `path` is the target itself."""
+        return partial(_send, self.target) if isinstance(self.target, str) else None
 
 
-def outbox(target: Place, recipe: Mapping[str, Any]) -> Outbox:
-    """recipe: of what is written; the same one finds again what a killed process left.
-
-    RunError if something is at the address; ConfigError and DataError as `fetched`.
-    """
+def outbox(target: Place) -> Outbox:
+    """Of an address, the place in $SIRIUS_CACHE/outbox where a call that was killed or could not send left its file."""
     if isinstance(target, Path):
         return Outbox(target, target)
-    check_free(target)
-    folder = cache.root() / f"outbox-{_short(target + json.dumps(recipe, sort_keys=True, default=str))}"
-    folder.mkdir(parents=True, exist_ok=True)
-    return Outbox(target, folder / PurePosixPath(target).name)
+    folder = cache.root() / "outbox" / _short(target)
+    with _one_line(target, "kept"):
+        folder.mkdir(parents=True, exist_ok=True)
+    return Outbox(target, folder / (PurePosixPath(target).name or "answers"))
 
 
 def check_free(address: str) -> None:
     """RunError if something is at the address; ConfigError and DataError as `fetched`."""
     with _one_line(address, "written"):
         system, path = _system(address)
-        if system.exists(path):
+        with suppress(FileNotFoundError):
+            system.info(path)
             raise RunError(f"{address}: exists already: choose another --out, or remove it")
+
+
+def _send(address: str, file: Path) -> None:
+    check_free(address)  # again: somebody else may have been quicker
+    with _one_line(address, "written"):
+        system, path = _system(address)
+        protocols = {system.protocol} if isinstance(system.protocol, str) else set(system.protocol)
+        if protocols & _WHOLE:
+            system.put_file(str(file), path)
+            return
+        beside = f"{path}.partial"
+        system.put_file(str(file), beside)
+        system.mv(beside, path)
 
 
 def _system(address: str) -> tuple[Any, str]:
@@ -117,49 +141,60 @@ def _system(address: str) -> tuple[Any, str]:
     return system, str(path)
 
 
-def _files(system: Any, path: str) -> dict[str, dict[str, Any]]:
-    """Files at or below a path by their names relative to it, each with what its storage says of it, its path too."""
-    if system.isfile(path):
-        return {PurePosixPath(path).name: {**system.info(path), "name": path}}
-    found = system.find(path, detail=True)
-    start = len(path.rstrip("/")) + 1
+def _files(system: Any, path: str) -> tuple[dict[str, dict[str, Any]], bool]:
+    """Files at or below a path by their names relative to it, each with what its storage says of it; and whether the
+    path is a file. DataError where there is none."""
+    about = system.info(path)  # FileNotFoundError, and what else goes wrong, which `isfile` would call no file
+    if about["type"] == "file":
+        return {PurePosixPath(path).name: {**about, "name": path}}, True
+    found = {name: of for name, of in sorted(system.find(path, detail=True).items()) if of["type"] == "file"}
+    below = path.strip("/")
+    names = {name: name.strip("/").removeprefix(below).lstrip("/") for name in found}
     # An object whose name ends in a slash stands for an empty folder.
-    return {n[start:]: {**about, "name": n} for n, about in sorted(found.items()) if n[start:] and n[-1] != "/"}
+    there = {short: {**found[name], "name": name} for name, short in names.items() if short and name[-1] != "/"}
+    if not there:
+        raise DataError(f"{path}: there is no file in this folder")
+    return there, False
 
 
-def _bring(
-    system: Any,
-    there: dict[str, dict[str, Any]],
-    folder: Path,
-    source: str,
-    say: Callable[[str], None],
-    advance: Advance,
-) -> None:
-    record_file, files = folder / _RECORD, folder / "files"
-    record: dict[str, Any] = json.loads(record_file.read_text()) if record_file.exists() else {"address": source}
-    known = record.setdefault("files", {})
-    for name in [name for name in known if name not in there]:
-        (files / name).unlink(missing_ok=True)
-        del known[name]
-    marks = {name: _mark(about) for name, about in there.items()}
-    missing = [n for n, mark in marks.items() if mark is None or known.get(n) != mark or not (files / n).is_file()]
-    if missing:
-        size = sum(int(there[name].get("size") or 0) for name in missing)
-        say(f"fetching {source}: {len(missing):,} of {len(there):,} files, {size / 1e6:,.0f} MB; kept in {folder}")
-    for name in missing:
-        target = files / name
-        if not target.resolve().is_relative_to(files.resolve()):
-            raise DataError(f"{source}: holds a file named {name!r}, which would be written elsewhere")
-        with atomic.replacing(target) as partial:
-            system.get_file(there[name]["name"], str(partial), callback=_told(advance, name))
-        known[name] = marks[name]
-        atomic.write_json(record_file, record)
-    atomic.write_json(record_file, record)
+def _bring(system: Any, there: Mapping[str, Any], folder: Path, advance: Advance) -> None:
+    """Fill `folder`, which appears when all is there."""
+    coming, marks = folder.with_name(f".{folder.name}.coming"), _marks(there)
+    for name, about in there.items():
+        file = coming / "files" / name
+        if ".." in PurePosixPath(name).parts:
+            raise DataError(f"{about['name']}: leads out of its folder; rename it")
+        if file.is_file():  # whole, from a call that was killed
+            continue
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if (same := _copied_before(folder, name, marks[name])) is not None:
+            with suppress(OSError):  # where there are no links, it is fetched
+                os.link(same, file)
+                continue
+        with atomic.replacing(file) as partial:
+            system.get_file(about["name"], str(partial), callback=_told(advance, name))
+    for left in coming.rglob(".*.partial"):
+        left.unlink()
+    atomic.write_json(coming / _MARKS, marks)
+    coming.rename(folder)
+
+
+def _copied_before(folder: Path, name: str, mark: Any) -> Path | None:
+    """The same file in an older copy of the same address."""
+    for older in folder.parent.glob(folder.name.rpartition("-")[0] + "-*"):
+        with suppress(OSError, ValueError):
+            if mark is not None and json.loads((older / _MARKS).read_text()).get(name) == mark:
+                return older / "files" / name
+    return None
+
+
+def _marks(there: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _mark(about) for name, about in there.items()}
 
 
 def _mark(about: Mapping[str, Any]) -> dict[str, str] | None:
     """What of a file's description changes when the file does; None where its storage says nothing of the kind."""
-    told = {key: str(about[key]) for key in _MARKS if about.get(key) is not None}
+    told = {key: str(about[key]) for key in _CHANGING if about.get(key) is not None}
     return {"size": str(about.get("size")), **told} if told else None
 
 
@@ -184,12 +219,15 @@ def _one_line(address: str, verb: str) -> Iterator[None]:
         yield
     except SiriusError:
         raise
+    except FileNotFoundError as error:
+        raise DataError(f"{address}: no such file or folder ({error})") from error
     except Exception as error:
-        problem = storage_error(error)
-        if problem and not isinstance(error, PermissionError):  # of which drivers make their own "access denied"
-            raise ConfigError(
-                f"{cache.root()}: cannot keep {address} ({problem}): make room there, or name another folder in "
-                f"{cache.VARIABLE}"
-            ) from error
         words = (str(error).strip().splitlines() or [""])[0]
+        root = str(cache.root())
+        if isinstance(error, OSError) and (
+            str(error.filename).startswith(root) or (verb != "written" and error.errno in _FULL)
+        ):
+            raise ConfigError(
+                f"{root}: cannot keep {address} ({words}): make room there, or name another folder in {cache.VARIABLE}"
+            ) from error
         raise DataError(f"{address}: cannot be {verb} ({type(error).__name__}: {words})") from error

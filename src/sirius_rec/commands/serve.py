@@ -190,12 +190,12 @@ def whole_path(model: str) -> str:
 
 def _places(input: str, out: str) -> tuple[Place, Place]:
     """Where requests are and answers go; what is wrong with them is said before the model is loaded."""
-    from sirius_rec.remote import check_free, is_address, located
+    from sirius_rec.remote import check_free, located
 
     source, target = located(input), located(out)
     if isinstance(source, Path) and not source.exists():
         raise DataError(f"--input {source}: no such file")
-    check_free(out) if is_address(out) else check_json(Path(out), "--out")
+    check_json(target, "--out") if isinstance(target, Path) else check_free(target)
     return source, target
 
 
@@ -245,18 +245,12 @@ def _answer(
         log(f"{verb} with {them.about.name}")
         at = str(source.resolve()) if isinstance(source, Path) else source
         recipe = {**them.about.recipe, "input": at, "top": loading.top, "unknown": unknown or "drop"}
-        box = outbox(target, recipe)
-        if box.full:
-            log(f"sending {box.path}, which an earlier call has finished")
-            box.send()
-            say(f"done: {target}")
-            return
+        box = outbox(target)
         with AnswerFile(box.path, recipe) as answers, byte_bar(verb) as advance:
             if answers.answered:
                 log(f"going on behind line {answers.answered}")
-            outcome = answer_file(input, answers, them.each, advance=advance, **options)
-            answers.finish()
-    box.send()
+            outcome = answer_file(input, answers, them.each, advance=advance, named=str(source), **options)
+            answers.finish(box.send)
     if outcome.unread:
         log(f"warning: {len(outcome.unread):,} titles are not in the catalogue ({min(outcome.unread)!r}, …): this "
             "backbone was trained from scratch on it and knows nothing of them")  # fmt: skip

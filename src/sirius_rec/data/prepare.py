@@ -113,14 +113,12 @@ def prepare(
     options, limits = dict(options or {}), dict(limits or {})
     check_request(source, prepared or input, options, slates, limits, seed, split.kind)
     options = source_options(source, options, unusable)
-    recipe = make_recipe(source, input, options, filter, split, window, slates, seed, limits)
+    recipe = make_recipe(
+        source, input, options, filter, split, window, slates, seed, limits, unusable, max_title, held_out
+    )
     check_hold_out(held_out, slates, sharding is not None)
     if cluster is not None and sharding is None:
         raise ConfigError("--engine ray: works on shards: add --shards N, or data.shards")
-    if unusable != "refuse" or max_title is not None:  # recipes older than these options stay as they are
-        recipe |= {"unusable": unusable, "max_title": max_title}
-    if held_out:
-        recipe |= {"hold_out": held_out.model_dump()}
     if prepared is not None:
         say(f"{out}: as {prepared}")
         return adopted(Path(prepared), out, recipe)
@@ -135,12 +133,35 @@ def prepare(
             f"{path}: no such file or folder: name yours with data.input=PATH, or fetch a publisher's files with "
             "`sirius data download` (`sirius data list` has the names)"
         )
+    asked: dict[str, Any] = {
+        "options": options, "filter": filter, "split": split, "window": window, "slates": slates, "seed": seed,
+        "limits": limits, "unusable": unusable, "max_title": max_title,
+    }  # fmt: skip
     if sharding is not None:
-        return _prepare_sharded(
-            source, path, out, recipe, options=options, filter=filter, split=split, window=window, slates=slates,
-            seed=seed, limits=limits, unusable=unusable, max_title=max_title, sharding=sharding,
-            cluster=cluster, say=say,
-        )  # fmt: skip
+        return _prepare_sharded(source, path, out, recipe, **asked, sharding=sharding, cluster=cluster, say=say)
+    return _prepare_whole(source, path, out, recipe, **asked, held_out=held_out, say=say, advance=advance)
+
+
+def _prepare_whole(
+    source: str,
+    path: Path | None,
+    out: Path,
+    recipe: dict[str, Any],
+    *,
+    options: dict[str, Any],
+    filter: FilterOptions,
+    split: SplitOptions,
+    window: WindowOptions,
+    slates: Sequence[SlateOptions],
+    seed: int,
+    limits: Mapping[str, int],
+    unusable: Unusable,
+    max_title: int | None,
+    held_out: HoldOutOptions,
+    say: Callable[[str], None],
+    advance: Advance | None,
+) -> Dataset:
+    """`prepare` with all events in memory."""
     say(f"reading source {source}")
     bar = {"advance": advance} if "advance" in inspect.signature(SOURCES[source]).parameters else {}
     loaded = short_titles(SOURCES[source](path, seed=seed, **options, **bar), max_title, unusable)

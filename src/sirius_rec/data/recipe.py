@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from sirius_rec import atomic
-from sirius_rec.data.options import DRAWN, FilterOptions, SlateOptions, SplitOptions, WindowOptions
+from sirius_rec.data.options import DRAWN, FilterOptions, HoldOutOptions, SlateOptions, SplitOptions, WindowOptions
 from sirius_rec.data.sources import SOURCES
 from sirius_rec.data.sources.files import events_files
 from sirius_rec.data.store import FORMAT, INFO_FILE, Dataset, open_dataset
+from sirius_rec.data.usable import Unusable
 from sirius_rec.errors import ConfigError, DataError, RunError
-from sirius_rec.remote import Place
+from sirius_rec.remote import Place, is_address
 
 _LATER_TOO = "interacted, in any split"  # no value of the option: folders made before it are not taken for such
 NO_OPTIONS = ("path", "seed", "advance")  # parameters of a source that have a place of their own
@@ -32,9 +33,12 @@ def make_recipe(
     slates: Sequence[SlateOptions],
     seed: int,
     limits: Mapping[str, int],
+    unusable: Unusable,
+    max_title: int | None,
+    held_out: HoldOutOptions,
 ) -> dict[str, Any]:
     """What a dataset folder was made from, as dataset.json keeps it; options with the source's defaults."""
-    recipe = {
+    recipe: dict[str, Any] = {
         "format": FORMAT,
         "source": source,
         "input": None if input is None else str(input),
@@ -46,6 +50,11 @@ def make_recipe(
         "seed": seed,
         "limits": limits,
     }
+    # Recipes older than these options are without them, and stay as they are.
+    if unusable != "refuse" or max_title is not None:
+        recipe |= {"unusable": unusable, "max_title": max_title}
+    if held_out:
+        recipe |= {"hold_out": held_out.model_dump()}
     # through JSON, so that it equals what is read back (tuples are lists there, paths are text)
     return dict(json.loads(json.dumps(recipe, default=str)))
 
@@ -61,6 +70,8 @@ def reusable(out: Path, recipe: dict[str, Any]) -> Dataset | None:
         raise RunError(
             f"{out}: was prepared with another recipe (differs in: {parts}); choose another folder or remove it"
         )
+    if is_address(recipe["input"]):  # which may hold more by now; what was read of it does not change
+        return dataset
     files = dataset.info["source"]["notes"].get("files", [])
     if recipe["source"] == "table" and Path(recipe["input"], "interactions").is_dir():
         names = {str(path) for path in events_files(Path(recipe["input"]))[1]}

@@ -90,14 +90,23 @@ class AnswerFile:
         if answers:
             self.answered, self.trail = answers[-1]["line"], trails[-1]
 
-    def finish(self) -> None:
-        """Everything is answered: head and checksums go, and the file gets its name."""
+    def finish(self, send: Callable[[Path], None] | None = None) -> None:
+        """Everything is answered: head and checksums go, and the file gets its name.
+
+        send: brings the whole file elsewhere instead; if that fails, another call on the same partial file tries again.
+        """
         self._file.seek(0)
         self._file.readline()
-        with atomic.replacing(self.path) as complete, complete.open("wb") as out:
+        whole = self.path if send is None else self.path.with_name(f".{self.path.name}.whole")
+        with atomic.replacing(whole) as complete, complete.open("wb") as out:
             out.writelines(line[_TRAIL:] for line in self._file)
             out.flush()
             os.fsync(out.fileno())
+        if send is not None:
+            try:
+                send(whole)
+            finally:
+                whole.unlink()
         self.partial.unlink()
         self._file.close()
 
@@ -146,7 +155,7 @@ def refusal(bad: BadRequest) -> dict[str, Any]:
     return {"line": bad.line, "error": bad.why}
 
 
-def refuse(path: Path, bad: BadRequest) -> DataError:
+def refuse(path: str | Path, bad: BadRequest) -> DataError:
     return DataError(f"{path}, line {bad.line}: {bad.why}; mend it, or pass over such lines with --skip-bad")
 
 
@@ -251,8 +260,9 @@ def answer_file(
     form: Form = RANKING,
     part: int = 256,
     advance: Advance | None = None,
+    named: str | None = None,
 ) -> Outcome:
-    """Answer every request of `path` behind those answered already.
+    """Answer every request of `path` (in errors: `named`) behind those answered already.
 
     each: `partial(map, answering)`, or the same in other processes. part: requests that are answered at once. Raises
     DataError at the first bad line, after its predecessors are answered, unless the answering skips such.
@@ -263,7 +273,7 @@ def answer_file(
         out.write(answered.lines, answered.trails)
         total.add(answered.outcome)
         if answered.first_bad is not None:
-            raise refuse(path, answered.first_bad)
+            raise refuse(named or path, answered.first_bad)
     return total
 
 

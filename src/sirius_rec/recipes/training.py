@@ -119,7 +119,7 @@ def train_stage(
     trainer_class: a `SiriusTrainer` of another kind, which `further` goes to. card: what the model card says of it.
     """
     from sirius_rec.recipes.arguments import training_arguments
-    from sirius_rec.recipes.callbacks import Clock, EpochLines, SaveOnStop, Watch
+    from sirius_rec.recipes.callbacks import Clock, EpochLines, SaveOnStop
     from sirius_rec.training.backbones import name_base
     from sirius_rec.training.trainer import SiriusTrainer
 
@@ -151,11 +151,7 @@ def train_stage(
         callbacks=[EpochLines(name, log), SaveOnStop(), clock, *tracking],
         **further,
     )
-    if trainer.train_dataset.miner is not None:
-        trainer.train_dataset.miner.say = lambda line: log(f"{name}  {line}")
-    for watch in _WATCHES:
-        trainer.add_callback(Watch(watch))
-    trainer.progress_of = partial(Ticker, f"{name} validation")
+    _watch(trainer, name)
     heaviest = trainer.train_dataset.heaviest(trainer.scoring)
     select_attention(run.folder, run.config, model.to(args.device), heaviest, trainer.encoder.pad_id)
     log(f"{name}: {trainer.estimate_memory().line()}")
@@ -169,6 +165,17 @@ def train_stage(
             if card:
                 write_card(folder / checkpoint, run, loss, records, **card)
     trainer.accelerator.wait_for_everyone()
+
+
+def _watch(trainer: Any, name: str) -> None:
+    """What is said while it trains, beside the lines of epochs."""
+    from sirius_rec.recipes.callbacks import Watch
+
+    if trainer.train_dataset.miner is not None:
+        trainer.train_dataset.miner.say = lambda line: log(f"{name}  {line}")
+    for watch in _WATCHES:
+        trainer.add_callback(Watch(watch))
+    trainer.progress_of = partial(Ticker, f"{name} validation")
 
 
 def _finish(trainer: Any, folder: Path, seconds: float) -> None:

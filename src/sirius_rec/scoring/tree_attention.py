@@ -5,6 +5,7 @@ Known to transformers as an attention implementation of its own; without a tree 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,16 +87,22 @@ def _attend(
         return _kernel(module, query, key, value, attention_mask, options), None
     options.pop("is_causal", None)
     query_TND, key_TND, value_TND = (states[0].transpose(0, 1) for states in (query, key, value))
-    # Selected at once and split: the gradient of every selection or slice is a tensor as large as all nodes.
-    queries = [seen.shape[0] * seen.shape[2] for seen in plan.seen]
+    own = _selected(query_TND, plan.query_Q, [seen.shape[0] * seen.shape[2] for seen in plan.seen])
     sizes = [seen.shape[0] * seen.shape[3] for seen in plan.seen]
-    own = torch.split(query_TND.index_select(0, plan.query_Q), queries)
-    keys, values = (torch.split(states.index_select(0, plan.key_X), sizes) for states in (key_TND, value_TND))
+    keys, values = (_selected(states_TND, plan.key_X, sizes) for states_TND in (key_TND, value_TND))
     outputs = []
     for seen_G1WK, *given in zip(plan.seen, own, keys, values, strict=True):
         states = [s.view(len(seen_G1WK), -1, *s.shape[1:]).transpose(1, 2) for s in given]
         outputs.append(_kernel(module, states[0], states[1], states[2], seen_G1WK, options).flatten(0, 1))
     return torch.cat(outputs).index_select(0, plan.place_T)[None], None
+
+
+def _selected(states_TND: Tensor, node_X: Tensor, sizes: list[int]) -> Iterable[Tensor]:
+    """The states of nodes, in parts of these sizes. Under gradients selected at once and split, because the gradient of
+    every selection is a tensor as large as all nodes; else one part after the other, which takes less memory."""
+    if torch.is_grad_enabled():
+        return torch.split(states_TND.index_select(0, node_X), sizes)
+    return (states_TND.index_select(0, part_x) for part_x in torch.split(node_X, sizes))
 
 
 def _kernel(

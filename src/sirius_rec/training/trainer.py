@@ -114,18 +114,8 @@ class SiriusTrainer(Trainer):
             disable_dropout(model)
         self.encoder = encoder or Encoder(processing_class, chat=args.chat)
         self.scoring = training_mode(model, args.scoring)
-        context = args.max_length or getattr(unwrapped(model).config, "max_position_embeddings", None)
-        if self.scoring == "packed":
-            context = min((n for n in (context, first_range(unwrapped(model).config)) if n), default=None)
-        check = partial(check_rows, model=model, context=context, tokenizer=self.encoder.tokenizer)
-        evaluated = [] if eval_dataset is None else list(records_of(eval_dataset, "eval_dataset"))
-        self.eval_rows = [] if eval_dataset is None else encode_records(evaluated, self.encoder)
-        check(self.eval_rows)
-        dataset, observed = training_data(records_of(train_dataset, "train_dataset"), args, self.encoder, check)
-        self.collator = TreeCollator(dataset.rows, with_rows=self.scoring == "naive")
-        self.collator.ref_logps, self.collator.observed = ref_logps, observed
-        self.eval_observed = observed_rewards(evaluated) if self.objective.needs_observed else None
-        self.eval_ref_logps = eval_ref_logps
+        dataset = self._read(model, args, train_dataset, eval_dataset)
+        self.collator.ref_logps, self.eval_ref_logps = ref_logps, eval_ref_logps
         if self.source.kind == ON_POLICY:
             dataset.miner = Miner(model, catalogue, dataset.rows, args, self.encoder.pad_id)
         self.eval_hook = eval_hook
@@ -155,6 +145,21 @@ class SiriusTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
 
     # before the first step
+
+    def _read(self, model: Any, args: SiriusConfig, train_dataset: Any, eval_dataset: Any) -> Any:
+        """Encode and check all records; what is trained on. Sets the collator and the rows of evaluation."""
+        context = args.max_length or getattr(unwrapped(model).config, "max_position_embeddings", None)
+        if self.scoring == "packed":
+            context = min((n for n in (context, first_range(unwrapped(model).config)) if n), default=None)
+        check = partial(check_rows, model=model, context=context, tokenizer=self.encoder.tokenizer)
+        evaluated = [] if eval_dataset is None else list(records_of(eval_dataset, "eval_dataset"))
+        self.eval_rows = [] if eval_dataset is None else encode_records(evaluated, self.encoder)
+        check(self.eval_rows)
+        self.eval_observed = observed_rewards(evaluated) if self.objective.needs_observed else None
+        dataset, observed = training_data(records_of(train_dataset, "train_dataset"), args, self.encoder, check)
+        self.collator = TreeCollator(dataset.rows, with_rows=self.scoring == "naive")
+        self.collator.observed = observed
+        return dataset
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Train; `resume_from_checkpoint=True` goes on from the newest whole checkpoint, or starts afresh."""
