@@ -77,10 +77,12 @@ def fetched(
         with cache.one_at_a_time(folder):
             if not folder.is_dir():
                 say(f"fetching {source}; kept in {folder}")
-                _bring(system, there, folder, advance)
+                coming = folder.with_name(f".{folder.name}.coming")
+                _bring(system, there, coming, _older_copies(source), advance)
                 if _marks(_files(system, path)[0]) != marks:
-                    shutil.rmtree(folder)
+                    shutil.rmtree(coming)
                     raise DataError(f"{source}: changed while it was fetched: start the same command again")
+                coming.rename(folder)
     return folder / "files" / (next(iter(there)) if alone else "")
 
 
@@ -157,35 +159,39 @@ def _files(system: Any, path: str) -> tuple[dict[str, dict[str, Any]], bool]:
     return there, False
 
 
-def _bring(system: Any, there: Mapping[str, Any], folder: Path, advance: Advance) -> None:
-    """Fill `folder`, which appears when all is there."""
-    coming, marks = folder.with_name(f".{folder.name}.coming"), _marks(there)
+def _bring(
+    system: Any, there: Mapping[str, Any], folder: Path, older: Mapping[tuple[str, str], Path], advance: Advance
+) -> None:
+    """Fetch into `folder` what is not there yet. older: files of older copies by name and mark."""
+    marks = _marks(there)
     for name, about in there.items():
-        file = coming / "files" / name
+        file = folder / "files" / name
         if ".." in PurePosixPath(name).parts:
             raise DataError(f"{about['name']}: leads out of its folder; rename it")
         if file.is_file():  # whole, from a call that was killed
             continue
         file.parent.mkdir(parents=True, exist_ok=True)
-        if (same := _copied_before(folder, name, marks[name])) is not None:
+        if (same := older.get((name, json.dumps(marks[name], sort_keys=True)))) is not None:
             with suppress(OSError):  # where there are no links, it is fetched
                 os.link(same, file)
                 continue
         with atomic.replacing(file) as partial:
             system.get_file(about["name"], str(partial), callback=_told(advance, name))
-    for left in coming.rglob(".*.partial"):
+    for left in folder.rglob(".*.partial"):  # of calls that were killed
         left.unlink()
-    atomic.write_json(coming / _MARKS, marks)
-    coming.rename(folder)
+    atomic.write_json(folder / _MARKS, marks)
 
 
-def _copied_before(folder: Path, name: str, mark: Any) -> Path | None:
-    """The same file in an older copy of the same address."""
-    for older in folder.parent.glob(folder.name.rpartition("-")[0] + "-*"):
+def _older_copies(source: str) -> dict[tuple[str, str], Path]:
+    """Files of the copies of an address that are in the cache, by name and mark."""
+    found: dict[tuple[str, str], Path] = {}
+    for copy in cache.root().glob(f"remote-{_short(source)}-*"):
         with suppress(OSError, ValueError):
-            if mark is not None and json.loads((older / _MARKS).read_text()).get(name) == mark:
-                return older / "files" / name
-    return None
+            marks = json.loads((copy / _MARKS).read_text())
+            found |= {
+                (name, json.dumps(mark, sort_keys=True)): copy / "files" / name for name, mark in marks.items() if mark
+            }
+    return found
 
 
 def _marks(there: Mapping[str, Any]) -> dict[str, Any]:
