@@ -1,14 +1,17 @@
 """Paired differences of two methods' HR@K on a run's test slates, also where a target is not among the candidates.
 
-python benchmarks/pairs.py RUN SLATES K A:B [A:B …]     for example: runs/mine test-full-4606-s0 10 dpo_policy:dpo
+python benchmarks/pairs.py RUN SLATES K A:B [A:B …] [--out FILE]   for example: runs/mine test-full-4606-s0 10 sft:dpo
 
+FILE gets them as JSON, beside those that are there already.
 Intervals and p-values are those of the comparison tables (over users and seeds), not corrected for the number of pairs.
 A method with one seed stands against every seed of the other.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
+import json
+from pathlib import Path
 
 import numpy as np
 
@@ -40,14 +43,27 @@ def _hit(candidates: list[int], scores: list[float], target: int, k: int) -> boo
     return bool(np.isfinite(score_C[place]) and before < k)
 
 
-def main(path: str, slates: str, k: str, *pairs: str) -> None:
-    run = Run.open(path)
-    for pair in pairs:
-        (a, users), (b, _) = (hits(run, method, slates, int(k)) for method in pair.split(":"))
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("slates")
+    parser.add_argument("k", type=int)
+    parser.add_argument("pairs", nargs="+", metavar="A:B")
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    run, found = Run.open(given.run), {}
+    for pair in given.pairs:
+        (a, users), (b, _) = (hits(run, method, given.slates, given.k) for method in pair.split(":"))
         seeds = range(max(len(a), len(b)))
         test = paired_test([a[s % len(a)] for s in seeds], [b[s % len(b)] for s in seeds], users)
-        print(f"{slates} HR@{k} {pair}: {test.difference:+.4f} [{test.low:+.4f}, {test.high:+.4f}], p {test.p:.3f}")
+        name = f"HR@{given.k} {given.slates}: {pair.replace(':', ' - ')}"
+        found[name] = {key: round(getattr(test, key), 5) for key in ("difference", "low", "high", "p")}
+        print(f"{name}: {test.difference:+.4f} [{test.low:+.4f}, {test.high:+.4f}], p {test.p:.3f}")
+    if given.out is not None:
+        what = f"paired differences of the run {run.config.name}, not corrected for their number"
+        before = json.loads(given.out.read_text())["pairs"] if given.out.exists() else {}
+        given.out.write_text(json.dumps({"what": what, "pairs": {**before, **found}}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()
