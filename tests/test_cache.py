@@ -19,6 +19,7 @@ _MAKER = """
 import sys, time
 from pathlib import Path
 from sirius_rec import cache
+from sirius_rec.processes import log
 
 def make(folder):
     Path(sys.argv[1], "made").open("a").write("x")
@@ -28,7 +29,7 @@ def make(folder):
 Path(sys.argv[1], f"here-{sys.argv[2]}").touch()
 while not Path(sys.argv[1], "go").exists():
     time.sleep(0.01)
-print((cache.made_from(Path(sys.argv[1], "model.gguf"), "1", make) / "content").read_text())
+print((cache.made_from(Path(sys.argv[1], "model.gguf"), "1", make, log) / "content").read_text())
 """
 
 

