@@ -115,7 +115,24 @@ def test_what_a_killed_call_left_is_not_fetched_again(store: Any, monkeypatch: A
     assert store.taken == ["/bucket/log/a", "/bucket/log/b", "/bucket/log/c"]
 
 
-def test_what_changes_while_it_is_fetched_is_no_copy(store: Any, monkeypatch: Any) -> None:
+def test_a_log_that_grows_while_it_is_fetched_is_fetched_once(store: Any, monkeypatch: Any) -> None:
+    fill(store, {"a": "1", "b": "2"})
+    get, new = store.get_file, iter("cde")
+
+    def meanwhile(path: str, target: str, **options: Any) -> None:
+        get(path, target, **options)
+        if name := next(new, None):
+            fill(store, {name: "new"})
+
+    with monkeypatch.context() as broken:
+        broken.setattr(store, "get_file", meanwhile)
+        copy = fetched(ADDRESS)
+    assert read(copy) == {"a": "1", "b": "2", "c": "new", "d": "new", "e": "new"}
+    assert sorted(store.taken) == [f"/bucket/log/{name}" for name in "abcde"]
+    assert [path.name for path in cache.root().iterdir() if path.is_dir()] == [copy.parent.name]
+
+
+def test_what_changes_again_and_again_is_no_copy(store: Any, monkeypatch: Any) -> None:
     fill(store, {"a": "1", "b": "2"})
     get = store.get_file
 
@@ -123,17 +140,35 @@ def test_what_changes_while_it_is_fetched_is_no_copy(store: Any, monkeypatch: An
         get(path, target, **options)
         fill(store, {"a": "3"})
 
-    with monkeypatch.context() as broken, pytest.raises(DataError, match="changed while it was fetched"):
+    with monkeypatch.context() as broken, pytest.raises(DataError, match="changed 5 times while it was fetched"):
         broken.setattr(store, "get_file", meanwhile)
         fetched(ADDRESS)
-    assert read(fetched(ADDRESS)) == {"a": "3", "b": "2"}
+    assert read(fetched(ADDRESS)) == {"a": "3", "b": "2"} and store.taken.count("/bucket/log/b") == 1
+
+
+def test_a_folder_that_cannot_be_listed_is_not_left_out(tmp_path: Path, store: Any, monkeypatch: Any) -> None:
+    local = fsspec.filesystem("file")
+    for name in ("items.csv", "interactions/a.csv", "interactions/p2/b.csv"):
+        (tmp_path / "log" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "log" / name).write_text(name)
+    ls = local.ls
+
+    def broken(path: str, *arguments: Any, **options: Any) -> Any:
+        if str(path).endswith("p2"):
+            raise OSError(5, "Input/output error")
+        return ls(path, *arguments, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(DataError, match=r"cannot be read .*Input/output error"):
+        patch.setattr(local, "ls", broken)
+        fetched(f"file://{tmp_path}/log")
+    assert set(read(fetched(f"file://{tmp_path}/log"))) == {"items.csv", "interactions/a.csv", "interactions/p2/b.csv"}
 
 
 def test_a_name_that_leads_out_of_the_folder_is_refused(store: Any, monkeypatch: Any) -> None:
     fill(store, {"a": "1"})
-    found = {"/bucket/log/../../../../evil": store.info("/bucket/log/a")}
+    found = [{**store.info("/bucket/log/a"), "name": "/bucket/log/../../../../evil"}]
     with monkeypatch.context() as broken, pytest.raises(DataError, match="leads out of its folder"):
-        broken.setattr(store, "find", lambda path, detail: found)
+        broken.setattr(store, "ls", lambda path, detail: found)
         fetched(ADDRESS)
 
 
@@ -237,13 +272,36 @@ def test_answers_that_could_not_be_sent_are_sent_by_the_next_call(store: Any, mo
         store.pipe_file(target, b"half")
         raise PermissionError("Access Denied")
 
-    with monkeypatch.context() as broken, pytest.raises(DataError, match=r"cannot be written \(PermissionError: Acc"):
+    with (
+        monkeypatch.context() as broken,
+        pytest.raises(
+            DataError,
+            match=r"\(Permission.*; all answers are kept in .*outbox.*command sends them",
+        ),
+    ):
         broken.setattr(store, "put_file", torn)
         call(source, target, calls)
     assert not store.exists(target), "half a file has the name of a whole one"
     call(source, target, calls)
     assert calls == [1, 2, 3, 4, 5] and store.cat_file("/bucket/log/answers.jsonl").count(b"\n") == 5
     assert not [path for path in (cache.root() / "outbox").rglob("*") if path.is_file()]
+
+
+def test_a_storage_in_which_files_appear_whole_gets_them_in_one_go(store: Any, monkeypatch: Any) -> None:
+    fill(store, {"requests.jsonl": REQUESTS})
+    put, names = store.put_file, list[str]()
+
+    def noted(source: str, target: str, **options: Any) -> None:
+        names.append(target)
+        put(source, target, **options)
+
+    for kinds, name in (({"memory"}, "one.jsonl"), (set(), "two.jsonl")):
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "put_file", noted)
+            patch.setattr(remote, "_WHOLE", kinds)
+            call(f"{ADDRESS}/requests.jsonl", f"{ADDRESS}/{name}", [])
+    assert names == ["/bucket/log/one.jsonl", "/bucket/log/two.jsonl.partial"]
+    assert sorted(store.find("/bucket/log")) == [f"/bucket/log/{n}.jsonl" for n in ("one", "requests", "two")]
 
 
 def test_answers_wait_for_the_requests_that_they_are_of(store: Any, monkeypatch: Any) -> None:
@@ -254,7 +312,7 @@ def test_answers_wait_for_the_requests_that_they_are_of(store: Any, monkeypatch:
         broken.setattr(store, "put_file", lambda *_, **__: 1 / 0)
         call(source, target, [])
     fill(store, {"requests.jsonl": REQUESTS.replace('"y"', '"z"')})
-    with pytest.raises(SiriusError, match="requests"):
+    with pytest.raises(SiriusError, match="its first 5 lines are not those that were answered before"):
         call(source, target, [])
     assert not store.exists(target)
 

@@ -28,7 +28,8 @@ from sirius_rec.progress import Advance
 # A path on this machine, or an address.
 Place = str | Path
 
-_MARKS = "marks.json"
+_MARKS = "marks.jsonl"  # of a copy, a line for each file that was fetched
+_ROUNDS = 5  # listings of an address that changes meanwhile
 # What storages say of a file that changes when the file does.
 _CHANGING = (
     "ETag", "etag", "md5Hash", "generation", "mtime", "created", "LastModified", "last_modified", "Last-Modified",
@@ -66,23 +67,29 @@ def fetched(
     """
     if isinstance(source, Path) or not is_address(source):
         return Path(source)
+    copies = cache.root() / f"remote-{_short(source)}"
     with _one_line(source, "read"):
         system, path = _system(source)
-        there, alone = _files(system, path)
-        marks = _marks(there)
-        # Of what says nothing of changes each call makes a copy.
-        version = json.dumps(marks, sort_keys=True) if None not in marks.values() else str(time.time_ns())
-        folder = cache.root() / f"remote-{_short(source)}-{_short(version)}"
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with cache.one_at_a_time(folder, say):
-            if not folder.is_dir():
+        copies.parent.mkdir(parents=True, exist_ok=True)
+        with cache.one_at_a_time(copies, say):
+            there, alone = _files(system, path)
+            for _ in range(_ROUNDS):
+                marks = {name: _mark(about) for name, about in there.items()}
+                # Of what says nothing of changes each call makes a copy.
+                version = json.dumps(marks, sort_keys=True) if None not in marks.values() else str(time.time_ns())
+                folder = copies.with_name(f"{copies.name}-{_short(version)}")
+                if folder.is_dir():
+                    break
                 say(f"fetching {source}; kept in {folder}")
-                coming = folder.with_name(f".{folder.name}.coming")
-                _bring(system, there, coming, _older_copies(source), advance)
-                if _marks(_files(system, path)[0]) != marks:
-                    shutil.rmtree(coming)
-                    raise DataError(f"{source}: changed while it was fetched: start the same command again")
-                coming.rename(folder)
+                coming = copies.with_name(f".{copies.name}.coming")
+                _bring(system, there, marks, coming, _older_copies(copies), advance)
+                system.invalidate_cache()
+                there, alone = _files(system, path)
+                if {name: _mark(about) for name, about in there.items()} == marks:
+                    coming.rename(folder)
+                    break
+            else:
+                raise DataError(f"{source}: changed {_ROUNDS} times while it was fetched: wait until it is left alone")
     return folder / "files" / (next(iter(there)) if alone else "")
 
 
@@ -111,6 +118,8 @@ def outbox(target: Place) -> Outbox:
 
 def check_free(address: str) -> None:
     """RunError if something is at the address; ConfigError and DataError as `fetched`."""
+    if address.startswith(("http://", "https://")):
+        raise ConfigError(f"--out {address}: is read, not written: name a file, or an address of a storage (s3://…)")
     with _one_line(address, "written"):
         system, path = _system(address)
         with suppress(FileNotFoundError):
@@ -119,16 +128,22 @@ def check_free(address: str) -> None:
 
 
 def _send(address: str, file: Path) -> None:
-    check_free(address)  # again: somebody else may have been quicker
-    with _one_line(address, "written"):
-        system, path = _system(address)
-        protocols = {system.protocol} if isinstance(system.protocol, str) else set(system.protocol)
-        if protocols & _WHOLE:
-            system.put_file(str(file), path)
-            return
-        beside = f"{path}.partial"
-        system.put_file(str(file), beside)
-        system.mv(beside, path)
+    try:
+        check_free(address)  # again: somebody else may have been quicker
+        with _one_line(address, "written"):
+            system, path = _system(address)
+            if _protocols(system) & _WHOLE:
+                system.put_file(str(file), path)
+                return
+            beside = f"{path}.partial"
+            system.put_file(str(file), beside)
+            system.mv(beside, path)
+    except SiriusError as error:
+        raise type(error)(f"{error}; all answers are kept in {file.parent}, and the same command sends them") from error
+
+
+def _protocols(system: Any) -> set[str]:
+    return {system.protocol} if isinstance(system.protocol, str) else set(system.protocol)
 
 
 def _system(address: str) -> tuple[Any, str]:
@@ -149,53 +164,94 @@ def _files(system: Any, path: str) -> tuple[dict[str, dict[str, Any]], bool]:
     about = system.info(path)  # FileNotFoundError, and what else goes wrong, which `isfile` would call no file
     if about["type"] == "file":
         return {PurePosixPath(path).name: {**about, "name": path}}, True
-    found = {name: of for name, of in sorted(system.find(path, detail=True).items()) if of["type"] == "file"}
+    # `find` of other storages leaves out, without a word, what it cannot list.
+    found = system.find(path, detail=True) if _protocols(system) & _WHOLE else dict(_walked(system, path))
     below = path.strip("/")
     names = {name: name.strip("/").removeprefix(below).lstrip("/") for name in found}
     # An object whose name ends in a slash stands for an empty folder.
-    there = {short: {**found[name], "name": name} for name, short in names.items() if short and name[-1] != "/"}
+    there = {names[name]: {**found[name], "name": name} for name in sorted(found) if names[name] and name[-1] != "/"}
     if not there:
         raise DataError(f"{path}: there is no file in this folder")
     return there, False
 
 
+def _walked(system: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for about in system.ls(path, detail=True):
+        name = str(about["name"])
+        if about["type"] == "directory":
+            if name.strip("/") != path.strip("/"):  # some list a folder in itself
+                yield from _walked(system, name)
+        elif about["type"] == "file":
+            yield name, about
+        else:
+            raise DataError(f"{name}: is neither a file nor a folder ({about['type']}): take it out of there")
+
+
 def _bring(
-    system: Any, there: Mapping[str, Any], folder: Path, older: Mapping[tuple[str, str], Path], advance: Advance
+    system: Any,
+    there: Mapping[str, Any],
+    marks: Mapping[str, Any],
+    folder: Path,
+    older: Mapping[tuple[str, str], Path],
+    advance: Advance,
 ) -> None:
-    """Fetch into `folder` what is not there yet. older: files of older copies by name and mark."""
-    marks = _marks(there)
+    """Fetch into `folder` what it does not hold as it is now. older: files of older copies by name and mark."""
+    held = _held(folder)
+    for name in held.keys() - {name for name, mark in marks.items() if mark and held.get(name) == mark}:
+        (folder / "files" / name).unlink(missing_ok=True)
     for name, about in there.items():
         file = folder / "files" / name
         if ".." in PurePosixPath(name).parts:
             raise DataError(f"{about['name']}: leads out of its folder; rename it")
-        if file.is_file():  # whole, from a call that was killed
+        if held.get(name) == marks[name] and file.is_file():
             continue
-        file.parent.mkdir(parents=True, exist_ok=True)
-        if (same := older.get((name, json.dumps(marks[name], sort_keys=True)))) is not None:
-            with suppress(OSError):  # where there are no links, it is fetched
-                os.link(same, file)
-                continue
-        with atomic.replacing(file) as partial:
-            system.get_file(about["name"], str(partial), callback=_told(advance, name))
+        _make_room(file, folder)
+        same = older.get((name, json.dumps(marks[name], sort_keys=True)))
+        if same is None or not _linked(same, file):
+            with atomic.replacing(file) as partial:
+                system.get_file(about["name"], str(partial), callback=_told(advance, name))
+        with (folder / _MARKS).open("a") as record:
+            record.write(json.dumps([name, marks[name]]) + "\n")
     for left in folder.rglob(".*.partial"):  # of calls that were killed
         left.unlink()
-    atomic.write_json(folder / _MARKS, marks)
 
 
-def _older_copies(source: str) -> dict[tuple[str, str], Path]:
+def _make_room(file: Path, folder: Path) -> None:
+    """The folder of a file, also where a file, or a folder by then empty, had its name."""
+    for parent in reversed(file.relative_to(folder).parents[:-1]):
+        if (folder / parent).is_file():
+            (folder / parent).unlink()
+    if file.is_dir():
+        shutil.rmtree(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _linked(source: Path, target: Path) -> bool:
+    with suppress(OSError):  # where there are no links, it is fetched
+        target.unlink(missing_ok=True)
+        os.link(source, target)
+        return True
+    return False
+
+
+def _held(folder: Path) -> dict[str, Any]:
+    """File → mark, of what was fetched into a folder; a torn last line is not counted."""
+    held: dict[str, Any] = {}
+    lines = (folder / _MARKS).read_text().splitlines() if (folder / _MARKS).is_file() else []
+    for line in lines:
+        with suppress(ValueError):
+            name, mark = json.loads(line)
+            held[name] = mark
+    return held
+
+
+def _older_copies(copies: Path) -> dict[tuple[str, str], Path]:
     """Files of the copies of an address that are in the cache, by name and mark."""
     found: dict[tuple[str, str], Path] = {}
-    for copy in cache.root().glob(f"remote-{_short(source)}-*"):
-        with suppress(OSError, ValueError):
-            marks = json.loads((copy / _MARKS).read_text())
-            found |= {
-                (name, json.dumps(mark, sort_keys=True)): copy / "files" / name for name, mark in marks.items() if mark
-            }
+    for copy in copies.parent.glob(f"{copies.name}-*"):
+        marks = {name: mark for name, mark in _held(copy).items() if mark}
+        found |= {(name, json.dumps(mark, sort_keys=True)): copy / "files" / name for name, mark in marks.items()}
     return found
-
-
-def _marks(there: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: _mark(about) for name, about in there.items()}
 
 
 def _mark(about: Mapping[str, Any]) -> dict[str, str] | None:
