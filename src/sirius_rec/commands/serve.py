@@ -62,7 +62,10 @@ JobsOption = Annotated[
 @app.command(short_help="Rank requests with a trained model.")
 def rank(
     model: ModelOption,
-    input: Annotated[str, typer.Option(help='JSON lines: {"history": [...], "candidates": [...][, "id": …]}.')],
+    input: Annotated[
+        str,
+        typer.Option(help='JSON lines, or the address of such: {"history": [...], "candidates": [...][, "id": …]}.'),
+    ],
     out: AnswersOption,
     method: MethodOption = None,
     seed: SeedOption = None,
@@ -107,7 +110,9 @@ def rank(
 @app.command(short_help="The best of the whole catalogue.")
 def recommend(
     model: ModelOption,
-    input: Annotated[str, typer.Option(help='JSON lines: {"history": [...][, "exclude": [...], "id": …]}.')],
+    input: Annotated[
+        str, typer.Option(help='JSON lines, or the address of such: {"history": [...][, "exclude": [...], "id": …]}.')
+    ],
     out: AnswersOption,
     top: Annotated[int, typer.Option(min=1, help="Items of an answer.")] = 10,
     exclude_seen: Annotated[bool, typer.Option("--exclude-seen", help="Leave out what the history holds.")] = False,
