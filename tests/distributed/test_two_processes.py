@@ -151,8 +151,10 @@ def users(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any, Any], Path
                 prompt = "\n".join([*titles[:n], ""])
                 records.append({"user": user, "prompt": prompt, "chosen": slate[0], "rejected": slate[1:]})
         (folder / "records.json").write_text(json.dumps(records))
-        found = runpy.run_path(str(TREES))["train"](folder, 8)
-        np.savez(folder / "alone.npz", **found)
+        trees = runpy.run_path(str(TREES))
+        for way in trees["WAYS"]:
+            np.savez(folder / f"{way}.npz", **trees["train"](folder, 8, mined=way))
+        np.savez(folder / "alone.npz", **trees["train"](folder, 8))
         return folder
 
     return made
@@ -163,20 +165,27 @@ def users(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any, Any], Path
 def test_trees_of_whole_users_are_those_of_one_process(
     users: Callable[..., Path], tokenizer: Any, tiny_llama: Callable[..., Any], kind: str, parameters: str
 ) -> None:
-    """Also where the head goes in chunks, and where layers are computed again in the backward pass."""
+    """Also where the head goes in chunks, where layers are computed again in the backward pass, and where each process
+    takes negatives for its own rows from the policy."""
     folder = users(tokenizer, tiny_llama(tokenizer))
     said = launched(str(TREES), str(folder), kind)
     assert said.count("random trees: right\n") == (6 if kind == "ddp" else 0)
     with np.load(folder / "alone.npz") as alone:
         assert len(alone["losses"]) == 6
         assert len(np.unique(alone["losses"])) > 4
-        for case in ("plain", "chunks", "checkpointing"):
-            with np.load(folder / f"{case}-{kind}.npz") as found:
-                assert found["kinds"].tolist() == [parameters]
-                np.testing.assert_allclose(found["losses"], alone["losses"], atol=1e-4, rtol=0)
-                assert set(found) == set(alone)
-                for name in set(alone) - {"losses", "kinds"}:
-                    np.testing.assert_allclose(found[name], alone[name], atol=1e-5, rtol=0, err_msg=name)
+    for case in ("plain", "chunks", "checkpointing"):
+        assert_same_weights(folder / f"{case}-{kind}.npz", folder / "alone.npz", parameters)
+    for way in ("search", "exhaustive") if kind == "ddp" else ():
+        assert_same_weights(folder / f"{way}-{kind}.npz", folder / f"{way}.npz", parameters)
+
+
+def assert_same_weights(several: Path, one: Path, parameters: str) -> None:
+    with np.load(several) as found, np.load(one) as alone:
+        assert found["kinds"].tolist() == [parameters]
+        np.testing.assert_allclose(found["losses"], alone["losses"], atol=1e-4, rtol=0)
+        assert set(found) == set(alone)
+        for name in set(alone) - {"losses", "kinds"}:
+            np.testing.assert_allclose(found[name], alone[name], atol=1e-5, rtol=0, err_msg=name)
 
 
 def test_jobs_side_by_side_are_said_to_be_for_one_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,8 @@
 
     torchrun --nproc_per_node 2 trees_in_processes.py FOLDER ddp|fsdp2
 
-FOLDER holds model/ (with its tokenizer) and records.json; each training leaves losses and weights as CASE-KIND.npz.
+FOLDER holds model/ (with its tokenizer) and records.json; each training leaves losses and weights as CASE-KIND.npz
+(with ddp also those on a policy's negatives).
 """
 
 from __future__ import annotations
@@ -21,29 +22,55 @@ HERE = Path(__file__).parent
 # case → (whether the head goes in chunks, whether layers are computed again in the backward pass)
 CASES = {"plain": (False, False), "chunks": (True, False), "checkpointing": (True, True)}
 
+WAYS = ("search", "exhaustive")  # to a policy's negatives
 
-def train(folder: Path, micro: int, *, checkpointing: bool = False) -> dict[str, Any]:
-    """Losses and whole weights, by name, of a training on users' rows, 8 a step whatever the number of processes."""
+
+def train(
+    folder: Path, micro: int, *, checkpointing: bool = False, mined: str | None = None, **options: Any
+) -> dict[str, Any]:
+    """Losses and whole weights, by name, of a training on users' rows, 8 a step whatever the number of processes.
+
+    mined: search or exhaustive, where negatives are the policy's.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from sirius_rec import SiriusConfig, SiriusTrainer
 
     model: Any = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    arguments = SiriusConfig(
-        output_dir=str(folder / "run"), loss="dpo", share="user", negatives=2, score_unsampled="all",
-        per_device_train_batch_size=micro, num_train_epochs=2, learning_rate=1e-3, lr_scheduler_type="constant",
-        logging_steps=1, save_strategy="no", use_cpu=True, disable_tqdm=True, report_to=[],
-    )  # fmt: skip
     records = json.loads((folder / "records.json").read_text())
-    trainer = SiriusTrainer(model, arguments, records, AutoTokenizer.from_pretrained(folder / "model"))
+    options = {"share": "user", "score_unsampled": "all", **options}
+    if mined is not None:
+        options |= {"negatives_from": "on_policy", "pool": 4, "refresh": 2, "share": "none"}
+    arguments = SiriusConfig(
+        output_dir=str(folder / "run"), loss="dpo", negatives=2, per_device_train_batch_size=micro, num_train_epochs=2,
+        learning_rate=1e-3, lr_scheduler_type="constant", logging_steps=1, save_strategy="no", use_cpu=True,
+        disable_tqdm=True, report_to=[], **options,
+    )  # fmt: skip
+    catalogue = None if mined is None else titles_of(records, tokenizer, mined)
+    trainer = SiriusTrainer(model, arguments, records, tokenizer, catalogue=catalogue)
     assert trainer.scoring == "packed"
     trainer.train()
     whole = {n: getattr(p, "full_tensor", lambda p=p: p)().detach() for n, p in trainer.model.named_parameters()}
     kinds = {type(p).__name__ for p in trainer.model.parameters()}
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     return {"losses": losses, "kinds": sorted(kinds), **{n: p.numpy().copy() for n, p in whole.items()}}
+
+
+def titles_of(records: list[dict[str, Any]], tokenizer: Any, way: str) -> Any:
+    """The catalogue of these records' titles, whose exact top is found by `way`."""
+    from sirius_rec.prompts.encoding import Encoder
+    from sirius_rec.rankers.catalogue import top
+    from sirius_rec.rankers.catalogue.trie import build_trie
+    from sirius_rec.training.mining import Catalogue
+
+    top.expected_cost = lambda trie, k, width=1: (2.0, 1.0) if way == "exhaustive" else (1.0, 1e9)
+    titles = sorted({title for record in records for title in [record["chosen"], *record["rejected"]]})
+    return Catalogue(
+        build_trie(Encoder(tokenizer), titles), [np.array([titles.index(record["chosen"])]) for record in records]
+    )
 
 
 def in_chunks(on: bool) -> None:
@@ -105,6 +132,11 @@ def main(folder: Path, kind: str) -> None:
             np.savez(folder / f"{case}-{kind}.npz", **found)
         if kind == "ddp":
             random_trees(seed, checkpointing=checkpointing)
+    in_chunks(False)
+    for way in WAYS if kind == "ddp" else ():
+        found = train(folder, 4, mined=way)
+        if torch.distributed.get_rank() == 0:
+            np.savez(folder / f"{way}-{kind}.npz", **found)
     torch.distributed.destroy_process_group()
 
 

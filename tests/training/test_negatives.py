@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from sirius_rec.errors import ConfigError
+from sirius_rec import progress, stopping
+from sirius_rec.errors import ConfigError, Stopped
 from sirius_rec.objectives.losses import build_objective, compute_loss
 from sirius_rec.prompts.encoding import Encoder
 from sirius_rec.rankers.catalogue.trie import build_trie
@@ -159,6 +161,39 @@ def test_a_resumed_training_goes_on_with_the_lists_that_it_had(
     assert resumed.state.global_step == whole.state.global_step == 6
     for (name, one), other in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-6, msg=name)
+
+
+def test_sigterm_does_not_wait_for_a_long_round_of_mining(
+    mined: Callable[..., SiriusTrainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The round is given up at its next row, nothing of it is kept; from the last checkpoint all comes out as ever."""
+    options = {"learning_rate": 0.05, "save_strategy": "steps", "save_steps": 1}
+    whole = mined(output_dir=str(tmp_path / "a"), **options)
+    whole.train()
+    part = mined(output_dir=str(tmp_path / "b"), **options)
+    second = tmp_path / "b" / "mined" / "e0-s2-p0.npz"
+    monkeypatch.setattr(stopping, "requested", (second.parent / "e0-s0-p0.npz").is_file)
+    with pytest.raises(Stopped, match="while negatives were taken from the policy"):
+        part.train()
+    assert part.state.global_step == 1 and not second.exists()  # batches are put together one step ahead
+    monkeypatch.undo()
+    resumed = mined(output_dir=str(tmp_path / "b"), **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == whole.state.global_step == 6
+    for (name, one), other in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6, msg=name)
+
+
+def test_a_long_round_of_mining_says_how_far_it_is(
+    mined: Callable[..., SiriusTrainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "_EVERY", 0.0)
+    trainer, said = mined(), list[str]()
+    trainer.train_dataset.miner.say = said.append
+    trainer.train_dataset[0]
+    assert re.fullmatch(r"epoch 0, step 0: negatives from the policy: \d of 8, \d+ s left", said[0])
+    assert any("reference log-probs of these: " in line for line in said)
+    assert said[-1].startswith("epoch 0, step 0: negatives of 8 rows from the policy in ")
 
 
 def test_a_fresh_training_forgets_the_lists_of_an_earlier_one(

@@ -210,6 +210,7 @@ def score_rows(
     bf16: bool = False,
     progress: Callable[[int], None] | None = None,
     prefixes: PrefixCache | None = None,
+    together: bool = True,
 ) -> list[np.ndarray]:
     """log π(y|x) of every candidate of every row, in row order: one float32 array of C values (nats) per row.
 
@@ -219,11 +220,12 @@ def score_rows(
     gets the rows just done, by all processes. `prefixes`: keeps prompts between calls; of use in packed mode alone.
 
     In a process group every process scores its share and all get all scores: call it in all of them, on the same rows.
+    Not `together`, each scores what it is given, for itself; of a sharded model all must be given the same.
     """
     mode = resolve_scoring(model, mode)
     was_training = model.training
     model.eval()
-    rank, processes = _place_in_group()
+    rank, processes = _place_in_group() if together else (0, 1)
     # Parts of rows, so that every batch is one forward pass: a sharded model needs as many in all its processes.
     parts, owner = in_parts(rows, max_tokens) if mode == "naive" else (rows, list(range(len(rows))))
     if mode == "packed" and use_tree_attention(model) == "eager":
@@ -234,10 +236,10 @@ def score_rows(
     for start in range(0, len(batches), processes):
         # Who has no batch left scores the first one again, for nobody: a sharded model needs all its processes.
         mine = start + rank < len(batches)
-        together = [batches[at if at < len(batches) else 0] for at in range(start, start + processes)]
-        batch = together[rank]
+        side_by_side = [batches[at if at < len(batches) else 0] for at in range(start, start + processes)]
+        batch = side_by_side[rank]
         # Of forked rows the passes of the one that needs most.
-        size = common([passes(parts[p], max_tokens) for p, *_ in together]) if mode == "forked" else Passes()
+        size = common([passes(parts[p], max_tokens) for p, *_ in side_by_side]) if mode == "forked" else Passes()
         with torch.autocast(next(model.parameters()).device.type, dtype=torch.bfloat16, enabled=bf16):
             some = [parts[p] for p in batch]
             if prefixes is not None and mode == "packed":

@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from sirius_rec import atomic
-from sirius_rec.errors import ConfigError, TrainingError
+from sirius_rec import atomic, stopping
+from sirius_rec.errors import ConfigError, Stopped, TrainingError
+from sirius_rec.progress import Pace
 from sirius_rec.rankers.catalogue.top import top_k
 from sirius_rec.rankers.catalogue.trie import Trie
 from sirius_rec.scoring.rows import PromptCompletions
@@ -44,6 +45,21 @@ def _check_enough(catalogue: Catalogue, n_records: int, skip: int, fewest: int) 
                 f"negatives_from on_policy: record {r} leaves {left} items of the catalogue, fewer than skip {skip} "
                 f"and {fewest} negatives"
             )
+
+
+def _counted(pace: Pace) -> Callable[[int], None]:
+    """What counts finished rows, and ends a long round where SIGTERM has come.
+
+    A training only looks after a step, and a policy that is sure of nothing may take an hour to search.
+    """
+
+    def count(rows: int) -> None:
+        if stopping.requested():
+            raise Stopped("stopped by SIGTERM while negatives were taken from the policy")
+        for _ in range(rows):
+            pace.one_more()
+
+    return count
 
 
 class Miner:
@@ -104,6 +120,7 @@ class Miner:
             self.model, trie, prompts, k, pad_id=self.pad_id,
             leave_out=[self.catalogue.leave_out_R[r] for r in wanted], max_tokens=self.scoring["max_tokens"],
             bf16=self.scoring["bf16"], scoring=self.scoring["mode"],
+            progress=_counted(Pace(f"{when}: negatives from the policy", len(wanted), self.say)),
         )  # fmt: skip
         items = [one.items[self.source.skip :] for one in found]
         arrays = {
@@ -113,7 +130,10 @@ class Miner:
         if self.reference is not None:
             rows = [self._row(r, own) for r, own in zip(wanted.tolist(), items, strict=True)]
             reference = self.reference.to(next(self.model.parameters()).device)
-            arrays["ref_logp"] = np.concatenate(score_rows(reference, rows, self.pad_id, **self.scoring))
+            count = _counted(Pace(f"{when}: reference log-probs of these", len(rows), self.say))
+            # Of this process's rows: the others have their own.
+            logps = score_rows(reference, rows, self.pad_id, progress=count, together=False, **self.scoring)
+            arrays["ref_logp"] = np.concatenate(logps)
         atomic.write_npz(file, arrays)
         self.say(f"{when}: negatives of {len(wanted):,} rows from the policy in {time.perf_counter() - started:.0f} s")
 

@@ -171,7 +171,9 @@ def _exhaustive(
             yield Found(np.empty(0, dtype=np.int64), np.empty(0), True, -math.inf, 0)
             continue
         row = PromptCompletions(prompt, [titles[place] for place in place_C])
-        scores_C = score_rows(model, [row], scoring["pad_id"], **{n: v for n, v in scoring.items() if n != "pad_id"})[0]
+        # Prompts may be those of this process alone, as a miner's are.
+        options = {name: value for name, value in scoring.items() if name != "pad_id"}
+        scores_C = score_rows(model, [row], scoring["pad_id"], together=False, **options)[0]
         if np.isnan(scores_C).any():
             raise ScoringError("a log-prob is not a number: the model's weights are damaged")
         items_C = trie.item_S[place_C].astype(np.int64)
