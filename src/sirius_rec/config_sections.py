@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, StrictInt, create_model, field_validator, model_validator
 
-from sirius_rec.data.options import FilterOptions, HoldOutOptions, SlateOptions, SplitOptions, WindowOptions
+from sirius_rec.data.options import FilterOptions, HoldOutOptions, SlateOptions, SplitOptions, Unusable, WindowOptions
 from sirius_rec.errors import ConfigError
 from sirius_rec.options import Count, Flag, NotNegative, Number, Options, Positive, Rate, Seed
 from sirius_rec.remote import Place, located
@@ -48,7 +48,7 @@ class DataSection(Options):
     slates: tuple[SlateOptions, ...] = (SlateOptions(),)
     limits: dict[Literal["train", "val", "test"], Positive] = Field(default_factory=dict)
     hold_out: HoldOutOptions = HoldOutOptions()
-    unusable: Literal["refuse", "drop"] = "refuse"
+    unusable: Unusable = "refuse"
     max_title: Positive | None = None
     shards: Positive | None = None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -9,9 +10,11 @@ from pydantic import Field, StrictInt, model_validator
 
 from sirius_rec.errors import ConfigError
 from sirius_rec.options import Count, Number, Options, Positive, Seed
+from sirius_rec.remote import Place
 from sirius_rec.schema import SPLITS
 
 Protocol = Literal["uniform", "popularity", "hard", "full", "sdpo-legacy", "given"]
+Unusable = Literal["refuse", "drop"]
 PROTOCOLS: tuple[str, ...] = get_args(Protocol)
 DRAWN = ("uniform", "popularity", "hard")  # protocols that draw negatives, and so have items to exclude
 DEFAULT_SIZE = 20
@@ -189,3 +192,21 @@ class Sharding:
                 raise ConfigError(f"{name}={value} is not a whole number of at least 1")
         if self.shards > _MOST_SHARDS:
             raise ConfigError(f"shards={self.shards} is more than {_MOST_SHARDS:,}")
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What `prepare` is asked for: its docstring says what each of these is, and what it is by default."""
+
+    source: str
+    input: Place | None
+    options: Mapping[str, Any]
+    filter: FilterOptions
+    split: SplitOptions
+    window: WindowOptions
+    slates: Sequence[SlateOptions]
+    seed: int
+    limits: Mapping[str, int]
+    unusable: Unusable
+    max_title: int | None
+    held_out: HoldOutOptions

@@ -22,8 +22,17 @@ from sirius_rec.data.example_set import (
 )
 from sirius_rec.data.fingerprint import combined_fingerprint, table_fingerprint
 from sirius_rec.data.freezing import description, excludes, freeze, slate_names, too_few_negatives
-from sirius_rec.data.holding_out import HeldOut, check_hold_out, hold_out
-from sirius_rec.data.options import FilterOptions, HoldOutOptions, Sharding, SlateOptions, SplitOptions, WindowOptions
+from sirius_rec.data.holding_out import HeldOut, hold_out
+from sirius_rec.data.options import (
+    FilterOptions,
+    HoldOutOptions,
+    Preparation,
+    Sharding,
+    SlateOptions,
+    SplitOptions,
+    Unusable,
+    WindowOptions,
+)
 from sirius_rec.data.protocols import train_counts
 from sirius_rec.data.recipe import adopted, make_recipe, reusable
 from sirius_rec.data.request import check_request
@@ -33,7 +42,7 @@ from sirius_rec.data.sources.simulated import SimulatedWorld
 from sirius_rec.data.splitting import chosen
 from sirius_rec.data.statistics import paper_statistics, row_statistics
 from sirius_rec.data.store import ALL_TRAIN, Dataset, check_slates, full_slates, write_dataset
-from sirius_rec.data.usable import Unusable, short_titles, source_options
+from sirius_rec.data.usable import short_titles, source_options
 from sirius_rec.data.windows import as_lists
 from sirius_rec.errors import ConfigError, DataError
 from sirius_rec.progress import Advance
@@ -110,13 +119,14 @@ def prepare(
     """
     say = progress or (lambda line: None)
     out, input = Path(out).expanduser(), None if input is None else located(input)
-    options, limits = dict(options or {}), dict(limits or {})
-    check_request(source, prepared or input, options, slates, limits, seed, split.kind)
-    options = source_options(source, options, unusable)
-    recipe = make_recipe(
-        source, input, options, filter, split, window, slates, seed, limits, unusable, max_title, held_out
-    )
-    check_hold_out(held_out, slates, sharding is not None)
+    asked = Preparation(
+        source=source, input=input, options=dict(options or {}), filter=filter, split=split, window=window,
+        slates=tuple(slates), seed=seed, limits=dict(limits or {}), unusable=unusable, max_title=max_title,
+        held_out=held_out,
+    )  # fmt: skip
+    check_request(asked if prepared is None else replace(asked, input=prepared), sharded=sharding is not None)
+    asked = replace(asked, options=source_options(source, asked.options, unusable))
+    recipe = make_recipe(asked)
     if cluster is not None and sharding is None:
         raise ConfigError("--engine ray: works on shards: add --shards N, or data.shards")
     if prepared is not None:
@@ -133,44 +143,35 @@ def prepare(
             f"{path}: no such file or folder: name yours with data.input=PATH, or fetch a publisher's files with "
             "`sirius data download` (`sirius data list` has the names)"
         )
-    asked: dict[str, Any] = {
-        "options": options, "filter": filter, "split": split, "window": window, "slates": slates, "seed": seed,
-        "limits": limits, "unusable": unusable, "max_title": max_title,
-    }  # fmt: skip
-    if sharding is not None:
-        return _prepare_sharded(source, path, out, recipe, **asked, sharding=sharding, cluster=cluster, say=say)
-    return _prepare_whole(source, path, out, recipe, **asked, held_out=held_out, say=say, advance=advance)
+    if sharding is None:
+        return _prepare_whole(asked, path, out, recipe, say, advance)
+    if source != "table" or path is None:
+        raise ConfigError(f"data.shards: source {source} is read at once; leave shards out, or make tables of it")
+    from sirius_rec.data.sharded.prepare import prepare_sharded
+
+    return prepare_sharded(asked, path, out, recipe, sharding, cluster, say)
 
 
 def _prepare_whole(
-    source: str,
+    asked: Preparation,
     path: Path | None,
     out: Path,
     recipe: dict[str, Any],
-    *,
-    options: dict[str, Any],
-    filter: FilterOptions,
-    split: SplitOptions,
-    window: WindowOptions,
-    slates: Sequence[SlateOptions],
-    seed: int,
-    limits: Mapping[str, int],
-    unusable: Unusable,
-    max_title: int | None,
-    held_out: HoldOutOptions,
     say: Callable[[str], None],
     advance: Advance | None,
 ) -> Dataset:
-    """`prepare` with all events in memory."""
-    say(f"reading source {source}")
-    bar = {"advance": advance} if "advance" in inspect.signature(SOURCES[source]).parameters else {}
-    loaded = short_titles(SOURCES[source](path, seed=seed, **options, **bar), max_title, unusable)
+    """`prepare` with all events in memory. path: where the input is on this machine."""
+    source, window, slates, held_out = SOURCES[asked.source], asked.window, asked.slates, asked.held_out
+    say(f"reading source {asked.source}")
+    bar = {"advance": advance} if "advance" in inspect.signature(source).parameters else {}
+    loaded = source(path, seed=asked.seed, **asked.options, **bar)
+    loaded = short_titles(loaded, asked.max_title, asked.unusable)
     say("filtering, splitting and windowing")
-    example_set = _example_set(loaded, filter, split, window)
+    example_set = _example_set(loaded, asked.filter, asked.split, window)
     notes = loaded.notes
     del loaded  # the events, which the examples now hold
-    excluded = excludes(slates, split.kind != "user" or _shares_users(example_set))
-    if unusable == "drop":
+    excluded = excludes(slates, asked.split.kind != "user" or _shares_users(example_set))
+    if asked.unusable == "drop":
         example_set = _with_negatives(example_set, slates, excluded)
     base = combined_fingerprint(
         {"items": drawn_from(example_set.items), "examples": table_fingerprint(example_set.examples)}
@@ -181,7 +182,7 @@ def _prepare_whole(
     learns = any(option.protocol in _LEARNING for option in slates)  # before the limits, which are no reason to unlearn
     train = example_set.select(learns & (example_set.examples[SPLIT] == "train").to_numpy())
     every = example_set.examples.filter(pl.col(SPLIT) == "train").select(list(EXAMPLE_SCHEMA))
-    example_set = _limited(example_set, limits, seed)
+    example_set = _limited(example_set, asked.limits, asked.seed)
     examples = example_set.examples.select(list(EXAMPLE_SCHEMA))
     cut = every.height > examples.filter(pl.col(SPLIT) == "train").height
     world = SimulatedWorld.from_notes(notes) if "world" in notes else None
@@ -190,8 +191,8 @@ def _prepare_whole(
     frozen, described = _frozen_slates(example_set, names, train, base, world, held, say)
     info = {
         "recipe": recipe,
-        "source": {"name": source, "notes": notes},
-        "statistics": {**example_set.statistics, **row_statistics(examples), **paper_statistics(source)},
+        "source": {"name": asked.source, "notes": notes},
+        "statistics": {**example_set.statistics, **row_statistics(examples), **paper_statistics(asked.source)},
         "filters": example_set.filters,
         "titles": example_set.titles,
         "slates": described,
@@ -201,14 +202,6 @@ def _prepare_whole(
     return write_dataset(
         out, {"items": example_set.items, "examples": examples, **({ALL_TRAIN: every} if cut else {}), **frozen}, info
     )
-
-
-def _prepare_sharded(source: str, input: Path | None, *arguments: Any, **options: Any) -> Dataset:
-    from sirius_rec.data.sharded.prepare import prepare_sharded
-
-    if source != "table" or input is None:
-        raise ConfigError(f"data.shards: source {source} is read at once; leave shards out, or make tables of it")
-    return prepare_sharded(input, *arguments, **options)
 
 
 def _frozen_slates(

@@ -6,55 +6,41 @@ import hashlib
 import inspect
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sirius_rec import atomic
-from sirius_rec.data.options import DRAWN, FilterOptions, HoldOutOptions, SlateOptions, SplitOptions, WindowOptions
+from sirius_rec.data.options import DRAWN, Preparation
 from sirius_rec.data.sources import SOURCES
 from sirius_rec.data.sources.files import events_files
 from sirius_rec.data.store import FORMAT, INFO_FILE, Dataset, open_dataset
-from sirius_rec.data.usable import Unusable
 from sirius_rec.errors import ConfigError, DataError, RunError
-from sirius_rec.remote import Place, is_address
+from sirius_rec.remote import is_address
 
 _LATER_TOO = "interacted, in any split"  # no value of the option: folders made before it are not taken for such
 NO_OPTIONS = ("path", "seed", "advance")  # parameters of a source that have a place of their own
 
 
-def make_recipe(
-    source: str,
-    input: Place | None,
-    options: Mapping[str, Any],
-    filter: FilterOptions,
-    split: SplitOptions,
-    window: WindowOptions,
-    slates: Sequence[SlateOptions],
-    seed: int,
-    limits: Mapping[str, int],
-    unusable: Unusable,
-    max_title: int | None,
-    held_out: HoldOutOptions,
-) -> dict[str, Any]:
+def make_recipe(asked: Preparation) -> dict[str, Any]:
     """What a dataset folder was made from, as dataset.json keeps it; options with the source's defaults."""
     recipe: dict[str, Any] = {
         "format": FORMAT,
-        "source": source,
-        "input": None if input is None else str(input),
-        "options": _with_defaults(source, options),
-        "filter": filter.model_dump(),
-        "split": split.model_dump(),
-        "window": window.model_dump(),
-        "slates": [option.model_dump() for option in slates],
-        "seed": seed,
-        "limits": limits,
+        "source": asked.source,
+        "input": None if asked.input is None else str(asked.input),
+        "options": _with_defaults(asked.source, asked.options),
+        "filter": asked.filter.model_dump(),
+        "split": asked.split.model_dump(),
+        "window": asked.window.model_dump(),
+        "slates": [option.model_dump() for option in asked.slates],
+        "seed": asked.seed,
+        "limits": asked.limits,
     }
     # Recipes older than these options are without them, and stay as they are.
-    if unusable != "refuse" or max_title is not None:
-        recipe |= {"unusable": unusable, "max_title": max_title}
-    if held_out:
-        recipe |= {"hold_out": held_out.model_dump()}
+    if asked.unusable != "refuse" or asked.max_title is not None:
+        recipe |= {"unusable": asked.unusable, "max_title": asked.max_title}
+    if asked.held_out:
+        recipe |= {"hold_out": asked.held_out.model_dump()}
     # through JSON, so that it equals what is read back (tuples are lists there, paths are text)
     return dict(json.loads(json.dumps(recipe, default=str)))
 

@@ -4,46 +4,40 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from sirius_rec.data.freezing import excludes
-from sirius_rec.data.options import INTERACTED_LEAKY, SlateOptions
+from sirius_rec.data.holding_out import check_hold_out
+from sirius_rec.data.options import INTERACTED_LEAKY, Preparation
 from sirius_rec.data.recipe import NO_OPTIONS
 from sirius_rec.data.sources import SOURCES
 from sirius_rec.errors import ConfigError
-from sirius_rec.remote import Place
 from sirius_rec.schema import SPLITS, SlateName
 
 
-def check_request(
-    source: str,
-    input: Place | None,
-    options: Mapping[str, Any],
-    slates: Sequence[SlateOptions],
-    limits: Mapping[str, int],
-    seed: int,
-    split_kind: str,
-) -> None:
+def check_request(asked: Preparation, *, sharded: bool) -> None:
+    """ConfigError for what is unknown, out of range, or does not go together."""
+    source, slates = asked.source, asked.slates
     if source not in SOURCES:
         raise ConfigError(f"source {source!r} is unknown; use one of {', '.join(SOURCES)}")
     parameters = inspect.signature(SOURCES[source]).parameters
-    if input is None and parameters["path"].default is inspect.Parameter.empty:
+    if asked.input is None and parameters["path"].default is inspect.Parameter.empty:
         raise ConfigError(f"source {source!r} needs an input; name its file or folder")
     known = [name for name in parameters if name not in NO_OPTIONS]
-    for name in options:
+    for name in asked.options:
         if name not in known:
             raise ConfigError(f"source {source!r} has no option {name!r}; it has {', '.join(known) or 'none'}")
-    _check_option_types(source, options)
-    _check_whole("seed", seed, 0)
-    for name, limit in limits.items():
+    _check_option_types(source, asked.options)
+    _check_whole("seed", asked.seed, 0)
+    for name, limit in asked.limits.items():
         if name not in SPLITS:
             raise ConfigError(f"limit for split {name!r}: use some of {', '.join(SPLITS)}")
         _check_whole(f"limit for {name}", limit, 1)
-    if split_kind != "user":  # with users split, only the rows say whether a source's own splits share users
+    if asked.split.kind != "user":  # with users split, only the rows say whether a source's own splits share users
         excludes(slates, True)
     names = [
         str(SlateName(s, o.protocol, o.size or 0, o.seed, o.exclude == INTERACTED_LEAKY))
@@ -53,6 +47,7 @@ def check_request(
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"slates {name} are asked for twice; give one of them another size or seed")
+    check_hold_out(asked.held_out, slates, sharded)
 
 
 def _check_whole(name: str, value: object, least: int) -> None:

@@ -6,15 +6,15 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import polars as pl
 
+from sirius_rec.data.options import Unusable
 from sirius_rec.data.sources import SOURCES
 from sirius_rec.errors import DataError
 from sirius_rec.schema import CANDIDATES, HISTORY, ITEM_ID, TARGET, TITLE, Examples, Interactions
 
-Unusable = Literal["refuse", "drop"]
 # options of sources whose value 'drop' is what `unusable: drop` asks for
 _DROPPABLE = ("bad_rows", "missing_titles", "unknown_items")
 

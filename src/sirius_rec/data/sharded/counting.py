@@ -63,25 +63,25 @@ def count_all(engine: Engine, plan: Plan, catalogue: pl.DataFrame, say: Callable
 
 def _count(engine: Engine, plan: Plan, catalogue: pl.DataFrame, folder: Path) -> None:
     shards = [plan.shard(number) for number in range(plan.sharding.shards)]
-    long = long_titles(catalogue, plan.max_title, plan.unusable)
+    long = long_titles(catalogue, plan.asked.max_title, plan.asked.unusable)
     item_I = ~catalogue[ITEM_ID].is_in(long[ITEM_ID].implode()).to_numpy()
     filtering = Filtering.begin(engine, shards, item_I)
     left, notes = filtering.left, {}
     before = left.events
     if long.height:
         n_events = sum(int(Shard(shard).item_E.size) for shard in shards)
-        about = long_title_notes(long, plan.max_title, "events", n_events, before, int(item_I.sum()))
+        about = long_title_notes(long, plan.asked.max_title, "events", n_events, before, int(item_I.sum()))
         notes = {"long_titles_dropped": about}
-    filtering.k_core(plan.filter.min_item, plan.filter.min_user)
-    filtering.min_sequence(plan.filter.min_sequence)
+    filtering.k_core(plan.asked.filter.min_item, plan.asked.filter.min_user)
+    filtering.min_sequence(plan.asked.filter.min_sequence)
     if not left.events:
-        raise nothing_left(before, **plan.filter.model_dump())
-    stays_I = left.count_I > 0 if max(plan.filter.model_dump().values()) > 1 else item_I
+        raise nothing_left(before, **plan.asked.filter.model_dump())
+    stays_I = left.count_I > 0 if max(plan.asked.filter.model_dump().values()) > 1 else item_I
     number_I = np.where(stays_I, stays_I.cumsum() - 1, -1).astype(np.int32)
     order = Order.of(shards, left.count_SU, plan.sharding.events)
-    rows_U = np.maximum(order.count_U.astype(np.int64) - plan.window.min_history, 0)
+    rows_U = np.maximum(order.count_U.astype(np.int64) - plan.asked.window.min_history, 0)
     if not rows_U.any():
-        raise no_windows(order.count_U.size, int(order.count_U.max()), plan.window)
+        raise no_windows(order.count_U.size, int(order.count_U.max()), plan.asked.window)
     row_P = np.append(0, rows_U.cumsum())[order.first_P]
     labels, cuts = _split(engine, plan, shards, left, order.count_U.size)
     counts = {"users": left.users, "items": left.items, "events": left.events}
@@ -97,13 +97,13 @@ def _split(
     engine: Engine, plan: Plan, shards: Sequence[Path], left: Left, n_users: int
 ) -> tuple[Labels, tuple[int, int] | None]:
     """The users' labels, or the cut-offs in time; neither for leave-last-out."""
-    if plan.split.kind == "user":
-        return user_labels(n_users, ratios=plan.split.ratios, seed=plan.split.seed), None
-    if plan.split.kind == "time":
+    if plan.asked.split.kind == "user":
+        return user_labels(n_users, ratios=plan.asked.split.ratios, seed=plan.asked.split.seed), None
+    if plan.asked.split.kind == "time":
         days = [Shard(shard).days.table for shard in shards]
         low = int(np.floor(min(float(day["first"].min()) for day in days if day.height)))  # type: ignore[arg-type]
         high = int(np.floor(max(float(day["last"].max()) for day in days if day.height)))  # type: ignore[arg-type]
-        cuts, got = time_cuts(engine, shards, left, plan.split.ratios, low, high)
-        check_shares(got, cuts, plan.split.ratios)
+        cuts, got = time_cuts(engine, shards, left, plan.asked.split.ratios, low, high)
+        check_shares(got, cuts, plan.asked.split.ratios)
         return np.empty(0, np.int8), cuts
     return np.empty(0, np.int8), None

@@ -83,8 +83,8 @@ def make_part(plan_file: Path, number: int, drop_short: bool) -> dict[str, Any]:
         of_all = Global(plan.folder / "order")
         n_items = int(np.count_nonzero(of_all.array("number") >= 0))
         sequences = _sequences(plan, of_all, number)
-        rows = windowed(sequences, plan.window, n_items, int(of_all.array("row")[number]))
-        short = too_few_negatives(rows, n_items, plan.slates, plan.excluded)
+        rows = windowed(sequences, plan.asked.window, n_items, int(of_all.array("row")[number]))
+        short = too_few_negatives(rows, n_items, plan.asked.slates, plan.excluded)
         if drop_short and short.any():
             rows = Windowed(*selected(rows, ~short), rows.counts)
         else:
@@ -94,7 +94,7 @@ def make_part(plan_file: Path, number: int, drop_short: bool) -> dict[str, Any]:
             partial.mkdir()
             write_table(rows.examples, partial / EXAMPLES)
             _write_excluded(partial, rows)
-            if any(option.protocol == "popularity" for option in plan.slates):
+            if any(option.protocol == "popularity" for option in plan.asked.slates):
                 train = rows.examples.filter(pl.col(SPLIT) == "train")
                 np.save(partial / "train.npy", train_counts(train, n_items))
             (partial / "counts.json").write_text(json.dumps(counts), encoding="utf-8")
@@ -142,10 +142,11 @@ def _sequences(plan: Plan, of_all: Global, number: int) -> Sequences:
     order_E = _ragged_order(count_U, order_U)
     item_E, time_E, count_U = item_E[order_E].astype(np.int64), time_E[order_E], count_U[order_U]
     user_E = np.repeat(np.arange(len(users)), count_U)
-    if plan.split.kind == "user":
+    split = plan.asked.split.kind
+    if split == "user":
         label_E = of_all.array("labels")[first:last][user_E]
     else:
-        label_E = leave_last_out(user_E) if plan.split.kind == "leave_last_out" else labels_at(of_all.cuts, time_E)
+        label_E = leave_last_out(user_E) if split == "leave_last_out" else labels_at(of_all.cuts, time_E)
     return Sequences(users.gather(order_U), user_E, item_E, time_E, label_E)
 
 

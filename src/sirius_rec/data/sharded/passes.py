@@ -93,7 +93,7 @@ class Passes:
                 repeated=sums["repeated"],
             )
             notes["times"] = Days.joined(shard.days for shard in shards).notes()
-            notes["ties"] = tie_notes(self.plan.ties, self.plan.seed, sums["groups"], sums["rows"])
+            notes["ties"] = tie_notes(self.plan.ties, self.plan.asked.seed, sums["groups"], sums["rows"])
             atomic.write_text(file, json.dumps(notes))
         for left in self.plan.folder.glob("events-*"):
             shutil.rmtree(left)
@@ -134,7 +134,7 @@ class Passes:
         """Pass 4: all rows, by part; returns the parts' counts. Short rows stay where all rows are."""
         all_short = self.plan.folder / "all-short"
         n_parts = Global(self.plan.folder / "order").n_parts
-        if self.plan.unusable == "drop" and not all_short.is_file():
+        if self.plan.asked.unusable == "drop" and not all_short.is_file():
             counts = self._map("windowing parts", make_part, [(part, True) for part in range(n_parts)])
             if any(sum(part["rows"].values()) for part in counts):
                 return counts
@@ -155,14 +155,14 @@ class Passes:
 
     def slates(self, fingerprint: str, parts: Sequence[Mapping[str, Any]], n_items: int) -> Frozen:
         """Pass 5: what is within the limits, and its slates."""
-        folder, plan, limits = self.plan.folder, self.plan, self.plan.limits
+        folder, plan, limits = self.plan.folder, self.plan, self.plan.asked.limits
         rows = {split: sum(part["rows"][split] for part in parts) for split in SPLITS}
-        names = slate_names(plan.slates, plan.excluded, [split for split in SPLITS if rows[split]], n_items)
+        names = slate_names(plan.asked.slates, plan.excluded, [split for split in SPLITS if rows[split]], n_items)
         limited = {}
         for split in SPLITS:
             if split in limits and rows[split] > limits[split]:
                 limited[split] = folder / f"limit-{split}.npy"
-                np.save(limited[split], chosen(rows[split], limits[split], split, plan.seed))
+                np.save(limited[split], chosen(rows[split], limits[split], split, plan.asked.seed))
         if any(name.protocol == "popularity" for name in names):
             count_I = sum(np.load(plan.part(part) / "train.npy") for part in range(len(parts)))
             np.save(folder / "popularity.npy", count_I)

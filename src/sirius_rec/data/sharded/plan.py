@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -11,12 +10,11 @@ from pathlib import Path
 import polars as pl
 
 from sirius_rec import atomic
-from sirius_rec.data.options import FilterOptions, Sharding, SlateOptions, SplitOptions, WindowOptions
+from sirius_rec.data.options import Preparation, Sharding
 from sirius_rec.data.sharded.source import LogFile
 from sirius_rec.data.sources.cleaning import Rules
 from sirius_rec.data.sources.csv_blocks import Span
 from sirius_rec.data.sources.events import Bits, Ties, item_hashes
-from sirius_rec.data.usable import Unusable
 
 
 @dataclass(frozen=True)
@@ -29,8 +27,8 @@ class Piece:
 
 @dataclass(frozen=True)
 class Plan:
-    """folder: the work folder. files, pieces: of the log, in its order. excluded: what
-    each entry of slates excludes.
+    """folder: the work folder. files, pieces: of the log, in its order. ties, keep_repeats: the source's options.
+    excluded: what each entry of slates excludes.
 
     Where things are: `events/NNNNN` of a piece, `shards/NNNNN`, `parts/NNNNN`, and `final`, which becomes the dataset.
     """
@@ -40,16 +38,9 @@ class Plan:
     files: list[LogFile]
     pieces: list[Piece]
     sharding: Sharding
-    seed: int
+    asked: Preparation
     ties: Ties
     keep_repeats: bool
-    unusable: Unusable
-    max_title: int | None
-    filter: FilterOptions
-    split: SplitOptions
-    window: WindowOptions
-    limits: Mapping[str, int]
-    slates: tuple[SlateOptions, ...]
     excluded: list[str | None]
 
     def save(self, name: str) -> Path:
@@ -64,7 +55,7 @@ class Plan:
 
     @cached_property
     def item_hashes(self) -> Bits:
-        return item_hashes(self.rules.listed, self.seed)
+        return item_hashes(self.rules.listed, self.asked.seed)
 
     def events(self, piece: int, unit: str) -> Path:
         """Of a piece, with its times read as `unit`."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import polars as pl
 from sirius_rec import __version__
 from sirius_rec.cluster import Cluster
 from sirius_rec.data.freezing import description, excludes
-from sirius_rec.data.options import FilterOptions, Sharding, SlateOptions, SplitOptions, WindowOptions
+from sirius_rec.data.options import Preparation, Sharding
 from sirius_rec.data.sharded.engine import Engine, engine
 from sirius_rec.data.sharded.passes import Passes, Say
 from sirius_rec.data.sharded.plan import Piece, Plan
@@ -31,24 +31,14 @@ from sirius_rec.data.sources.files import check_choice, file_note
 from sirius_rec.data.sources.table import OpenTable, load, open_table
 from sirius_rec.data.statistics import joint_statistics, paper_statistics
 from sirius_rec.data.store import Dataset, give_name, open_dataset, write_info
-from sirius_rec.data.usable import Unusable
 from sirius_rec.errors import ConfigError, DataError
 
 
 def prepare_sharded(
+    asked: Preparation,
     input: Path,
     out: Path,
     recipe: dict[str, Any],
-    *,
-    options: Mapping[str, Any],
-    filter: FilterOptions,
-    split: SplitOptions,
-    window: WindowOptions,
-    slates: Sequence[SlateOptions],
-    seed: int,
-    limits: Mapping[str, int],
-    unusable: Unusable,
-    max_title: int | None,
     sharding: Sharding,
     cluster: Cluster | None,
     say: Say,
@@ -59,16 +49,16 @@ def prepare_sharded(
         ConfigError, DataError, RunError: as `prepare`; and RunError where the work folder is another preparation's, or
             full, or not seen by a node of the cluster.
     """
-    if any(option.protocol == "hard" for option in slates):
+    if any(option.protocol == "hard" for option in asked.slates):
         raise ConfigError(
             "slates: protocol hard ranks the catalogue by all train rows at once, which shards do not have; leave "
             "data.shards out, or the protocol"
         )
     with engine(sharding.jobs, cluster) as calls:
         defaults = {name: p.default for name, p in inspect.signature(load).parameters.items()}
-        asked = {**defaults, **options}
-        check_choice("ties", asked["ties"], Ties)
-        table = open_table(input, **{k: v for k, v in options.items() if k not in ("ties", "keep_repeats")})
+        options = {**defaults, **asked.options}
+        check_choice("ties", options["ties"], Ties)
+        table = open_table(input, **{k: v for k, v in asked.options.items() if k not in ("ties", "keep_repeats")})
         calls.reach(table.files, out)
         files = _look(calls, table, sharding, say)
         notes = [*(file.note for file in files), file_note(table.items_path)]
@@ -81,17 +71,10 @@ def prepare_sharded(
                 files=files,
                 pieces=[Piece(number, span) for number, file in enumerate(files) for span in file.spans],
                 sharding=sharding,
-                seed=seed,
-                ties=asked["ties"],
-                keep_repeats=asked["keep_repeats"],
-                unusable=unusable,
-                max_title=max_title,
-                filter=filter,
-                split=split,
-                window=window,
-                limits=limits,
-                slates=tuple(slates),
-                excluded=excludes(slates, split.kind != "user"),
+                asked=asked,
+                ties=options["ties"],
+                keep_repeats=options["keep_repeats"],
+                excluded=excludes(asked.slates, asked.split.kind != "user"),
             )
             plan_file = plan.save(f"plan-{os.getpid()}-{os.urandom(4).hex()}")
             _go(Passes(calls, plan, plan_file, say), table, recipe, notes)

@@ -122,7 +122,7 @@ _NOTHING = pl.DataFrame(schema={USER_ID: pl.String, ITEM: pl.Int32, TIME: pl.Flo
 def _luck(plan: Plan, users: pl.Series) -> Any:
     def luck(who: Codes, what: Codes) -> Bits:
         tied, at = np.unique(who, return_inverse=True)
-        drawn: Bits = user_hashes(users.gather(tied), plan.seed)[at] ^ plan.item_hashes[what]
+        drawn: Bits = user_hashes(users.gather(tied), plan.asked.seed)[at] ^ plan.item_hashes[what]
         return drawn
 
     return luck
