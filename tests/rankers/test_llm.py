@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,13 @@ import torch
 
 from sirius_rec.errors import DataError, ScoringError
 from sirius_rec.prompts.encoding import Encoder
-from sirius_rec.prompts.templates import TEMPLATES
+from sirius_rec.prompts.templates import TEMPLATES, get_template
+from sirius_rec.rankers import llm, yes_no
+from sirius_rec.rankers.catalogue.trie import build_trie
 from sirius_rec.rankers.llm import LLMRanker
 from sirius_rec.rankers.yes_no import YesNoRanker
-from sirius_rec.scoring import scorer
+from sirius_rec.scoring import kept, scorer
+from sirius_rec.scoring.kept import KeptScores
 
 HISTORIES = [np.array([3, 4]), np.array([5]), np.array([0, 8, 9])]
 SLATES = [np.array([0, 1, 2]), np.array([7, 1, 0, 8, 6]), np.array([4, 1])]
@@ -46,6 +50,46 @@ def test_scores_are_log_probs_of_title_and_end_of_sequence(
             logp = torch.log_softmax(model(input_ids=torch.tensor([prompt + answer])).logits[0].double(), -1)
             want = sum(float(logp[len(prompt) - 1 + n, token]) for n, token in enumerate(answer))
             assert score == pytest.approx(want, abs=1e-4)
+
+
+def test_searches_that_were_killed_go_on(
+    tokenizer: Any, tiny_llama: Callable[..., Any], catalogue: tuple[str, ...], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The best of a whole catalogue, and TALLRec's questions: what was kept is taken, the rest is as it would be."""
+    monkeypatch.setattr(kept, "_EVERY", 0.0)
+    monkeypatch.setattr(llm, "_PART", 1)
+    monkeypatch.setattr(yes_no, "_SLATES", 1)
+    model, encoder = tiny_llama(tokenizer).eval(), Encoder(tokenizer)
+    template, trie = get_template("music", shows_slate=False), build_trie(encoder, catalogue)
+
+    def best(ranker: LLMRanker) -> list[Any]:
+        return ranker.score_best(trie, HISTORIES, SLATES, 2)
+
+    def odds(ranker: LLMRanker) -> list[Any]:
+        return YesNoRanker(model, encoder, TEMPLATES["music"], catalogue, kept=ranker.kept, progress=ranker.progress
+                           ).score(HISTORIES, SLATES)  # fmt: skip
+
+    for way in (best, odds):
+        whole = way(LLMRanker(model, encoder, template, catalogue))
+        said: list[int] = []
+
+        def kill(count: int, said: list[int] = said) -> None:
+            said.append(count)
+            if len(said) == 2:
+                raise KeyboardInterrupt
+
+        def scores() -> KeptScores:
+            return KeptScores(tmp_path / way.__name__, "these")  # noqa: B023
+
+        with pytest.raises(KeyboardInterrupt):
+            way(LLMRanker(model, encoder, template, catalogue, kept=scores(), progress=kill))
+        said.clear()
+        again = way(LLMRanker(model, encoder, template, catalogue, kept=scores(), progress=said.append))
+        assert said == [1, 1, 1]
+        for one, other in zip(whole, again, strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-5)
+            assert np.isfinite(other).any()
 
 
 def test_the_slate_is_shown_in_the_order_given(

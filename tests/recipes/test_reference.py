@@ -16,8 +16,10 @@ from sirius_rec.errors import RunError
 from sirius_rec.prompts.templates import TEMPLATES
 from sirius_rec.recipes import models, reference, scoring
 from sirius_rec.recipes import records as recipe_records
+from sirius_rec.recipes.adoption import adopt
 from sirius_rec.recipes.run import Run
 from sirius_rec.schema import SlateName
+from sirius_rec.scoring import kept
 
 
 @pytest.fixture
@@ -43,6 +45,33 @@ def test_it_holds_what_the_sft_model_says(trained: Run) -> None:
         for row, logps in zip(rows, direct, strict=True):
             assert cached[split][row].shape == (6,)
             np.testing.assert_allclose(cached[split][row], logps, atol=1e-4)
+
+
+def test_a_cache_that_was_killed_goes_on(
+    run: Run, mini: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adopt(run.folder, mini("evaluation.batch_tokens=500"))
+    run.folder.reference(0).unlink()
+    reference.reference(str(run.folder.path), 0)
+    whole = run.folder.reference(0).read_bytes()
+    run.folder.reference(0).unlink()
+    monkeypatch.setattr(kept, "_EVERY", 0.0)
+    said: list[int] = []
+
+    def kill(count: int) -> None:
+        said.append(count)
+        if len(said) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(reference, "Ticker", lambda name, total: kill)
+    with pytest.raises(KeyboardInterrupt):
+        reference.reference(str(run.folder.path), 0)
+    done, said[:] = sum(said), []
+    monkeypatch.setattr(reference, "Ticker", lambda name, total: said.append)
+    reference.reference(str(run.folder.path), 0)
+    assert said[0] == done > 0 and sum(said) == run.dataset.n_rows("train") + run.dataset.n_rows("val")
+    assert run.folder.reference(0).read_bytes() == whole
+    assert [path.name for path in run.folder.reference(0).parent.iterdir()] == ["s0.npz"]
 
 
 def test_the_key_changes_with_the_weights(run: Run, trained: Run) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +14,13 @@ import pytest
 from sirius_rec.config import Config
 from sirius_rec.errors import PromptError
 from sirius_rec.evaluation.tables import table_name
+from sirius_rec.recipes import scoring
+from sirius_rec.recipes.adoption import adopt
 from sirius_rec.recipes.methods import build_methods
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.run_folder import RunFolder
 from sirius_rec.recipes.scoring import score_only
+from sirius_rec.scoring import kept
 
 
 def test_a_table_of_other_rows_is_made_again_and_no_other(trained: Any, tmp_path: Path) -> None:
@@ -31,6 +35,58 @@ def test_a_table_of_other_rows_is_made_again_and_no_other(trained: Any, tmp_path
     whole[1:].write_parquet(file)
     score_only(str(folder.path), "popularity", 0)
     assert pl.read_parquet(file).equals(whole)
+
+
+def test_a_table_that_was_killed_goes_on(
+    trained: Run, mini: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of a language model that were scored before a kill are not scored again, and nothing is left over."""
+    shutil.copytree(trained.folder.path, tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    adopt(folder, mini("evaluation.batch_tokens=80"))
+    run = Run.open(folder.path)
+    [slates] = run.test_slates
+    file, total = run.folder.scores / table_name("sft", 0, slates, "best"), len(run.tested_rows(slates))
+    score_only(str(run.folder.path), "sft", 0)
+    whole = pl.read_parquet(file)
+    shutil.rmtree(run.folder.scores)
+    monkeypatch.setattr(kept, "_EVERY", 0.0)
+    said: list[int] = []
+
+    def kill(count: int) -> None:
+        said.append(count)
+        if len(said) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(scoring, "Ticker", lambda name, total: kill)
+    with pytest.raises(KeyboardInterrupt):
+        score_only(str(run.folder.path), "sft", 0)
+    [coming] = run.folder.scores.iterdir()
+    assert coming.name.endswith(".parquet.coming") and list(coming.glob("*.npz"))
+    done, said[:] = sum(said), []
+    assert 0 < done < total
+    monkeypatch.setattr(scoring, "Ticker", lambda name, total: said.append)
+    score_only(str(run.folder.path), "sft", 0)
+    assert said[0] == done and sum(said) == total
+    assert pl.read_parquet(file).equals(whole)
+    assert not list(run.folder.scores.glob(".*"))
+
+
+def test_what_is_kept_of_a_table_is_of_one_training_and_of_its_rows(trained: Run, tmp_path: Path) -> None:
+    shutil.copytree(trained.folder.path, tmp_path / "run")
+    run = Run.open(tmp_path / "run")
+    sft, [slates] = build_methods(run.config)["sft"], run.test_slates
+
+    def of(run: Run, checkpoint: str = "best") -> str:
+        return scoring._kept(run, sft, 0, slates, checkpoint).of
+
+    first = of(run)
+    assert first == of(trained)
+    fewer = run.config.evaluation.model_copy(update={"test_rows": {slates: 7}})
+    assert of(Run(run.folder, run.config.model_copy(update={"evaluation": fewer}))) != first
+    done = run.folder.sft(0) / "done.json"
+    done.write_text(json.dumps({**json.loads(done.read_text()), "seconds": 1.5}))
+    assert of(run) != first
 
 
 def test_rows_that_are_ranked_later_fit_into_the_context_too(trained: Run, mini: Callable[..., Config]) -> None:

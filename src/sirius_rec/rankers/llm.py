@@ -16,9 +16,12 @@ from sirius_rec.rankers.catalogue.top import top_k
 from sirius_rec.rankers.catalogue.trie import Trie
 from sirius_rec.rankers.generation import generate_answers
 from sirius_rec.rankers.protocol import Answer, Items, check_rows
+from sirius_rec.scoring.kept import KeptScores, scored_in_parts
 from sirius_rec.scoring.prefix_cache import PrefixCache
 from sirius_rec.scoring.rows import PromptCompletions
 from sirius_rec.scoring.scorer import check_once, score_rows
+
+_PART = 64  # searches of a catalogue between which what was found can be kept
 
 
 class LLMRanker:
@@ -28,6 +31,7 @@ class LLMRanker:
     shown: what stands for an item in prompts, where that is not its title (hybrid prompts).
     scoring: "auto", "packed" or "naive". batch_tokens: tokens per batch. bf16: see
     `scoring.scorer.score_rows`. progress: gets the rows just done. prefixes: keeps prompts from one call to the next.
+    kept: of one scoring, so that it can go on after a kill.
     """
 
     def __init__(
@@ -43,6 +47,7 @@ class LLMRanker:
         bf16: bool = False,
         progress: Callable[[int], None] | None = None,
         prefixes: PrefixCache | None = None,
+        kept: KeptScores | None = None,
     ) -> None:
         self.model = model
         self.encoder = encoder
@@ -54,6 +59,7 @@ class LLMRanker:
         self.bf16 = bf16
         self.progress = progress
         self.prefixes = prefixes
+        self.kept = kept
 
     def prompts(self, histories: Sequence[Items], candidates: Sequence[Items]) -> list[str]:
         """The prompt texts of rows, the slate in the order given; errors as `check_rows`."""
@@ -84,6 +90,7 @@ class LLMRanker:
             bf16=self.bf16,
             progress=self.progress,
             prefixes=self.prefixes,
+            kept=self.kept,
         )
 
     def top_k(
@@ -123,13 +130,24 @@ class LLMRanker:
 
         trie: of the whole catalogue, most of which the candidates are: what they lack is left out of the search.
         """
-        every = np.arange(trie.n_titles)
-        leave_out = [np.setdiff1d(every, slate) for slate in candidates]
+        every, most = np.arange(trie.n_titles), min(k, trie.n_titles)
+
+        def best(rows: slice) -> list[npt.NDArray[np.float64]]:
+            leave_out = [np.setdiff1d(every, slate) for slate in candidates[rows]]
+            return [
+                np.concatenate([found.items, found.scores])
+                for found in self.top_k(trie, histories[rows], most, leave_out=leave_out)
+            ]
+
         rows = []
-        found_R = self.top_k(trie, histories, min(k, trie.n_titles), leave_out=leave_out)
-        for slate, found in zip(candidates, found_R, strict=True):
+        size = len(histories) if self.kept is None else _PART
+        how = f"best {most} {self.scoring} {self.bf16}"
+        for slate, found in zip(
+            candidates, scored_in_parts(len(histories), size, best, self.kept, how, self.progress), strict=True
+        ):
+            items, scores = np.split(found, 2)
             scores_I = np.full(trie.n_titles, -np.inf)
-            scores_I[found.items] = found.scores
+            scores_I[items.astype(np.int64)] = scores
             rows.append(scores_I[slate])
         return rows
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from sirius_rec.prompts.encoding import Encoder
 from sirius_rec.prompts.templates import NO, YES, Template
 from sirius_rec.rankers.protocol import Items, check_rows
+from sirius_rec.scoring.kept import KeptScores, scored_in_parts
 from sirius_rec.scoring.rows import PromptCompletions
 from sirius_rec.scoring.scorer import check_once, score_rows
 
@@ -36,20 +37,24 @@ class YesNoRanker:
         batch_tokens: int = 8192,
         bf16: bool = False,
         progress: Callable[[int], None] | None = None,
+        kept: KeptScores | None = None,
     ) -> None:
         self.model, self.encoder, self.template, self.titles = model, encoder, template, titles
         self.scoring, self.batch_tokens, self.bf16, self.progress = scoring, batch_tokens, bf16, progress
+        self.kept = kept
 
     def score(self, histories: Sequence[Items], candidates: Sequence[Items]) -> list[npt.NDArray[np.float32]]:
         """Log-odds of Yes, one array per row, aligned with its candidates."""
         check_rows(histories, candidates, len(self.titles))
-        out: list[npt.NDArray[np.float32]] = []
-        for start in range(0, len(histories), _SLATES):
-            part = slice(start, start + _SLATES)
-            out += self._score(histories[part], candidates[part])
+
+        def odds(rows: slice) -> list[npt.NDArray[np.float32]]:
+            found = self._score(histories[rows], candidates[rows])
             if self.progress:
-                self.progress(len(candidates[part]))
-        return out
+                self.progress(len(found))
+            return found
+
+        how = f"odds {self.scoring} {self.batch_tokens} {self.bf16}"
+        return scored_in_parts(len(histories), _SLATES, odds, self.kept, how, self.progress)
 
     def _score(self, histories: Sequence[Items], candidates: Sequence[Items]) -> list[npt.NDArray[np.float32]]:
         titles = self.titles

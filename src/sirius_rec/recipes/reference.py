@@ -31,6 +31,7 @@ from sirius_rec.recipes.streamed import StreamedRecords
 from sirius_rec.training.gguf import fingerprint
 
 if TYPE_CHECKING:
+    from sirius_rec.scoring.kept import KeptScores
     from sirius_rec.scoring.rows import PromptCompletions
     from sirius_rec.training.logp_shards import LogpShards
 
@@ -45,6 +46,7 @@ def reference(path: str, seed: int) -> None:
     key = _reference_key(run, seed)
     if _is_there(run, seed, key):
         return
+    from sirius_rec.scoring.kept import KeptScores
     from sirius_rec.scoring.scorer import score_rows
 
     started = time.monotonic()
@@ -52,8 +54,9 @@ def reference(path: str, seed: int) -> None:
     encoder = run.encoder
     arrays: dict[str, np.ndarray] = {"key": np.array(key)}
     records = _records(run, seed)
+    kept: dict[str, KeptScores] = {}
 
-    def score(rows: Sequence[PromptCompletions], progress: Ticker) -> list[np.ndarray]:
+    def score(rows: Sequence[PromptCompletions], progress: Ticker, kept: KeptScores | None = None) -> list[np.ndarray]:
         return score_rows(
             model,
             rows,
@@ -62,6 +65,7 @@ def reference(path: str, seed: int) -> None:
             max_tokens=run.config.evaluation.batch_tokens,
             bf16=computes_in_bf16(run.config),
             progress=progress,
+            kept=kept,
         )
 
     for split, some in records.items():
@@ -71,12 +75,15 @@ def reference(path: str, seed: int) -> None:
         if isinstance(some, StreamedRecords):
             _shards(run, seed, key).fill(rows, partial(score, progress=progress))
         else:
-            logps = score(rows, progress)
+            kept[split] = KeptScores(target.with_name(f".{target.stem}-{split}.coming"), key)
+            logps = score(rows, progress, kept[split])
             arrays[f"{split}_logp"] = np.concatenate(logps)
             arrays[f"{split}_length"] = np.array([len(logp_C) for logp_C in logps])
     if not is_main():
         return
     atomic.write_npz(target, arrays)
+    for finished in kept.values():
+        finished.drop()
     log(f"reference s{seed}: {len(records['train'])} prompts scored in {time.monotonic() - started:.0f} s")
 
 

@@ -10,7 +10,7 @@ RUN/
       metrics.jsonl  held_out/  checkpoints/  best/  last/  done.json
   reference/s<seed>.npz               cached log π_ref; of streamed rows in s<seed>-train/
   rows/<slates>/                      train rows as arrays, with training.stream
-  scores/  generation/                score tables and greedy answers
+  scores/  generation/                score tables and greedy answers; .….coming of one under way
   results.json  comparison.json  diagnostics.json  report.html  figures/
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from sirius_rec import __version__
 from sirius_rec.atomic import write_json
 from sirius_rec.errors import RunError
 from sirius_rec.evaluation.tables import ScoreTable, read_table, table_name, write_table
@@ -17,7 +19,9 @@ from sirius_rec.processes import is_main
 from sirius_rec.recipes.job import Ticker, log
 from sirius_rec.recipes.methods import Method, build_methods
 from sirius_rec.recipes.run import Run, quiet
+from sirius_rec.recipes.run_folder import DONE
 from sirius_rec.schema import CANDIDATES, ROW_ID, TARGET, SlateName
+from sirius_rec.scoring.kept import KeptScores
 
 
 def fit(path: str, key: str, seed: int) -> None:
@@ -106,14 +110,26 @@ def score(run: Run, method: Method, seed: int) -> None:
                 write_json(answers, _generate(run, method, seed, slates, checkpoint, ranker))
             if scores:
                 ranker.progress = Ticker(f"{method.key} s{seed} on {slates}", len(run.tested_rows(slates)))
+                ranker.kept = kept = _kept(run, method, seed, slates, checkpoint)
                 rows = method.scores(run, ranker, slates)
                 if is_main():
                     _write(run, method, seed, slates, checkpoint, rows)
+                kept.drop()
         scored.setdefault(steps[checkpoint], checkpoint)
 
 
 def _table(run: Run, method: Method, seed: int, slates: str, checkpoint: str) -> Path:
     return run.folder.scores / table_name(method.key, seed, slates, checkpoint)
+
+
+def _kept(run: Run, method: Method, seed: int, slates: str, checkpoint: str) -> KeptScores:
+    """What a language model has scored of a table that is not whole yet, for these rows and of this very training."""
+    table = _table(run, method, seed, slates, checkpoint)
+    trained = [done.read_text() for folder in method.made_in(run, seed) if (done := folder / DONE).is_file()]
+    of = [__version__, run.dataset.fingerprint, method.steps(run, seed)[checkpoint], trained, _row_ids(run, slates),
+          run.config.backbone.model_dump(), run.config.prompts.model_dump()]  # fmt: skip
+    digest = hashlib.sha256(json.dumps(of, default=str).encode()).hexdigest()
+    return KeptScores(table.with_name(f".{table.name}.coming"), digest)
 
 
 def answers_file(run: Run, method: Method, seed: int, slates: str, checkpoint: str) -> Path:

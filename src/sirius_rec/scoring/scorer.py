@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sirius_rec.errors import ScoringError
 from sirius_rec.processes import log
 from sirius_rec.scoring.forked import Passes, common, forked_logps, passes
+from sirius_rec.scoring.kept import KeptScores
 from sirius_rec.scoring.masks import can_be_forked, refusal
 from sirius_rec.scoring.naive import in_parts, naive_logps
 from sirius_rec.scoring.packed import in_half_precision, tree_logps, unwrapped, use_tree_attention
@@ -211,6 +212,7 @@ def score_rows(
     progress: Callable[[int], None] | None = None,
     prefixes: PrefixCache | None = None,
     together: bool = True,
+    kept: KeptScores | None = None,
 ) -> list[np.ndarray]:
     """log π(y|x) of every candidate of every row, in row order: one float32 array of C values (nats) per row.
 
@@ -218,6 +220,7 @@ def score_rows(
     exceeds it is scored in parts), and of forked rows what the copies of the prompt and their candidates hold. `bf16`:
     compute float32 weights in bfloat16, as training with bf16 does; policy and reference must agree on it. `progress`
     gets the rows just done, by all processes. `prefixes`: keeps prompts between calls; of use in packed mode alone.
+    `kept`: where scores are put as they come, and taken from where they are.
 
     In a process group every process scores its share and all get all scores: call it in all of them, on the same rows.
     Not `together`, each scores what it is given, for itself; of a sharded model all must be given the same.
@@ -230,9 +233,13 @@ def score_rows(
     parts, owner = in_parts(rows, max_tokens) if mode == "naive" else (rows, list(range(len(rows))))
     if mode == "packed" and use_tree_attention(model) == "eager":
         max_tokens = min(max_tokens, _EAGER)
-    batches = _BATCHES[mode](parts, max_tokens)
+    known = {} if kept is None else kept.begin(f"{mode} {max_tokens} {bf16} {len(parts)}")
+    batches = [batch for batch in _BATCHES[mode](parts, max_tokens) if not all(p in known for p in batch)]
     left = Counter(owner)
-    own: dict[int, np.ndarray] = {}
+    left.subtract(owner[p] for p in known)
+    if progress and known:
+        progress(sum(not left[r] for r in {owner[p] for p in known}))
+    own = dict(known) if rank == 0 else {}
     for start in range(0, len(batches), processes):
         # Who has no batch left scores the first one again, for nobody: a sharded model needs all its processes.
         mine = start + rank < len(batches)
@@ -248,7 +255,10 @@ def score_rows(
                 found_BC = logps(model, some, pad_id, mode, size)
         logp_BC = found_BC.float().cpu().numpy()
         if mine:
-            own |= {p: logp_BC[b, : len(parts[p].completions)].copy() for b, p in enumerate(batch)}
+            for b, p in enumerate(batch):
+                own[p] = logp_BC[b, : len(parts[p].completions)].copy()
+                if kept is not None:
+                    kept.add(p, own[p])
         left.subtract(done := [owner[p] for batch in batches[start : start + processes] for p in batch])
         if progress:
             progress(sum(not left[r] for r in set(done)))

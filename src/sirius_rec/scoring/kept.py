@@ -1,0 +1,97 @@
+"""Scores of a long scoring that is under way, kept in files, so that after a kill it goes on with the rest."""
+
+from __future__ import annotations
+
+import shutil
+import time
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from sirius_rec import atomic
+from sirius_rec.processes import is_main, wait
+
+_KEY = "key.txt"
+_EVERY = 30.0  # seconds between files
+
+
+class KeptScores:
+    """One array of scores for each of the numbered rows that are done.
+
+    folder: of this scoring alone. of: text that names all that its scores depend on; files of another are removed. In a
+    group of processes all see one folder and go through `begin` together, and each keeps what it scored.
+    """
+
+    def __init__(self, folder: Path, of: str) -> None:
+        self.folder, self.of = folder, of
+        self._new: dict[int, np.ndarray] = {}
+        self._written = time.monotonic()
+
+    def begin(self, how: str) -> dict[int, np.ndarray]:
+        """The scores that are there. how: what else they depend on, as rows are numbered and computed."""
+        key = f"{self.of}\n{how}"
+        named = self.folder / _KEY
+        if is_main() and not (named.is_file() and named.read_text(encoding="utf-8") == key):
+            shutil.rmtree(self.folder, ignore_errors=True)
+            atomic.write_text(named, key)
+        wait()
+        known: dict[int, np.ndarray] = {}
+        for file in sorted(self.folder.glob("*.npz")):
+            known |= _read(file)
+        wait()  # nobody writes before all have read
+        self._new, self._written = {}, time.monotonic()
+        return known
+
+    def add(self, number: int, scores: np.ndarray) -> None:
+        self._new[number] = scores
+        if time.monotonic() - self._written >= _EVERY:
+            arrays = {
+                "number": np.array(list(self._new)),
+                "length": np.array([len(one) for one in self._new.values()]),
+                "score": np.concatenate(list(self._new.values())),
+            }
+            atomic.write_npz(self.folder / f"{number:09d}.npz", arrays)  # no row is scored twice, so no name is
+            self._new, self._written = {}, time.monotonic()
+
+    def drop(self) -> None:
+        """Remove the files, once what they were kept for is written."""
+        if is_main():
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def scored_in_parts(
+    n: int,
+    size: int,
+    score: Callable[[slice], Sequence[np.ndarray]],
+    kept: KeptScores | None,
+    how: str,
+    progress: Callable[[int], None] | None,
+) -> list[np.ndarray]:
+    """The scores of n rows, `size` rows at a time, where every process of a group computes all of them.
+
+    progress: gets the numbers of rows that were there; `score` says its own.
+    """
+    known = {} if kept is None else kept.begin(how)
+    for start in range(0, n, size):
+        rows = range(start, min(start + size, n))
+        if all(r in known for r in rows):
+            if progress:
+                progress(len(rows))
+            continue
+        for r, scores in zip(rows, score(slice(start, rows.stop)), strict=True):
+            known[r] = np.asarray(scores)
+            if kept is not None and is_main():
+                kept.add(r, known[r])
+    return [known[r] for r in range(n)]
+
+
+def _read(file: Path) -> dict[int, np.ndarray]:
+    """The rows of a file; none of a damaged one, which are scored again."""
+    try:
+        with np.load(file) as stored:
+            arrays = np.split(stored["score"], np.cumsum(stored["length"])[:-1])
+            return dict(zip(stored["number"].tolist(), arrays, strict=True))
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
+        return {}
