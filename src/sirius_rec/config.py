@@ -36,7 +36,7 @@ class Config(Options):
     """One run: data, backbone, SFT, arms, evaluation. `name` names the default run folder, runs/<name>.
 
     methods: other recommenders on the same slates, some on the same backbone. With methods and `arms: []` there is no
-    SFT, and a backbone only if a method asks for it.
+    SFT but with `sft.always`, and a backbone only if a method asks for it.
     """
 
     HOW: ClassVar[frozenset[str]] = frozenset({"tune"})
@@ -74,7 +74,7 @@ class Config(Options):
     @property
     def trains_language_model(self) -> bool:
         """Whether the run has SFT (and arms)."""
-        return bool(self.arms) or not self.methods
+        return bool(self.arms) or not self.methods or self.sft.always
 
     @field_validator("name")
     @classmethod

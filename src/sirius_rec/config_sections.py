@@ -168,7 +168,8 @@ class StartableOptions(_Startable):
 
 class SftSection(StartableOptions):
     """SFT. from: begins at another run's checkpoint instead of the backbone, each seed at its twin's. Baselines
-    that are trained as SFT is begin at the backbone all the same.
+    that are trained as SFT is begin at the backbone all the same. always: SFT beside `methods` also where `arms` is
+    empty; without either there is SFT anyway.
 
     targets: next trains on the target of each train row; all reads the training histories themselves, every title of
         them a target of those before it, for prompts that go on (prompts.slate: false, template.answer: null); with
@@ -177,6 +178,9 @@ class SftSection(StartableOptions):
         histories whose order is mostly ties.
     """
 
+    HOW: ClassVar[frozenset[str]] = StartableOptions.HOW | {"always"}
+
+    always: Flag = False
     targets: Literal["next", "all"] = "next"
     order: Literal["time", "random"] = "time"
     piece: Annotated[StrictInt, Field(ge=2)] | None = None

@@ -21,6 +21,7 @@ from sirius_rec.evaluation.results import read_results
 from sirius_rec.rankers.linear import EASE
 from sirius_rec.rankers.sequential.options import PRESETS
 from sirius_rec.rankers.sequential.ranker import SequentialRanker
+from sirius_rec.recipes.adoption import first_difference
 from sirius_rec.recipes.configuration import parse_config
 from sirius_rec.recipes.diagnosis import read_diagnostics
 from sirius_rec.recipes.methods import METHODS, build_methods, closed_form, networks, reserved_keys
@@ -269,6 +270,21 @@ def test_what_a_method_lacks_is_said_before_anything_is_trained(
 
 def test_every_method_has_a_label() -> None:
     assert all(method.title for method in METHODS.values()) and not set(METHODS) & set(reserved_keys())
+
+
+@pytest.mark.parametrize(
+    ("arms", "methods", "always", "there"),
+    [([], ["ease"], False, False), ([], ["ease"], True, True), ([], [], False, True), (["dpo"], ["ease"], False, True)],
+)
+def test_sft_stands_beside_methods_where_it_is_wanted(
+    arms: list[str], methods: list[str], always: bool, there: bool
+) -> None:
+    fusion = [{"method": "fusion", "options": {"of": ["sft", "ease"]}}] if there and methods else []
+    config = parse_config({"arms": arms, "methods": [*methods, *fusion], "sft": {"always": always}}, "c")
+    assert ("sft" in build_methods(config)) == there
+    assert (
+        first_difference(RunFolder(Path("none")), config, config.changed(sft=config.sft.changed(always=True))) is None
+    )
 
 
 def test_own_seeds_are_for_networks_and_hold_the_runs() -> None:
