@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from sirius_rec.errors import DataError, RunError, ScoringError
+from sirius_rec.rankers import request_files
 from sirius_rec.rankers.answers import PARTIAL, AnswerFile, Answering, Outcome, Unknown, answer_file, ranking
 from sirius_rec.rankers.requests import BadRequest, Request, parse_request, read_requests
 
@@ -47,6 +50,55 @@ def write(folder: Path, n: int = 10, bad: tuple[int, ...] = ()) -> Path:
 
 def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_rows_of_parquet_are_lines_and_a_folder_is_one_file(tmp_path: Path) -> None:
+    """As Spark writes them: parts, and a file that says that all are there."""
+    records = [{"history": ["a", str(k)], "candidates": ["x" * (c + 1) for c in range(k + 2)]} for k in range(7)]
+    records[3]["id"], records[4]["id"] = "s3", "é"
+    lines = tmp_path / "r.jsonl"
+    lines.write_text("".join(json.dumps(record) + "\n" for record in records))
+    wanted = list(read_requests(lines))
+    assert [request.line for request in wanted] == list(range(1, 8))
+    whole = tmp_path / "r.parquet"
+    pl.DataFrame(records).write_parquet(whole)
+    assert list(read_requests(whole)) == wanted
+    for kind in ("parquet", "json"):
+        folder = tmp_path / kind
+        folder.mkdir()
+        (folder / "_SUCCESS").touch()
+        for part, some in enumerate((records[:4], records[4:5], records[5:])):
+            if kind == "parquet":
+                pl.DataFrame(some).write_parquet(folder / f"part-{part}.parquet")
+            else:
+                text = "\n\n".join(json.dumps(record) for record in some)  # blank lines have a number, too
+                (folder / f"part-{part}.json.gz").write_bytes(gzip.compress(text.encode()))
+        found = list(read_requests(folder))
+        assert [replace(request, line=0) for request in found] == [replace(request, line=0) for request in wanted]
+        assert [r.line for r in found] == ([1, 2, 3, 4, 5, 6, 7] if kind == "parquet" else [1, 3, 5, 7, 8, 9, 11])
+    assert list(read_requests(whole, 5)) == wanted[5:]
+
+
+def test_a_row_group_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_files, "_ROWS", 3)
+    frame = pl.DataFrame({"history": [["a"]] * 10, "candidates": [[k, k + 1] for k in range(10)], "id": range(10)})
+    frame.write_parquet(tmp_path / "r.parquet", row_group_size=4)
+    said: list[tuple[str, int, int]] = []
+    found = list(read_requests(tmp_path / "r.parquet", advance=lambda *what: said.append(what)))
+    assert [(r.line, r.key, r.candidates) for r in found] == [(k + 1, k, (str(k), str(k + 1))) for k in range(10)]
+    size = (tmp_path / "r.parquet").stat().st_size
+    assert [done for _, done, _ in said] == [size * rows // 10 for rows in (3, 6, 9, 10)]
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [(b"PAR1 torn", r"r\.parquet: cannot be read \("), (None, "r.parquet: holds no files; put requests there")],
+)
+def test_parquet_that_cannot_be_read(tmp_path: Path, made: bytes | None, message: str) -> None:
+    source = tmp_path / "r.parquet"
+    source.mkdir() if made is None else source.write_bytes(made)
+    with pytest.raises(DataError, match=message):
+        list(read_requests(source))
 
 
 def test_a_request_and_its_answer(tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ ChatOption = Annotated[
 DtypeOption = Annotated[
     Literal["float32", "bfloat16"] | None, typer.Option("--dtype", help="Of a plain model's weights.")
 ]
+_REQUESTS = "JSON lines or Parquet, a folder or the address of such"
 JobsOption = Annotated[
     int | None, typer.Option("--jobs", min=1, help="Processes that answer. Default: 1; with Ray one per GPU or core.")
 ]
@@ -64,7 +65,10 @@ def rank(
     model: ModelOption,
     input: Annotated[
         str,
-        typer.Option(help='JSON lines, or the address of such: {"history": [...], "candidates": [...][, "id": …]}.'),
+        typer.Option(
+            help='JSON lines or Parquet, a folder or the address of such: {"history": [...], "candidates": [...]'
+            '[, "id": …]}.'
+        ),
     ],
     out: AnswersOption,
     method: MethodOption = None,
@@ -111,7 +115,8 @@ def rank(
 def recommend(
     model: ModelOption,
     input: Annotated[
-        str, typer.Option(help='JSON lines, or the address of such: {"history": [...][, "exclude": [...], "id": …]}.')
+        str,
+        typer.Option(help=f'{_REQUESTS}: {{"history": [...][, "exclude": [...], "id": …]}}.'),
     ],
     out: AnswersOption,
     top: Annotated[int, typer.Option(min=1, help="Items of an answer.")] = 10,

@@ -1,4 +1,4 @@
-"""Requests in JSON lines, read in order.
+"""Requests, read in order: JSON lines, or what `request_files` makes such of.
 
 A request: {"history": [ids or titles, oldest first], "candidates": [ids or titles]}, and anything in "id"; where the
 whole catalogue is ranked there are no candidates, but "exclude" may name what is no answer.
@@ -14,9 +14,9 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from sirius_rec.data.sources.lines import blocks
 from sirius_rec.errors import DataError
 from sirius_rec.progress import Advance
+from sirius_rec.rankers.request_files import request_lines
 
 
 @dataclass(frozen=True)
@@ -120,23 +120,20 @@ def _no_id(key: Any) -> str | None:
 def read_requests(
     path: Path, after: int = 0, advance: Advance | None = None, *, trail: int | None = None, form: Form = RANKING
 ) -> Iterator[Request | BadRequest]:
-    """Requests of a plain or gzip file behind its line `after`; blank lines are passed over. Bounded memory.
+    """Requests of a file or folder (`request_lines`) behind its line `after`. Bounded memory.
 
-    trail: the checksum that the line `after` had. Raises DataError if the file cannot be read, or if the lines up to
+    trail: the checksum that the line `after` had. Raises DataError if a file cannot be read, or if the lines up to
     `after` are not those that gave this checksum.
     """
     passed, matched = 0, not after or trail is None
-    for first, block in blocks(path, advance, size=1 << 20):
-        for number, text in enumerate(block.split(b"\n"), first):
-            if not text.strip():
-                continue
-            passed = zlib.crc32(text.strip() + b"\n", passed)
-            if number == after and passed == trail:
-                matched = True
-            if number > after:
-                if not matched:
-                    raise _changed(path, after)
-                yield replace(parse_request(number, text, form), trail=passed)
+    for number, text in request_lines(path, advance):
+        passed = zlib.crc32(text + b"\n", passed)
+        if number == after and passed == trail:
+            matched = True
+        if number > after:
+            if not matched:
+                raise _changed(path, after)
+            yield replace(parse_request(number, text, form), trail=passed)
     if not matched:
         raise _changed(path, after)
 
