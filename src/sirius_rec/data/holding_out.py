@@ -61,7 +61,8 @@ class HeldOut:
 def hold_out(example_set: ExampleSet, options: HoldOutOptions, min_history: int) -> tuple[ExampleSet, HeldOut]:
     """The examples without what training is denied. Rows of val and test stay, whole.
 
-    min_history: train rows whose history is left with fewer items are dropped too.
+    min_history: train rows whose history loses items, and is left with fewer, are dropped too. (Anchored histories may
+    be shorter than that by themselves.)
 
     Raises:
         DataError: no train row is left.
@@ -74,8 +75,10 @@ def hold_out(example_set: ExampleSet, options: HoldOutOptions, min_history: int)
     user_R, n_users, kept = _kept_users(examples, train_R, options)
     cold = pl.Series(np.flatnonzero(cold_I), dtype=pl.Int32)
     warm = pl.col(HISTORY).list.eval(pl.element().filter(~pl.element().is_in(cold.implode())))
+    before_R = examples[HISTORY].list.len().to_numpy()
     examples = examples.with_columns(pl.when(pl.Series(train_R)).then(warm).otherwise(HISTORY).alias(HISTORY))
-    short_R = (examples[HISTORY].list.len() < min_history).to_numpy()
+    left_R = examples[HISTORY].list.len().to_numpy()
+    short_R = (left_R < before_R) & (left_R < min_history)
     dropped_R = train_R & (cold_I[examples[TARGET].to_numpy()] | ~kept[user_R] | short_R)
     if not (train_R & ~dropped_R).any():
         raise DataError(f"data.hold_out: no train row is left of {int(train_R.sum()):,}: hold less out")
