@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 class Arm(Finetuned):
     role: ClassVar[Role] = "arm"
+    studied = True
     stage = "align"
 
     def __init__(self, config: Config, arm: ArmSection) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 class Sft(Finetuned):
     name, title = "sft", "SFT"
     role: ClassVar[Role] = "sft"
+    studied = True
     stage = "sft"
 
     def __init__(self, config: Config) -> None:
