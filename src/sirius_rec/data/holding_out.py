@@ -38,12 +38,14 @@ def check_hold_out(hold_out: HoldOutOptions, slates: Sequence[SlateOptions], sha
 
 @dataclass(frozen=True)
 class HeldOut:
-    """cold_I: bool[n_items]. n_train_users: with train rows, of so many before. rows: of train that were dropped."""
+    """cold_I: bool[n_items]. n_train_users: with train rows, of so many before. rows, left: of train that were dropped,
+    and that stay."""
 
     cold_I: npt.NDArray[np.bool_]
     n_train_users: int
     of_train_users: int
     rows: int
+    left: int
 
     def denied_to(self, train: ExampleSet) -> ExampleSet:
         """Train rows for which cold items are no negatives."""
@@ -82,8 +84,9 @@ def hold_out(example_set: ExampleSet, options: HoldOutOptions, min_history: int)
     dropped_R = train_R & (cold_I[examples[TARGET].to_numpy()] | ~kept[user_R] | short_R)
     if not (train_R & ~dropped_R).any():
         raise DataError(f"data.hold_out: no train row is left of {int(train_R.sum()):,}: hold less out")
-    left = replace(example_set, examples=examples).select(~dropped_R)
-    return left, HeldOut(cold_I, int(kept.sum()), n_users, int(dropped_R.sum()))
+    n_dropped = int(dropped_R.sum())
+    held = HeldOut(cold_I, int(kept.sum()), n_users, n_dropped, int(train_R.sum()) - n_dropped)
+    return replace(example_set, examples=examples).select(~dropped_R), held
 
 
 def _kept_users(
