@@ -19,7 +19,7 @@ RAW: dict[str, Any] = {
     "name": "held",
     "data": {
         "source": "simulated", "options": {"n_items": 80, "n_users": 60, "events_per_user": 14},
-        "window": {"max_history": 5, "min_history": 2}, "limits": {"train": 150},
+        "window": {"max_history": 5, "min_history": 2}, "limits": {"train": 20},
         "hold_out": {"cold_items": 0.2, "train_users": 0.5},
         "slates": [{"size": 6}, {"protocol": "full", "splits": ["test"]}],
     },
@@ -54,7 +54,7 @@ def test_results_say_what_training_was_denied(run: Run) -> None:
         f"data.hold_out: training met none of 16 cold items (of 80) and 24 of 48 users: {left} of "
         f"{left + held['train_rows_dropped']} train rows are left."
     )
-    assert left > run.dataset.n_rows("train") == 150  # data.limits has a note of its own
+    assert left > run.dataset.n_rows("train") == 20  # data.limits has a note of its own
 
 
 @pytest.mark.parametrize("slates", ["test-uniform-6-s0", "test-full-80-s0", "test-retrieved_ease-20-s0"])
