@@ -12,6 +12,7 @@ import yaml
 from typer.testing import CliRunner
 
 from sirius_rec import cli
+from sirius_rec.errors import ConfigError
 from sirius_rec.evaluation.results import read_results
 from sirius_rec.recipes.run import Run
 
@@ -39,6 +40,18 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return Run.open(folder / "run")
 
 
+def test_what_users_had_in_dropped_rows_is_no_negative_of_the_policy(tmp_path: Path) -> None:
+    data = {**RAW["data"], "window": {"max_history": 5, "min_history": 5}, "slates": [{"size": 6}]}
+    arms = [{"loss": "dpo", "name": "dpo_policy", "negatives_from": "on_policy"}]
+    tiny = {"hidden_size": 16, "layers": 1, "heads": 2, "intermediate_size": 24, "vocab_size": 300, "context": 256}
+    raw = {**RAW, "data": data, "arms": arms, "methods": [], "prompts": {"slate": False}, "evaluation": {},
+           "backbone": {"tiny": tiny, "pretrain": None}}  # fmt: skip
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(raw))
+    result = CliRunner().invoke(cli.app, ["run", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "run")])
+    assert isinstance(result.exception, ConfigError)
+    assert "arms (dpo_policy): negatives_from on_policy: data.hold_out dropped rows" in str(result.exception)
+
+
 def had_by_user(run: Run) -> dict[str, set[int]]:
     """What each train user had, counted anew from the rows."""
     had: dict[str, set[int]] = {}
@@ -52,7 +65,7 @@ def test_results_say_what_training_was_denied(run: Run) -> None:
     (note,) = (note for note in read_results(run.folder.results)["notes"] if "data.hold_out" in note)
     assert note.startswith(
         f"data.hold_out: training met none of 16 cold items (of 80) and 24 of 48 users: {left} of "
-        f"{left + held['train_rows_dropped']} train rows are left."
+        f"{left + held['train_rows_dropped']} train rows are left"
     )
     assert left > run.dataset.n_rows("train") == 20  # data.limits has a note of its own
 
