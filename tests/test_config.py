@@ -176,9 +176,10 @@ def test_wrong_types_and_ranges(text: str, message: str) -> None:
         ),
         *(
             (
-                f"prompts: {{slate: false, template: {{history: 'Liked:', answer: null}}}}\narms: []\nmethods: [{method}]",
-                f"methods.0 ({key}): prompts.template.answer: null: behind {what} the answer looks like one more title: "
-                f"name the line before the answer, or {mend}",
+                "prompts: {slate: false, template: {history: 'Liked:', answer: null}}\narms: []\n"
+                f"methods: [{method}]",
+                f"methods.0 ({key}): prompts.template.answer: null: behind {what} the answer looks like one more "
+                f"title: name the line before the answer, or {mend}",
             )
             for method, key, what, mend in (
                 ("tallrec", "tallrec", "the history the candidate that is asked about", "leave the method out"),

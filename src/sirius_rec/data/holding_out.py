@@ -88,9 +88,7 @@ def hold_out(example_set: ExampleSet, options: HoldOutOptions, min_history: int)
         raise DataError(f"data.hold_out: no train row is left of {int(train_R.sum()):,}: hold less out")
     n_dropped = int(dropped_R.sum())
     pairs = [_pairs(examples, user_R, rows, cold) for rows in (train_R & kept[user_R], train_R & ~dropped_R)]
-    held = HeldOut(
-        cold_I, int(kept.sum()), n_users, n_dropped, int(train_R.sum()) - n_dropped, pairs[0] - pairs[1]
-    )
+    held = HeldOut(cold_I, int(kept.sum()), n_users, n_dropped, int(train_R.sum()) - n_dropped, pairs[0] - pairs[1])
     return replace(example_set, examples=examples).select(~dropped_R), held
 
 
@@ -108,9 +106,7 @@ def _kept_users(
     return user_R, len(training), kept
 
 
-def _pairs(
-    examples: pl.DataFrame, user_R: npt.NDArray[np.int64], rows: npt.NDArray[np.bool_], cold: pl.Series
-) -> int:
+def _pairs(examples: pl.DataFrame, user_R: npt.NDArray[np.int64], rows: npt.NDArray[np.bool_], cold: pl.Series) -> int:
     """How many pairs of a user and a warm item stand in these rows."""
     frame = examples.select(pl.Series("who", user_R), pl.concat_list(HISTORY, TARGET).alias("item"))
     pairs = frame.filter(pl.Series(rows)).explode("item").unique()

@@ -107,8 +107,8 @@ def held_out_of(info: Mapping[str, Any], n_items: int, n_train: int) -> list[str
     nowhere = f", and {lost:,} times a warm item that one of these users had is in none of them" if lost else ""
     return [
         f"data.hold_out: training met none of {len(held['items']):,} cold items (of {n_items:,}) and "
-        f"{held['users']:,} of {held['of_users']:,} users: {n_train:,} of {before:,} train rows are left{nowhere}. Numbers of "
-        "users, items and events are of the whole data; popularity is of what is left."
+        f"{held['users']:,} of {held['of_users']:,} users: {n_train:,} of {before:,} train rows are left{nowhere}. "
+        "Numbers of users, items and events are of the whole data; popularity is of what is left."
     ]
 
 

@@ -74,8 +74,8 @@ def _check(config: Config) -> None:
         )
     if fused := [entry.key for entry in config.methods if entry.method == Fusion.name]:
         raise ConfigError(
-            f"methods ({', '.join(fused)}): sirius tune: what a fusion weighs is tuned itself: tune without it, then add "
-            "it to OUT/winners/config.yaml and run that into OUT/winners"
+            f"methods ({', '.join(fused)}): sirius tune: what a fusion weighs is tuned itself: tune without it, then "
+            "add it to OUT/winners/config.yaml and run that into OUT/winners"
         )
     again = set(config.tune.seeds) & set(config.seeds[:1])
     if again:
