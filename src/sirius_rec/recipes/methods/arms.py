@@ -73,8 +73,9 @@ class Arm(Finetuned):
     def check(self, run: Run) -> None:
         """Its prompts are SFT's, which are checked. ConfigError where the policy's negatives could be items that a user
         had in rows which training is denied."""
-        lost = run.dataset.info.get("hold_out", {}).get("pairs_lost", 0)
-        if self.arm.negatives_from == "on_policy" and lost:
+        if self.arm.negatives_from != "on_policy":
+            return
+        if lost := run.dataset.info.get("hold_out", {}).get("pairs_lost", 0):
             raise ConfigError(
                 f"arms ({self.key}): negatives_from on_policy: data.hold_out dropped rows that alone told of {lost:,} "
                 "items that users had, and they would be negatives: lower data.window.min_history, or take hard"
