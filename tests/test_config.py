@@ -169,6 +169,25 @@ def test_wrong_types_and_ranges(text: str, message: str) -> None:
             "align: {batch_size: 32, micro_batch_size: 5}",
             "align: batch_size 32 is not a multiple of micro_batch_size 5",
         ),
+        (
+            "sft: {order: random, piece: 7}",
+            "sft.order, sft.piece: are of targets: all, and targets: next reads rows as they are: leave them out, or "
+            "set targets: all",
+        ),
+        *(
+            (
+                "prompts: {slate: false, template: {history: 'Liked:', answer: null}}\narms: []\n"
+                f"methods: [{method}]",
+                f"methods.0 ({key}): prompts.template.answer: null: behind {what} the answer looks like one more "
+                f"title: name the line before the answer, or {mend}",
+            )
+            for method, key, what, mend in (
+                ("tallrec", "tallrec", "the history the candidate that is asked about", "leave the method out"),
+                ("tallrec_listwise", "tallrec_listwise", "a slate", "leave the method out"),
+                ("{method: llara, options: {slate: true}}", "llara", "a slate", "leave the method's slate out"),
+                ("{method: zero_shot, options: {slate: true}}", "zero_shot", "a slate", "leave the method's slate out"),
+            )
+        ),
         ("evaluation: {checkpoints: []}", "evaluation.checkpoints: at least one of best, last is needed"),
         (
             "evaluation: {baseline: sft_continues}",

@@ -175,7 +175,8 @@ class SftSection(StartableOptions):
         them a target of those before it, for prompts that go on (prompts.slate: false, template.answer: null); with
         training.share: user each title is computed once. piece: of at most so many titles, cut elsewhere in every
         epoch; null is what prompts show and one more. order: as it was, or a new random one in every epoch, for
-        histories whose order is mostly ties.
+        histories whose order is mostly ties. The titles of all epochs are mixed and read once, an equal part (at most
+        examples_per_epoch) at a time, so that an epoch may hold a title twice or not at all.
     """
 
     HOW: ClassVar[frozenset[str]] = StartableOptions.HOW | {"always"}

@@ -74,6 +74,50 @@ def test_fewer_users_are_among_more_and_evaluation_stays(log: Path, tmp_path: Pa
     assert users[0.1] < users[0.5]
 
 
+@pytest.mark.parametrize("held_out", [{"train_users": 0.5}, {"cold_items": 0.1}])
+def test_a_history_that_lost_nothing_may_be_as_short_as_its_window_makes_it(
+    log: Path, tmp_path: Path, held_out: dict[str, float]
+) -> None:
+    """Anchored histories of 12 events, at most 6 items, starts at multiples of 5: of 1 to 6 items."""
+    window = WindowOptions(kind="anchored", max_history=6, min_history=4, step=5)
+    plain, held = (
+        prepare("table", log, tmp_path / str(n), window=window, slates=(SlateOptions(size=6),), held_out=options)
+        for n, options in enumerate((HoldOutOptions(), HoldOutOptions(**held_out)))
+    )
+    before = plain.examples("train")
+    assert before["history"].list.len().min() == 2
+    cold, users = set(held.info["hold_out"]["items"]), set(held.examples("train")["user_id"].to_list())
+    wanted = {}
+    for row in before.filter(pl.col("user_id").is_in(list(users))).to_dicts():
+        left = [i for i in row["history"] if i not in cold]
+        if row["target"] not in cold and (left == row["history"] or len(left) >= 4):
+            wanted[row["row_id"]] = left
+    train = held.examples("train")
+    assert dict(zip(train["row_id"].to_list(), train["history"].to_list(), strict=True)) == wanted
+    assert min(map(len, wanted.values())) == 2
+    assert len(users) == held.info["hold_out"]["users"]
+
+
+@pytest.mark.parametrize("least", [0, 5])
+def test_items_that_no_row_tells_of_any_more_are_counted(log: Path, tmp_path: Path, least: int) -> None:
+    window, held_out = WindowOptions(max_history=5, min_history=least), HoldOutOptions(cold_items=0.2, train_users=0.5)
+    plain, held = (
+        prepare("table", log, tmp_path / str(n), window=window, slates=(SlateOptions(size=6),), held_out=options)
+        for n, options in enumerate((HoldOutOptions(), held_out))
+    )
+    cold = set(held.info["hold_out"]["items"])
+    order = np.random.default_rng([0, 1]).permutation(plain.examples("train")["user_id"].unique().len())
+    users = plain.examples("train")["user_id"].unique(maintain_order=True)[order[: len(order) // 2].tolist()]
+
+    def had(data: Dataset) -> set[tuple[str, int]]:
+        rows = data.examples("train").filter(pl.col("user_id").is_in(users.to_list()))
+        return {(r["user_id"], i) for r in rows.iter_rows(named=True) for i in (*r["history"], r["target"])}
+
+    lost = {(user, item) for user, item in had(plain) - had(held) if item not in cold}
+    assert held.info["hold_out"]["pairs_lost"] == len(lost)
+    assert (len(lost) > 0) is (least == 5)
+
+
 def test_another_seed_holds_others_out_and_is_another_recipe(log: Path, tmp_path: Path) -> None:
     items = [made(log, tmp_path / str(s), cold_items=0.3, seed=s).info["hold_out"]["items"] for s in (0, 1)]
     assert items[0] != items[1]

@@ -111,6 +111,19 @@ def test_sft_reads_histories_whose_titles_are_computed_once(mini: Callable[..., 
     assert count_nodes(rows) <= len(rows[-1].prompt) + 2 * len(rows) < alone
 
 
+def test_an_epoch_of_histories_is_never_more_than_all_of_them(mini: Callable[..., Config], tmp_path: Path) -> None:
+    """examples_per_epoch above what there is takes what there is, as with rows; it read every title epochs² times."""
+    words = ("prompts.template={history: They had, answer: null}", "prompts.slate=false", "sft.targets=all")
+    config = mini(*words, "sft.epochs=3", "sft.examples_per_epoch=1000000", "backbone.pretrain=null")
+    run = Run(open_run(tmp_path / "run", config), config)
+    run_stages(run, (), lambda line: None)
+    given = build_methods(config)["sft"].training_set(run, 0, np.arange(3))
+    assert given["stage"].examples_per_epoch == math.ceil(len(given["records"]) / 3)
+    few = config.changed(sft=config.sft.changed(examples_per_epoch=7))
+    run.config = few
+    assert build_methods(few)["sft"].training_set(run, 0, np.arange(3))["stage"].examples_per_epoch == 7
+
+
 def test_targets_all_wants_prompts_that_go_on(mini: Callable[..., Config]) -> None:
     for overrides in ((), ("prompts.slate=false",), ("prompts.template={history: a, answer: null}",)):
         with pytest.raises(ConfigError, match=r"sft.targets: all reads histories as texts that go on|null continues"):

@@ -50,6 +50,13 @@ def config(**changes: Any) -> Config:
     return parse_config({**RAW, **changes}, "x")
 
 
+def test_a_fusion_is_not_tuned_and_said_so_before_any_trial(tmp_path: Path) -> None:
+    fusion = {"method": "fusion", "name": "both", "options": {"of": ["item_knn", "sasrec"]}}
+    with pytest.raises(ConfigError, match=r"methods \(both\): .*add it to OUT/winners") as caught:
+        tuning.tune(config(methods=[*RAW["methods"], fusion]), tmp_path / "out")
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+
+
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("tune")

@@ -17,6 +17,7 @@ from sirius_rec.errors import ConfigError
 from sirius_rec.evaluation.results import read_results
 from sirius_rec.evaluation.tables import read_table
 from sirius_rec.rankers.fusion import known
+from sirius_rec.recipes.comparison import strongest_baseline
 from sirius_rec.recipes.configuration import load_config, parse_config
 from sirius_rec.recipes.methods import build_methods
 from sirius_rec.recipes.run import Run
@@ -121,6 +122,17 @@ def test_fused_scores_are_weighted_sums(done: tuple[Run, str]) -> None:
         np.testing.assert_allclose(fused, expected, atol=1e-4)
     labels = {row["method"]: row["label"] for row in read_results(run.folder.results)["summary"]}
     assert labels["fusion"] == f"DPO + {labels['sasrec']}"
+
+
+def test_a_fusion_of_an_arm_is_no_baseline_of_it(done: tuple[Run, str]) -> None:
+    run, _ = done
+    results = read_results(run.folder.results)
+    assert {key for key, one in results["methods"].items() if one["studied"]} == {"sft", "dpo", "fusion"}
+    name = "test-uniform-6-s0"
+    for row in results["summary"]:
+        if row["slates"] == name:
+            row["hr@1"] = {"fusion": 0.9, "dpo": 0.8, "sasrec": 0.7}.get(row["method"], 0.1)
+    assert strongest_baseline(results, name) == "sasrec"
 
 
 def test_the_report_sets_the_protocols_side_by_side(done: tuple[Run, str]) -> None:

@@ -38,12 +38,15 @@ def check_hold_out(hold_out: HoldOutOptions, slates: Sequence[SlateOptions], sha
 
 @dataclass(frozen=True)
 class HeldOut:
-    """cold_I: bool[n_items]. n_train_users: with train rows, of so many before. rows: of train that were dropped."""
+    """cold_I: bool[n_items]. n_train_users: with train rows, of so many before. rows, left: of train that were dropped,
+    and that stay. lost: pairs of such a user and a warm item that stood in dropped rows alone."""
 
     cold_I: npt.NDArray[np.bool_]
     n_train_users: int
     of_train_users: int
     rows: int
+    left: int
+    lost: int
 
     def denied_to(self, train: ExampleSet) -> ExampleSet:
         """Train rows for which cold items are no negatives."""
@@ -55,13 +58,15 @@ class HeldOut:
         return {
             **options.model_dump(), "items": np.flatnonzero(self.cold_I).tolist(), "users": self.n_train_users,
             "of_users": self.of_train_users, "train_rows_dropped": self.rows,
+            "pairs_lost": self.lost,
         }  # fmt: skip
 
 
 def hold_out(example_set: ExampleSet, options: HoldOutOptions, min_history: int) -> tuple[ExampleSet, HeldOut]:
     """The examples without what training is denied. Rows of val and test stay, whole.
 
-    min_history: train rows whose history is left with fewer items are dropped too.
+    min_history: train rows whose history loses items, and is left with fewer, are dropped too. (Anchored histories may
+    be shorter than that by themselves.)
 
     Raises:
         DataError: no train row is left.
@@ -74,13 +79,17 @@ def hold_out(example_set: ExampleSet, options: HoldOutOptions, min_history: int)
     user_R, n_users, kept = _kept_users(examples, train_R, options)
     cold = pl.Series(np.flatnonzero(cold_I), dtype=pl.Int32)
     warm = pl.col(HISTORY).list.eval(pl.element().filter(~pl.element().is_in(cold.implode())))
+    before_R = examples[HISTORY].list.len().to_numpy()
     examples = examples.with_columns(pl.when(pl.Series(train_R)).then(warm).otherwise(HISTORY).alias(HISTORY))
-    short_R = (examples[HISTORY].list.len() < min_history).to_numpy()
+    left_R = examples[HISTORY].list.len().to_numpy()
+    short_R = (left_R < before_R) & (left_R < min_history)
     dropped_R = train_R & (cold_I[examples[TARGET].to_numpy()] | ~kept[user_R] | short_R)
     if not (train_R & ~dropped_R).any():
         raise DataError(f"data.hold_out: no train row is left of {int(train_R.sum()):,}: hold less out")
-    left = replace(example_set, examples=examples).select(~dropped_R)
-    return left, HeldOut(cold_I, int(kept.sum()), n_users, int(dropped_R.sum()))
+    n_dropped = int(dropped_R.sum())
+    pairs = [_pairs(examples, user_R, rows, cold) for rows in (train_R & kept[user_R], train_R & ~dropped_R)]
+    held = HeldOut(cold_I, int(kept.sum()), n_users, n_dropped, int(train_R.sum()) - n_dropped, pairs[0] - pairs[1])
+    return replace(example_set, examples=examples).select(~dropped_R), held
 
 
 def _kept_users(
@@ -95,6 +104,13 @@ def _kept_users(
     order = np.random.default_rng([options.seed, 1]).permutation(training)
     kept[order[: max(1, round(options.train_users * len(training)))]] = True
     return user_R, len(training), kept
+
+
+def _pairs(examples: pl.DataFrame, user_R: npt.NDArray[np.int64], rows: npt.NDArray[np.bool_], cold: pl.Series) -> int:
+    """How many pairs of a user and a warm item stand in these rows."""
+    frame = examples.select(pl.Series("who", user_R), pl.concat_list(HISTORY, TARGET).alias("item"))
+    pairs = frame.filter(pl.Series(rows)).explode("item").unique()
+    return pairs.filter(~pl.col("item").is_in(cold.implode())).height
 
 
 def _without(excluded: ExcludedItems, cold_I: npt.NDArray[np.bool_]) -> ExcludedItems:

@@ -97,8 +97,8 @@ class HoldOutOptions(Options):
     """What training is denied, while validation and test rows with their slates stay as they are without it.
 
     cold_items: share of the catalogue, drawn by seed, that training never meets: they are no targets and no negatives
-    of train rows, and taken out of their histories. train_users: share of the users with train rows who
-    keep them; a smaller share is part of a larger one.
+    of train rows, and taken out of their histories; rows left with fewer than min_history items are dropped.
+    train_users: share of the users with train rows who keep them; a smaller share is part of a larger one.
     Networks draw negatives of their own from the whole catalogue, cold items too.
     """
 

@@ -179,6 +179,7 @@ def _prepare_whole(
     held: HeldOut | None = None
     if held_out:  # behind the fingerprint: rows and slates of evaluation are those without it
         example_set, held = hold_out(example_set, held_out, window.min_history)
+        say(f"data.hold_out: {held.rows:,} train rows are left out, {held.left:,} stay")
     learns = any(option.protocol in _LEARNING for option in slates)  # before the limits, which are no reason to unlearn
     train = example_set.select(learns & (example_set.examples[SPLIT] == "train").to_numpy())
     every = example_set.examples.filter(pl.col(SPLIT) == "train").select(list(EXAMPLE_SCHEMA))

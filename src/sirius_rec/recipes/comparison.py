@@ -17,13 +17,15 @@ _COSTS = ("parameters", "trainable_parameters", "training_seconds")
 
 
 def strongest_baseline(results: dict[str, Any], slates: str) -> str:
-    """The trivial or other baseline (not SFT, not an arm) with the highest mean HR@1 on the first test slates."""
+    """The trivial or other baseline (not SFT, not an arm, not a fusion of one) with the highest mean HR@1 on the first
+    test slates."""
     methods = results["methods"]
     rows = [
         row
         for row in results["summary"]
         if row["slates"] == slates and methods[row["method"]]["role"] in ("trivial", "baseline")
-    ]
+        and not methods[row["method"]].get("studied")
+    ]  # fmt: skip
     return str(max(rows, key=lambda row: (row["hr@1"], row["method"]))["method"])
 
 

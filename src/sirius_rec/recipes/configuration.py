@@ -147,6 +147,12 @@ def _arms(config: Config) -> Iterator[str]:
                 "sft.targets: all reads histories as texts that go on, and so must prompts: set prompts.slate: false, "
                 "a template with answer: null, and no chat, or targets: next"
             )
+    unread = [key for key, default in (("order", "time"), ("piece", None)) if getattr(config.sft, key) != default]
+    if config.sft.targets == "next" and unread:
+        yield (
+            f"{', '.join(f'sft.{key}' for key in unread)}: are of targets: all, and targets: next reads rows as they "
+            "are: leave them out, or set targets: all"
+        )
     slate_size = _train_slate_size(config)
     for number, arm in enumerate(config.arms):
         yield from _key_problems(f"arms.{number}.name", arm.key, reserved_keys(), "arm")

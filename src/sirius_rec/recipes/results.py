@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -89,12 +89,27 @@ def gather(run: Run, baseline: str) -> dict[str, Any]:
         results["notes"] += starting.notes(run)
     results["notes"] += titles_alone(run.config)
     few, every = dataset.n_rows("train"), every_train.height
+    results["notes"] += held_out_of(dataset.info, dataset.n_items, every)
     if few < every:
         results["notes"].append(
             f"data.limits.train: language models learned from {few:,} of {every:,} train rows; all other methods from "
             "all of them."
         )
     return results
+
+
+def held_out_of(info: Mapping[str, Any], n_items: int, n_train: int) -> list[str]:
+    """The note of what training was denied. info: what dataset.json holds. n_train: train rows that are left."""
+    held = info.get("hold_out")
+    if not held:
+        return []
+    before, lost = n_train + held["train_rows_dropped"], held.get("pairs_lost", 0)
+    nowhere = f", and {lost:,} times a warm item that one of these users had is in none of them" if lost else ""
+    return [
+        f"data.hold_out: training met none of {len(held['items']):,} cold items (of {n_items:,}) and "
+        f"{held['users']:,} of {held['of_users']:,} users: {n_train:,} of {before:,} train rows are left{nowhere}. "
+        "Numbers of users, items and events are of the whole data; popularity is of what is left."
+    ]
 
 
 def titles_alone(config: Config) -> list[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from sirius_rec.config import ArmSection, Config, MethodSection
+from sirius_rec.errors import ConfigError
 from sirius_rec.rankers.catalogue.trie import catalogue_trie
 from sirius_rec.recipes import starting
 from sirius_rec.recipes.methods.base import Prerequisite, Role
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 class Arm(Finetuned):
     role: ClassVar[Role] = "arm"
+    studied = True
     stage = "align"
 
     def __init__(self, config: Config, arm: ArmSection) -> None:
@@ -69,7 +71,15 @@ class Arm(Finetuned):
         return [*Sft(self.config).made_in(run, seed), self.folder(run, seed)]
 
     def check(self, run: Run) -> None:
-        """Its prompts are SFT's, which are checked."""
+        """Its prompts are SFT's, which are checked. ConfigError where the policy's negatives could be items that a user
+        had in rows which training is denied."""
+        if self.arm.negatives_from != "on_policy":
+            return
+        if lost := run.dataset.info.get("hold_out", {}).get("pairs_lost", 0):
+            raise ConfigError(
+                f"arms ({self.key}): negatives_from on_policy: data.hold_out dropped rows that alone told of {lost:,} "
+                "items that users had, and they would be negatives: lower data.window.min_history, or take hard"
+            )
 
     def folder(self, run: Run, seed: int) -> Path:
         return run.folder.arm(self.key, seed)

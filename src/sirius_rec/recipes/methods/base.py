@@ -55,6 +55,8 @@ class Method(ABC):
     ranks_catalogue: bool = True
     answers: ClassVar[bool] = False
     alone: bool = True
+    # Whether it is what a run studies, SFT or an arm, or is made of it: then it is nothing to measure that against.
+    studied: bool = False
     # Whether it scores titles by log π(title | prompt), so that titles outside the catalogue can be ranked too.
     reads_titles: ClassVar[bool] = False
     # Whether its prompts hold what `prompts.fields` puts behind titles.
@@ -103,7 +105,7 @@ class Method(ABC):
         language_model: whether it is one."""
         return {
             "label": self.label, "role": self.role, "random": self.random, "base": self.base,
-            "train_rows": self.train_rows(run),
+            "train_rows": self.train_rows(run), "studied": self.studied,
             "language_model": self.uses_backbone or self.remote,
         }  # fmt: skip
 

@@ -286,6 +286,22 @@ class FinetunedBaseline(Finetuned):
         return stage
 
 
+def needs_answer_line(config: Config, what: str, mend: str) -> None:
+    """ConfigError where prompts name no line before the answer and a method shows `what` there. mend: the other way."""
+    template = config.prompts.template
+    if not isinstance(template, str) and template.answer is None:
+        raise ConfigError(
+            f"prompts.template.answer: null: behind {what} the answer looks like one more title: name the line before "
+            f"the answer, or {mend}"
+        )
+
+
+def check_slate(config: Config, slate: bool | None) -> None:
+    """ConfigError where a method's own option asks for a slate that prompts cannot end with."""
+    if slate:
+        needs_answer_line(config, "a slate", "leave the method's slate out")
+
+
 def with_slate(run: Run, slate: bool | None) -> Template:
     """The configured template, with the slate or without; None: as configured."""
     return run.template if slate is None else replace(run.template, shows_slate=slate)

@@ -46,6 +46,7 @@ class Fusion(Method):
         self.parts = [others[key] for key in self.options.of]
         self.uses_backbone = any(part.uses_backbone for part in self.parts)
         self.alone = all(part.alone for part in self.parts)
+        self.studied = any(part.studied for part in self.parts)
         self.ranks_catalogue = all(part.ranks_catalogue for part in self.parts)
 
     @property

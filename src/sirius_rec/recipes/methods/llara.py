@@ -12,7 +12,7 @@ from pydantic import Field
 from sirius_rec import processes
 from sirius_rec.config import Config, MethodSection
 from sirius_rec.options import Number
-from sirius_rec.recipes.methods.finetuned import FinetunedBaseline, PromptOptions, with_slate
+from sirius_rec.recipes.methods.finetuned import FinetunedBaseline, PromptOptions, check_slate, with_slate
 from sirius_rec.recipes.methods.networks import SasRec, require_validation
 from sirius_rec.recipes.records import slate_records, validation_set
 from sirius_rec.recipes.run import Run
@@ -42,6 +42,7 @@ class Llara(FinetunedBaseline):
 
     def __init__(self, config: Config, entry: MethodSection) -> None:
         super().__init__(config, entry)
+        check_slate(config, self.options.slate)
         shared = SasRec.shared(config)
         self.shares = shared is not None
         self.sasrec = SasRec(config, shared or MethodSection(method=SasRec.name))

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 class Sft(Finetuned):
     name, title = "sft", "SFT"
     role: ClassVar[Role] = "sft"
+    studied = True
     stage = "sft"
 
     def __init__(self, config: Config) -> None:
@@ -105,8 +106,9 @@ class Sft(Finetuned):
             run.dataset, self.template(run), run.shown, piece=piece, epochs=options.epochs, seed=seed,
             shuffle=options.order == "random",
         )  # fmt: skip
-        an_epoch = options.examples_per_epoch or -(-len(records) // options.epochs)
-        return {"records": records, "stage": options.changed(examples_per_epoch=an_epoch)}
+        an_epoch = -(-len(records) // options.epochs)
+        wanted = min(options.examples_per_epoch or an_epoch, an_epoch)
+        return {"records": records, "stage": options.changed(examples_per_epoch=wanted)}
 
     def chosen_apart(self, run: Run, seed: int) -> bool:
         """Whether the best epoch was; not in runs of versions that chose it on all validation rows."""

@@ -12,7 +12,7 @@ from sirius_rec.config import Config, MethodSection
 from sirius_rec.errors import ConfigError
 from sirius_rec.options import Options, Positive
 from sirius_rec.prompts.templates import NO, QUESTION, YES
-from sirius_rec.recipes.methods.finetuned import FinetunedBaseline
+from sirius_rec.recipes.methods.finetuned import FinetunedBaseline, needs_answer_line
 from sirius_rec.recipes.records import question_pairs, question_records, question_validation
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.training import starting_model
@@ -46,6 +46,7 @@ class TallRec(FinetunedBaseline):
         size = next((slate.size for slate in config.data.slates if "train" in slate.splits), None)
         if size and self.options.negatives > size - 1:
             raise ConfigError(f"{self.options.negatives} negatives, but a train slate of {size} has {size - 1}")
+        needs_answer_line(config, "the history the candidate that is asked about", "leave the method out")
 
     def tokenizer(self, run: Run) -> Any:
         """The run's tokenizer; on the tiny backbone with the question and answers as single tokens.
@@ -99,6 +100,10 @@ class TallRecListwise(FinetunedBaseline):
     """SFT on titles, from prompts that show the slate (the SIRIUS paper's E.3.1)."""
 
     name, title = "tallrec_listwise", "TALLRec (listwise)"
+
+    def __init__(self, config: Config, entry: MethodSection) -> None:
+        super().__init__(config, entry)
+        needs_answer_line(config, "a slate", "leave the method out")
 
     def template(self, run: Run) -> Template:
         return replace(run.template, shows_slate=True)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from sirius_rec.atomic import write_json
 from sirius_rec.config import Config, MethodSection
-from sirius_rec.recipes.methods.finetuned import LanguageModel, PromptOptions, own_options, with_slate
+from sirius_rec.recipes.methods.finetuned import LanguageModel, PromptOptions, check_slate, own_options, with_slate
 from sirius_rec.recipes.models import initial_model
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.run_folder import DONE
@@ -21,6 +21,7 @@ class ZeroShot(LanguageModel):
     def __init__(self, config: Config, entry: MethodSection) -> None:
         super().__init__(config, entry)
         self.options: PromptOptions = own_options(PromptOptions, entry)
+        check_slate(config, self.options.slate)
 
     @property
     def random(self) -> bool:

@@ -17,6 +17,7 @@ from sirius_rec.recipes.comparison import compare
 from sirius_rec.recipes.environment import versions
 from sirius_rec.recipes.job import log
 from sirius_rec.recipes.methods import build_methods
+from sirius_rec.recipes.methods.fusion import Fusion
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.schedule import Job, run_jobs
 from sirius_rec.recipes.starting import begins_at
@@ -70,6 +71,11 @@ def _check(config: Config) -> None:
         raise ConfigError(
             f"{begins[0]}.from: fresh seeds have no twins in the other run to begin at: tune without it, or name an "
             "exported model as backbone.name"
+        )
+    if fused := [entry.key for entry in config.methods if entry.method == Fusion.name]:
+        raise ConfigError(
+            f"methods ({', '.join(fused)}): sirius tune: what a fusion weighs is tuned itself: tune without it, then "
+            "add it to OUT/winners/config.yaml and run that into OUT/winners"
         )
     again = set(config.tune.seeds) & set(config.seeds[:1])
     if again:

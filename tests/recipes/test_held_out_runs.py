@@ -1,0 +1,91 @@
+"""A run whose training is denied items and users: its numbers are of what is left, and its results say so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from sirius_rec import cli
+from sirius_rec.errors import ConfigError
+from sirius_rec.evaluation.results import read_results
+from sirius_rec.recipes.run import Run
+
+RAW: dict[str, Any] = {
+    "name": "held",
+    "data": {
+        "source": "simulated", "options": {"n_items": 80, "n_users": 60, "events_per_user": 14},
+        "window": {"max_history": 5, "min_history": 2}, "limits": {"train": 20},
+        "hold_out": {"cold_items": 0.2, "train_users": 0.5},
+        "slates": [{"size": 6}, {"protocol": "full", "splits": ["test"]}],
+    },
+    "arms": [],
+    "methods": ["ease"],
+    "evaluation": {"baseline": "ease", "full_rows": 30, "retrieved": [{"retriever": "ease", "size": 20}]},
+    "compute": {"device": "cpu", "threads": 1},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("held")
+    (folder / "c.yaml").write_text(yaml.safe_dump(RAW))
+    result = CliRunner().invoke(cli.app, ["run", str(folder / "c.yaml"), "--out", str(folder / "run")])
+    assert result.exit_code == 0, result.output
+    return Run.open(folder / "run")
+
+
+def test_what_users_had_in_dropped_rows_is_no_negative_of_the_policy(tmp_path: Path) -> None:
+    data = {**RAW["data"], "window": {"max_history": 5, "min_history": 5}, "slates": [{"size": 6}]}
+    arms = [{"loss": "dpo", "name": "dpo_policy", "negatives_from": "on_policy"}]
+    tiny = {"hidden_size": 16, "layers": 1, "heads": 2, "intermediate_size": 24, "vocab_size": 300, "context": 256}
+    raw = {**RAW, "data": data, "arms": arms, "methods": [], "prompts": {"slate": False}, "evaluation": {},
+           "backbone": {"tiny": tiny, "pretrain": None}}  # fmt: skip
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(raw))
+    result = CliRunner().invoke(cli.app, ["run", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "run")])
+    assert isinstance(result.exception, ConfigError)
+    assert "arms (dpo_policy): negatives_from on_policy: data.hold_out dropped rows" in str(result.exception)
+
+
+def had_by_user(run: Run) -> dict[str, set[int]]:
+    """What each train user had, counted anew from the rows."""
+    had: dict[str, set[int]] = {}
+    for row in run.dataset.all_train_examples().iter_rows(named=True):
+        had.setdefault(row["user_id"], set()).update([*row["history"], row["target"]])
+    return had
+
+
+def test_results_say_what_training_was_denied(run: Run) -> None:
+    held, left = run.dataset.info["hold_out"], run.dataset.n_all_train
+    (note,) = (note for note in read_results(run.folder.results)["notes"] if "data.hold_out" in note)
+    assert note.startswith(
+        f"data.hold_out: training met none of 16 cold items (of 80) and 24 of 48 users: {left} of "
+        f"{left + held['train_rows_dropped']} train rows are left"
+    )
+    assert left > run.dataset.n_rows("train") == 20  # data.limits has a note of its own
+
+
+@pytest.mark.parametrize("slates", ["test-uniform-6-s0", "test-full-80-s0", "test-retrieved_ease-20-s0"])
+def test_what_is_unseen_and_popular_is_so_in_what_training_was_left(run: Run, slates: str) -> None:
+    had = had_by_user(run)
+    count_I = np.bincount([i for items in had.values() for i in items], minlength=80)
+    cold = set(run.dataset.info["hold_out"]["items"])
+    assert not count_I[list(cold)].any()
+    rows = run.dataset.examples("test")[run.tested_rows(slates).tolist()]
+    unseen = sum(int(count_I[target] == 0) for target in rows["target"].to_list())
+    assert unseen >= sum(target in cold for target in rows["target"].to_list()) > 0
+    beyond = json.loads(run.folder.results.read_text())["beyond"]["rows"]
+    (popular,) = (row for row in beyond if (row["method"], row["slates"]) == ("popularity", slates))
+    assert {bucket["name"]: bucket["n"] for bucket in popular["buckets"]}["unseen"] == unseen
+    k = 1 if "uniform" in slates else 10
+    bits = [
+        -np.log2((count_I[item] + 1) / (len(had) + 1))
+        for slate in run.slate_arrays(slates)[1]
+        for item in slate[np.argsort(-count_I[slate], kind="stable")[:k]]
+    ]
+    assert popular["novelty"]["mean"] == pytest.approx(np.mean(bits))
