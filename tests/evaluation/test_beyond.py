@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from scipy import stats
 
 from sirius_rec.errors import DataError
 from sirius_rec.evaluation.beyond import BUCKETS, GROUPS, Popularity, beyond_accuracy, gini
@@ -107,6 +108,23 @@ def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
     # 200 rows of the head bucket, hits of variance p (1 − p): by another route, within the noise of 20 groups
     wide = 2 * 2.093 * np.sqrt(head["mean"] * (1 - head["mean"]) / 200)
     assert (head["high"] - head["low"]) == pytest.approx(wide, rel=0.5)
+
+
+def test_few_users_are_no_more_than_they_are() -> None:
+    """Four users: the interval of a mean is Student's with three degrees of freedom. One user: none."""
+    right_U = [5, 4, 2, 0]  # of each user's five rows of the head
+    scores = [np.eye(4)[0 if r % 4 == 0 and r % 20 // 4 < right_U[r // 20] else 1] for r in range(80)]
+    rows = examples(80).with_columns(user_id=pl.Series([f"u{r // 20}" for r in range(80)]))
+    [row] = beyond_accuracy([table(scores)], rows, POPULAR, methods=METHODS, baseline="sft")["rows"]
+    head = next(b for b in row["buckets"] if b["name"] == "head")
+    mean_U = np.array(right_U) / 5
+    low, high = stats.t.interval(0.95, 3, loc=mean_U.mean(), scale=stats.sem(mean_U))
+    assert (head["mean"], head["low"], head["high"]) == pytest.approx((mean_U.mean(), max(low, 0), min(high, 1)))
+    assert (low, high) != pytest.approx((head["mean"] - 0.6, head["mean"] + 0.6), abs=0.05)  # neither end is cut away
+    rows = rows.with_columns(user_id=pl.lit("u0"))
+    found = beyond_accuracy([table(scores), table(scores, "sft")], rows, POPULAR, methods=METHODS, baseline="sft")
+    assert all(np.isnan(bucket["low"]) and np.isnan(bucket["high"]) for bucket in found["rows"][0]["buckets"])
+    assert all(np.isnan(test["low"]) for test in found["tests"])
 
 
 def test_seeds_are_averaged_and_their_spread_is_said() -> None:

@@ -4,8 +4,9 @@ whether a model's probabilities mean what they say.
 Lists are a ranking's first K: K = 10 where the whole catalogue is ranked or what a retriever found of it, K = 1 on
 sampled slates, whose further places are mostly decided by who was drawn.
 
-Intervals and tests are by the delete-a-group jackknife over users in GROUPS groups (t quantile, GROUPS − 1 degrees of
-freedom), because coverage and concentration are no means of rows; they speak of other users, not of other seeds.
+Intervals and tests are by the delete-a-group jackknife over users in GROUPS groups, or one for each of fewer users (t
+quantile, a degree of freedom less than groups), because coverage and concentration are no means of rows; they speak of
+other users, not of other seeds.
 """
 
 from __future__ import annotations
@@ -58,13 +59,15 @@ class Popularity:
 
 @dataclass(frozen=True)
 class _Rows:
-    """What the tables of one set of slates share, in the order of row_id. group_R: jackknife group of a row's user."""
+    """What the tables of one set of slates share, in the order of row_id. group_R: jackknife group of a row's user, of
+    so many."""
 
     row_ids: Ints
     position_R: Ints
     target_R: Ints
     history_pop_R: Floats
     group_R: Ints
+    groups: int
     length: int
 
 
@@ -123,7 +126,8 @@ def _rows(table: ScoreTable, examples: pl.DataFrame, popularity: Popularity, see
     may_lack = SlateName.parse(table.slates).protocol.startswith(RETRIEVED)
     target_R = joined[TARGET].to_numpy().astype(np.int64)
     codes = np.unique(user_groups(joined[USER_ID]), return_inverse=True)[1].reshape(-1)
-    group_U = np.random.default_rng(seed).permutation(int(codes.max(initial=0)) + 1) % GROUPS
+    n_users = int(codes.max(initial=0)) + 1
+    group_U = np.random.default_rng(seed).permutation(n_users) % GROUPS
     pops = [popularity.counts_I[row.to_numpy()] for row in joined[HISTORY]]
     return _Rows(
         joined[ROW_ID].to_numpy(),
@@ -131,6 +135,7 @@ def _rows(table: ScoreTable, examples: pl.DataFrame, popularity: Popularity, see
         target_R,
         np.array([own.mean() if len(own) else np.nan for own in pops]),
         group_U[codes],
+        min(n_users, GROUPS),
         list_length(table.slates),
     )
 
@@ -152,9 +157,9 @@ def _without(totals_G: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.concatenate([total[None], total[None] - totals_G])
 
 
-def _sums(values: npt.NDArray[Any], group: Ints) -> Floats:
+def _sums(values: npt.NDArray[Any], group: Ints, groups: int) -> Floats:
     """Sums over all groups, then without each, [1 + G]."""
-    return np.asarray(_without(np.bincount(group, weights=values, minlength=GROUPS)), dtype=np.float64)
+    return np.asarray(_without(np.bincount(group, weights=values, minlength=groups)), dtype=np.float64)
 
 
 def gini(counts_I: npt.NDArray[Any]) -> float:
@@ -167,22 +172,22 @@ def _widths(table: ScoreTable, rows: _Rows, popularity: Popularity) -> dict[str,
     """Each of WIDTH over all rows, then without each group, [1 + G]."""
     n_items = len(popularity.counts_I)
     row, item = _lists(table, rows.length)
-    group = rows.group_R[row]
-    places_GI = np.zeros((GROUPS, n_items))
+    group, groups = rows.group_R[row], rows.groups
+    places_GI = np.zeros((groups, n_items))
     np.add.at(places_GI, (group, item), 1.0)
     counted = _without(places_GI)
     bits = -np.log2((popularity.counts_I[item] + 1) / (popularity.n_users + 1))
     known = ~np.isnan(rows.history_pop_R)
-    had = _sums(np.where(known, rows.history_pop_R, 0.0), rows.group_R) / np.maximum(
-        _sums(known.astype(np.float64), rows.group_R), 1
+    had = _sums(np.where(known, rows.history_pop_R, 0.0), rows.group_R, groups) / np.maximum(
+        _sums(known.astype(np.float64), rows.group_R, groups), 1
     )
-    places = _sums(np.ones(len(item)), group)
+    places = _sums(np.ones(len(item)), group, groups)
     with np.errstate(divide="ignore", invalid="ignore"):
-        lift = _sums(popularity.counts_I[item].astype(np.float64), group) / places / had - 1
+        lift = _sums(popularity.counts_I[item].astype(np.float64), group, groups) / places / had - 1
     return {
         "coverage": (counted > 0).mean(axis=1),
         "gini": np.array([gini(one) for one in counted]),
-        "novelty": _sums(bits, group) / places,
+        "novelty": _sums(bits, group, groups) / places,
         "popularity_lift": lift,
     }
 
@@ -200,7 +205,8 @@ def _by_bucket(table: ScoreTable, rows: _Rows, bucket_I: Ints) -> dict[str, Floa
     for number, name in enumerate(BUCKETS):
         inside = (bucket_R == number).astype(np.float64)
         with np.errstate(divide="ignore", invalid="ignore"):
-            out[name] = _sums(hit_R * inside, rows.group_R) / _sums(inside, rows.group_R)
+            hits, targets = (_sums(values, rows.group_R, rows.groups) for values in (hit_R * inside, inside))
+            out[name] = hits / targets
     return out
 
 
@@ -214,10 +220,12 @@ def _calibration(table: ScoreTable, rows: _Rows) -> tuple[Floats, list[dict[str,
     hit_R = _hits(table, rows)
     bin_R = np.empty(len(sure_R), dtype=np.int64)
     bin_R[np.argsort(sure_R, kind="stable")] = np.arange(len(sure_R)) * BINS // len(sure_R)
-    off, weight, curve = np.zeros(1 + GROUPS), np.zeros(1 + GROUPS), []
+    off, weight, curve = np.zeros(1 + rows.groups), np.zeros(1 + rows.groups), []
     for b in range(BINS):
         inside = (bin_R == b).astype(np.float64)
-        n, sure, hit = (_sums(values * inside, rows.group_R) for values in (np.ones(len(bin_R)), sure_R, hit_R))
+        n, sure, hit = (
+            _sums(values * inside, rows.group_R, rows.groups) for values in (np.ones(len(bin_R)), sure_R, hit_R)
+        )
         off, weight = off + np.abs(hit - sure), weight + n
         if n[0]:
             curve.append({"confidence": sure[0] / n[0], "accuracy": hit[0] / n[0], "n": int(n[0])})
@@ -225,16 +233,19 @@ def _calibration(table: ScoreTable, rows: _Rows) -> tuple[Floats, list[dict[str,
 
 
 def _interval(values: Floats, *, share: bool = False) -> dict[str, Any]:
-    """mean, low, high of a statistic over all rows and without each group, [1 + G]; of a share inside 0 … 1."""
-    half = float(stats.t.ppf(0.975, GROUPS - 1)) * _error(values)
+    """mean, low, high of a statistic over all rows and without each group, [1 + G]; of a share inside 0 … 1; NaN where
+    one user leaves no group."""
+    half = float(stats.t.ppf(0.975, len(values) - 2)) * _error(values)
     low, high = float(values[0]) - half, float(values[0]) + half
-    return {"mean": float(values[0]), "low": max(low, 0.0) if share else low, "high": min(high, 1.0) if share else high}
+    if share:
+        low, high = np.clip([low, high], 0.0, 1.0).tolist()
+    return {"mean": float(values[0]), "low": low, "high": high}
 
 
 def _error(values: Floats) -> float:
     """Standard error by the delete-a-group jackknife."""
     without = values[1:]
-    return float(np.sqrt((GROUPS - 1) / GROUPS * ((without - without.mean()) ** 2).sum()))
+    return float(np.sqrt((len(without) - 1) / len(without) * ((without - without.mean()) ** 2).sum()))
 
 
 def _row(
@@ -283,7 +294,8 @@ def _tests(
                 difference = means[0] - means[1]
                 error = _error(difference)
                 t = abs(difference[0]) / error if error else (np.inf if difference[0] else 0.0)
-                p = float(2 * stats.t.sf(t, GROUPS - 1))
+                freedom = len(difference) - 2
+                p = float(2 * stats.t.sf(t, freedom)) if freedom else 1.0  # one user tells nothing of others
                 own.append({"slates": slates, "checkpoint": checkpoint, "method": key[2], "against": baseline,
                             "metric": name, **_interval(difference), "p": p})  # fmt: skip
             for test, adjusted in zip(own, holm([test["p"] for test in own]), strict=True):
