@@ -94,7 +94,7 @@ def test_rows_that_are_ranked_later_fit_into_the_context_too(trained: Run, mini:
     run = Run(trained.folder, mini("backbone.tiny.context=14"))
     sft = build_methods(run.config)["sft"]
     with pytest.raises(PromptError, match=r"slates test-uniform-6-s0: \d+ of \d+ prompts .* exceed the context of 14"):
-        sft.scores(run, None, "test-uniform-6-s0")
+        sft.scores(run, None, "test-uniform-6-s0", 0, "best")
 
 
 def test_only_rows_that_are_looked_at_are_measured(trained: Run, mini: Callable[..., Config]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,13 @@ from typer.testing import CliRunner
 from sirius_rec import cli
 from sirius_rec.errors import ConfigError
 from sirius_rec.evaluation.results import read_results
-from sirius_rec.evaluation.tables import read_table
+from sirius_rec.evaluation.tables import read_table, write_table
 from sirius_rec.rankers.fusion import known
 from sirius_rec.recipes.comparison import strongest_baseline
 from sirius_rec.recipes.configuration import load_config, parse_config
 from sirius_rec.recipes.methods import build_methods
 from sirius_rec.recipes.run import Run
+from sirius_rec.recipes.scoring import score_only
 
 MINI = Path(__file__).resolve().parents[1] / "mini.yaml"
 FULL, RETRIEVED = "test-full-80-s0", "test-retrieved_sasrec-15-s0"
@@ -122,6 +125,27 @@ def test_fused_scores_are_weighted_sums(done: tuple[Run, str]) -> None:
         np.testing.assert_allclose(fused, expected, atol=1e-4)
     labels = {row["method"]: row["label"] for row in read_results(run.folder.results)["summary"]}
     assert labels["fusion"] == f"DPO + {labels['sasrec']}"
+
+
+def test_a_fusion_reads_the_tables_of_its_parts(done: tuple[Run, str], tmp_path: Path) -> None:
+    """What a language model has scored once is not scored again; what has no table is."""
+    slates, name = "test-uniform-6-s0", "dpo-s0-test-uniform-6-s0-best.parquet"
+    shutil.copytree(done[0].folder.path, tmp_path / "run")
+    run = Run.open(tmp_path / "run")
+    weights = json.loads((run.folder.method("fusion", 0) / "done.json").read_text())["weights"]
+    assert weights["dpo"] > 0
+    before, table = scores(run, "fusion", slates), read_table(run.folder.scores / name)
+    changed = table.frame.with_columns(pl.col("scores").list.eval(pl.element() + pl.int_range(pl.len())))
+    for stale, moved in ((True, 1.0), (False, 0.0)):
+        (run.folder.scores / f"fusion-s0-{slates}-best.parquet").unlink()
+        if stale:
+            write_table(replace(table, frame=changed), run.folder.scores)
+        else:
+            (run.folder.scores / name).unlink()
+        score_only(str(run.folder.path), "fusion", 0)
+        for old, new in zip(before["scores"], scores(run, "fusion", slates)["scores"], strict=True):
+            wanted = old.to_numpy() + moved * weights["dpo"] * np.arange(len(old))
+            np.testing.assert_allclose(new.to_numpy(), wanted, atol=1e-4)
 
 
 def test_a_fusion_of_an_arm_is_no_baseline_of_it(done: tuple[Run, str]) -> None:

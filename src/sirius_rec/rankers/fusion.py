@@ -7,6 +7,7 @@ logit of McFadden (1974); its log-likelihood is concave in the weights, so there
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -83,11 +84,16 @@ class FusionRanker:
         self.progress: Callable[[int], None] | None = None
 
     def score(self, histories: Sequence[Items], candidates: Sequence[Items]) -> list[Floats]:
-        totals = [np.zeros(len(slate)) for slate in candidates]
-        for ranker, weight in zip(self.rankers, self.weights, strict=True):
-            if weight:
-                scored = ranker.score(histories, candidates)
-                totals = [t + weight * known(s) for t, s in zip(totals, scored, strict=True)]
+        totals = self.fused([partial(ranker.score, histories, candidates) for ranker in self.rankers])
         if self.progress:
-            self.progress(len(totals))
+            self.progress(len(candidates))
+        return totals or [np.zeros(len(slate)) for slate in candidates]
+
+    def fused(self, parts: Sequence[Callable[[], Sequence[npt.NDArray[Any]]]]) -> list[Floats]:
+        """The weighted sum of what each ranker's part gives; empty where none has a weight."""
+        totals: list[Floats] = []
+        for part, weight in zip(parts, self.weights, strict=True):
+            if weight:
+                scored = [weight * known(scores) for scores in part()]
+                totals = [t + s for t, s in zip(totals, scored, strict=True)] if totals else scored
         return totals

@@ -16,7 +16,7 @@ from sirius_rec.data.options import INTERACTED_LEAKY
 from sirius_rec.errors import ConfigError, RunError
 from sirius_rec.evaluation.tables import user_groups
 from sirius_rec.recipes.run_folder import RunFolder
-from sirius_rec.schema import CANDIDATES, HISTORY, RETRIEVED, SPLITS, USER_ID, SlateName
+from sirius_rec.schema import CANDIDATES, HISTORY, RETRIEVED, ROW_ID, SPLITS, USER_ID, SlateName
 from sirius_rec.training.batching import spread
 
 if TYPE_CHECKING:
@@ -178,6 +178,12 @@ class Run:
     def sized_test_slates(self) -> list[str]:
         """The test slates whose candidates all get a score: all but the whole catalogue."""
         return [name for name in self.test_slates if SlateName.parse(name).protocol != "full"]
+
+    def tested_ids(self, slates: str) -> list[int]:
+        """The row_id of each of `tested_rows`."""
+        examples = self.dataset.examples(SlateName.parse(slates).split)
+        ids: list[int] = examples[ROW_ID][self.tested_rows(slates)].to_list()
+        return ids
 
     def tested_rows(self, slates: str) -> np.ndarray:
         """Numbers of the rows of frozen slates that are ranked, ascending: all, or those of `evaluation.test_rows`.

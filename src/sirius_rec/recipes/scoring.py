@@ -111,7 +111,7 @@ def score(run: Run, method: Method, seed: int) -> None:
             if scores:
                 ranker.progress = Ticker(f"{method.key} s{seed} on {slates}", len(run.tested_rows(slates)))
                 ranker.kept = kept = _kept(run, method, seed, slates, checkpoint)
-                rows = method.scores(run, ranker, slates)
+                rows = method.scores(run, ranker, slates, seed, checkpoint)
                 if is_main():
                     _write(run, method, seed, slates, checkpoint, rows)
                 kept.drop()
@@ -126,7 +126,7 @@ def _kept(run: Run, method: Method, seed: int, slates: str, checkpoint: str) -> 
     """What a language model has scored of a table that is not whole yet, for these rows and of this very training."""
     table = _table(run, method, seed, slates, checkpoint)
     trained = [done.read_text() for folder in method.made_in(run, seed) if (done := folder / DONE).is_file()]
-    of = [__version__, run.dataset.fingerprint, method.steps(run, seed)[checkpoint], trained, _row_ids(run, slates),
+    of = [__version__, run.dataset.fingerprint, method.steps(run, seed)[checkpoint], trained, run.tested_ids(slates),
           run.config.backbone.model_dump(), run.config.prompts.model_dump()]  # fmt: skip
     digest = hashlib.sha256(json.dumps(of, default=str).encode()).hexdigest()
     return KeptScores(table.with_name(f".{table.name}.coming"), digest)
@@ -141,19 +141,13 @@ def _has_scores(run: Run, method: Method, seed: int, slates: str, checkpoint: st
     """Whether the table of scores is there, and of the rows that are ranked: another number of rows, or another
     version of this package, chooses others."""
     table = _table(run, method, seed, slates, checkpoint)
-    return table.is_file() and pl.read_parquet(table, columns=[ROW_ID])[ROW_ID].to_list() == _row_ids(run, slates)
+    return table.is_file() and pl.read_parquet(table, columns=[ROW_ID])[ROW_ID].to_list() == run.tested_ids(slates)
 
 
 def _has_answers(run: Run, method: Method, seed: int, slates: str, checkpoint: str) -> bool:
-    file, row_ids = answers_file(run, method, seed, slates, checkpoint), _row_ids(run, slates)
+    file, row_ids = answers_file(run, method, seed, slates, checkpoint), run.tested_ids(slates)
     wanted = [row_ids[r] for r in answered_rows(run.config.evaluation.generation_rows, len(row_ids))]
     return file.is_file() and json.loads(file.read_text())["row_id"] == wanted
-
-
-def _row_ids(run: Run, slates: str) -> list[int]:
-    examples = run.dataset.examples(SlateName.parse(slates).split)
-    ids: list[int] = examples[ROW_ID][run.tested_rows(slates)].to_list()
-    return ids
 
 
 def _write(run: Run, method: Method, seed: int, slates: str, checkpoint: str, scores: Any) -> None:
@@ -180,7 +174,7 @@ def _generate(run: Run, method: Method, seed: int, slates: str, checkpoint: str,
     histories, candidates = run.slate_arrays(slates)
     rows = answered_rows(run.config.evaluation.generation_rows, len(histories))
     examples = run.dataset.examples(SlateName.parse(slates).split)[run.tested_rows(slates)]
-    targets, row_ids = examples[TARGET].to_list(), _row_ids(run, slates)
+    targets, row_ids = examples[TARGET].to_list(), run.tested_ids(slates)
     ranker.progress = Ticker(f"{method.key} s{seed} answers", len(rows))
     answers: Sequence[Any] = ranker.answer(
         [histories[r] for r in rows], [candidates[r] for r in rows], [targets[r] for r in rows]

@@ -91,6 +91,7 @@ def stage_jobs(run: Run, stages: Iterable[str]) -> list[Job]:
         for seed in method.seeds:
             job = scoring.fit if trains_alone else scoring.fit_and_score
             after = _names(method.builds_on(), seed) | (frozenset() if trains_alone else first)
+            after |= {f"evaluate {name}" for name in _names(method.reads_tables_of(), seed)}
             jobs.append(Job(f"{method.key} s{seed}", job, (path, method.key, seed), after, alone=method.alone))
     if "evaluate" in wanted:
         jobs += [

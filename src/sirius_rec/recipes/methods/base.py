@@ -127,6 +127,10 @@ class Method(ABC):
         """Keys of the methods, and names of the prerequisites, whose results it starts from."""
         return tuple(prerequisite.name for prerequisite in self.prerequisites())
 
+    def reads_tables_of(self) -> tuple[str, ...]:
+        """Keys of the methods whose score tables its own are made of."""
+        return ()
+
     def check(self, run: Run) -> None:  # noqa: B027 (most methods have nothing to check)
         """Raise, before anything is trained, what can be known to fail; not asked of what is done."""
 
@@ -150,8 +154,8 @@ class Method(ABC):
 
     no_catalogue: ClassVar[str] = "does not rank the whole catalogue"
 
-    def scores(self, run: Run, ranker: Any, slates: str) -> Any:
-        """Of every row of these slates one score per candidate, by what `ranker` gave."""
+    def scores(self, run: Run, ranker: Any, slates: str, seed: int, checkpoint: str) -> Any:
+        """Of every row of these slates one score per candidate, by what `ranker` gave for this seed and checkpoint."""
         return ranker.score(*run.slate_arrays(slates))
 
     @abstractmethod

@@ -141,14 +141,14 @@ class LanguageModel(Method):
         reason = "lists the candidates in its prompts" if self.searches else "is asked about each candidate alone"
         return f"{reason}, so it does not rank the whole catalogue"
 
-    def scores(self, run: Run, ranker: Any, slates: str) -> Any:
+    def scores(self, run: Run, ranker: Any, slates: str, seed: int, checkpoint: str) -> Any:
         """Of the whole catalogue, the exact best; all others are at −inf. PromptError as `check`: since that was asked
         others of the rows may have been chosen to be ranked."""
         context = context_of(run.config)
         if context is not None and slates in run.dataset.slate_names and slates in run.sized_test_slates:
             self._check_lengths(run, self.encoder(run), slates, context)
         if SlateName.parse(slates).protocol != "full":
-            return super().scores(run, ranker, slates)
+            return super().scores(run, ranker, slates, seed, checkpoint)
         trie = catalogue_trie(ranker.encoder, run.dataset.titles)
         return ranker.score_best(trie, *run.slate_arrays(slates), LISTED)
 

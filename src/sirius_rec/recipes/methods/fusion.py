@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from sirius_rec.atomic import write_json
 from sirius_rec.config import Config, MethodSection
 from sirius_rec.errors import ConfigError
+from sirius_rec.evaluation.tables import SCORES, read_table, table_name
 from sirius_rec.options import Options, options_of
+from sirius_rec.recipes.job import Ticker
 from sirius_rec.recipes.methods.base import Method, no_preset
 from sirius_rec.recipes.run_folder import DONE
+from sirius_rec.schema import ROW_ID
 
 if TYPE_CHECKING:
     from sirius_rec.recipes.run import Run
@@ -67,6 +73,9 @@ class Fusion(Method):
     def builds_on(self) -> tuple[str, ...]:
         return self.options.of
 
+    def reads_tables_of(self) -> tuple[str, ...]:
+        return self.options.of
+
     def made_in(self, run: Run, seed: int) -> list[Any]:
         parts = [folder for part in self.parts for folder in part.made_in(run, _own(part, seed))]
         return [*dict.fromkeys(parts), self.folder(run, seed)]
@@ -83,7 +92,9 @@ class Fusion(Method):
         if self.is_done(run, seed):
             return
         started, held_out = time.monotonic(), validation(run)
-        scores = [ranker.score(held_out.histories, held_out.candidates) for ranker in self._rankers(run, seed, "best")]
+        rankers = self._rankers(run, seed, "best")
+        self._say_progress(rankers, f"s{seed}, weights", len(held_out.histories))
+        scores = [ranker.score(held_out.histories, held_out.candidates) for ranker in rankers]
         weights = fit_weights(scores, held_out.target.tolist())
         write_json(
             self.folder(run, seed) / DONE,
@@ -95,6 +106,24 @@ class Fusion(Method):
             },
         )
 
+    def scores(self, run: Run, ranker: Any, slates: str, seed: int, checkpoint: str) -> Any:
+        """From its parts' tables where they are there. (That of a language model holds no more than its best of a whole
+        catalogue, which no fusion of one ranks.)"""
+        self._say_progress(ranker.rankers, f"s{seed} on {slates}", len(run.tested_rows(slates)))
+        ranker.progress = None
+
+        def of(part: Method, own: Any) -> Sequence[Any]:
+            at = _own(part, seed)
+            stored = _stored(run, part, at, slates, checkpoint)
+            return part.scores(run, own, slates, at, checkpoint) if stored is None else stored
+
+        parts = [partial(of, part, own) for part, own in zip(self.parts, ranker.rankers, strict=True)]
+        return ranker.fused(parts) or [np.zeros(len(slate)) for slate in run.slate_arrays(slates)[1]]
+
+    def _say_progress(self, rankers: Sequence[Any], what: str, rows: int) -> None:
+        for part, ranker in zip(self.parts, rankers, strict=True):
+            ranker.progress = Ticker(f"{self.key} {what}: {part.key}", rows)
+
     def _rankers(self, run: Run, seed: int, checkpoint: str) -> list[Any]:
         return [part.ranker(run, _own(part, seed), checkpoint) for part in self.parts]
 
@@ -103,6 +132,15 @@ class Fusion(Method):
 
         weights = json.loads((self.folder(run, seed) / DONE).read_text())["weights"]
         return FusionRanker(self._rankers(run, seed, checkpoint), [weights[key] for key in self.options.of])
+
+
+def _stored(run: Run, part: Method, seed: int, slates: str, checkpoint: str) -> list[Any] | None:
+    """A part's scores of the rows that are ranked; None where there is no table of them."""
+    file = run.folder.scores / table_name(part.key, seed, slates, checkpoint)
+    frame = read_table(file).frame if file.is_file() else None
+    if frame is None or frame[ROW_ID].to_list() != run.tested_ids(slates):
+        return None
+    return [row.to_numpy() for row in frame[SCORES]]
 
 
 def _own(part: Method, seed: int) -> int:
