@@ -157,6 +157,9 @@ def test_a_prompt_file_on_the_hub_is_read(tmp_path: Path, monkeypatch: pytest.Mo
     unasked: dict[str, Any] = {"template": None, "shows_slate": None, "max_history": None, "chat": None}
     found = prompt_form("me/ranker", **unasked)
     assert (found.form.history, found.max_history, found.chat) == ("Heard:", 7, True)
+    with pytest.raises(ConfigError, match=r"me/ranker: its prompts continue the history, .*: leave --slate out"):
+        prompt_form("me/ranker", **{**unasked, "shows_slate": True})
+    assert prompt_form("me/ranker", **{**unasked, "shows_slate": True, "template": "music"}).form.shows_slate
     absent = prompt_form("me/other", **unasked)
     assert in_words("me/other", absent.recipe) == "me/other, prompts of template generic: history of 10"
 

@@ -52,7 +52,8 @@ def prompt_form(
 
     folder: of the model, or its hub id.
 
-    ConfigError for a file that is none of ours, and for a model that read more behind titles than requests hold.
+    ConfigError for a file that is none of ours, for a model that read more behind titles than requests hold, and for a
+    slate in prompts that name no line between it and the answer.
     """
     own = _read(_found(folder))
     if own.get("fields"):
@@ -66,6 +67,11 @@ def prompt_form(
         form = get_template(template or "generic")
     if shows_slate is not None:
         form = replace(form, shows_slate=shows_slate)
+    if form.shows_slate and form.answer is None:
+        raise ConfigError(
+            f"{folder}: its prompts continue the history, and behind a slate the answer looks like one more candidate: "
+            "leave --slate out, or choose a --template"
+        )
     if max_history is None:
         max_history = int(own.get("max_history", _MAX_HISTORY))
     return PromptForm(form, max_history, bool(own.get("chat", False) if chat is None else chat))
