@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from sirius_rec import processes
 from sirius_rec.config import ArmSection, Config, MethodSection
+from sirius_rec.errors import ConfigError
 from sirius_rec.rankers.catalogue.trie import catalogue_trie
 from sirius_rec.recipes import starting
 from sirius_rec.recipes.methods.base import Prerequisite, Role
@@ -69,7 +71,10 @@ class Arm(Finetuned):
         return [*Sft(self.config).made_in(run, seed), self.folder(run, seed)]
 
     def check(self, run: Run) -> None:
-        """Its prompts are SFT's, which are checked."""
+        """Its prompts are SFT's, which are checked. ConfigError for negatives from a policy whose weights are split
+        over processes."""
+        if self.arm.negatives_from == "on_policy" and processes.split_weights():
+            raise ConfigError(f"arms: {self.key} searches a whole model in each process: no FSDP, no DeepSpeed")
 
     def folder(self, run: Run, seed: int) -> Path:
         return run.folder.arm(self.key, seed)
