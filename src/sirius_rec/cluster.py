@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Self, cast
 
 from sirius_rec import __version__, cache
-from sirius_rec.errors import ConfigError, RunError, SiriusError
+from sirius_rec.errors import ConfigError, RunError, SiriusError, Stopped
 from sirius_rec.extras import require
 
 _AGAIN = 5  # times that a call is made again whose worker or node was lost
@@ -83,6 +83,17 @@ def _own_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+@contextmanager
+def _stopped() -> Iterator[None]:
+    """Where Ray waits, it makes a SystemError of the `Stopped` that SIGTERM raises."""
+    try:
+        yield
+    except SystemError as error:
+        if isinstance(error.__cause__, Stopped):
+            raise error.__cause__ from None
+        raise
+
+
 def room() -> tuple[int, str]:
     """How many workers with a GPU each, or without GPUs a core each, the joined cluster has room for; and of what."""
     import ray
@@ -97,7 +108,8 @@ def result(get: Callable[[], Any]) -> Any:
     from ray.exceptions import RayError, RayTaskError
 
     try:
-        return get()
+        with _stopped():
+            return get()
     except RayTaskError as error:
         if isinstance(error.cause, SiriusError):
             raise error.cause from None
@@ -164,7 +176,9 @@ class Tasks:
 
         of = {self._refs[future]: future for future in futures}
         done = set()
-        for ref in ray.wait(list(of), num_returns=1, timeout=1.0)[0]:
+        with _stopped():
+            ready = ray.wait(list(of), num_returns=1, timeout=1.0)[0]
+        for ref in ready:
             done.add(future := of[ref])
             del self._refs[future]
             try:

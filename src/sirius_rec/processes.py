@@ -13,6 +13,7 @@ from datetime import timedelta
 
 # Others wait while the main process trains a network or scores a table; the usual 10 minutes would end the run.
 _PATIENCE = timedelta(hours=12)
+_YES = ("1", "true", "t", "yes", "y", "on")  # as accelerate reads its variables
 
 
 def count() -> int:
@@ -26,6 +27,14 @@ def rank() -> int:
 
 def is_main() -> bool:
     return rank() == 0
+
+
+def split_weights() -> bool:
+    """Whether `accelerate launch` was told to split weights over the processes, by FSDP or DeepSpeed.
+
+    It says so in the environment alone: `fsdp` and `deepspeed` of TrainingArguments stay empty.
+    """
+    return any(os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() in _YES for kind in ("FSDP", "DEEPSPEED"))
 
 
 def log(text: str) -> None:

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from sirius_rec.config import Config
-from sirius_rec.errors import PromptError
+from sirius_rec.errors import ConfigError, PromptError
 from sirius_rec.recipes import story
 from sirius_rec.recipes.methods import finetuned
 from sirius_rec.recipes.run import Run
@@ -57,3 +57,20 @@ def test_titles_that_cannot_be_marked(check: Check, tokenizer: Any) -> None:
     check(["Air", "Blur"], "prompts.chat=true")
     with pytest.raises(PromptError, match="the chat template changes the text"):
         check(["Air", "Blur"], "methods=[llara]", "prompts.chat=true")
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (["arms=[{loss: dpo, negatives_from: on_policy}]", "prompts.slate=false"], "arms: dpo.* searches"),
+        (["methods=[llara]"], "methods: llara saves"),
+    ],
+)
+def test_weights_in_parts(
+    check: Check, monkeypatch: pytest.MonkeyPatch, kind: str, asked: list[str], message: str
+) -> None:
+    check(["Air", "Blur"], *asked)
+    monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")  # as `accelerate launch` does
+    with pytest.raises(ConfigError, match=f"{message}.*: no FSDP, no DeepSpeed"):
+        check(["Air", "Blur"], *asked)

@@ -215,3 +215,26 @@ def test_on_ray_they_keep_their_order_and_errors_and_one_whose_worker_dies_is_do
     with pytest.raises(RunError, match="does not see it"):
         on_ray(jobs("x", "note"), files=(tmp_path / "none",))
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.skipif(missing("ray") is not None, reason="needs Ray (extra ray)")
+@pytest.mark.slow
+def test_sigterm_while_ray_waits_is_what_it_is_elsewhere() -> None:
+    script = """
+import os, signal, threading, time
+from sirius_rec import stopping
+from sirius_rec.cluster import Cluster, Tasks
+from sirius_rec.errors import Stopped
+
+stopping.listen()
+try:
+    with Tasks(Cluster()) as tasks:
+        call = tasks.submit(time.sleep, 600)
+        threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        while not tasks.wait([call]):
+            pass
+except Stopped as stopped:
+    print(stopped)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=600, check=False)
+    assert done.stdout == "stopped by SIGTERM\n", done.stderr

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sirius_rec.errors import ConfigError
 from sirius_rec.prompts.encoding import Encoder
 from sirius_rec.prompts.hybrid import HybridEncoder, marked_titles
 from sirius_rec.prompts.templates import TEMPLATES
@@ -112,3 +113,12 @@ def test_text_rows_are_the_plain_prompts(
     assert isinstance(made.encoder, Encoder)
     with pytest.raises(IndexError):
         made.collator.rows[2 * n]
+
+
+def test_a_model_in_parts_is_refused(
+    tokenizer: Any, tiny_llama: Callable[..., Any], catalogue: tuple[str, ...], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ConfigError, match="no FSDP, no DeepSpeed"):
+        trainer(tokenizer, tiny_llama(tokenizer), catalogue, tmp_path)

@@ -220,3 +220,10 @@ def test_on_policy_negatives_that_cannot_be(
         if "catalogue" in options:
             build(negatives_from="on_policy")
         mined(**options)
+
+
+def test_a_model_in_parts_is_not_searched(mined: Callable[..., SiriusTrainer], monkeypatch: pytest.MonkeyPatch) -> None:
+    """`accelerate launch` says so in the environment alone: the arguments of the training say nothing."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ConfigError, match=r"on_policy: searches a whole model .* no FSDP, no DeepSpeed"):
+        mined()

@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from sirius_rec import processes
 from sirius_rec.errors import ConfigError
 from sirius_rec.objectives.losses import Objective, build_objective
 from sirius_rec.training.negatives import ON_POLICY, POOL, REFRESH, SLATE, NegativeSource
@@ -90,6 +91,11 @@ class SiriusConfig(TrainingArguments):
         """Where negatives come from."""
         return NegativeSource(self.negatives_from, self.pool, self.skip, self.refresh)
 
+    @property
+    def splits_weights(self) -> bool:
+        """Whether FSDP or DeepSpeed is asked for, here or of `accelerate launch`."""
+        return bool(self.fsdp or self.deepspeed) or processes.split_weights()
+
     def check(self) -> None:
         """ConfigError for options of TrainingArguments that would train something else than they say, silently."""
         for problem in self.negative_source().problems(self.objective()):
@@ -100,6 +106,8 @@ class SiriusConfig(TrainingArguments):
             raise ConfigError("stream: rows are read in a random order, whose users are not together: set share none")
         if self.stream and self.negatives_from == ON_POLICY:
             raise ConfigError("stream: negatives from the policy need all rows at hand: set stream off, or hard")
+        if self.splits_weights and self.negatives_from == ON_POLICY:
+            raise ConfigError("negatives_from on_policy: searches a whole model in each process: no FSDP, no DeepSpeed")
         if self.n_gpu > 1:
             raise ConfigError(
                 f"{self.n_gpu} GPUs in one process: start with torchrun or accelerate launch, or show it one GPU "

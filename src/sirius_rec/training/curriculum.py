@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from sirius_rec.errors import ConfigError
 from sirius_rec.prompts.encoding import Encoder
 from sirius_rec.prompts.hybrid import without_marks
 from sirius_rec.scoring.rows import PromptCompletions
@@ -57,6 +58,8 @@ class CurriculumTrainer(SiriusTrainer):
         encoder: Encoder,
         **kwargs: Any,
     ) -> None:
+        if args.splits_weights:
+            raise ConfigError("a curriculum saves the whole model of one process: no FSDP, no DeepSpeed")
         super().__init__(model, args, train_dataset, *others, encoder=encoder, **kwargs)
         hybrid: PreferenceDataset = self.train_dataset
         text = encode_records([{**r, "prompt": without_marks(r["prompt"])} for r in train_dataset], encoder)

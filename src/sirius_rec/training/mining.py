@@ -73,13 +73,10 @@ class Miner:
     def __init__(
         self, model: Any, catalogue: Catalogue | None, rows: list[PromptCompletions], args: SiriusConfig, pad_id: int
     ) -> None:
-        """ConfigError without a catalogue of these records, where one of them leaves too few items, or for a sharded
-        model: a search needs all of it in each process."""
+        """ConfigError without a catalogue of these records, or where one of them leaves too few items."""
         self.source, objective = args.negative_source(), args.objective()
         if catalogue is None:
             raise ConfigError("negatives_from on_policy: hand over the `catalogue` that negatives are taken from")
-        if args.fsdp or args.deepspeed:
-            raise ConfigError("negatives_from on_policy: searches a whole model in each process: no FSDP, no DeepSpeed")
         n = objective.negatives
         _check_enough(catalogue, len(rows), self.source.skip, n if isinstance(n, int) else 1)
         self.model, self.catalogue, self.rows = model, catalogue, rows

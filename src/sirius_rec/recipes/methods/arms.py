@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from sirius_rec import processes
 from sirius_rec.config import ArmSection, Config, MethodSection
 from sirius_rec.errors import ConfigError
 from sirius_rec.rankers.catalogue.trie import catalogue_trie
@@ -71,10 +72,12 @@ class Arm(Finetuned):
         return [*Sft(self.config).made_in(run, seed), self.folder(run, seed)]
 
     def check(self, run: Run) -> None:
-        """Its prompts are SFT's, which are checked. ConfigError where the policy's negatives could be items that a user
-        had in rows which training is denied."""
+        """Its prompts are SFT's, which are checked. ConfigError for negatives from a policy whose weights are split over
+        processes, or which could be items that a user had in rows that training is denied."""
         if self.arm.negatives_from != "on_policy":
             return
+        if processes.split_weights():
+            raise ConfigError(f"arms: {self.key} searches a whole model in each process: no FSDP, no DeepSpeed")
         if lost := run.dataset.info.get("hold_out", {}).get("pairs_lost", 0):
             raise ConfigError(
                 f"arms ({self.key}): negatives_from on_policy: data.hold_out dropped rows that alone told of {lost:,} "

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from sirius_rec import processes
 from sirius_rec.config import Config, MethodSection
+from sirius_rec.errors import ConfigError
 from sirius_rec.options import Number
 from sirius_rec.recipes.methods.finetuned import FinetunedBaseline, PromptOptions, check_slate, with_slate
 from sirius_rec.recipes.methods.networks import SasRec, require_validation
@@ -68,9 +69,12 @@ class Llara(FinetunedBaseline):
         return self.sasrec.trained(run, seed, self.sasrec_folder(run, seed))
 
     def check(self, run: Run) -> None:
-        """Also PromptError if marked titles cannot be encoded, or not be found in a prompt; tried on the first one."""
+        """Also PromptError if marked titles cannot be encoded, or not be found in a prompt; tried on the first one.
+        ConfigError where weights are split over processes."""
         from sirius_rec.prompts.hybrid import HybridEncoder, marked_titles
 
+        if processes.split_weights():
+            raise ConfigError(f"methods: {self.key} saves the whole model of one process: no FSDP, no DeepSpeed")
         require_validation(run)
         encoder, template, name = self.encoder(run), self.template(run), run.train_slates
         shown = marked_titles(run.dataset.titles, np.ones(len(run.dataset.titles), dtype=bool))
