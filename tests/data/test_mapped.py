@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import shutil
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,25 @@ def test_they_are_written_once_for_a_data_set(whole: Dataset, tmp_path: Path) ->
         mapped_rows(other, NAME, tmp_path / "rows")
 
 
+def test_of_several_at_once_one_writes_and_none_takes_it_away(
+    whole: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As processes of one training come to it, or jobs side by side."""
+    written, original = list[Path](), mapped._write
+
+    def slowly(folder: Path, *rest: Any) -> None:
+        written.append(folder)
+        time.sleep(0.2)
+        original(folder, *rest)
+
+    monkeypatch.setattr(mapped, "_write", slowly)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: mapped_rows(whole, NAME, tmp_path / "run" / "rows"), range(4)))
+    assert len(written) == 1
+    assert all(len(rows.candidates_RC) == whole.n_rows(NAME.split) for rows in found)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".rows.lock", "rows"]
+
+
 def test_a_part_that_changed_is_found(parts: Dataset, tmp_path: Path) -> None:
     shutil.copytree(parts.path, tmp_path / "d")
     file = sorted((tmp_path / "d" / "examples.parquet").iterdir())[2]
@@ -178,10 +198,3 @@ def test_what_a_kill_left_is_no_obstacle(whole: Dataset, tmp_path: Path) -> None
     assert len(rows) == whole.n_rows("train")
     assert pickle.loads(pickle.dumps(rows)).target_R.tolist() == rows.target_R.tolist()
     assert len(pickle.dumps(rows)) < 1000
-
-
-def test_another_process_may_be_first(whole: Dataset, tmp_path: Path) -> None:
-    with ThreadPoolExecutor(4) as pool:
-        made = list(pool.map(lambda _: mapped_rows(whole, NAME, tmp_path / "rows"), range(8)))
-    assert {len(rows) for rows in made} == {whole.n_rows("train")}
-    assert [path.name for path in tmp_path.iterdir()] == ["rows"]

@@ -13,11 +13,13 @@ import yaml
 from typer.testing import CliRunner
 
 from sirius_rec import cli
+from sirius_rec.config import MethodSection
 from sirius_rec.errors import ConfigError
 from sirius_rec.evaluation.tables import read_table, table_name
 from sirius_rec.recipes.configuration import parse_config
 from sirius_rec.recipes.methods import build_methods, llara
 from sirius_rec.recipes.methods.llara import Llara
+from sirius_rec.recipes.methods.tallrec import TallRec
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.run_folder import RunFolder
 
@@ -76,6 +78,15 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunFolde
 def row(found: dict[str, Any], method: str, slates: str, checkpoint: str = "best") -> dict[str, Any]:
     key = (method, slates, checkpoint)
     return next(r for r in found["rows"] if (r["method"], r["slates"], r["checkpoint"]) == key)
+
+
+def test_tallrecs_tokens_are_its_own(trained: Run) -> None:
+    """Others of the same run in one process, as in a fusion, read what they were trained with."""
+    run = Run.open(trained.folder.path)
+    config = run.config.changed(methods=[MethodSection(method="tallrec")])
+    before = len(run.tokenizer)
+    own = TallRec(config, config.methods[0]).tokenizer(run)
+    assert len(own) == before + 3 and len(run.tokenizer) == before
 
 
 @pytest.mark.parametrize("method", TRAINED)

@@ -31,6 +31,7 @@ def check(mini: Callable[..., Config], tmp_path: Path, tokenizer: Any, monkeypat
     def check_all(titles: list[str], *overrides: str) -> None:
         run = Run(RunFolder(tmp_path / "run"), mini(*overrides))
         run.__dict__["dataset"] = SimpleNamespace(
+            info={},
             titles=titles,
             slate_names=[],
             examples=lambda split: pl.DataFrame({HISTORY: [[0, 1]]}),

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from sirius_rec import atomic
+from sirius_rec import atomic, cache
 from sirius_rec.data.store import Dataset, check_slates, parts_of
 from sirius_rec.errors import DataError
 from sirius_rec.schema import CANDIDATES, HISTORY, ROW_ID, SPLIT, TARGET, USER_ID, SlateName
@@ -100,16 +100,15 @@ def mapped_rows(dataset: Dataset, name: SlateName, folder: Path) -> MappedRows:
     of = {"examples": fingerprints["examples"], "slates": fingerprints.get(table)}
     if _holds(folder, of):
         return MappedRows(folder)
-    shutil.rmtree(folder, ignore_errors=True)
     dataset.verify_table("examples")
     dataset.verify_table(table)
-    try:
-        with atomic.replacing(folder) as partial:
-            partial.mkdir()
-            _write(partial, dataset, name, of)
-    except OSError:
-        if not _holds(folder, of):  # by another process of this training, which was first
-            raise
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with cache.one_at_a_time(folder):
+        if not _holds(folder, of):  # another process or job may have been first
+            shutil.rmtree(folder, ignore_errors=True)
+            with atomic.replacing(folder) as partial:
+                partial.mkdir()
+                _write(partial, dataset, name, of)
     return MappedRows(folder)
 
 

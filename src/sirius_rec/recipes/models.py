@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sirius_rec import atomic
+from sirius_rec import atomic, cache
 from sirius_rec.atomic import write_json
 from sirius_rec.config import Config
 from sirius_rec.errors import ConfigError, RunError
@@ -108,7 +108,9 @@ def select_attention(
     if not rows and not stored.is_file():  # nothing was trained here, and there is nothing to measure with
         return use_tree_attention(model)
     if is_main() and not stored.is_file():
-        write_json(stored, _probed(model, rows[:_PROBE_ROWS], pad_id, config))
+        with cache.one_at_a_time(stored):  # jobs that begin side by side measure once, and all take that
+            if not stored.is_file():
+                write_json(stored, _probed(model, rows[:_PROBE_ROWS], pad_id, config))
     wait()
     if json.loads(stored.read_text())["chosen"] == "flex_attention":
         base.set_attn_implementation("flex_attention")

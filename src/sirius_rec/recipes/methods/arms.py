@@ -72,8 +72,11 @@ class Arm(Finetuned):
         return [*Sft(self.config).made_in(run, seed), self.folder(run, seed)]
 
     def check(self, run: Run) -> None:
-        """Its prompts are SFT's, which are checked. ConfigError for negatives from a policy whose weights are split over
-        processes, or which could be items that a user had in rows that training is denied."""
+        """Its prompts are SFT's, which are checked.
+
+        ConfigError for negatives from a policy whose weights are split over processes, or which could be items that a
+        user had in rows that training is denied.
+        """
         if self.arm.negatives_from != "on_policy":
             return
         if processes.split_weights():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -57,7 +58,7 @@ class TallRec(FinetunedBaseline):
             return run.tokenizer
         from sirius_rec.training.tiny import with_lines
 
-        return with_lines(run.tokenizer, [QUESTION, YES, NO])
+        return with_lines(copy.deepcopy(run.tokenizer), [QUESTION, YES, NO])
 
     def lengths(
         self, run: Run, encoder: Encoder, histories: Sequence[Sequence[int]], slates: Sequence[Sequence[int]]
