@@ -17,6 +17,7 @@ import numpy as np
 
 from sirius_rec.evaluation.intervals import paired_test
 from sirius_rec.evaluation.tables import read_table, table_name, user_groups
+from sirius_rec.recipes.methods import build_methods
 from sirius_rec.recipes.run import Run
 from sirius_rec.schema import CANDIDATES, ROW_ID, TARGET, USER_ID, SlateName
 
@@ -25,7 +26,7 @@ def hits(run: Run, method: str, slates: str, k: int) -> tuple[list[np.ndarray], 
     """Per seed whether the target is among the first k, ties in the order of the slate; and the rows' users."""
     examples = run.dataset.examples(SlateName.parse(slates).split).select(ROW_ID, TARGET, USER_ID)
     out: list[np.ndarray] = []
-    for seed in run.config.seeds:
+    for seed in build_methods(run.config)[method].seeds:
         file = run.folder.scores / table_name(method, seed, slates, "best")
         if file.is_file():
             frame = read_table(file).frame.join(examples, on=ROW_ID, how="left", maintain_order="left")
