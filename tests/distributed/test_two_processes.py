@@ -170,6 +170,7 @@ def test_trees_of_whole_users_are_those_of_one_process(
     folder = users(tokenizer, tiny_llama(tokenizer))
     said = launched(str(TREES), str(folder), kind)
     assert said.count("random trees: right\n") == (6 if kind == "ddp" else 0)
+    assert said.count("searches: right\n") == (2 if kind == "ddp" else 0)
     with np.load(folder / "alone.npz") as alone:
         assert len(alone["losses"]) == 6
         assert len(np.unique(alone["losses"])) > 4
@@ -215,11 +216,11 @@ def test_shares_of_scoring_are_whole(
     shares: list[dict[int, Any]] = []
     passes: list[int] = []
     original = scorer.logps
-    monkeypatch.setattr(scorer, "_from_all", lambda own, *rest: shares.append(own))
+    monkeypatch.setattr(scorer, "from_all", lambda own, *rest: shares.append(own))
     monkeypatch.setattr(scorer, "logps", lambda *a: passes.append(1) or original(*a))
     counts = []
     for rank in range(processes):
-        monkeypatch.setattr(scorer, "_place_in_group", lambda rank=rank: (rank, processes))
+        monkeypatch.setattr(scorer, "place_in_group", lambda rank=rank: (rank, processes))
         passes.clear()
         progress: list[int] = []
         scorer.score_rows(model, texts, 0, max_tokens=12, progress=progress.append)

@@ -73,6 +73,29 @@ def titles_of(records: list[dict[str, Any]], tokenizer: Any, way: str) -> Any:
     )
 
 
+def shared_searches(folder: Path) -> None:
+    """The best of a catalogue for each of some histories: searched for by turns, they are those of one process."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from sirius_rec.prompts.encoding import Encoder
+    from sirius_rec.prompts.templates import get_template
+    from sirius_rec.rankers import llm
+    from sirius_rec.rankers.catalogue.trie import build_trie
+
+    model: Any = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32).eval()
+    encoder, titles = Encoder(AutoTokenizer.from_pretrained(folder / "model")), [f"Artist {i}" for i in range(30)]
+    histories = [np.array([3, 4]), np.array([5]), np.array([0, 8, 9]), np.array([7, 1]), np.array([2])]
+    candidates = [np.setdiff1d(np.arange(30), history) for history in histories]
+    ranker = llm.LLMRanker(model, encoder, get_template("music", shows_slate=False), titles)
+    together = ranker.score_best(build_trie(encoder, titles), histories, candidates, 4)
+    llm.place_in_group = lambda: (0, 1)
+    alone = ranker.score_best(build_trie(encoder, titles), histories, candidates, 4)
+    for one, other in zip(together, alone, strict=True):
+        assert np.isfinite(one).sum() == 4
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    os.write(1, b"searches: right\n")
+
+
 def in_chunks(on: bool) -> None:
     """Five positions (of 300 logits each) at a time, computed again in the backward pass; or all at once."""
     from sirius_rec.scoring import head
@@ -133,6 +156,8 @@ def main(folder: Path, kind: str) -> None:
         if kind == "ddp":
             random_trees(seed, checkpointing=checkpointing)
     in_chunks(False)
+    if kind == "ddp":
+        shared_searches(folder)
     for way in WAYS if kind == "ddp" else ():
         found = train(folder, 4, mined=way)
         if torch.distributed.get_rank() == 0:

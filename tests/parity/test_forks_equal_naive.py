@@ -204,10 +204,10 @@ def test_all_processes_take_as_many_passes(name: str, processes: int, monkeypatc
     watched(model, seen)
     shares: list[dict[int, Any]] = []
     counts = []
-    monkeypatch.setattr(scorer, "_from_all", lambda own, n_rows, n: shares.append(own) or theirs)
+    monkeypatch.setattr(scorer, "from_all", lambda own, n_rows, n: shares.append(own) or theirs)
     for rank in range(processes):
         seen.clear()
-        monkeypatch.setattr(scorer, "_place_in_group", lambda rank=rank: (rank, processes))
+        monkeypatch.setattr(scorer, "place_in_group", lambda rank=rank: (rank, processes))
         score_rows(model, rows, 0, max_tokens=24)
         counts.append(len(seen))
     assert len(set(counts)) == 1

@@ -92,6 +92,43 @@ def test_searches_that_were_killed_go_on(
             assert np.isfinite(other).any()
 
 
+def test_processes_share_the_searches(
+    tokenizer: Any, tiny_llama: Callable[..., Any], catalogue: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each searches for its rows; put together they are those of one process. Split weights take all of them."""
+    model, encoder = tiny_llama(tokenizer).eval(), Encoder(tokenizer)
+    template, trie = get_template("music", shows_slate=False), build_trie(encoder, catalogue)
+    done: list[int] = []
+    ranker = LLMRanker(model, encoder, template, catalogue, progress=done.append)
+    alone = ranker.score_best(trie, HISTORIES, SLATES, 2)
+    assert ranker.score_best(trie, [], [], 2) == [] and sum(done) == 3
+    shares: list[dict[int, Any]] = []
+    whole = scorer.from_all
+
+    def take(own: dict[int, Any], n: int, processes: int) -> list[Any]:
+        shares.append(own)
+        return whole({r: found for share in shares for r, found in share.items()}, n, 1) if len(shares) == 2 else []
+
+    monkeypatch.setattr(llm, "from_all", take)
+    for rank in range(2):
+        monkeypatch.setattr(llm, "place_in_group", lambda rank=rank: (rank, 2))
+        done.clear()
+        if rank == 0:
+            with pytest.raises(ValueError, match="zip"):  # the other's rows are not there yet
+                ranker.score_best(trie, HISTORIES, SLATES, 2)
+        else:
+            together = ranker.score_best(trie, HISTORIES, SLATES, 2)
+        assert sum(done) == 3
+    assert [sorted(share) for share in shares] == [[0, 2], [1]]
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    shares.clear()
+    monkeypatch.setattr(llm, "from_all", lambda own, n, processes: shares.append(own) or whole(own, n, processes))
+    ranker.score_best(trie, HISTORIES, SLATES, 2)
+    assert [sorted(share) for share in shares] == [[0, 1, 2]]
+
+
 def test_the_slate_is_shown_in_the_order_given(
     tokenizer: Any, tiny_llama: Callable[..., Any], catalogue: tuple[str, ...]
 ) -> None:

@@ -155,10 +155,10 @@ def test_of_several_processes_one_brings_what_is_there(
             model, ROWS, 0, mode="packed", max_tokens=45, kept=KeptScores(tmp_path / "k", "m"), progress=killed_after(4)
         )
     shares: list[dict[int, Any]] = []
-    monkeypatch.setattr(scorer, "_from_all", lambda own, *rest: shares.append(own))
+    monkeypatch.setattr(scorer, "from_all", lambda own, *rest: shares.append(own))
     monkeypatch.setattr(KeptScores, "add", lambda self, number, scores: None)  # as if all had begun together
     for rank in range(processes):
-        monkeypatch.setattr(scorer, "_place_in_group", lambda rank=rank: (rank, processes))
+        monkeypatch.setattr(scorer, "place_in_group", lambda rank=rank: (rank, processes))
         score_rows(model, ROWS, 0, mode="packed", max_tokens=45, kept=KeptScores(tmp_path / "k", "m"))
     assert sorted(r for share in shares for r in share) == list(range(len(ROWS)))
     for share in shares:

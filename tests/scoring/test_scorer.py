@@ -386,18 +386,18 @@ def test_every_row_is_scored_by_one_process(
     alone = scorer.score_rows(model, rows, 0, max_tokens=5)
     shares: list[dict[int, Any]] = []
     with monkeypatch.context() as patched:
-        patched.setattr(scorer, "_from_all", lambda own, n_rows, n: shares.append(own) or alone)
+        patched.setattr(scorer, "from_all", lambda own, n_rows, n: shares.append(own) or alone)
         for rank in range(processes):
-            patched.setattr(scorer, "_place_in_group", lambda rank=rank: (rank, processes))
+            patched.setattr(scorer, "place_in_group", lambda rank=rank: (rank, processes))
             scorer.score_rows(model, rows, 0, max_tokens=5)
     assert sorted(r for share in shares for r in share) == list(range(5))
     monkeypatch.setattr(torch.distributed, "all_gather_object", lambda into, own: into.__setitem__(slice(None), shares))
-    together = scorer._from_all(shares[0], 5, processes)
+    together = scorer.from_all(shares[0], 5, processes)
     for one, other in zip(together, alone, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
     with pytest.raises(ScoringError, match=f"{processes} processes scored {5 - len(shares[-1])} rows instead of 5"):
         shares[-1] = {}
-        scorer._from_all(shares[0], 5, processes)
+        scorer.from_all(shares[0], 5, processes)
 
 
 def test_a_model_is_checked_once_for_each_kernel(

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sirius_rec.errors import ScoringError
+from sirius_rec.processes import split_weights
 from sirius_rec.prompts.encoding import Encoder
 from sirius_rec.prompts.templates import Template
 from sirius_rec.rankers.catalogue.search import Found
@@ -19,7 +20,7 @@ from sirius_rec.rankers.protocol import Answer, Items, check_rows
 from sirius_rec.scoring.kept import KeptScores, scored_in_parts
 from sirius_rec.scoring.prefix_cache import PrefixCache
 from sirius_rec.scoring.rows import PromptCompletions
-from sirius_rec.scoring.scorer import check_once, score_rows
+from sirius_rec.scoring.scorer import check_once, from_all, place_in_group, score_rows
 
 _PART = 64  # searches of a catalogue between which what was found can be kept
 
@@ -129,18 +130,23 @@ class LLMRanker:
         """As `score`, for the K best candidates of each row alone; the others are known to be no better, and get −inf.
 
         trie: of the whole catalogue, most of which the candidates are: what they lack is left out of the search.
+        Processes of a group share the rows, unless they share a model's weights, which takes all of them for each pass.
         """
         every, most = np.arange(trie.n_titles), min(k, trie.n_titles)
+        rank, processes = (0, 1) if split_weights() else place_in_group()
 
-        def best(rows: slice) -> list[npt.NDArray[np.float64]]:
-            leave_out = [np.setdiff1d(every, slate) for slate in candidates[rows]]
-            return [
-                np.concatenate([found.items, found.scores])
-                for found in self.top_k(trie, histories[rows], most, leave_out=leave_out)
-            ]
+        def best(rows: slice) -> list[np.ndarray]:
+            mine = range(rows.start + rank, rows.stop, processes)
+            leave_out = [np.setdiff1d(every, candidates[r]) for r in mine]
+            found = self.top_k(trie, [histories[r] for r in mine], most, leave_out=leave_out)
+            own = {r - rows.start: np.concatenate([f.items, f.scores]) for r, f in zip(mine, found, strict=True)}
+            n = rows.stop - rows.start
+            if self.progress and n > len(mine):
+                self.progress(n - len(mine))
+            return from_all(own, n, processes)
 
         rows = []
-        size = len(histories) if self.kept is None else _PART
+        size = max(len(histories), 1) if self.kept is None else _PART
         how = f"best {most} {self.scoring} {self.bf16}"
         for slate, found in zip(
             candidates, scored_in_parts(len(histories), size, best, self.kept, how, self.progress), strict=True

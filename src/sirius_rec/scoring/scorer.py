@@ -228,7 +228,7 @@ def score_rows(
     mode = resolve_scoring(model, mode)
     was_training = model.training
     model.eval()
-    rank, processes = _place_in_group() if together else (0, 1)
+    rank, processes = place_in_group() if together else (0, 1)
     # Parts of rows, so that every batch is one forward pass: a sharded model needs as many in all its processes.
     parts, owner = in_parts(rows, max_tokens) if mode == "naive" else (rows, list(range(len(rows))))
     if mode == "packed" and use_tree_attention(model) == "eager":
@@ -263,22 +263,23 @@ def score_rows(
         if progress:
             progress(sum(not left[r] for r in set(done)))
     model.train(was_training)
-    scores = _from_all(own, len(parts), processes)
+    scores = from_all(own, len(parts), processes)
     if len(parts) == len(rows):
         return scores
     ends = np.searchsorted(owner, np.arange(len(rows)), side="right").tolist()
     return [np.concatenate(scores[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
 
 
-def _place_in_group() -> tuple[int, int]:
-    """This process's rank and the number of processes."""
+def place_in_group() -> tuple[int, int]:
+    """This process's rank and the number of processes, of a torch.distributed group."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return 0, 1
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
-def _from_all(own: dict[int, np.ndarray], n_rows: int, processes: int) -> list[np.ndarray]:
-    """The scores of all processes in row order; ScoringError unless every row was scored exactly once."""
+def from_all(own: dict[int, np.ndarray], n_rows: int, processes: int) -> list[np.ndarray]:
+    """The scores of all processes in row order; ScoringError unless every row was scored exactly once. own: of this
+    process, by row."""
     shares: list[dict[int, np.ndarray]] = [own]
     if processes > 1:
         shares = [{} for _ in range(processes)]
