@@ -35,6 +35,16 @@ def test_sirius_alone_shows_the_commands(sirius: Sirius) -> None:
         assert set(COMMANDS) <= set(outcome.out.split())
 
 
+def test_under_a_launcher_only_what_processes_do_together(
+    sirius: Sirius, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for command in (["rank", "--model", "m", "--input", "i", "--out", "o"], ["prepare", str(MINI), "--out", "o"]):
+        said = refused(*command)
+        assert said.startswith(f"sirius {command[0]}: is one process, which 2 of a launcher would do side by side")
+    assert "no such file" in refused("run", str(tmp_path / "none.yaml")).lower()
+
+
 def test_wrong_command_lines(refused: Callable[..., str]) -> None:
     assert refused("runn").startswith("No such command 'runn'.")
     assert refused("run").startswith("Missing argument 'CONFIG'. See `sirius run --help`.")

@@ -34,13 +34,23 @@ def _show_version(asked: bool) -> None:
         raise typer.Exit
 
 
+# Commands that several processes of a launcher go through together.
+_TOGETHER = ("demo", "run", "compare", "sft", "align", "evaluate")
+
+
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="The version, and nothing else.")
     ] = False,
 ) -> None:
-    pass
+    command = context.invoked_subcommand
+    if processes.count() > 1 and command not in _TOGETHER:
+        raise ConfigError(
+            f"sirius {command}: is one process, which {processes.count()} of a launcher would do side by side: start "
+            "it without torchrun or accelerate launch"
+        )
 
 
 ConfigArg = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file; the packaged ones go by name: demo.")]
