@@ -20,6 +20,7 @@ from sirius_rec.rankers.requests import Request
 from sirius_rec.recipes.adoption import open_run
 from sirius_rec.recipes.exporting import export
 from sirius_rec.recipes.ranking import load_run_ranker
+from sirius_rec.recipes.results import exported_backbone
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.story import run_stages
 
@@ -141,6 +142,18 @@ def test_an_exported_model_is_asked_as_it_was_trained(adapted: Callable[..., Run
         assert [float(score) for score in others] != pytest.approx(expected, abs=1e-2)
     [others] = load_plain_model(str(tmp_path / "out"), template="music", max_history=3).score([request])
     assert [float(score) for score in others] != pytest.approx(expected, abs=1e-2)
+
+
+def test_a_backbone_that_was_exported_is_said_to_have_learned_from_users(
+    adapted: Callable[..., Run], tmp_path: Path
+) -> None:
+    run = adapted(chat=False)
+    assert exported_backbone(run.config) == []
+    export(run, tmp_path / "out", method="sft")
+    again = run.config.changed(backbone=run.config.backbone.changed(name=str(tmp_path / "out")))
+    assert (
+        "out was trained on users already, and exported. Which of these evaluation rows" in exported_backbone(again)[0]
+    )
 
 
 def test_a_prompt_file_on_the_hub_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,6 +77,11 @@ def prompt_form(
     return PromptForm(form, max_history, bool(own.get("chat", False) if chat is None else chat))
 
 
+def is_exported(folder: Path) -> bool:
+    """Whether a folder on this machine holds a model that `sirius export` made."""
+    return bool(_read(folder / PROMPT_FILE))
+
+
 _KINDS = {
     "history": str,
     "candidates": str,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -18,6 +19,7 @@ from sirius_rec.recipes import starting
 from sirius_rec.recipes.diagnosis import read_curves
 from sirius_rec.recipes.environment import versions
 from sirius_rec.recipes.methods import build_methods
+from sirius_rec.recipes.prompt_file import is_exported
 from sirius_rec.recipes.run import Run
 from sirius_rec.schema import HISTORY, ROW_ID, TARGET, USER_ID, SlateName
 
@@ -87,7 +89,7 @@ def gather(run: Run, baseline: str) -> dict[str, Any]:
     if begun := starting.begun_from(run):
         results["begun_from"] = {str(seed): about for seed, about in begun.items()}
         results["notes"] += starting.notes(run)
-    results["notes"] += titles_alone(run.config)
+    results["notes"] += [*titles_alone(run.config), *exported_backbone(run.config)]
     few, every = dataset.n_rows("train"), every_train.height
     results["notes"] += held_out_of(dataset.info, dataset.n_items, every)
     if few < every:
@@ -109,6 +111,16 @@ def held_out_of(info: Mapping[str, Any], n_items: int, n_train: int) -> list[str
         f"data.hold_out: training met none of {len(held['items']):,} cold items (of {n_items:,}) and "
         f"{held['users']:,} of {held['of_users']:,} users: {n_train:,} of {before:,} train rows are left{nowhere}. "
         "Numbers of users, items and events are of the whole data; popularity is of what is left."
+    ]
+
+
+def exported_backbone(config: Config) -> list[str]:
+    """The note that the backbone itself has learned from users."""
+    if not is_exported(Path(config.backbone.name).expanduser()):
+        return []
+    return [
+        f"backbone.name: {config.backbone.name} was trained on users already, and exported. Which of these "
+        "evaluation rows, or items that are held out, it learned from is not known; sft.from begins at a run, and counts them."
     ]
 
 
