@@ -120,7 +120,8 @@ def exported_backbone(config: Config) -> list[str]:
         return []
     return [
         f"backbone.name: {config.backbone.name} was trained on users already, and exported. Which of these "
-        "evaluation rows, or items that are held out, it learned from is not known; sft.from begins at a run, and counts them."
+        "evaluation rows, or items that are held out, it learned from is not known; sft.from begins at a run, and "
+        "counts them."
     ]
 
 
