@@ -182,12 +182,13 @@ def _widths(table: ScoreTable, rows: _Rows, popularity: Popularity) -> dict[str,
         _sums(known.astype(np.float64), rows.group_R, groups), 1
     )
     places = _sums(np.ones(len(item)), group, groups)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):  # without its only user nothing is left of a table
         lift = _sums(popularity.counts_I[item].astype(np.float64), group, groups) / places / had - 1
+        novelty = _sums(bits, group, groups) / places
     return {
         "coverage": (counted > 0).mean(axis=1),
         "gini": np.array([gini(one) for one in counted]),
-        "novelty": _sums(bits, group, groups) / places,
+        "novelty": novelty,
         "popularity_lift": lift,
     }
 
@@ -229,7 +230,8 @@ def _calibration(table: ScoreTable, rows: _Rows) -> tuple[Floats, list[dict[str,
         off, weight = off + np.abs(hit - sure), weight + n
         if n[0]:
             curve.append({"confidence": sure[0] / n[0], "accuracy": hit[0] / n[0], "n": int(n[0])})
-    return off / weight, curve
+    with np.errstate(invalid="ignore"):
+        return off / weight, curve
 
 
 def _interval(values: Floats, *, share: bool = False) -> dict[str, Any]:
