@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,15 +44,16 @@ class KeptScores:
         self._new, self._written = {}, time.monotonic()
         return known
 
-    def add(self, number: int, scores: np.ndarray) -> None:
-        self._new[number] = scores
+    def add(self, found: Mapping[int, np.ndarray]) -> None:
+        """The rows of a batch; a file holds whole ones, so that none of them has a row that is there."""
+        self._new |= found
         if time.monotonic() - self._written >= _EVERY:
             arrays = {
                 "number": np.array(list(self._new)),
                 "length": np.array([len(one) for one in self._new.values()]),
                 "score": np.concatenate(list(self._new.values())),
             }
-            atomic.write_npz(self.folder / f"{number:09d}.npz", arrays)  # no row is scored twice, so no name is
+            atomic.write_npz(self.folder / f"{min(self._new):09d}.npz", arrays)  # no row is scored twice, so no name is
             self._new, self._written = {}, time.monotonic()
 
     def drop(self) -> None:
@@ -80,10 +81,10 @@ def scored_in_parts(
             if progress:
                 progress(len(rows))
             continue
-        for r, scores in zip(rows, score(slice(start, rows.stop)), strict=True):
-            known[r] = np.asarray(scores)
-            if kept is not None and is_main():
-                kept.add(r, known[r])
+        found = {r: np.asarray(one) for r, one in zip(rows, score(slice(start, rows.stop)), strict=True)}
+        known |= found
+        if kept is not None and is_main():
+            kept.add(found)
     return [known[r] for r in range(n)]
 
 
