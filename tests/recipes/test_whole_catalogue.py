@@ -19,6 +19,7 @@ from sirius_rec.errors import ConfigError
 from sirius_rec.evaluation.results import read_results
 from sirius_rec.evaluation.tables import read_table, write_table
 from sirius_rec.rankers.fusion import known
+from sirius_rec.recipes.adoption import adopt
 from sirius_rec.recipes.comparison import strongest_baseline
 from sirius_rec.recipes.configuration import load_config, parse_config
 from sirius_rec.recipes.methods import build_methods
@@ -146,6 +147,23 @@ def test_a_fusion_reads_the_tables_of_its_parts(done: tuple[Run, str], tmp_path:
         for old, new in zip(before["scores"], scores(run, "fusion", slates)["scores"], strict=True):
             wanted = old.to_numpy() + moved * weights["dpo"] * np.arange(len(old))
             np.testing.assert_allclose(new.to_numpy(), wanted, atol=1e-4)
+
+
+def test_a_fusion_is_of_best_checkpoints_whatever_is_scored_first(done: tuple[Run, str], tmp_path: Path) -> None:
+    slates = "test-uniform-6-s0"
+    shutil.copytree(done[0].folder.path, tmp_path / "run")
+    run = Run.open(tmp_path / "run")
+    before = scores(run, "fusion", slates)["scores"]
+    adopt(run.folder, run.config.changed(evaluation=run.config.evaluation.changed(checkpoints=("last", "best"))))
+    best = read_table(run.folder.scores / f"dpo-s0-{slates}-best.parquet")
+    other = best.frame.with_columns(pl.col("scores").list.eval(pl.element() + pl.int_range(pl.len())))
+    write_table(replace(best, checkpoint="last", frame=other), run.folder.scores)
+    (run.folder.scores / f"fusion-s0-{slates}-best.parquet").unlink()
+    score_only(str(run.folder.path), "fusion", 0)
+    for checkpoint in ("best", "last"):
+        found = read_table(run.folder.scores / f"fusion-s0-{slates}-{checkpoint}.parquet").frame["scores"]
+        for old, new in zip(before, found, strict=True):
+            np.testing.assert_allclose(new.to_numpy(), old.to_numpy(), atol=1e-4)
 
 
 def test_a_fusion_of_an_arm_is_no_baseline_of_it(done: tuple[Run, str]) -> None:
