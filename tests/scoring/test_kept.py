@@ -94,6 +94,19 @@ def test_scores_of_another_key_or_way_are_not_taken(
     assert not passes
 
 
+def test_every_file_says_what_it_is_of(tmp_path: Path, at_once: None) -> None:
+    """Two lie side by side where the first could not be removed, or runs were copied into each other."""
+    one, other = (KeptScores(tmp_path / "k", of) for of in "ab")
+    for row, scores in enumerate((one, other)):
+        scores.begin("")
+        scores.add({row: np.array([row / 7])})
+        scores.folder.rename(tmp_path / str(row))
+    (tmp_path / "1").rename(other.folder)
+    for file in (tmp_path / "0").glob("*.npz"):
+        file.rename(other.folder / file.name)
+    assert other.begin("") == {1: 1 / 7}
+
+
 def test_a_damaged_file_is_made_again(
     tiny_llama: Callable[..., Any], tmp_path: Path, at_once: None, passes: list[int]
 ) -> None:

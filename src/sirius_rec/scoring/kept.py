@@ -13,33 +13,26 @@ import numpy as np
 from sirius_rec import atomic
 from sirius_rec.processes import is_main, wait
 
-_KEY = "key.txt"
 _EVERY = 30.0  # seconds between files
 
 
 class KeptScores:
     """One array of scores for each of the numbered rows that are done.
 
-    folder: of this scoring alone. of: text that names all that its scores depend on; files of another are removed. In a
-    group of processes all see one folder and go through `begin` together, and each keeps what it scored.
+    folder: of this scoring alone. of: text that names all that its scores depend on; those of another are not taken. In
+    a group of processes all see one folder and go through `begin` together, and each keeps what it scored.
     """
 
     def __init__(self, folder: Path, of: str) -> None:
-        self.folder, self.of = folder, of
+        self.folder, self.of, self._key = folder, of, ""
         self._new: dict[int, np.ndarray] = {}
         self._written = time.monotonic()
 
     def begin(self, how: str) -> dict[int, np.ndarray]:
         """The scores that are there. how: what else they depend on, as rows are numbered and computed."""
-        key = f"{self.of}\n{how}"
-        named = self.folder / _KEY
-        if is_main() and not (named.is_file() and named.read_text(encoding="utf-8") == key):
-            shutil.rmtree(self.folder, ignore_errors=True)
-            atomic.write_text(named, key)
-        wait()
-        known: dict[int, np.ndarray] = {}
+        self._key, known = f"{self.of}\n{how}", dict[int, np.ndarray]()
         for file in sorted(self.folder.glob("*.npz")):
-            known |= _read(file)
+            known |= _read(file, self._key)
         wait()  # nobody writes before all have read
         self._new, self._written = {}, time.monotonic()
         return known
@@ -49,6 +42,7 @@ class KeptScores:
         self._new |= found
         if time.monotonic() - self._written >= _EVERY:
             arrays = {
+                "key": np.array(self._key),
                 "number": np.array(list(self._new)),
                 "length": np.array([len(one) for one in self._new.values()]),
                 "score": np.concatenate(list(self._new.values())),
@@ -88,10 +82,12 @@ def scored_in_parts(
     return [known[r] for r in range(n)]
 
 
-def _read(file: Path) -> dict[int, np.ndarray]:
-    """The rows of a file; none of a damaged one, which are scored again."""
+def _read(file: Path, key: str) -> dict[int, np.ndarray]:
+    """The rows of a file of this key; none of another, nor of a damaged one: they are scored again."""
     try:
         with np.load(file) as stored:
+            if str(stored["key"]) != key:
+                return {}
             arrays = np.split(stored["score"], np.cumsum(stored["length"])[:-1])
             return dict(zip(stored["number"].tolist(), arrays, strict=True))
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
