@@ -26,9 +26,7 @@ def quiet(line: str) -> None:
     pass
 
 
-def test_a_fusion_waits_for_its_parts_each_by_the_seed_that_it_has(
-    mini: Callable[..., Config], tmp_path: Path
-) -> None:
+def test_a_fusion_waits_for_its_parts_each_by_the_seed_that_it_has(mini: Callable[..., Config], tmp_path: Path) -> None:
     """What comes out the same with every seed runs once, as seed 0, which need not be one of the run's."""
     inner = "{method: fusion, name: inner, options: {of: [ease, item_knn]}}"
     outer = "{method: fusion, name: outer, options: {of: [inner, sft]}}"
