@@ -93,6 +93,8 @@ def test_what_is_kept_of_a_table_is_of_one_training_and_of_its_rows(
     first = of(run)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert of(run) == first != of(Run(run.folder, mini("compute.device=cuda")))  # which rounds otherwise
+    run.dataset.info["fingerprint"] = "of other data"
+    assert of(run) != first
 
 
 def test_rows_that_are_ranked_later_fit_into_the_context_too(trained: Run, mini: Callable[..., Config]) -> None:

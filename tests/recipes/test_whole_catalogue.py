@@ -129,7 +129,7 @@ def test_fused_scores_are_weighted_sums(done: tuple[Run, str]) -> None:
 
 
 def test_a_fusion_reads_the_tables_of_its_parts(done: tuple[Run, str], tmp_path: Path) -> None:
-    """What a language model has scored once is not scored again; what has no table is."""
+    """What a language model has scored once is not scored again; what has no table, or one of other rows, is."""
     slates, name = "test-uniform-6-s0", "dpo-s0-test-uniform-6-s0-best.parquet"
     shutil.copytree(done[0].folder.path, tmp_path / "run")
     run = Run.open(tmp_path / "run")
@@ -137,10 +137,10 @@ def test_a_fusion_reads_the_tables_of_its_parts(done: tuple[Run, str], tmp_path:
     assert weights["dpo"] > 0
     before, table = scores(run, "fusion", slates), read_table(run.folder.scores / name)
     changed = table.frame.with_columns(pl.col("scores").list.eval(pl.element() + pl.int_range(pl.len())))
-    for stale, moved in ((True, 1.0), (False, 0.0)):
+    for stored, moved in ((changed, 1.0), (changed.reverse(), 0.0), (changed.head(9), 0.0), (None, 0.0)):
         (run.folder.scores / f"fusion-s0-{slates}-best.parquet").unlink()
-        if stale:
-            write_table(replace(table, frame=changed), run.folder.scores)
+        if stored is not None:
+            write_table(replace(table, frame=stored), run.folder.scores)
         else:
             (run.folder.scores / name).unlink()
         score_only(str(run.folder.path), "fusion", 0)

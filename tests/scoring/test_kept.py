@@ -85,12 +85,17 @@ def test_scores_of_another_key_or_way_are_not_taken(
     tiny_llama: Callable[..., Any], tmp_path: Path, at_once: None, passes: list[int]
 ) -> None:
     model = tiny_llama(Sized()).eval()
-    for of, rows, tokens in (("a", ROWS, 45), ("b", ROWS, 45), ("b", ROWS[:5], 45), ("b", ROWS[:5], 30)):
+    few = ROWS[:5]
+
+    def score(of: str, rows: list[PromptCompletions], tokens: int, mode: str = "packed", bf16: bool = False) -> None:
         passes.clear()
-        score_rows(model, rows, 0, mode="packed", max_tokens=tokens, kept=KeptScores(tmp_path / "k", of))
-        assert sum(passes) == len(rows)
-    passes.clear()
-    score_rows(model, ROWS[:5], 0, mode="packed", max_tokens=30, kept=KeptScores(tmp_path / "k", "b"))
+        score_rows(model, rows, 0, mode=mode, max_tokens=tokens, bf16=bf16, kept=KeptScores(tmp_path / "k", of))
+
+    for asked in (("a", ROWS, 45), ("b", ROWS, 45), ("b", few, 45), ("b", few, 90), ("b", few, 90, "naive"),
+                  ("b", few, 90, "naive", True)):  # fmt: skip
+        score(*asked)
+        assert sum(passes) == len(asked[1])
+    score(*asked)
     assert not passes
 
 
