@@ -149,6 +149,22 @@ def test_a_fusion_reads_the_tables_of_its_parts(done: tuple[Run, str], tmp_path:
             np.testing.assert_allclose(new.to_numpy(), wanted, atol=1e-4)
 
 
+def test_what_a_fusion_of_a_fusion_finds_is_retrieved(tmp_path: Path) -> None:
+    """Retrieving comes before all other jobs: what retrieves is fitted with its parts."""
+    content = raw()
+    fusions = [{"method": "fusion", "name": name, "options": {"of": of}}
+               for name, of in (("inner", ["item_knn", "popularity"]), ("outer", ["inner", "random"]))]  # fmt: skip
+    content |= {"arms": [], "methods": fusions}
+    content["evaluation"] = {"full_rows": 9, "baseline": "inner", "retrieved": [{"retriever": "outer", "size": 15}]}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
+    result = CliRunner().invoke(cli.app, ["run", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "run")])
+    assert result.exit_code == 0, result.exception
+    run = Run.open(tmp_path / "run")
+    found = run.slates("test-retrieved_outer-15-s0")
+    weights = json.loads((run.folder.method("outer", 0) / "done.json").read_text())["weights"]
+    assert weights["inner"] > 0 and found["candidates"].list.len().to_list() == [15] * found.height
+
+
 def test_a_fusion_is_of_best_checkpoints_whatever_is_scored_first(done: tuple[Run, str], tmp_path: Path) -> None:
     slates = "test-uniform-6-s0"
     shutil.copytree(done[0].folder.path, tmp_path / "run")

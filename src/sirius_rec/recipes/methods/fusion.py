@@ -132,6 +132,7 @@ class Fusion(Method):
     def ranker(self, run: Run, seed: int, checkpoint: str) -> Any:
         from sirius_rec.rankers.fusion import FusionRanker
 
+        self.fit(run, seed)  # where it retrieves, nothing is fitted yet
         weights = json.loads((self.folder(run, seed) / DONE).read_text())["weights"]
         return FusionRanker(self._rankers(run, seed), [weights[key] for key in self.options.of])
 
