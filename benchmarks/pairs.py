@@ -4,14 +4,16 @@ python benchmarks/pairs.py RUN SLATES K A:B [A:B …] [--out FILE]   for example
 
 FILE gets them as JSON, beside those that are there already.
 Intervals and p-values are those of the comparison tables (over users and seeds), not corrected for the number of pairs.
-A method with one seed stands against every seed of the other.
+Seed with seed, of those that both have; a method with one seed stands against every seed of the other.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,16 +24,16 @@ from sirius_rec.recipes.run import Run
 from sirius_rec.schema import CANDIDATES, ROW_ID, TARGET, USER_ID, SlateName
 
 
-def hits(run: Run, method: str, slates: str, k: int) -> tuple[list[np.ndarray], np.ndarray]:
-    """Per seed whether the target is among the first k, ties in the order of the slate; and the rows' users."""
+def hits(run: Run, method: str, slates: str, k: int) -> tuple[dict[int, np.ndarray], np.ndarray]:
+    """By seed whether the target is among the first k, ties in the order of the slate; and the rows' users."""
     examples = run.dataset.examples(SlateName.parse(slates).split).select(ROW_ID, TARGET, USER_ID)
-    out: list[np.ndarray] = []
+    out: dict[int, np.ndarray] = {}
     for seed in build_methods(run.config)[method].seeds:
         file = run.folder.scores / table_name(method, seed, slates, "best")
         if file.is_file():
             frame = read_table(file).frame.join(examples, on=ROW_ID, how="left", maintain_order="left")
             columns = (frame[name].to_list() for name in (CANDIDATES, "scores", TARGET))
-            out.append(np.array([_hit(*row, k) for row in zip(*columns, strict=True)], dtype=float))
+            out[seed] = np.array([_hit(*row, k) for row in zip(*columns, strict=True)], dtype=float)
             users = user_groups(frame[USER_ID])
     return out, users
 
@@ -42,6 +44,13 @@ def _hit(candidates: list[int], scores: list[float], target: int, k: int) -> boo
     place, score_C = candidates.index(target), np.array(scores)
     before = (score_C > score_C[place]).sum() + (score_C[:place] == score_C[place]).sum()
     return bool(np.isfinite(score_C[place]) and before < k)
+
+
+def side_by_side(a: Mapping[int, Any], b: Mapping[int, Any]) -> list[tuple[Any, Any]]:
+    """What two methods came to, by seed, in pairs."""
+    if 1 in (len(a), len(b)):
+        return [(one, other) for one in a.values() for other in b.values()]
+    return [(a[seed], b[seed]) for seed in a if seed in b]
 
 
 def main() -> None:
@@ -55,8 +64,7 @@ def main() -> None:
     run, found = Run.open(given.run), {}
     for pair in given.pairs:
         (a, users), (b, _) = (hits(run, method, given.slates, given.k) for method in pair.split(":"))
-        seeds = range(max(len(a), len(b)))
-        test = paired_test([a[s % len(a)] for s in seeds], [b[s % len(b)] for s in seeds], users)
+        test = paired_test(*map(list, zip(*side_by_side(a, b), strict=True)), users)
         name = f"HR@{given.k} {given.slates}: {pair.replace(':', ' - ')}"
         found[name] = {key: round(getattr(test, key), 5) for key in ("difference", "low", "high", "p")}
         print(f"{name}: {test.difference:+.4f} [{test.low:+.4f}, {test.high:+.4f}], p {test.p:.3f}")

@@ -90,6 +90,16 @@ def test_a_row_group_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [done for _, done, _ in said] == [size * rows // 10 for rows in (3, 6, 9, 10)]
 
 
+@pytest.mark.parametrize("column", ["history", "id"])
+def test_bytes_are_no_titles(tmp_path: Path, column: str) -> None:
+    """As some write text to Parquet; `b'Air'` would be read as a title by any language model."""
+    row = {"history": ["Air"], "candidates": ["a", "b"], "id": "x"}
+    row[column] = [b"Air"] if column == "history" else b"x"
+    pl.DataFrame({name: [value] for name, value in row.items()}).write_parquet(tmp_path / "r.parquet")
+    with pytest.raises(DataError, match=rf"r\.parquet: column {column} holds bytes: write it as text"):
+        list(read_requests(tmp_path / "r.parquet"))
+
+
 @pytest.mark.parametrize(
     ("made", "message"),
     [(b"PAR1 torn", r"r\.parquet: cannot be read \("), (None, "r.parquet: holds no files; put requests there")],

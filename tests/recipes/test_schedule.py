@@ -13,13 +13,27 @@ from pathlib import Path
 import pytest
 
 from sirius_rec.cluster import Cluster
+from sirius_rec.config import Config
 from sirius_rec.errors import DataError, RunError, TrainingError
 from sirius_rec.extras import missing
+from sirius_rec.recipes.adoption import open_run
+from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.schedule import Job, run_jobs
+from sirius_rec.recipes.story import STAGES, stage_jobs
 
 
 def quiet(line: str) -> None:
     pass
+
+
+def test_a_fusion_waits_for_its_parts_each_by_the_seed_that_it_has(mini: Callable[..., Config], tmp_path: Path) -> None:
+    """What comes out the same with every seed runs once, as seed 0, which need not be one of the run's."""
+    inner = "{method: fusion, name: inner, options: {of: [ease, item_knn]}}"
+    outer = "{method: fusion, name: outer, options: {of: [inner, sft]}}"
+    config = mini("seeds=[5,6]", f"methods=[ease, {inner}, {outer}]")
+    jobs = {job.name: job for job in stage_jobs(Run(open_run(tmp_path / "run", config), config), STAGES)}
+    assert jobs["inner s0"].after & set(jobs) == {"ease s0", "item_knn s0"}
+    assert jobs["outer s6"].after & set(jobs) == {"inner s0", "sft s6", "evaluate sft s6"}
 
 
 # Workers cannot import a test module; these live in an importable file beside the test's data.
@@ -136,7 +150,10 @@ def gone(pid: int, within: float = 5.0) -> bool:
 
 PARENT = """
 import sys
+from sirius_rec.recipes.adoption import open_run
+from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.schedule import Job, run_jobs
+from sirius_rec.recipes.story import STAGES, stage_jobs
 import schedule_jobs
 
 if __name__ == "__main__":

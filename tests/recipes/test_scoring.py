@@ -10,6 +10,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+import torch
 
 from sirius_rec.config import Config
 from sirius_rec.errors import PromptError
@@ -72,7 +73,9 @@ def test_a_table_that_was_killed_goes_on(
     assert not list(run.folder.scores.glob(".*"))
 
 
-def test_what_is_kept_of_a_table_is_of_one_training_and_of_its_rows(trained: Run, tmp_path: Path) -> None:
+def test_what_is_kept_of_a_table_is_of_one_training_and_of_its_rows(
+    trained: Run, mini: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copytree(trained.folder.path, tmp_path / "run")
     run = Run.open(tmp_path / "run")
     sft, [slates] = build_methods(run.config)["sft"], run.test_slates
@@ -86,6 +89,11 @@ def test_what_is_kept_of_a_table_is_of_one_training_and_of_its_rows(trained: Run
     assert of(Run(run.folder, run.config.model_copy(update={"evaluation": fewer}))) != first
     done = run.folder.sft(0) / "done.json"
     done.write_text(json.dumps({**json.loads(done.read_text()), "seconds": 1.5}))
+    assert of(run) != first
+    first = of(run)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert of(run) == first != of(Run(run.folder, mini("compute.device=cuda")))  # which rounds otherwise
+    run.dataset.info["fingerprint"] = "of other data"
     assert of(run) != first
 
 

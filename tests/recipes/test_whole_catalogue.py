@@ -19,6 +19,7 @@ from sirius_rec.errors import ConfigError
 from sirius_rec.evaluation.results import read_results
 from sirius_rec.evaluation.tables import read_table, write_table
 from sirius_rec.rankers.fusion import known
+from sirius_rec.recipes.adoption import adopt
 from sirius_rec.recipes.comparison import strongest_baseline
 from sirius_rec.recipes.configuration import load_config, parse_config
 from sirius_rec.recipes.methods import build_methods
@@ -128,7 +129,7 @@ def test_fused_scores_are_weighted_sums(done: tuple[Run, str]) -> None:
 
 
 def test_a_fusion_reads_the_tables_of_its_parts(done: tuple[Run, str], tmp_path: Path) -> None:
-    """What a language model has scored once is not scored again; what has no table is."""
+    """What a language model has scored once is not scored again; what has no table, or one of other rows, is."""
     slates, name = "test-uniform-6-s0", "dpo-s0-test-uniform-6-s0-best.parquet"
     shutil.copytree(done[0].folder.path, tmp_path / "run")
     run = Run.open(tmp_path / "run")
@@ -136,16 +137,49 @@ def test_a_fusion_reads_the_tables_of_its_parts(done: tuple[Run, str], tmp_path:
     assert weights["dpo"] > 0
     before, table = scores(run, "fusion", slates), read_table(run.folder.scores / name)
     changed = table.frame.with_columns(pl.col("scores").list.eval(pl.element() + pl.int_range(pl.len())))
-    for stale, moved in ((True, 1.0), (False, 0.0)):
+    for stored, moved in ((changed, 1.0), (changed.reverse(), 0.0), (changed.head(9), 0.0), (None, 0.0)):
         (run.folder.scores / f"fusion-s0-{slates}-best.parquet").unlink()
-        if stale:
-            write_table(replace(table, frame=changed), run.folder.scores)
+        if stored is not None:
+            write_table(replace(table, frame=stored), run.folder.scores)
         else:
             (run.folder.scores / name).unlink()
         score_only(str(run.folder.path), "fusion", 0)
         for old, new in zip(before["scores"], scores(run, "fusion", slates)["scores"], strict=True):
             wanted = old.to_numpy() + moved * weights["dpo"] * np.arange(len(old))
             np.testing.assert_allclose(new.to_numpy(), wanted, atol=1e-4)
+
+
+def test_what_a_fusion_of_a_fusion_finds_is_retrieved(tmp_path: Path) -> None:
+    """Retrieving comes before all other jobs: what retrieves is fitted with its parts."""
+    content = raw()
+    fusions = [{"method": "fusion", "name": name, "options": {"of": of}}
+               for name, of in (("inner", ["item_knn", "popularity"]), ("outer", ["inner", "random"]))]  # fmt: skip
+    content |= {"arms": [], "methods": fusions}
+    content["evaluation"] = {"full_rows": 9, "baseline": "inner", "retrieved": [{"retriever": "outer", "size": 15}]}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
+    result = CliRunner().invoke(cli.app, ["run", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "run")])
+    assert result.exit_code == 0, result.exception
+    run = Run.open(tmp_path / "run")
+    found = run.slates("test-retrieved_outer-15-s0")
+    weights = json.loads((run.folder.method("outer", 0) / "done.json").read_text())["weights"]
+    assert weights["inner"] > 0 and found["candidates"].list.len().to_list() == [15] * found.height
+
+
+def test_a_fusion_is_of_best_checkpoints_whatever_is_scored_first(done: tuple[Run, str], tmp_path: Path) -> None:
+    slates = "test-uniform-6-s0"
+    shutil.copytree(done[0].folder.path, tmp_path / "run")
+    run = Run.open(tmp_path / "run")
+    before = scores(run, "fusion", slates)["scores"]
+    adopt(run.folder, run.config.changed(evaluation=run.config.evaluation.changed(checkpoints=("last", "best"))))
+    best = read_table(run.folder.scores / f"dpo-s0-{slates}-best.parquet")
+    other = best.frame.with_columns(pl.col("scores").list.eval(pl.element() + pl.int_range(pl.len())))
+    write_table(replace(best, checkpoint="last", frame=other), run.folder.scores)
+    (run.folder.scores / f"fusion-s0-{slates}-best.parquet").unlink()
+    score_only(str(run.folder.path), "fusion", 0)
+    for checkpoint in ("best", "last"):
+        found = read_table(run.folder.scores / f"fusion-s0-{slates}-{checkpoint}.parquet").frame["scores"]
+        for old, new in zip(before, found, strict=True):
+            np.testing.assert_allclose(new.to_numpy(), old.to_numpy(), atol=1e-4)
 
 
 def test_a_fusion_of_an_arm_is_no_baseline_of_it(done: tuple[Run, str]) -> None:

@@ -65,10 +65,7 @@ def rank(
     model: ModelOption,
     input: Annotated[
         str,
-        typer.Option(
-            help='JSON lines or Parquet, a folder or the address of such: {"history": [...], "candidates": [...]'
-            '[, "id": …]}.'
-        ),
+        typer.Option(help=f'{_REQUESTS}: {{"history": [...], "candidates": [...][, "id": …]}}.'),
     ],
     out: AnswersOption,
     method: MethodOption = None,

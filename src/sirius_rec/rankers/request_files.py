@@ -24,7 +24,7 @@ def request_lines(path: Path, advance: Advance | None = None) -> Iterator[tuple[
     their names, and their lines counted through.
 
     Raises:
-        DataError: a file cannot be read, or a folder holds none.
+        DataError: a file cannot be read or holds bytes, or a folder has no files.
     """
     before = 0
     for file in _files(path):
@@ -54,6 +54,9 @@ def _lines(file: Path, advance: Advance | None) -> Iterator[tuple[int, bytes]]:
 def _rows(file: Path, advance: Advance | None) -> Iterator[tuple[int, bytes]]:
     try:
         scanned, size = pl.scan_parquet(file), file.stat().st_size
+        for name, kind in scanned.collect_schema().items():
+            if pl.Binary in (kind, getattr(kind, "inner", None)):
+                raise DataError(f"{file}: column {name} holds bytes: write it as text")
         height = int(scanned.select(pl.len()).collect().item())
         for start in range(0, height, _ROWS):
             frame = scanned.slice(start, _ROWS).collect()

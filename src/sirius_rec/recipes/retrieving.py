@@ -31,7 +31,7 @@ def retrieve(path: str, slates: str) -> None:
         return
     name = SlateName.parse(slates)
     method = build_methods(run.config)[name.protocol.removeprefix(RETRIEVED)]
-    seed = name.seed if name.seed in method.seeds else method.seeds[0]
+    seed = method.seed_for(name.seed)
     method.fit(run, seed)
     frame = retrieved_slates(run, method.ranker(run, seed, "best"), name)
     with atomic.replacing(file) as partial:

@@ -18,6 +18,7 @@ from sirius_rec.evaluation.tables import ScoreTable, read_table, table_name, wri
 from sirius_rec.processes import is_main
 from sirius_rec.recipes.job import Ticker, log
 from sirius_rec.recipes.methods import Method, build_methods
+from sirius_rec.recipes.models import on_cpu
 from sirius_rec.recipes.run import Run, quiet
 from sirius_rec.recipes.run_folder import DONE
 from sirius_rec.schema import CANDIDATES, ROW_ID, TARGET, SlateName
@@ -127,7 +128,7 @@ def _kept(run: Run, method: Method, seed: int, slates: str, checkpoint: str) -> 
     table = _table(run, method, seed, slates, checkpoint)
     trained = [done.read_text() for folder in method.made_in(run, seed) if (done := folder / DONE).is_file()]
     of = [__version__, run.dataset.fingerprint, method.steps(run, seed)[checkpoint], trained, run.tested_ids(slates),
-          run.config.backbone.model_dump(), run.config.prompts.model_dump()]  # fmt: skip
+          run.config.backbone.model_dump(), run.config.prompts.model_dump(), on_cpu(run.config)]  # fmt: skip
     digest = hashlib.sha256(json.dumps(of, default=str).encode()).hexdigest()
     return KeptScores(table.with_name(f".{table.name}.coming"), digest)
 

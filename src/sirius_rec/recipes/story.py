@@ -68,13 +68,18 @@ STAGES = ("sft", "align", "evaluate")
 def stage_jobs(run: Run, stages: Iterable[str]) -> list[Job]:
     """Jobs of the training and scoring stages, each after what it needs."""
     wanted, path = set(stages), str(run.folder.path)
-    methods = build_methods(run.config).values()
+    built = build_methods(run.config)
+    methods = built.values()
+
+    def names(keys: Iterable[str], seed: int) -> frozenset[str]:
+        return frozenset(f"{key} s{built[key].seed_for(seed) if key in built else seed}" for key in keys)
+
     # What no method waits for any more is not made again.
     needed = {
         (p.name, seed): p for m in methods for p in m.prerequisites() for seed in m.seeds if not m.is_done(run, seed)
     }
     jobs = [
-        Job(f"{name} s{seed}", p.run, (path, seed), _names(p.after, seed))
+        Job(f"{name} s{seed}", p.run, (path, seed), names(p.after, seed))
         for (name, seed), p in needed.items()
         if p.stage in wanted
     ]
@@ -90,8 +95,8 @@ def stage_jobs(run: Run, stages: Iterable[str]) -> list[Job]:
             continue
         for seed in method.seeds:
             job = scoring.fit if trains_alone else scoring.fit_and_score
-            after = _names(method.builds_on(), seed) | (frozenset() if trains_alone else first)
-            after |= {f"evaluate {name}" for name in _names(method.reads_tables_of(), seed)}
+            after = names(method.builds_on(), seed) | (frozenset() if trains_alone else first)
+            after |= {f"evaluate {name}" for name in names(method.reads_tables_of(), seed)}
             jobs.append(Job(f"{method.key} s{seed}", job, (path, method.key, seed), after, alone=method.alone))
     if "evaluate" in wanted:
         jobs += [
@@ -99,17 +104,13 @@ def stage_jobs(run: Run, stages: Iterable[str]) -> list[Job]:
                 f"evaluate {method.key} s{seed}",
                 scoring.score_only,
                 (path, method.key, seed),
-                _names([method.key], seed) | first,
+                names([method.key], seed) | first,
             )
             for method in methods
             if method.stage != "evaluate"
             for seed in method.seeds
         ]
     return jobs
-
-
-def _names(keys: Iterable[str], seed: int) -> frozenset[str]:
-    return frozenset(f"{key} s{seed}" for key in keys)
 
 
 def run_stages(run: Run, stages: Iterable[str], log: Log, cluster: Cluster | None = None) -> None:

@@ -255,10 +255,10 @@ def score_rows(
                 found_BC = logps(model, some, pad_id, mode, size)
         logp_BC = found_BC.float().cpu().numpy()
         if mine:
-            for b, p in enumerate(batch):
-                own[p] = logp_BC[b, : len(parts[p].completions)].copy()
-                if kept is not None:
-                    kept.add(p, own[p])
+            found = {p: logp_BC[b, : len(parts[p].completions)].copy() for b, p in enumerate(batch)}
+            own |= found
+            if kept is not None:
+                kept.add(found)
         left.subtract(done := [owner[p] for batch in batches[start : start + processes] for p in batch])
         if progress:
             progress(sum(not left[r] for r in set(done)))

@@ -95,6 +95,10 @@ class Method(ABC):
         """Its own seeds, else the run's; a method that comes out the same with every seed runs once."""
         return (self.entry.seeds or self.config.seeds) if self.random else (0,)
 
+    def seed_for(self, seed: int) -> int:
+        """Its seed beside another method's of this one: the same, or its first where it has none such."""
+        return seed if seed in self.seeds else self.seeds[0]
+
     @property
     def base(self) -> str | None:
         """Key of the method that it is a variant of, and is compared with: + SIRIUS of what has no anchor."""

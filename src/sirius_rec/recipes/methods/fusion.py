@@ -23,6 +23,8 @@ from sirius_rec.schema import ROW_ID
 if TYPE_CHECKING:
     from sirius_rec.recipes.run import Run
 
+_CHECKPOINT = "best"  # of its parts: the one that weights are chosen for
+
 
 class FusionOptions(Options):
     """of: keys of the methods that are fused, two or more: a language model and a network, say."""
@@ -31,7 +33,7 @@ class FusionOptions(Options):
 
 
 class Fusion(Method):
-    """The weighted sum of other methods' scores; see `rankers.fusion`. One of their best checkpoints each."""
+    """The weighted sum of other methods' scores, of the best checkpoint of each; see `rankers.fusion`."""
 
     name, title = "fusion", "Fusion"
 
@@ -77,7 +79,7 @@ class Fusion(Method):
         return self.options.of
 
     def made_in(self, run: Run, seed: int) -> list[Any]:
-        parts = [folder for part in self.parts for folder in part.made_in(run, _own(part, seed))]
+        parts = [folder for part in self.parts for folder in part.made_in(run, part.seed_for(seed))]
         return [*dict.fromkeys(parts), self.folder(run, seed)]
 
     def check(self, run: Run) -> None:
@@ -92,7 +94,7 @@ class Fusion(Method):
         if self.is_done(run, seed):
             return
         started, held_out = time.monotonic(), validation(run)
-        rankers = self._rankers(run, seed, "best")
+        rankers = self._rankers(run, seed)
         self._say_progress(rankers, f"s{seed}, weights", len(held_out.histories))
         scores = [ranker.score(held_out.histories, held_out.candidates) for ranker in rankers]
         weights = fit_weights(scores, held_out.target.tolist())
@@ -113,9 +115,9 @@ class Fusion(Method):
         ranker.progress = None
 
         def of(part: Method, own: Any) -> Sequence[Any]:
-            at = _own(part, seed)
-            stored = _stored(run, part, at, slates, checkpoint)
-            return part.scores(run, own, slates, at, checkpoint) if stored is None else stored
+            at = part.seed_for(seed)
+            stored = _stored(run, part, at, slates)
+            return part.scores(run, own, slates, at, _CHECKPOINT) if stored is None else stored
 
         parts = [partial(of, part, own) for part, own in zip(self.parts, ranker.rankers, strict=True)]
         return ranker.fused(parts) or [np.zeros(len(slate)) for slate in run.slate_arrays(slates)[1]]
@@ -124,25 +126,21 @@ class Fusion(Method):
         for part, ranker in zip(self.parts, rankers, strict=True):
             ranker.progress = Ticker(f"{self.key} {what}: {part.key}", rows)
 
-    def _rankers(self, run: Run, seed: int, checkpoint: str) -> list[Any]:
-        return [part.ranker(run, _own(part, seed), checkpoint) for part in self.parts]
+    def _rankers(self, run: Run, seed: int) -> list[Any]:
+        return [part.ranker(run, part.seed_for(seed), _CHECKPOINT) for part in self.parts]
 
     def ranker(self, run: Run, seed: int, checkpoint: str) -> Any:
         from sirius_rec.rankers.fusion import FusionRanker
 
+        self.fit(run, seed)  # where it retrieves, nothing is fitted yet
         weights = json.loads((self.folder(run, seed) / DONE).read_text())["weights"]
-        return FusionRanker(self._rankers(run, seed, checkpoint), [weights[key] for key in self.options.of])
+        return FusionRanker(self._rankers(run, seed), [weights[key] for key in self.options.of])
 
 
-def _stored(run: Run, part: Method, seed: int, slates: str, checkpoint: str) -> list[Any] | None:
+def _stored(run: Run, part: Method, seed: int, slates: str) -> list[Any] | None:
     """A part's scores of the rows that are ranked; None where there is no table of them."""
-    file = run.folder.scores / table_name(part.key, seed, slates, checkpoint)
+    file = run.folder.scores / table_name(part.key, seed, slates, _CHECKPOINT)
     frame = read_table(file).frame if file.is_file() else None
     if frame is None or frame[ROW_ID].to_list() != run.tested_ids(slates):
         return None
     return [row.to_numpy() for row in frame[SCORES]]
-
-
-def _own(part: Method, seed: int) -> int:
-    """A part's seed: the run's, where another seed makes a difference."""
-    return seed if seed in part.seeds else part.seeds[0]
