@@ -301,3 +301,14 @@ def test_probes_of_before_the_sides_were_told_apart_are_still_shown():
     assert (
         influence_rows({"influence": {"dpo": old}}, {}) and influence_sentence({"influence": {"dpo": old}}, {}) is None
     )
+
+
+def test_prompts_of_ones_own_are_shown_in_their_words(run):
+    """Not as the mapping that the configuration holds."""
+    from sirius_rec.report.sections import what_was_run
+
+    own = {"history": "This user has watched:", "candidates": "Candidates:", "answer": None}
+    for template, words in (("music", "music, history alone"), (own, "“This user has watched: …”, history alone")):
+        config = {**run.results["config"], "prompts": {"template": template, "slate": False}}
+        shown = ReportedRun("toy", {**run.results, "config": config})
+        assert dict(what_was_run(shown))["Prompt"] == words

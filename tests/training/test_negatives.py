@@ -134,6 +134,14 @@ def test_lists_are_made_anew_from_the_policy_as_it_is_then(mined: Callable[..., 
     assert shared and any(first[r].tolist() != later[r].tolist() for r in shared)
 
 
+def assert_goes_on(resumed: SiriusTrainer, whole: SiriusTrainer) -> None:
+    """From its last checkpoint to the weights of the training that nothing stopped."""
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == whole.state.global_step == 6
+    for (name, one), other in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6, msg=name)
+
+
 def test_a_resumed_training_goes_on_with_the_lists_that_it_had(
     mined: Callable[..., SiriusTrainer], tmp_path: Path
 ) -> None:
@@ -156,11 +164,7 @@ def test_a_resumed_training_goes_on_with_the_lists_that_it_had(
     part.training_step = until_five
     with pytest.raises(Stop):
         part.train()
-    resumed = mined(output_dir=str(tmp_path / "b"), **options)
-    resumed.train(resume_from_checkpoint=True)
-    assert resumed.state.global_step == whole.state.global_step == 6
-    for (name, one), other in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-6, msg=name)
+    assert_goes_on(mined(output_dir=str(tmp_path / "b"), **options), whole)
 
 
 def test_sigterm_does_not_wait_for_a_long_round_of_mining(
@@ -177,11 +181,7 @@ def test_sigterm_does_not_wait_for_a_long_round_of_mining(
         part.train()
     assert part.state.global_step == 1 and not second.exists()  # batches are put together one step ahead
     monkeypatch.undo()
-    resumed = mined(output_dir=str(tmp_path / "b"), **options)
-    resumed.train(resume_from_checkpoint=True)
-    assert resumed.state.global_step == whole.state.global_step == 6
-    for (name, one), other in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-6, msg=name)
+    assert_goes_on(mined(output_dir=str(tmp_path / "b"), **options), whole)
 
 
 def test_a_long_round_of_mining_says_how_far_it_is(

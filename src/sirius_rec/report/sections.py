@@ -285,7 +285,9 @@ def what_was_run(run: ReportedRun) -> list[tuple[str, str]]:
         facts.append(("Language model", _backbone(backbone)))
     if models and prompts.get("template"):
         shown = "history and slate" if prompts.get("slate", True) else "history alone"
-        facts.append(("Prompt", f"{prompts['template']}, {shown}"))
+        template = prompts["template"]
+        words = template if isinstance(template, str) else f"“{template['history']} …”"
+        facts.append(("Prompt", f"{words}, {shown}"))
     lengths = [
         f"{name} {count(config[part]['epochs'], 'epoch')}" for part, name in (("sft", "SFT"), ("align", "alignment"))
         if (config.get(part) or {}).get("epochs") is not None
