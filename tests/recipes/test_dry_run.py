@@ -50,6 +50,24 @@ def test_tokens_are_those_of_a_direct_count(mini: Mini, trained: Run) -> None:
     assert content["prompt"].startswith("This user has chosen")
 
 
+def test_a_reference_counts_what_is_drawn(mini: Mini, trained: Run) -> None:
+    """Two of six candidates in each of two epochs: between two and three of them, with the target in both."""
+    one, two, every = (
+        dry_run(mini("arms=[dpo]", f"align.epochs={epochs}", f"align.score_unsampled={others}"), device="a100")[
+            "stages"
+        ]
+        for epochs, others in ((1, 0), (2, 0), (1, "all"))
+    )
+    records = slate_records(trained.dataset, trained.train_slates, trained.template)
+    prompts = sum(len(row.prompt) for row in encode_records(records, trained.encoder))
+    once, twice, whole = (
+        next(s["tokens_shared"] for s in stages if s["name"] == "reference") - prompts for stages in (one, two, every)
+    )
+    assert once < twice < 1.5 * once + 0.02 * whole and 0.25 * whole < once < 0.42 * whole
+    policy = mini("prompts.slate=false", "arms=[{loss: dpo, negatives_from: on_policy, pool: 4}]")
+    assert "reference" not in [stage["name"] for stage in dry_run(policy, device="a100")["stages"]]
+
+
 def test_operations_and_hours_by_hand(mini: Mini) -> None:
     content = dry_run(mini("seeds=[0, 1]"), device="h100")
     model, sft = content["model"], next(s for s in content["stages"] if s["name"] == "sft")

@@ -170,7 +170,7 @@ def test_a_reference_of_something_else_is_not_read(both: tuple[Run, Run], tmp_pa
     whole = reference.read_reference(run, 0)["train"]
     before = [whole[row].tolist() for row in range(len(whole))]
     fewer = Run(run.folder, run.config.changed(align=run.config.align.changed(examples_per_epoch=50)))
-    assert reference._reference_key(fewer, 0) != reference._reference_key(run, 0)
+    assert reference.ReferenceCache(fewer, 0).key != reference.ReferenceCache(run, 0).key
     with pytest.raises(RunError, match="the reference cache is missing or of another model"):
         reference.read_reference(fewer, 0)
     (shards / "key.txt").write_text("another")  # a scoring under another key was killed here
@@ -192,7 +192,7 @@ def test_the_reference_key_knows_what_stands_for_an_item(both: tuple[Run, Run]) 
         run = Run.open(both[1].folder.path)
         # of an item that none of the first rows shows
         run.__dict__["shown"] = [*run.dataset.titles[:-1], run.dataset.titles[-1] + words]
-        keys.append(reference._reference_key(run, 0))
+        keys.append(reference.ReferenceCache(run, 0).key)
     assert keys[0] != keys[1]
 
 

@@ -159,6 +159,23 @@ def test_draws(seed: int, epoch: int, rejected: int, k: int, others: int | str) 
     assert len(columns) == 1 + (rejected if others == "all" else min(rejected, k + int(others)))
 
 
+@pytest.mark.parametrize(("per_epoch", "epochs"), [(None, 3), (5, 2), (5, 0), (5, 7)])
+def test_columns_drawn_are_those_of_the_epochs(per_epoch: int | None, epochs: int) -> None:
+    """Row by row, against what the slots of each epoch give; and the data set is left at its epoch."""
+    dataset = PreferenceDataset(rows_of(8, 9), negatives=2, score_unsampled=1, seed=5, examples_per_epoch=per_epoch)
+    expected: list[set[int]] = [set() for _ in range(8)]
+    for epoch in range(epochs):
+        dataset.set_epoch(epoch)
+        for slot in range(len(dataset)):
+            expected[dataset[slot].row].update(dataset[slot].columns.tolist())
+    dataset.set_epoch(1)
+    order = dataset.order.tolist()
+    found = dataset.columns_drawn(epochs)
+    assert [columns.tolist() for columns in found] == [sorted(columns) for columns in expected]
+    assert dataset.epoch == 1 and dataset.order.tolist() == order
+    assert {len(columns) for columns in found} - {0} >= ({4} if epochs == 2 else set())
+
+
 def test_every_negative_is_drawn_about_equally_often() -> None:
     """400 epochs, 1 of 4: each is expected 100 times, standard deviation 8.7; 5 deviations are allowed."""
     dataset = PreferenceDataset(rows_of(1, 4), negatives=1, score_unsampled=0)

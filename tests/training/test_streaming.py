@@ -212,6 +212,11 @@ def test_the_heaviest_micro_batch_is_no_lighter_than_any(build: Build, world: Wo
     assert heaviest >= max(sum(drawn[at : at + 3]) for at in range(0, 60, 3))
 
 
+def of(rows: EncodedRows, score: Any) -> Any:
+    """What scores rows, for `LogpShards.fill`, which names them by number."""
+    return lambda numbers: score(rows[numbers.start : numbers.stop])
+
+
 def test_logps_in_files_are_those_of_the_rows(
     rows: EncodedRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,7 +230,7 @@ def test_logps_in_files_are_those_of_the_rows(
             np.arange(len(row.completions) - len(row.prompt) % 2, dtype=np.float32) - len(row.prompt) for row in some
         ]
 
-    shards = LogpShards(tmp_path, len(rows), "a").fill(rows, score)
+    shards = LogpShards(tmp_path, len(rows), "a").fill(of(rows, score))
     assert shards.complete and not LogpShards(tmp_path, len(rows), "b").complete
     assert asked == [50, 50, 50, 13]
     for at, row in enumerate(rows):
@@ -235,10 +240,10 @@ def test_logps_in_files_are_those_of_the_rows(
     shards.file(1).unlink()
     asked.clear()
     assert not shards.complete
-    LogpShards(tmp_path, len(rows), "a").fill(rows, score)
+    LogpShards(tmp_path, len(rows), "a").fill(of(rows, score))
     assert asked == [50]
     asked.clear()
-    other = LogpShards(tmp_path, len(rows), "b").fill(rows, lambda some: [logp_C + 1 for logp_C in score(some)])
+    other = LogpShards(tmp_path, len(rows), "b").fill(of(rows, lambda some: [logp_C + 1 for logp_C in score(some)]))
     assert asked == [50, 50, 50, 13] and other[60][0] == score([rows[60]])[0][0] + 1
 
 
@@ -247,7 +252,7 @@ def test_a_scoring_that_fails_leaves_no_half_of_a_file(rows: EncodedRows, tmp_pa
         raise MemoryError
 
     with pytest.raises(MemoryError):
-        LogpShards(tmp_path / "r", len(rows), "a").fill(rows, broken)
+        LogpShards(tmp_path / "r", len(rows), "a").fill(broken)
     assert [file.name for file in (tmp_path / "r").iterdir()] == ["key.txt"]
 
 
@@ -256,7 +261,7 @@ def test_many_files_take_no_descriptors(rows: EncodedRows, tmp_path: Path, monke
     import resource
 
     monkeypatch.setattr(logp_shards, "_ROWS", 1)
-    shards = LogpShards(tmp_path, len(rows), "a").fill(rows, lambda some: [np.zeros(3, dtype=np.float32)] * len(some))
+    shards = LogpShards(tmp_path, len(rows), "a").fill(lambda some: [np.zeros(3, dtype=np.float32)] * len(some))
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (100, limits[1]))
     try:
@@ -267,7 +272,7 @@ def test_many_files_take_no_descriptors(rows: EncodedRows, tmp_path: Path, monke
 
 
 def test_a_worker_of_another_process_reads_them(rows: EncodedRows, tmp_path: Path) -> None:
-    shards = LogpShards(tmp_path, len(rows), "a").fill(rows, lambda some: [np.ones(3, dtype=np.float32)] * len(some))
+    shards = LogpShards(tmp_path, len(rows), "a").fill(lambda some: [np.ones(3, dtype=np.float32)] * len(some))
     assert pickle.loads(pickle.dumps(shards))[5].tolist() == [1.0, 1.0, 1.0]
 
 

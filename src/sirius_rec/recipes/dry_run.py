@@ -22,6 +22,7 @@ from sirius_rec.recipes.methods import build_methods
 from sirius_rec.recipes.methods.arms import Arm
 from sirius_rec.recipes.methods.sft import Sft
 from sirius_rec.recipes.records import ALIGN_STREAM, SFT_STREAM, slate_records, stage_rows, training_rows
+from sirius_rec.recipes.reference import drawn_at_most
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.run_folder import RunFolder
 from sirius_rec.recipes.story import prepare_data
@@ -31,7 +32,7 @@ from sirius_rec.scoring.scorer import tree_batches
 from sirius_rec.scoring.tree import build_tree
 from sirius_rec.training.config import SiriusConfig
 from sirius_rec.training.options import StageOptions
-from sirius_rec.training.records import encode_records, training_set
+from sirius_rec.training.records import PreferenceDataset, encode_records, training_set
 
 # Dense bfloat16 operations per second (10^12) that makers name, and GiB of memory.
 DEVICES: Final = {"a100": (312, 80), "h100": (989, 80), "h200": (989, 141), "l40s": (362, 48), "rtx4090": (165, 24)}
@@ -186,7 +187,8 @@ def _stages(run: Run, size: Size) -> Iterator[tuple[Stage, _Sample]]:
         if isinstance(method, Arm) and method.objective.needs_reference and not scored:
             scored = True
             met = len(training_rows(run, method.training, seed, stream))
-            yield _scoring(config, sample.rows, met, size, "reference"), sample
+            if drawn := _drawn(config, sample, met):
+                yield _scoring(config, drawn, met, size, "reference"), sample
         yield _training(config, method.training, loss, sample, size, method.key), sample
     for name in run.sized_test_slates if config.trains_language_model else ():
         if name in run.retrieved_slates:
@@ -243,6 +245,17 @@ def _training(
     steps = math.ceil(sample.n_rows / stage.batch_size) * stage.epochs
     heaviest = int(np.max(batches, axis=0)[0])
     return Stage(name, True, sample.n_rows, stage.epochs, steps, tokens, shared, separate, head, heaviest, operations)
+
+
+def _drawn(config: Config, sample: _Sample, met: int) -> list[PromptCompletions]:
+    """The sample's rows with the candidates whose log π_ref is read; none where no arm reads any. met: rows that
+    alignment meets."""
+    most = drawn_at_most(config, min(len(row.completions) for row in sample.rows) - 1)
+    if most is None:
+        return []
+    draws = PreferenceDataset(sample.rows, negatives=0, score_unsampled=most)
+    columns_R = draws.columns_drawn(math.ceil(config.align.epochs * sample.n_rows / met))  # epochs that a row is in
+    return [row.only(columns.tolist()) for row, columns in zip(sample.rows, columns_R, strict=True)]
 
 
 def _scoring(config: Config, rows: Sequence[PromptCompletions], n_rows: int, size: Size, name: str) -> Stage:

@@ -11,14 +11,13 @@ import numpy as np
 
 from sirius_rec import atomic
 from sirius_rec.processes import is_main, wait
-from sirius_rec.scoring.rows import PromptCompletions
 
 _ROWS = 8192  # of a file; their token ids are held while they are scored
 _KEY = "key.txt"
 
 
 class LogpShards(Sequence[np.ndarray]):
-    """log π(y|x) of every completion of n rows, float32 in nats; behind a row's own completions stand NaN.
+    """log π(y|x) of completions of n rows, float32 in nats; NaN for those not scored, and behind a row's own.
 
     key: of all that the log-probs depend on. Files under another one are not these.
     """
@@ -50,17 +49,18 @@ class LogpShards(Sequence[np.ndarray]):
         """Whether all rows are scored, under this key."""
         return self._has_key and not self._missing
 
-    def fill(
-        self, rows: Sequence[PromptCompletions], score: Callable[[Sequence[PromptCompletions]], list[np.ndarray]]
-    ) -> LogpShards:
+    def fill(self, score: Callable[[range], list[np.ndarray]]) -> LogpShards:
         """Score the rows whose files are missing; files under another key are removed first. Of several processes all
-        must call it; they see one folder."""
+        must call it; they see one folder.
+
+        score: numbers of rows → their log-probs.
+        """
         if is_main() and not self._has_key:
             shutil.rmtree(self.folder, ignore_errors=True)
             atomic.write_text(self.folder / _KEY, self.key)
         wait()
         for shard in self._missing:
-            logps = score(rows[shard * _ROWS : min((shard + 1) * _ROWS, self.n)])
+            logps = score(range(shard * _ROWS, min((shard + 1) * _ROWS, self.n)))
             if is_main():
                 table = np.full((len(logps), max(map(len, logps))), np.nan, dtype=np.float32)
                 for at, logp_C in enumerate(logps):

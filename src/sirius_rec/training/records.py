@@ -24,9 +24,10 @@ from sirius_rec.scoring.rows import PromptCompletions
 from sirius_rec.scoring.tree import build_tree, count_nodes
 from sirius_rec.training.batching import StepLayout, by_user, grouped
 from sirius_rec.training.config import SiriusConfig
-from sirius_rec.training.negatives import HARD
+from sirius_rec.training.negatives import HARD, NegativeSource
 
 if TYPE_CHECKING:
+    from sirius_rec.objectives.losses import Objective
     from sirius_rec.training.mining import Miner
 
 
@@ -248,6 +249,17 @@ class PreferenceDataset(Dataset[Draw]):
         drawn = self._drawn[row] if self.miner is None else self.draw(row)
         return Draw(drawn.row, drawn.columns, drawn.n_sampled, self.layout.weight(slot, self._length))
 
+    def columns_drawn(self, epochs: int) -> list[np.ndarray]:
+        """Of each row the columns that epochs 0 to `epochs` - 1 draw, ascending; none of a row that is in none."""
+        here = self.epoch
+        columns_R: list[set[int]] = [set() for _ in self.rows]
+        for epoch in range(epochs):
+            self.set_epoch(epoch)
+            for row, draw in self._drawn.items():
+                columns_R[row].update(draw.columns.tolist())
+        self.set_epoch(here)
+        return [np.array(sorted(columns), dtype=np.int64) for columns in columns_R]
+
     def draw(self, row: int) -> Draw:
         """The columns of `row` in this epoch: the positive, the sampled negatives, the other scored candidates."""
         return self._draw(row, self.rows[row])
@@ -289,12 +301,15 @@ def training_set(
     return PreferenceDataset(rows, users=users, **draw_options(args, fewest))
 
 
-def draw_options(args: SiriusConfig, fewest: int) -> dict[str, Any]:
-    """Options of a data set: as many negatives as the loss takes, or those of which the strongest are chosen once they
-    are scored, and others to be watched. fewest: rejected completions of a record. ConfigError where they are too few.
+def draw_counts(
+    objective: Objective, source: NegativeSource, score_unsampled: int | str, fewest: int
+) -> tuple[int | str, int | str]:
+    """How many negatives are drawn for a record, as many as the loss takes or those of which the strongest are chosen
+    once they are scored, and how many others are scored beside them, to be watched or because the loss reads the slate.
+
+    fewest: rejected completions of a record. ConfigError where they are too few.
     """
-    objective, source = args.objective(), args.negative_source()
-    others = "all" if objective.needs_slate else args.score_unsampled
+    others = "all" if objective.needs_slate else score_unsampled
     negatives = objective.negatives
     if not objective.uses_negatives:
         # A loss without negatives still shows its margin in the logs where candidates are scored at all.
@@ -303,6 +318,12 @@ def draw_options(args: SiriusConfig, fewest: int) -> dict[str, Any]:
         negatives = source.pool
         if negatives > fewest:
             raise ConfigError(f"pool {negatives}: a record has only {fewest} rejected completions: lower it")
+    return negatives, others
+
+
+def draw_options(args: SiriusConfig, fewest: int) -> dict[str, Any]:
+    """Options of a data set; see `draw_counts`."""
+    negatives, others = draw_counts(args.objective(), args.negative_source(), args.score_unsampled, fewest)
     return {
         "negatives": negatives,
         "score_unsampled": others,

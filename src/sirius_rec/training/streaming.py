@@ -176,13 +176,23 @@ class StreamedDataset(Dataset[Draw]):
         rng = np.random.default_rng([self.seed, _STEPS, self.epoch, pool])
         return [draws[at] for at in grouped(np.arange(len(draws)), lengths, self.layout.batch, rng).tolist()]
 
-    def _draw(self, number: int, row: PromptCompletions) -> Draw:
+    def columns_drawn(self, number: int, row: PromptCompletions, epochs: int) -> np.ndarray:
+        """The columns that a record may draw in epochs 0 to `epochs` - 1, ascending, whichever of them it is in."""
+        drawn = [self._draw(number, row, epoch).columns for epoch in range(epochs)]
+        return np.unique(np.concatenate(drawn))
+
+    def draws_key(self, epochs: int) -> str:
+        """Text that names what `columns_drawn` depends on beside the records."""
+        return f"{self.negatives} {self.required} {self.score_unsampled} {self.seed} {epochs}"
+
+    def _draw(self, number: int, row: PromptCompletions, epoch: int | None = None) -> Draw:
+        epoch = self.epoch if epoch is None else epoch
         n_rejected, negatives = len(row.completions) - 1, self.negatives
         if self.required:
             check_enough(negatives, n_rejected, f"record {number}")
         elif negatives != "all":
             negatives = min(int(negatives), n_rejected)
-        return draw_of(number, row, negatives, self.score_unsampled, self.seed, self.epoch)
+        return draw_of(number, row, negatives, self.score_unsampled, self.seed, epoch)
 
     def heaviest(self, scoring: str = "packed") -> list[PromptCompletions]:
         """A micro-batch of the longest rows, with candidates as drawn for this epoch: no lighter than any, as far as

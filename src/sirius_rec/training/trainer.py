@@ -41,6 +41,7 @@ from sirius_rec.training.checkpoints import (
     writing,
 )
 from sirius_rec.training.config import SiriusConfig
+from sirius_rec.training.drawn import epochs_of, score_columns, score_streamed
 from sirius_rec.training.dropout import check_no_noise, disable_dropout
 from sirius_rec.training.held_out import HeldOutLog
 from sirius_rec.training.held_out_evidence import held_out_evidence
@@ -217,20 +218,23 @@ class SiriusTrainer(Trainer):
         )
 
     def _ensure_reference(self, *, afresh: bool) -> None:
-        """Score every record with the model as it stands, unless cached log-probs were given.
+        """Score what the epochs will draw with the model as it stands, unless cached log-probs were given.
 
         afresh: what an earlier training left in this folder is another model's. (Only streamed records leave anything.)
         """
         if self.collator.ref_logps is None:
-            rows = self.train_dataset.rows
+            data = self.train_dataset
+            # A miner scores what it finds itself: nobody knows it yet.
+            epochs = 0 if data.miner else epochs_of(self.args, len(data), data.layout.batch)
             if self.args.stream:
-                shards = LogpShards(Path(self.args.output_dir) / "reference", len(rows), rows.fingerprint())
+                key = f"{data.rows.fingerprint()} {data.draws_key(epochs)}"
+                shards = LogpShards(Path(self.args.output_dir) / "reference", len(data.rows), key)
                 if afresh and self.is_world_process_zero():
                     shutil.rmtree(shards.folder, ignore_errors=True)
                 self.accelerator.wait_for_everyone()
-                self.collator.ref_logps = shards.fill(rows, self.score)
+                self.collator.ref_logps = score_streamed(data, epochs, shards, self.score)
             else:
-                self.collator.ref_logps = self.score(rows)
+                self.collator.ref_logps = score_columns(data.rows, data.columns_drawn(epochs), self.score)
         self._ensure_eval_reference()
 
     def _ensure_eval_reference(self) -> None:

@@ -1,0 +1,49 @@
+"""Scoring the candidates alone that a training will draw: all that it asks its reference about."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sirius_rec.scoring.rows import PromptCompletions
+from sirius_rec.training.logp_shards import LogpShards
+
+if TYPE_CHECKING:
+    from sirius_rec.training.streaming import StreamedDataset
+
+Score = Callable[[Sequence[PromptCompletions]], list[np.ndarray]]
+
+
+def score_columns(rows: Sequence[PromptCompletions], columns_R: Sequence[np.ndarray], score: Score) -> list[np.ndarray]:
+    """log π(y|x) of these columns of each row, float32 in nats; NaN in the others, so that none is read unnoticed.
+
+    score: of rows with those of their completions; a row without any is left out.
+    """
+    logps = [np.full(len(row.completions), np.nan, dtype=np.float32) for row in rows]
+    asked = [r for r, columns in enumerate(columns_R) if len(columns)]
+    found = score([rows[r].only(columns_R[r].tolist()) for r in asked]) if asked else []
+    for r, logp_C in zip(asked, found, strict=True):
+        logps[r][columns_R[r]] = logp_C
+    return logps
+
+
+def score_streamed(data: StreamedDataset, epochs: int, shards: LogpShards, score: Score) -> LogpShards:
+    """The same of streamed rows and what these epochs may draw of them: the files of `shards` that are missing."""
+
+    def score_some(numbers: range) -> list[np.ndarray]:
+        rows = data.rows[numbers.start : numbers.stop]
+        columns_R = [data.columns_drawn(n, row, epochs) for n, row in zip(numbers, rows, strict=True)]
+        return score_columns(rows, columns_R, score)
+
+    return shards.fill(score_some)
+
+
+def epochs_of(args: Any, n_slots: int, batch: int) -> int:
+    """How many epochs a training begins: with `max_steps`, which count before `num_train_epochs`, those of its steps.
+
+    n_slots: places of an epoch; batch: of a step.
+    """
+    return -(-args.max_steps // -(-n_slots // batch)) if args.max_steps > 0 else math.ceil(args.num_train_epochs)
