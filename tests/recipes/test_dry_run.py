@@ -15,7 +15,7 @@ from sirius_rec.config import Config
 from sirius_rec.errors import ConfigError
 from sirius_rec.recipes.configuration import load_config
 from sirius_rec.recipes.dry_run import Size, dry_run, memory, model_size
-from sirius_rec.recipes.records import slate_records, training_rows
+from sirius_rec.recipes.records import reading_records, slate_records, training_rows
 from sirius_rec.recipes.run import Run
 from sirius_rec.scoring.tree import count_nodes
 from sirius_rec.training.records import encode_records
@@ -66,6 +66,25 @@ def test_a_reference_counts_what_is_drawn(mini: Mini, trained: Run) -> None:
     assert once < twice < 1.5 * once + 0.02 * whole and 0.25 * whole < once < 0.42 * whole
     policy = mini("prompts.slate=false", "arms=[{loss: dpo, negatives_from: on_policy, pool: 4}]")
     assert "reference" not in [stage["name"] for stage in dry_run(policy, device="a100")["stages"]]
+
+
+def test_whole_histories_are_counted(mini: Mini, trained: Run) -> None:
+    """`sft.targets: all`: every title but the first of each piece, against the records themselves."""
+    text = f"prompts.template={{history: '{trained.template.history}', answer: null}}"
+    given = (text, "prompts.slate=false", "sft.targets=all", "sft.piece=6", "sft.batch_size=16")
+    once, twice, apart = (
+        next(s for s in dry_run(mini(*given, *more), device="a100")["stages"] if s["name"] == "sft")
+        for more in (["training.share=user"], ["training.share=user", "sft.epochs=2"], ["training.share=none"])
+    )
+    config = mini(*given)
+    run = Run(trained.folder, config)
+    records = reading_records(run.dataset, run.template, run.shown, piece=6, epochs=1, seed=0, shuffle=False)
+    separate = sum(row.length("naive") for row in encode_records(records, run.encoder))
+    assert once["examples"] == len(records) and once["steps"] == -(-len(records) // 16)
+    assert once["tokens_separate"] == pytest.approx(separate, rel=0.03)
+    assert twice["tokens_separate"] == pytest.approx(2 * separate, rel=0.05) and twice["epochs"] == 2
+    assert apart["tokens_separate"] == pytest.approx(separate, rel=0.03)
+    assert once["tokens_tree"] < 0.9 * apart["tokens_tree"], "the records of a piece are not together"
 
 
 def test_operations_and_hours_by_hand(mini: Mini) -> None:

@@ -14,7 +14,7 @@ from sirius_rec.config import Config
 from sirius_rec.evaluation.tables import read_table, table_name
 from sirius_rec.recipes.adoption import open_run
 from sirius_rec.recipes.methods import build_methods
-from sirius_rec.recipes.reference import _encoded, _records
+from sirius_rec.recipes.reference import ReferenceCache
 from sirius_rec.recipes.results import titles_alone
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.scoring import score_only
@@ -50,8 +50,8 @@ def test_every_prompt_shows_the_fields_and_no_answer_does(mini: Callable[..., Co
         listed = [line for line in lines if line.startswith("Title")]
         assert set(listed) <= set(run.shown) and len(listed) >= 6
     encoder = run.encoder
-    for split, records in _records(run, 0).items():  # what an arm is compared with
-        texts = [encoder.tokenizer.decode(row.prompt) for row in _encoded(run, records)]
+    for split, rows in ReferenceCache(run, 0).rows.items():  # what an arm is compared with
+        texts = [encoder.tokenizer.decode(row.prompt) for row in rows]
         assert all("genre" in text for text in texts), split
     score_only(str(run.folder.path), "sft", 0)
     table = read_table(run.folder.scores / table_name("sft", 0, SLATES, "best")).frame

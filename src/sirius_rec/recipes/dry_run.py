@@ -90,8 +90,6 @@ def dry_run(
     """
     if device not in DEVICES:
         raise ConfigError(f"--on {device}: choose one of {', '.join(DEVICES)}")
-    if config.sft.targets == "all":
-        raise ConfigError("sft.targets: all: a dry run counts the rows of slates, not histories: write targets: next")
     size = model_size(config)
     with tempfile.TemporaryDirectory() as folder:
         path = RunFolder(Path(folder) / "run")
@@ -182,7 +180,8 @@ def _stages(run: Run, size: Size) -> Iterator[tuple[Stage, _Sample]]:
         stream = SFT_STREAM if isinstance(method, Sft) else ALIGN_STREAM
         loss = {"loss": "sft", "score_unsampled": 0} if isinstance(method, Sft) else method.loss_options()
         if stream not in again:
-            again[stream] = _sample(run, method.training, seed, stream)
+            reads = isinstance(method, Sft) and config.sft.targets == "all"
+            again[stream] = _reading(run, method, seed) if reads else _sample(run, method.training, seed, stream)
         sample = again[stream]
         if isinstance(method, Arm) and method.objective.needs_reference and not scored:
             scored = True
@@ -212,6 +211,18 @@ def _sample(run: Run, stage: StageOptions, seed: int, stream: int) -> _Sample:
     epoch = min(stage.examples_per_epoch or len(every), len(every))
     owners = None if users is None else users[chosen].tolist()
     return _Sample(encode_records(records, run.encoder), owners, epoch, records[0]["prompt"])
+
+
+def _reading(run: Run, method: Sft, seed: int) -> _Sample:
+    """Records of whole histories (`sft.targets: all`): pieces of them where steps are made of these."""
+    found = method.reading(run, seed)
+    records, stage = found["records"], found["stage"]
+    pieces = np.array([record["user"] for record in records]) if run.config.training.share == "user" else None
+    some = stage.changed(epochs=1, examples_per_epoch=min(_SAMPLE, len(records)))
+    chosen = stage_rows(len(records), some, seed, 0, pieces).tolist()
+    records = [records[n] for n in chosen]
+    owners = None if pieces is None else pieces[chosen].tolist()
+    return _Sample(encode_records(records, run.encoder), owners, stage.examples_per_epoch, records[0]["prompt"])
 
 
 def _counted(rows: Sequence[PromptCompletions]) -> np.ndarray:

@@ -97,9 +97,10 @@ class Sft(Finetuned):
         """The same, but the best epoch is chosen on rows that the onset of alignment does not look at; with
         `sft.targets: all` from histories instead of rows."""
         given = {**super().training_set(run, seed, rows), "validation": selection_set(run)}
-        return given if self.config.sft.targets == "next" else {**given, **self._reading(run, seed)}
+        return given if self.config.sft.targets == "next" else {**given, **self.reading(run, seed)}
 
-    def _reading(self, run: Run, seed: int) -> dict[str, Any]:
+    def reading(self, run: Run, seed: int) -> dict[str, Any]:
+        """Records of whole histories, for all epochs, and the stage whose epochs are parts of them."""
         options = self.config.sft
         piece = options.piece or run.config.data.window.max_history + 1
         records = reading_records(
