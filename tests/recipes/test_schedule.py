@@ -36,6 +36,18 @@ def test_a_fusion_waits_for_its_parts_each_by_the_seed_that_it_has(mini: Callabl
     assert jobs["outer s6"].after & set(jobs) == {"inner s0", "sft s6", "evaluate sft s6"}
 
 
+def test_slates_of_one_retriever_wait_for_each_other(mini: Callable[..., Config], tmp_path: Path) -> None:
+    """Side by side both would train it."""
+    by = "[{retriever: sasrec, size: 5}, {retriever: ease, size: 5}, {retriever: sasrec, size: 9}]"
+    slates = "data.slates=[{size: 6}, {protocol: full, splits: [test]}]"
+    config = mini(slates, "prompts.slate=false", "methods=[sasrec, ease]", f"evaluation.retrieved={by}")
+    jobs = {job.name: job for job in stage_jobs(Run(open_run(tmp_path / "run", config), config), STAGES)}
+    found = {name: job.after for name, job in jobs.items() if name.startswith("retrieve ")}
+    small, ease, large = (name for word in ("sasrec-5", "ease-5", "sasrec-9") for name in found if word in name)
+    assert found == {small: frozenset(), ease: frozenset(), large: frozenset([small])}
+    assert jobs["sasrec s0"].after >= found.keys()
+
+
 # Workers cannot import a test module; these live in an importable file beside the test's data.
 JOBS = '''
 import os, time

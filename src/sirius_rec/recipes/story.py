@@ -18,6 +18,7 @@ from sirius_rec.recipes.results import collect
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.run_folder import RunFolder
 from sirius_rec.recipes.schedule import Job, run_jobs
+from sirius_rec.schema import SlateName
 
 if TYPE_CHECKING:
     from sirius_rec.cluster import Cluster
@@ -85,8 +86,7 @@ def stage_jobs(run: Run, stages: Iterable[str]) -> list[Job]:
     ]
     first: frozenset[str] = frozenset()
     if "evaluate" in wanted:
-        retrieved = [Job(f"retrieve {name}", retrieving.retrieve, (path, name), alone=True)
-                     for name in run.retrieved_slates]  # fmt: skip
+        retrieved = _retrievals(run)
         jobs += retrieved
         first = frozenset(job.name for job in retrieved)
     for method in methods:
@@ -110,6 +110,17 @@ def stage_jobs(run: Run, stages: Iterable[str]) -> list[Job]:
             if method.stage != "evaluate"
             for seed in method.seeds
         ]
+    return jobs
+
+
+def _retrievals(run: Run) -> list[Job]:
+    """Those of one retriever one after the other: the first trains it."""
+    jobs, last = list[Job](), dict[str, str]()
+    for name in run.retrieved_slates:
+        by = SlateName.parse(name).protocol
+        after = frozenset([last[by]] if by in last else [])
+        last[by] = f"retrieve {name}"
+        jobs.append(Job(last[by], retrieving.retrieve, (str(run.folder.path), name), after, alone=True))
     return jobs
 
 
