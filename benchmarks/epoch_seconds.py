@@ -62,7 +62,7 @@ def measure(config_path: Path, overrides: list[str], data: Path) -> dict[str, An
         records = slate_records(dataset, SlateName.parse("train-uniform-20-s0"), form, rows)
         trainer = SiriusTrainer(initial_model(config, tokenizer, 0), args, records, tokenizer)
         select_attention(run, config, trainer.model, trainer.train_dataset.rows, trainer.encoder.pad_id)
-        trainer._ensure_reference()
+        trainer._ensure_reference(afresh=True)
         started = time.perf_counter()
         trainer.train()
         found: dict[str, Any] = {"align_seconds": time.perf_counter() - started}

@@ -12,16 +12,21 @@ import numpy as np
 import pytest
 
 from sirius_rec.config import Config
-from sirius_rec.errors import RunError
+from sirius_rec.errors import ConfigError, RunError
 from sirius_rec.prompts.templates import TEMPLATES
 from sirius_rec.recipes import models, reference, scoring
 from sirius_rec.recipes import records as recipe_records
 from sirius_rec.recipes.adoption import adopt
+from sirius_rec.recipes.arguments import training_arguments
+from sirius_rec.recipes.methods import build_methods
+from sirius_rec.recipes.methods.arms import Arm
 from sirius_rec.recipes.run import Run
 from sirius_rec.schema import SlateName
 from sirius_rec.scoring import kept, scorer
 from sirius_rec.scoring.rows import PromptCompletions
+from sirius_rec.training import logp_shards
 from sirius_rec.training.records import PreferenceDataset
+from sirius_rec.training.streaming import training_data
 
 
 @pytest.fixture
@@ -84,7 +89,7 @@ def test_the_key_changes_with_the_weights(run: Run, trained: Run) -> None:
     content[-1] ^= 1
     weights.write_bytes(content)
     assert reference.ReferenceCache(run, 0).key != before
-    with pytest.raises(RunError, match=r"s0\.npz: the reference cache is missing or of another model: run"):
+    with pytest.raises(RunError, match=r"s0\.npz: the reference cache is missing, of another model, or"):
         reference.read_reference(run, 0)
 
 
@@ -202,6 +207,113 @@ def test_a_cache_from_before_draws_were_counted_holds_all(run: Run) -> None:
     assert reference.ReferenceCache(run, 0).complete
 
 
+@pytest.mark.parametrize(
+    "options",
+    [("training.share=user",), ("training.stream=true",), ("align.batch_size=20", "align.micro_batch_size=4")],
+)
+def test_every_draw_of_every_arm_is_there(run: Run, mini: Callable[..., Config], options: tuple[str, ...]) -> None:
+    """As the trainer draws, of a seed that is not 0, whose epochs are fewer examples than there are rows."""
+    shutil.copytree(run.folder.sft(0), run.folder.sft(1))
+    arms = "arms=[dpo, {loss: softmax_dpo, negatives: 2}, {loss: dpo, name: hard, negatives_from: hard, pool: 3}]"
+    config = mini(
+        "seeds=[0,1]", "align.epochs=3", "align.examples_per_epoch=20", "align.score_unsampled=1", arms, *options
+    )
+    adopt(run.folder, config)
+    reference.reference(str(run.folder.path), 1)
+    run = Run.open(run.folder.path)
+    found, records = reference.read_reference(run, 1)["train"], reference.ReferenceCache(run, 1).records["train"]
+    read, stream = set(), config.training.stream
+    for arm in (method for method in build_methods(config).values() if isinstance(method, Arm)):
+        args = training_arguments(
+            config, config.align, run.folder.path, arm.loss_options(), 1, n_records=len(records), best_by=None,
+            share=config.training.share, stream=stream,
+        )  # fmt: skip
+        data, _ = training_data(records, args, run.encoder, lambda rows: None)
+        for epoch in range(3):
+            data.set_epoch(epoch)
+            for slot in range(len(data)):
+                draw = data[slot]
+                assert np.isfinite(found[draw.row][draw.columns]).all(), f"{arm.key}, epoch {epoch}, row {draw.row}"
+                read |= {(draw.row, column) for column in draw.columns.tolist()}
+    scored = {(row, column) for row in range(len(found)) for column in np.flatnonzero(np.isfinite(found[row]))}
+    # in files any epoch may have a row, and is scored for
+    assert scored >= read if stream else scored == read
+    assert len(scored) < 6 * len(found)
+
+
+def test_files_of_more_than_is_wanted_are_taken(
+    run: Run, mini: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those of a version that scored everything; those of fewer epochs or fewer candidates are not."""
+    given = (*DRAWN[:2], "training.stream=true")
+    wide = "arms=[dpo, {loss: softmax_dpo, negatives: 3}]"
+    first, asked = filled(run, mini(*given, "align.epochs=2", "arms=[dpo]"), monkeypatch)
+    n = len(first.rows["train"])
+    assert sum(asked) > 3 * n
+    wider, asked = filled(run, mini(*given, "align.epochs=2", wide), monkeypatch)
+    assert sum(asked) > 5 * n and not np.isnan(wider.read()["train"][0]).all()
+    again, asked = filled(run, mini(*given, "align.epochs=2", "arms=[dpo]"), monkeypatch)
+    assert not asked and again.complete
+    key_file = run.folder.reference_shards(0) / "key.txt"
+    assert key_file.read_text() == f"{again.key} 4 2"
+    for held, complete in (("", True), (" all 1", True), (" 4 1", False), (" 1 2", False), (" 2 2", True)):
+        key_file.write_text(again.key + held)
+        assert reference.ReferenceCache(Run.open(run.folder.path), 0).complete == complete, held
+
+
+def test_files_under_way_are_finished_as_they_were_begun(
+    run: Run, mini: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scoring for more was killed, and fewer are wanted now: each file of the folder holds the same candidates."""
+    given = (*DRAWN, "training.stream=true")
+    monkeypatch.setattr(logp_shards, "_ROWS", 16)
+    filled(run, mini(*given, "arms=[dpo, {loss: softmax_dpo, negatives: 3}]"), monkeypatch)
+    whole = [logp_C.copy() for logp_C in reference.ReferenceCache(Run.open(run.folder.path), 0).read()["train"]]
+    (run.folder.reference_shards(0) / "000001.npy").unlink()
+    fewer, asked = filled(run, mini(*given, "arms=[dpo]"), monkeypatch)
+    assert asked
+    for before, now in zip(whole, fewer.read()["train"], strict=True):
+        np.testing.assert_allclose(now, before, atol=1e-5)
+
+
+def test_a_killed_scoring_for_other_arms_is_not_gone_on_with(
+    run: Run, mini: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.folder.reference(0).unlink()
+    monkeypatch.setattr(kept, "_EVERY", 0.0)
+    calls: list[int] = []
+
+    def kill(count: int) -> None:
+        calls.append(count)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    adopt(run.folder, mini(*DRAWN, "evaluation.batch_tokens=500", "arms=[{loss: softmax_dpo, negatives: 3}]"))
+    with monkeypatch.context() as patch:
+        patch.setattr(reference, "Ticker", lambda name, total: kill)
+        with pytest.raises(KeyboardInterrupt):
+            reference.reference(str(run.folder.path), 0)
+    assert list(run.folder.reference(0).parent.glob(".*coming/*.npz"))
+    config = mini(*DRAWN, "evaluation.batch_tokens=500", "arms=[dpo]")
+    fewer, asked = filled(run, config, monkeypatch)
+    n = len(fewer.rows["train"])
+    assert sum(asked) == 3 * n + len(np.concatenate(fewer.read()["val"]))
+    assert [path.name for path in run.folder.reference(0).parent.iterdir()] == ["s0.npz"]
+
+
+def test_validation_belongs_to_it(run: Run) -> None:
+    with np.load(run.folder.reference(0)) as stored:
+        arrays = {name: stored[name] for name in stored if not name.startswith("val")}
+    np.savez(run.folder.reference(0), **arrays)
+    assert not reference.ReferenceCache(run, 0).complete
+
+
+def test_a_pool_beyond_the_slate_names_its_arm(mini: Callable[..., Config]) -> None:
+    config = mini("align.score_unsampled=0", "arms=[dpo, {loss: dpo, name: hard, negatives_from: hard, pool: 3}]")
+    with pytest.raises(ConfigError, match="arms: hard: pool 3: a record has only 2 rejected completions"):
+        reference.drawn_at_most(config, 2)
+
+
 def test_an_arm_that_draws_more_than_is_there_is_not_trained(run: Run, mini: Callable[..., Config]) -> None:
     run.folder.reference(0).unlink()
     adopt(run.folder, mini(*DRAWN, "arms=[dpo]"))
@@ -225,6 +337,13 @@ def test_an_arm_that_draws_more_than_is_there_is_not_trained(run: Run, mini: Cal
         ("[dpo]", ("tune.spaces={dpo: {beta: [1, 2], learning_rate: [1e-4]}}",), 3),
         ("[dpo]", ("tune.spaces={dpo: {negatives: [1, 3]}}",), "all"),
         ("[{loss: dpo, name: mine}]", ("tune.spaces={mine: {negatives_from: [slate, hard]}}",), "all"),
+        ("[{loss: dpo, name: mine}]", ("tune.spaces={dpo: {comparison: [pairwise]}}",), "all"),
+        ("[dpo, softmax_ref_free]", ("tune.spaces={softmax_ref_free: {reward: [simpo_no_ln, dpo]}}",), "all"),
+        (
+            "[{loss: dpo, negatives_from: on_policy}]",
+            ("tune.spaces={dpo: {negatives_from: [on_policy, hard]}}",),
+            "all",
+        ),
     ],
 )
 def test_the_most_that_an_arm_draws(

@@ -171,10 +171,10 @@ def test_a_reference_of_something_else_is_not_read(both: tuple[Run, Run], tmp_pa
     before = [whole[row].tolist() for row in range(len(whole))]
     fewer = Run(run.folder, run.config.changed(align=run.config.align.changed(examples_per_epoch=50)))
     assert reference.ReferenceCache(fewer, 0).key != reference.ReferenceCache(run, 0).key
-    with pytest.raises(RunError, match="the reference cache is missing or of another model"):
+    with pytest.raises(RunError, match="the reference cache is missing, of another model"):
         reference.read_reference(fewer, 0)
     (shards / "key.txt").write_text("another")  # a scoring under another key was killed here
-    with pytest.raises(RunError, match="the reference cache is missing or of another model"):
+    with pytest.raises(RunError, match="the reference cache is missing, of another model"):
         reference.read_reference(run, 0)
     assert list(shards.glob("*.npy"))
     reference.reference(str(run.folder.path), 0)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from transformers import TrainerCallback
 
 from sirius_rec import SiriusTrainer
+from sirius_rec.errors import TrainingError
+from sirius_rec.prompts.encoding import Encoder
+from sirius_rec.rankers.catalogue.trie import build_trie
 from sirius_rec.scoring.rows import PromptCompletions
 from sirius_rec.training import trainer as trainers
 from sirius_rec.training.drawn import epochs_of, score_columns
+from sirius_rec.training.mining import Catalogue
 
 Build = Callable[..., SiriusTrainer]
 
@@ -45,14 +49,26 @@ def test_nothing_to_ask_for() -> None:
     assert np.isnan(found).all()
 
 
-@pytest.mark.parametrize(
-    ("max_steps", "epochs", "n_slots", "expected"),
-    [(-1, 3.0, 12, 3), (-1, 1.5, 12, 2), (3, 9.0, 12, 1), (4, 9.0, 12, 2), (4, 9.0, 13, 1), (5, 9.0, 13, 2)],
-)
-def test_epochs_that_a_training_begins(max_steps: int, epochs: float, n_slots: int, expected: int) -> None:
-    """Steps of 4 examples: 12 are three of them, 13 four."""
-    args = SimpleNamespace(max_steps=max_steps, num_train_epochs=epochs)
-    assert epochs_of(args, n_slots, 4) == expected
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("how", [{"max_steps": 1}, {"max_steps": 4}, {"max_steps": 7}, {"num_train_epochs": 1.5}])
+def test_epochs_that_a_training_begins(
+    build: Build, world: Any, how: dict[str, Any], accumulation: int, drop_last: bool
+) -> None:
+    """Against the epochs that a training of 13 records in micro-batches of 4 goes through."""
+    begun: set[int] = set()
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+            begun.add(trainer.train_dataset.epoch)
+
+    trainer = build(
+        train_dataset=world(13), gradient_accumulation_steps=accumulation, dataloader_drop_last=drop_last,
+        callbacks=[Watch()], **how,
+    )  # fmt: skip
+    expected = epochs_of(trainer.args, len(trainer.train_dataset), trainer.train_dataset.layout)
+    trainer.train()
+    assert begun == set(range(expected))
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -62,6 +78,7 @@ def test_epochs_that_a_training_begins(max_steps: int, epochs: float, n_slots: i
         {"loss": "dpo_sirius", "score_unsampled": 1, "num_train_epochs": 2, "examples_per_epoch": 8},
         {"loss": "softmax_dpo", "negatives": 2, "score_unsampled": 0, "num_train_epochs": 9, "max_steps": 4},
         {"loss": "dpo", "negatives_from": "hard", "pool": 2, "score_unsampled": 1, "num_train_epochs": 2},
+        {"loss": "dpo", "score_unsampled": 1, "max_steps": 5, "gradient_accumulation_steps": 2},
     ],
 )
 def test_a_training_is_that_with_all_log_probs(
@@ -90,8 +107,32 @@ def test_a_training_is_that_with_all_log_probs(
     assert any((values - before[name]).abs().max() > 1e-3 for name, values in whole.model.state_dict().items())
 
 
-def test_a_column_that_was_not_scored_stops_the_training(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is read by mistake is NaN, not a number that looks right."""
+@pytest.mark.parametrize("options", [{"loss": "dpo"}, {"loss": "softmax_dpo", "negatives": 2, "filter": True}])
+def test_a_column_that_was_not_scored_stops_the_training(
+    build: Build, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    """What is read by mistake is NaN, not a number that looks right; a filter would take it for a pair to leave out."""
     monkeypatch.setattr(trainers, "epochs_of", lambda *args: 1)
-    with pytest.raises(trainers.TrainingError, match="the reference log-probs are not finite"):
-        build(score_unsampled=0, num_train_epochs=8).train()
+    with pytest.raises(TrainingError, match="the reference log-probs are not finite"):
+        build(score_unsampled=0, num_train_epochs=8, **options).train()
+
+
+def test_a_longer_training_needs_another_reference(build: Build) -> None:
+    """The model as it was before the first step is gone; as long a training has all that it reads."""
+    trainer = build(score_unsampled=0)
+    trainer.train()
+    trainer.train()
+    trainer.args.num_train_epochs = 3
+    with pytest.raises(TrainingError, match="was scored for 1 epochs: for more of them make a new trainer"):
+        trainer.train()
+
+
+def test_a_policys_negatives_are_not_scored_before_they_are_found(
+    build: Build, world: Any, catalogue: tuple[str, ...], tokenizer: Any
+) -> None:
+    records, everything = world(4), Encoder(tokenizer)
+    found = Catalogue(build_trie(everything, catalogue), [np.array([], dtype=np.int64)] * 4)
+    trainer = build(negatives_from="on_policy", pool=2, train_dataset=records, catalogue=found)
+    trainer.score = None  # type: ignore[method-assign, assignment]
+    trainer._ensure_reference(afresh=True)
+    assert all(np.isnan(logp_C).all() for logp_C in trainer.collator.ref_logps)

@@ -172,7 +172,7 @@ def test_columns_drawn_are_those_of_the_epochs(per_epoch: int | None, epochs: in
     order = dataset.order.tolist()
     found = dataset.columns_drawn(epochs)
     assert [columns.tolist() for columns in found] == [sorted(columns) for columns in expected]
-    assert dataset.epoch == 1 and dataset.order.tolist() == order
+    assert dataset.epoch == 1 and dataset.order.tolist() == order, "asking changed it"
     assert {len(columns) for columns in found} - {0} >= ({4} if epochs == 2 else set())
 
 

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from sirius_rec import atomic
 from sirius_rec.config import Config
-from sirius_rec.errors import RunError
+from sirius_rec.errors import ConfigError, RunError
 from sirius_rec.processes import is_main
 from sirius_rec.recipes.job import Ticker, log
 from sirius_rec.recipes.models import (
@@ -31,26 +31,25 @@ from sirius_rec.recipes.records import ALIGN_STREAM, Record, train_records, trai
 from sirius_rec.recipes.run import Run, quiet
 from sirius_rec.recipes.streamed import StreamedRecords
 from sirius_rec.training.gguf import fingerprint
+from sirius_rec.training.logp_shards import LogpShards, key_in
 
 if TYPE_CHECKING:
     from sirius_rec.scoring.kept import KeptScores
     from sirius_rec.scoring.rows import PromptCompletions
     from sirius_rec.training.drawn import Score
-    from sirius_rec.training.logp_shards import LogpShards
-    from sirius_rec.training.streaming import StreamedDataset
 
 _LOOK = 256  # of rows that are not held, those that stand for all
 # Options of an arm that do not change which candidates of a row are drawn, whatever `tune` makes of them.
-_NUMBERS = {
+_NUMBERS: Final = frozenset({
     "learning_rate", "beta", "gamma", "nll_weight", "anchor_constant", "anchor_margin", "label_smoothing",
     "dpop_lambda", "beta_spread", "beta_margin", "reward_temperature",
-}  # fmt: skip
+})  # fmt: skip
 
 
 def reference(path: str, seed: int) -> None:
     """Job: log π_ref, by the best SFT model, of the candidates that some arm's epochs will draw, and of validation's.
 
-    A cache that lacks some of them, because arms were added since, gets those alone.
+    A cache that lacks some of them, because arms were added since, gets those alone; of streamed rows it is made anew.
     """
     quiet()
     cache = ReferenceCache(Run.open(path), seed)
@@ -63,7 +62,10 @@ def read_reference(run: Run, seed: int) -> dict[str, Sequence[np.ndarray]]:
     missing, of another model, or lacks what an arm draws."""
     cache = ReferenceCache(run, seed)
     if not cache.complete:
-        raise RunError(f"{cache.file}: the reference cache is missing or of another model: run `sirius run` to make it")
+        raise RunError(
+            f"{cache.file}: the reference cache is missing, of another model, or lacks what an arm draws: run "
+            "`sirius run` to make it"
+        )
     return cache.read()
 
 
@@ -86,7 +88,7 @@ class ReferenceCache:
 
     @cached_property
     def rows(self) -> dict[str, Sequence[PromptCompletions]]:
-        """They as token ids; streamed ones are made when they are asked for."""
+        """The same as token ids; streamed ones are made when they are asked for."""
         from sirius_rec.training.records import encode_records
         from sirius_rec.training.streaming import EncodedRows
 
@@ -151,31 +153,31 @@ class ReferenceCache:
     def fill(self) -> None:
         """Score what is missing."""
         from sirius_rec.scoring.kept import KeptScores
-        from sirius_rec.training.drawn import score_columns, score_streamed
+        from sirius_rec.training.drawn import score_columns
 
         run, started, said = self.run, time.monotonic(), f"reference s{self.seed}"
         model = place(load_stage_model(run.config, run.folder.sft(self.seed) / "best"), run.config)
-        scored, kept, n_scored = _read(self.file, self.key), list[KeptScores](), 0
-        for split, rows in self.rows.items():
+        for rows in self.rows.values():
             select_attention(run.folder, run.config, model, rows[:_LOOK], run.encoder.pad_id)
+        for of_kernel in ("key", "_in_files"):  # which may have been chosen just now
+            self.__dict__.pop(of_kernel, None)
+        scored, kept = _read(self.file, self.key), list[KeptScores]()
+        for split, rows in self.rows.items():
             if self._is_streamed(split):
-                score = self._scorer(model, Ticker(f"{said} {split}", len(rows)))
-                score_streamed(self._streamed, self._draws[0], self._shards, score)
-                n_scored += len(rows)
+                self._fill_files(self._scorer(model, Ticker(f"{said} {split}", len(rows))))
                 continue
             missing_R = self._missing(split, scored.get(split))
-            n_asked = sum(len(columns) > 0 for columns in missing_R)
-            asked = hashlib.sha256(b"".join(np.append(columns, -1).tobytes() for columns in missing_R)).hexdigest()
-            kept.append(KeptScores(self.file.with_name(f".{self.file.stem}-{split}.coming"), f"{self.key} {asked}"))
-            score = self._scorer(model, Ticker(f"{said} {split}", n_asked), kept[-1])
-            scored[split] = _with(scored.get(split), score_columns(rows, missing_R, score), missing_R)
-            n_scored += n_asked
+            digest = hashlib.sha256(b"".join(np.append(columns, -1).tobytes() for columns in missing_R)).hexdigest()
+            kept.append(KeptScores(self.file.with_name(f".{self.file.stem}-{split}.coming"), f"{self.key} {digest}"))
+            progress = Ticker(f"{said} {split}", sum(len(columns) > 0 for columns in missing_R))
+            found = score_columns(rows, missing_R, self._scorer(model, progress, kept[-1]))
+            scored[split] = _with(scored.get(split), found, missing_R)
         if not is_main():
             return
         atomic.write_npz(self.file, {"key": np.array(self.key), **_arrays(scored)})
         for finished in kept:
             finished.drop()
-        log(f"{said}: {n_scored:,} rows scored in {time.monotonic() - started:.0f} s")
+        log(f"{said}: {len(self.rows['train']):,} prompts scored in {time.monotonic() - started:.0f} s")
 
     def _scorer(self, model: Any, progress: Ticker, kept: KeptScores | None = None) -> Score:
         """Rows → their log-probs, computed as the run says."""
@@ -197,23 +199,27 @@ class ReferenceCache:
         return split == "train" and self.run.config.training.stream
 
     @cached_property
-    def _draws(self) -> tuple[int, dict[str, Any]]:
-        """Epochs, and options of a data set that draws what all arms do, taken together."""
-        rows, align = self.rows["train"], self.run.config.align
-        # A record of streamed rows stands for all.
-        some = rows[:1] if self._is_streamed("train") else rows
-        most = drawn_at_most(self.run.config, min(len(row.completions) for row in some) - 1)
-        options = {"negatives": 0, "score_unsampled": most or 0, "seed": self.seed}
-        return 0 if most is None else align.epochs, {**options, "examples_per_epoch": align.examples_per_epoch}
+    def _most(self) -> int | str | None:
+        """See `drawn_at_most`. One record of streamed rows stands for all."""
+        rows = self.rows["train"][:1] if self._is_streamed("train") else self.rows["train"]
+        return drawn_at_most(self.run.config, min(len(row.completions) for row in rows) - 1)
+
+    def _draws(self, most: int | str) -> dict[str, Any]:
+        """Options of a data set that draws what arms do that draw that many."""
+        per_epoch = self.run.config.align.examples_per_epoch
+        return {"negatives": 0, "score_unsampled": most, "seed": self.seed, "examples_per_epoch": per_epoch}
 
     @cached_property
     def _wanted(self) -> list[np.ndarray]:
         """Of each train row that is held the candidates whose log π_ref is read."""
         from sirius_rec.training.records import PreferenceDataset, users_of
 
-        users = users_of(self.records["train"]) if self.run.config.training.share == "user" else None
-        epochs, options = self._draws
-        return PreferenceDataset(self.rows["train"], users=users, **options).columns_drawn(epochs)
+        rows, most, config = self.rows["train"], self._most, self.run.config
+        if most == "all":  # of every row: alignment's rows are those that some epoch meets
+            return [np.arange(len(row.completions)) for row in rows]
+        users = users_of(self.records["train"]) if config.training.share == "user" else None
+        epochs = 0 if most is None else config.align.epochs
+        return PreferenceDataset(rows, users=users, **self._draws(most or 0)).columns_drawn(epochs)
 
     def _missing(self, split: str, scored: _Scored | None) -> list[np.ndarray]:
         """Of each row the candidates that are wanted, of validation all, and not scored."""
@@ -226,18 +232,32 @@ class ReferenceCache:
         ]
 
     @cached_property
-    def _streamed(self) -> StreamedDataset:
-        from sirius_rec.training.batching import StepLayout
-        from sirius_rec.training.streaming import StreamedDataset
-
-        return StreamedDataset(self.rows["train"], required=False, layout=StepLayout(), **self._draws[1])
+    def _in_files(self) -> tuple[str, int | str, int]:
+        """Of streamed rows the key of their files, and what these hold: candidates drawn in an epoch, and epochs. Those
+        of the files which are there, if they are what is wanted or more."""
+        most, epochs = self._most or 0, self.run.config.align.epochs
+        there = key_in(self.run.folder.reference_shards(self.seed))
+        if there == self.key:  # a version that scored everything
+            return there, "all", epochs
+        if there.startswith(f"{self.key} "):
+            held, n = there.split()[-2:]
+            if held == "all" or (most != "all" and int(held) >= int(most) and int(n) >= epochs):
+                return there, held if held == "all" else int(held), int(n)
+        return f"{self.key} {most} {epochs}", most, epochs
 
     @property
     def _shards(self) -> LogpShards:
-        from sirius_rec.training.logp_shards import LogpShards
+        return LogpShards(self.run.folder.reference_shards(self.seed), len(self.rows["train"]), self._in_files[0])
 
-        key = f"{self.key} {self._streamed.draws_key(self._draws[0])}"
-        return LogpShards(self.run.folder.reference_shards(self.seed), len(self.rows["train"]), key)
+    def _fill_files(self, score: Score) -> None:
+        from sirius_rec.training.batching import StepLayout
+        from sirius_rec.training.drawn import score_streamed
+        from sirius_rec.training.streaming import StreamedDataset
+
+        _, most, epochs = self._in_files
+        rows: Any = self.rows["train"]
+        data = StreamedDataset(rows, required=False, layout=StepLayout(), **self._draws(most))
+        score_streamed(data, epochs, self._shards, score)
 
 
 def drawn_at_most(config: Config, n_rejected: int) -> int | str | None:
@@ -251,13 +271,18 @@ def drawn_at_most(config: Config, n_rejected: int) -> int | str | None:
 
     counts = list[int]()
     for arm in config.arms:
+        tuned = {option for name in (arm.key, arm.loss) for option in config.tune.spaces.get(name, {})}
+        if tuned - _NUMBERS:
+            return "all"
         objective = config.objective(arm)
-        source = {"kind" if k == "negatives_from" else k: value for k, value in arm.source.items()}
         if not objective.needs_reference or arm.negatives_from == ON_POLICY:
             continue
-        tuned = {option for name in (arm.key, arm.loss) for option in config.tune.spaces.get(name, {})}
-        drawn = draw_counts(objective, NegativeSource(**source), config.align.score_unsampled, n_rejected)
-        if "all" in drawn or tuned - _NUMBERS:
+        source = {"kind" if k == "negatives_from" else k: value for k, value in arm.source.items()}
+        try:
+            drawn = draw_counts(objective, NegativeSource(**source), config.align.score_unsampled, n_rejected)
+        except ConfigError as error:
+            raise ConfigError(f"arms: {arm.key}: {error}") from None
+        if "all" in drawn:
             return "all"
         counts.append(sum(int(n) for n in drawn))
     return max(counts, default=None)

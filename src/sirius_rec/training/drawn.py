@@ -12,6 +12,7 @@ from sirius_rec.scoring.rows import PromptCompletions
 from sirius_rec.training.logp_shards import LogpShards
 
 if TYPE_CHECKING:
+    from sirius_rec.training.batching import StepLayout
     from sirius_rec.training.streaming import StreamedDataset
 
 Score = Callable[[Sequence[PromptCompletions]], list[np.ndarray]]
@@ -41,9 +42,13 @@ def score_streamed(data: StreamedDataset, epochs: int, shards: LogpShards, score
     return shards.fill(score_some)
 
 
-def epochs_of(args: Any, n_slots: int, batch: int) -> int:
+def epochs_of(args: Any, n_slots: int, layout: StepLayout) -> int:
     """How many epochs a training begins: with `max_steps`, which count before `num_train_epochs`, those of its steps.
 
-    n_slots: places of an epoch; batch: of a step.
+    args: the trainer's. n_slots: places of an epoch.
     """
-    return -(-args.max_steps // -(-n_slots // batch)) if args.max_steps > 0 else math.ceil(args.num_train_epochs)
+    if args.max_steps <= 0:
+        return math.ceil(args.num_train_epochs)
+    per_round = layout.micro * layout.processes
+    rounds = n_slots // per_round if args.dataloader_drop_last else -(-n_slots // per_round)
+    return -(-args.max_steps // max(1, -(-rounds // layout.accumulation)))

@@ -16,6 +16,12 @@ _ROWS = 8192  # of a file; their token ids are held while they are scored
 _KEY = "key.txt"
 
 
+def key_in(folder: Path) -> str:
+    """The key of the files that lie there; empty where there are none."""
+    named = folder / _KEY
+    return named.read_text(encoding="utf-8") if named.is_file() else ""
+
+
 class LogpShards(Sequence[np.ndarray]):
     """log π(y|x) of completions of n rows, float32 in nats; NaN for those not scored, and behind a row's own.
 
@@ -41,8 +47,7 @@ class LogpShards(Sequence[np.ndarray]):
 
     @property
     def _has_key(self) -> bool:
-        named = self.folder / _KEY
-        return named.is_file() and named.read_text(encoding="utf-8") == self.key
+        return key_in(self.folder) == self.key
 
     @property
     def complete(self) -> bool:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sirius_rec.errors import ConfigError, DataError
+from sirius_rec.errors import ConfigError, DataError, TrainingError
 from sirius_rec.prompts.encoding import Encoder
 from sirius_rec.scoring.rows import PromptCompletions
 from sirius_rec.scoring.tree import build_tree, count_nodes
@@ -195,17 +195,20 @@ class PreferenceDataset(Dataset[Draw]):
     def set_epoch(self, epoch: int) -> None:
         """Fix the rows, their order and the draws of an epoch."""
         self.epoch = int(epoch)
-        start = self.epoch * self._length
-        rows = self._walk[np.arange(start, start + self._length) % len(self.rows)]
+        rows = self._rows_of(self.epoch)
         rng = np.random.Generator(np.random.Philox(key=[self.seed, _ORDER + self.epoch]))
         rows = (
             rng.permutation(rows) if self._user_R is None else np.sort(rows)[by_user(self._user_R[np.sort(rows)], rng)]
         )
         # Drawn once for the lengths and for training: a generator per row costs more than all else in a batch.
-        self._drawn = {r: self._draw(r, self._given[r]) for r in rows.tolist()}
+        self._drawn = {r: self._draw(r, self._given[r], self.epoch) for r in rows.tolist()}
         if self._user_R is None and self.layout.batch > 1:
             rows = grouped(rows, self._drawn_lengths(rows), self.layout.batch, rng)
         self.order = rows
+
+    def _rows_of(self, epoch: int) -> np.ndarray:
+        start = epoch * self._length
+        return self._walk[np.arange(start, start + self._length) % len(self.rows)]
 
     def _drawn_lengths(self, rows: np.ndarray) -> np.ndarray:
         """Packed tokens of each row with the candidates drawn for it: what a row really takes up."""
@@ -251,21 +254,18 @@ class PreferenceDataset(Dataset[Draw]):
 
     def columns_drawn(self, epochs: int) -> list[np.ndarray]:
         """Of each row the columns that epochs 0 to `epochs` - 1 draw, ascending; none of a row that is in none."""
-        here = self.epoch
         columns_R: list[set[int]] = [set() for _ in self.rows]
         for epoch in range(epochs):
-            self.set_epoch(epoch)
-            for row, draw in self._drawn.items():
-                columns_R[row].update(draw.columns.tolist())
-        self.set_epoch(here)
+            for row in self._rows_of(epoch).tolist():
+                columns_R[row].update(self._draw(row, self._given[row], epoch).columns.tolist())
         return [np.array(sorted(columns), dtype=np.int64) for columns in columns_R]
 
     def draw(self, row: int) -> Draw:
         """The columns of `row` in this epoch: the positive, the sampled negatives, the other scored candidates."""
-        return self._draw(row, self.rows[row])
+        return self._draw(row, self.rows[row], self.epoch)
 
-    def _draw(self, row: int, completions: PromptCompletions) -> Draw:
-        return draw_of(row, completions, self.negatives, self.score_unsampled, self.seed, self.epoch)
+    def _draw(self, row: int, completions: PromptCompletions, epoch: int) -> Draw:
+        return draw_of(row, completions, self.negatives, self.score_unsampled, self.seed, epoch)
 
 
 def check_enough(negatives: int | str, n_rejected: int, which: str = "a record") -> None:
@@ -346,6 +346,8 @@ class TreeCollator:
     def __call__(self, draws: Sequence[Draw]) -> dict[str, Any]:
         """tree, sampled_BC, row_B, weight_B; ref_logp_BC and observed_B where they are set.
 
+        TrainingError where a log-prob of the reference is not finite: a filter would pass over NaN in silence.
+
         n_real: examples that count; those of weight 0 stand behind them.
         """
         chosen = [self.rows[d.row].only(d.columns.tolist()) for d in draws]
@@ -362,7 +364,13 @@ class TreeCollator:
         if self.ref_logps is not None:
             ref_logp_BC: Tensor = torch.zeros(shape)
             for b, d in enumerate(draws):
-                ref_logp_BC[b, : len(d.columns)] = torch.from_numpy(self.ref_logps[d.row][d.columns])
+                logp_C = self.ref_logps[d.row][d.columns]
+                if not np.isfinite(logp_C).all():
+                    raise TrainingError(
+                        f"record {d.row}: the reference log-probs are not finite: the reference model is damaged, or "
+                        "candidates are drawn that were not scored"
+                    )
+                ref_logp_BC[b, : len(d.columns)] = torch.from_numpy(logp_C)
             batch["ref_logp_BC"] = ref_logp_BC
         if self.observed is not None:
             batch["observed_B"] = torch.tensor([self.observed[d.row] for d in draws])

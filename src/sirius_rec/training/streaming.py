@@ -169,7 +169,7 @@ class StreamedDataset(Dataset[Draw]):
         places = self._order(np.arange(start, min(start + self._pool_size, self.n_examples)))
         numbers = self._walk((self.epoch * self.n_examples + places) % len(self.rows))
         rows = self.rows.read(numbers.tolist())
-        draws = [self._draw(number, row) for number, row in zip(numbers.tolist(), rows, strict=True)]
+        draws = [self._draw(number, row, self.epoch) for number, row in zip(numbers.tolist(), rows, strict=True)]
         if self.layout.batch == 1:
             return draws
         lengths = np.array([_drawn(row, draw).packed_length for row, draw in zip(rows, draws, strict=True)])
@@ -179,14 +179,13 @@ class StreamedDataset(Dataset[Draw]):
     def columns_drawn(self, number: int, row: PromptCompletions, epochs: int) -> np.ndarray:
         """The columns that a record may draw in epochs 0 to `epochs` - 1, ascending, whichever of them it is in."""
         drawn = [self._draw(number, row, epoch).columns for epoch in range(epochs)]
-        return np.unique(np.concatenate(drawn))
+        return np.unique(np.concatenate([np.empty(0, dtype=np.int64), *drawn]))
 
     def draws_key(self, epochs: int) -> str:
         """Text that names what `columns_drawn` depends on beside the records."""
         return f"{self.negatives} {self.required} {self.score_unsampled} {self.seed} {epochs}"
 
-    def _draw(self, number: int, row: PromptCompletions, epoch: int | None = None) -> Draw:
-        epoch = self.epoch if epoch is None else epoch
+    def _draw(self, number: int, row: PromptCompletions, epoch: int) -> Draw:
         n_rejected, negatives = len(row.completions) - 1, self.negatives
         if self.required:
             check_enough(negatives, n_rejected, f"record {number}")
@@ -198,7 +197,7 @@ class StreamedDataset(Dataset[Draw]):
         """A micro-batch of the longest rows, with candidates as drawn for this epoch: no lighter than any, as far as
         is known without tokenising all rows."""
         rows = self.rows.longest(4 * self.layout.micro)
-        drawn = [_drawn(row, self._draw(number, row)) for number, row in enumerate(rows)]
+        drawn = [_drawn(row, self._draw(number, row, self.epoch)) for number, row in enumerate(rows)]
         return sorted(drawn, key=lambda row: -row.length(scoring))[: self.layout.micro]
 
 

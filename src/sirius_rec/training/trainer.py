@@ -117,6 +117,7 @@ class SiriusTrainer(Trainer):
         self.scoring = training_mode(model, args.scoring)
         dataset = self._read(model, args, train_dataset, eval_dataset)
         self.collator.ref_logps, self.eval_ref_logps = ref_logps, eval_ref_logps
+        self._scored_epochs: int | None = None  # for which the reference was scored here
         if self.source.kind == ON_POLICY:
             dataset.miner = Miner(model, catalogue, dataset.rows, args, self.encoder.pad_id)
         self.eval_hook = eval_hook
@@ -222,10 +223,11 @@ class SiriusTrainer(Trainer):
 
         afresh: what an earlier training left in this folder is another model's. (Only streamed records leave anything.)
         """
+        data = self.train_dataset
+        # A miner scores what it finds itself: nobody knows it yet.
+        epochs = 0 if data.miner else epochs_of(self.args, len(data), data.layout)
         if self.collator.ref_logps is None:
-            data = self.train_dataset
-            # A miner scores what it finds itself: nobody knows it yet.
-            epochs = 0 if data.miner else epochs_of(self.args, len(data), data.layout.batch)
+            self._scored_epochs = epochs
             if self.args.stream:
                 key = f"{data.rows.fingerprint()} {data.draws_key(epochs)}"
                 shards = LogpShards(Path(self.args.output_dir) / "reference", len(data.rows), key)
@@ -235,6 +237,11 @@ class SiriusTrainer(Trainer):
                 self.collator.ref_logps = score_streamed(data, epochs, shards, self.score)
             else:
                 self.collator.ref_logps = score_columns(data.rows, data.columns_drawn(epochs), self.score)
+        elif self._scored_epochs is not None and epochs > self._scored_epochs:
+            raise TrainingError(
+                f"the reference, the model before its first step, was scored for {self._scored_epochs} epochs: for "
+                "more of them make a new trainer, or give ref_logps"
+            )
         self._ensure_eval_reference()
 
     def _ensure_eval_reference(self) -> None:
@@ -292,13 +299,8 @@ class SiriusTrainer(Trainer):
         if self.objective.filter:
             dropped = (sampled_BC & ~out.kept_BC[real]).sum().float()
             parts["dropped"] = (dropped, sampled_BC.sum().float())
-        for name, tensor in (
-            ("reference", inputs.get("ref_logp_BC")),
-            ("log-probs", logp_BC),
-            ("loss", out.loss_B),
-        ):
-            if tensor is not None:
-                parts[f"nonfinite {name}"] = ((~torch.isfinite(tensor.detach())).sum().float(), one)
+        for name, tensor in (("log-probs", logp_BC), ("loss", out.loss_B)):
+            parts[f"nonfinite {name}"] = ((~torch.isfinite(tensor.detach())).sum().float(), one)
         self._averages.add(parts)
         separate = (row.length("naive") for row in inputs["rows"]) if self.scoring == "naive" else [tree.n_nodes]
         self._tokens = self._tokens.to(logp_BC.device) + sum(separate)
@@ -308,7 +310,6 @@ class SiriusTrainer(Trainer):
         means = self._averages.means()
         bad = [name.removeprefix("nonfinite ") for name, v in means.items() if name.startswith("nonfinite ") and v > 0]
         cause = {
-            "reference": "the reference log-probs are not finite: check the reference model",
             "log-probs": "the model's log-probs are not finite: the weights have diverged, lower the learning rate",
             "loss": "the loss overflowed: lower beta or the learning rate"
             + (", or raise reward_temperature" if self.objective.needs_observed else ""),

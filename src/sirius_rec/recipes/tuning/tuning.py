@@ -100,13 +100,14 @@ def _chosen(out: Path, config: Config, key: str) -> dict[str, Any]:
 
 
 def winning(config: Config, chosen: dict[str, dict[str, Any]]) -> Config:
-    """The configuration with the chosen options and fresh seeds."""
+    """The configuration with the chosen options and fresh seeds, and nothing left to choose."""
     arms, methods = (
         [with_values(entry, chosen[entry.key]["values"]) for entry in entries]
         for entries in (config.arms, config.methods)
     )
     methods = [entry.changed(seeds=None) for entry in methods]
-    return config.changed(seeds=config.tune.seeds, arms=arms, methods=methods)
+    settled = config.tune.changed(spaces={})
+    return config.changed(seeds=config.tune.seeds, arms=arms, methods=methods, tune=settled)
 
 
 def _beside(run: Run, config: Config, chosen: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
