@@ -58,17 +58,26 @@ class _Lines:
 
 
 class Pace:
-    """`shards: 12 of 64, 8 s left`, said about every ten seconds."""
+    """`shards: 12 of 64, 8 s left`, said about every ten seconds; before the first is done, how long that takes."""
 
-    def __init__(self, what: str, total: int, say: Callable[[str], None], done: int = 0) -> None:
-        self.what, self.total, self.say = what, total, say
-        self.before = self.done = done
+    def __init__(self, what: str, total: int, say: Callable[[str], None]) -> None:
+        self.what, self.total, self.say, self.done = what, total, say, 0
         self.started = self.said = time.monotonic()
 
-    def one_more(self) -> None:
-        self.done += 1
+    def __call__(self, count: int = 1) -> None:
+        """So many more are done; none tells that the work goes on."""
+        self.done += count
         now = time.monotonic()
-        if now - self.said >= _EVERY and self.done < self.total:
-            self.said = now
-            left = (now - self.started) / (self.done - self.before) * (self.total - self.done)
-            self.say(f"{self.what}: {self.done:,} of {self.total:,}, {left:.0f} s left")
+        if now - self.said < _EVERY or self.done >= self.total:
+            return
+        self.said, so_far = now, now - self.started
+        left = f"{duration(so_far / self.done * (self.total - self.done))} left" if self.done else ""
+        self.say(f"{self.what}: {self.done:,} of {self.total:,}, {left or duration(so_far) + ' so far'}")
+
+
+def duration(seconds: float) -> str:
+    """A time in words: `40 s`, `12 min`, `3 h 05 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -11,7 +11,7 @@ from transformers.trainer_callback import ExportableState
 
 from sirius_rec import processes, stopping
 from sirius_rec.errors import Stopped
-from sirius_rec.recipes.job import duration
+from sirius_rec.progress import duration
 
 # Asking the others costs a synchronisation; batch systems leave seconds, not one step.
 _AGREE = 5

@@ -48,7 +48,7 @@ def _check_enough(catalogue: Catalogue, n_records: int, skip: int, fewest: int) 
 
 
 def _counted(pace: Pace) -> Callable[[int], None]:
-    """What counts finished rows, and ends a long round where SIGTERM has come.
+    """What counts finished rows, 0 as well, and ends a long round where SIGTERM has come.
 
     A training only looks after a step, and a policy that is sure of nothing may take an hour to search.
     """
@@ -56,8 +56,7 @@ def _counted(pace: Pace) -> Callable[[int], None]:
     def count(rows: int) -> None:
         if stopping.requested():
             raise Stopped("stopped by SIGTERM while negatives were taken from the policy")
-        for _ in range(rows):
-            pace.one_more()
+        pace(rows)
 
     return count
 

@@ -68,7 +68,7 @@ class Passes:
         results: list[Any] = [None] * len(calls)
         for number, result in self.engine.map(run, [(self.plan_file, *call) for call in calls]):
             results[number] = result
-            pace.one_more()
+            pace()
         return results
 
     def events(self, table: OpenTable, files: list[dict[str, Any]]) -> dict[str, Any]:

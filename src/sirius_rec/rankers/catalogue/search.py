@@ -99,7 +99,10 @@ class Frontier:
 def search(
     prefixes: Prefixes, frontiers: Sequence[Frontier], width: int, progress: Callable[[int], None] | None = None
 ) -> list[Found]:
-    """Search for many users at once, one frontier each, opening up to `width` prefixes of each per step."""
+    """Search for many users at once, one frontier each, opening up to `width` prefixes of each per step.
+
+    progress: gets how many users each step was the last one of, 0 as well.
+    """
     active = list(range(len(frontiers)))
     root = np.array([ROOT])
     grown = [(frontier.children(root), np.array([-1]), np.zeros(1)) for frontier in frontiers]
@@ -108,7 +111,7 @@ def search(
     _push(frontiers, grown, logp_M)
     while active:
         still = [a for a, u in enumerate(active) if not frontiers[u].done]
-        if progress and len(still) < len(active):
+        if progress:
             progress(len(active) - len(still))
         if not still:
             break

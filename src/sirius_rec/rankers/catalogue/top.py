@@ -66,7 +66,7 @@ def top_k(
     way: `auto` chooses by `expected_cost`, and scores everything where a search opens far more than that. width, users:
     prefixes opened per user and step, and users at once. max_opened: prefixes opened for a user at most; what was found
     by then is given with exact=False. max_tokens: of prompts read in one pass (one prompt may exceed it). bf16,
-    scoring: as in `score_rows`.
+    scoring: as in `score_rows`. progress: gets how many prompts are done, 0 while one takes long.
 
     Scores of prefixes in half precision depend a little on what else is in a pass; exact is said of the computed ones.
     """
@@ -100,8 +100,8 @@ def top_k(
             if not naive:
                 check_found(model, trie, [prompts[u] for u in some], results, pad_id, "searched", bf16=bf16)
             hopeless = [u for u in some if not found[u].exact] if falls_back else []
-            if hopeless:
-                score_all(hopeless, None)
+            if hopeless:  # they were counted
+                score_all(hopeless, progress and (lambda n: progress(0)))
             # A model that is unsure of everything is so of everybody.
             scored = len(hopeless) > len(some) / 2
     return [found[u] for u in range(len(prompts))]
