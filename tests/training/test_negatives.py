@@ -17,6 +17,7 @@ from sirius_rec.objectives.losses import build_objective, compute_loss
 from sirius_rec.prompts.encoding import Encoder
 from sirius_rec.rankers.catalogue.trie import build_trie
 from sirius_rec.scoring.scorer import score_rows
+from sirius_rec.training import mining
 from sirius_rec.training.mining import Catalogue
 from sirius_rec.training.negatives import NegativeSource, strongest
 from sirius_rec.training.trainer import SiriusTrainer
@@ -184,11 +185,20 @@ def test_sigterm_does_not_wait_for_a_long_round_of_mining(
     assert_goes_on(mined(output_dir=str(tmp_path / "b"), **options), whole)
 
 
+def test_sigterm_is_heeded_within_a_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which counts no row for a long time: 0 is counted at each of its steps."""
+    count = mining._counted(progress.Pace("negatives", 8, lambda line: None))
+    count(0)
+    monkeypatch.setattr(stopping, "requested", lambda: True)
+    with pytest.raises(Stopped):
+        count(0)
+
+
 def test_a_long_round_of_mining_says_how_far_it_is(
     mined: Callable[..., SiriusTrainer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(progress, "_EVERY", 0.0)
-    trainer, said = mined(), list[str]()
+    trainer, said = mined(eval_batch_tokens=40), list[str]()  # batches of a row or two
     trainer.train_dataset.miner.say = said.append
     trainer.train_dataset[0]
     assert re.fullmatch(r"epoch 0, step 0: negatives from the policy: \d of 8, \d+ s left", said[0])
