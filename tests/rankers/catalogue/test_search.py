@@ -308,6 +308,9 @@ def test_a_hopeless_search_is_given_up_for_scoring_everything(monkeypatch: pytes
     at = next(n for n, count in enumerate(done) if count)  # the search of the first two ends; they are scored then
     assert done[at : at + 3] == [2, 0, 0]
     assert all(one.exact and one.items.tolist() == [0, 1, 2] for one in found)
+    monkeypatch.setattr(top, "_HOPELESS", 2.03)  # half a prefix more than whole ones is none
+    assert expected_cost(large, 3)[0] * 2.03 % 1 > 0.1
+    assert [one.items.tolist() for one in top_k(model, large, prompts[:2], 3, pad_id=0)] == [[0, 1, 2]] * 2
     with_budget = top_k(model, large, prompts[:1], 3, pad_id=0, max_opened=50)
     assert not with_budget[0].exact  # asked for, so it is kept
     assert opened[-1][0] == "search"

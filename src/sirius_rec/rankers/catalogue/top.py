@@ -78,7 +78,7 @@ def top_k(
     falls_back = way == "auto" and max_opened is None
     budget: float = math.inf if max_opened is None else max_opened
     if falls_back:
-        budget = min(whole / 2, _HOPELESS * opened)
+        budget = int(min(whole / 2, _HOPELESS * opened))  # of half a prefix a search would wait for ever
     scored = (falls_back and opened > whole) or (way == "exhaustive" and max_opened is None)
 
     def score_all(some: Sequence[int], report: Callable[[int], None] | None) -> None:
