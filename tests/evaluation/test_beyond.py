@@ -68,6 +68,10 @@ def test_all_for_the_most_popular_by_hand() -> None:
     assert row["coverage"]["low"] == row["coverage"]["high"] == 1 / 8
     hits = {bucket["name"]: (bucket["n"], bucket["mean"]) for bucket in row["buckets"]}
     assert hits == {"head": (20, 1.0), "middle": (20, 0.0), "tail": (40, 0.0)}
+    # targets go round by fours and a user has two rows: 20 users in each of the first two buckets, 20 in the tail
+    for bucket in row["buckets"]:
+        exact = stats.binomtest(round(20 * bucket["mean"]), 20).proportion_ci(0.95, method="exact")
+        assert (bucket["low"], bucket["high"]) == pytest.approx((exact.low, exact.high))
 
 
 def test_everything_once_is_wide() -> None:

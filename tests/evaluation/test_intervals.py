@@ -129,6 +129,30 @@ def test_seeds_that_agree_cost_nothing():
     assert found / 300 > 0.9
 
 
+@pytest.mark.parametrize("hits, users", [(0, 70), (1, 70), (0, 2), (1, 9)])
+def test_a_share_at_an_end_has_the_exact_binomial_limit(hits, users):
+    """Clopper and Pearson's by SciPy, a user one draw; rows of a user add nothing, a second seed neither."""
+    exact = stats.binomtest(hits * users, users).proportion_ci(0.95, method="exact")
+    plan = GroupBootstrap(2 * users, np.repeat(np.arange(users), 2))
+    for seeds in (1, 3):
+        values = np.full((seeds, 2 * users), float(hits))
+        found = plan.of_share(plan.over_seeds(values), values)
+        assert (found.mean, found.low, found.high) == pytest.approx((hits, exact.low, exact.high))
+
+
+def test_a_share_inside_keeps_its_interval_within_0_and_1():
+    values = np.zeros((2, 40))
+    values[0, 0] = 1
+    plan = GroupBootstrap(40)
+    made = plan.over_seeds(values)
+    found = plan.of_share(made, values)
+    assert made.low < 0 and (found.low, found.high) == (0.0, made.high)
+    constant = np.full((1, 40), 0.5)  # not at an end: no limit is known, and the interval stays what it is
+    assert plan.of_share(plan.over_seeds(constant), constant).high == 0.5
+    one_user = GroupBootstrap(3, ["u"] * 3)
+    assert np.isnan(one_user.of_share(one_user.over_seeds(np.zeros((1, 3))), np.zeros((1, 3))).high)
+
+
 def test_blocks_and_series_do_not_change_the_draws(monkeypatch):
     values = np.random.default_rng(5).normal(size=(3, 40))
     whole = GroupBootstrap(40, resamples=300).intervals(values)

@@ -170,6 +170,16 @@ def test_intervals_of_shares_end_at_0_and_1():
     assert (summary["dpo"]["hr@1_low"], summary["dpo"]["hr@1_high"]) == (0.0, 1.0)
 
 
+def test_a_share_of_all_or_none_is_no_point():
+    """15 users: 1 − 0.025^(1/15) away; in the row of one seed, in the summary, and for what was generated."""
+    reach = 1 - 0.025 ** (1 / 15)
+    tables = [table("dpo", seed, wins=lambda r: False) for seed in (0, 1)]
+    made = build(tables, generation=[generation(row_id=list(range(30)), valid=[1] * 30, hit=[0] * 30)])
+    for row in (*made["rows"], *made["summary"]):
+        assert (row["hr@1_low"], row["hr@1_high"]) == pytest.approx((0, reach))
+    assert (made["rows"][0]["valid_ratio_low"], made["rows"][0]["valid_ratio_high"]) == pytest.approx((1 - reach, 1))
+
+
 def test_missing_baseline_is_noted_and_trivial_baselines_are_not_tested():
     results = build([table("dpo", wins=lambda r: True), table("popularity", wins=lambda r: False)])
     assert results["paired"] == []
@@ -180,7 +190,7 @@ def test_true_reward_is_aligned_by_row():
     truth = pl.DataFrame({"row_id": np.arange(ROWS), "utility": [[0.0, 0, 0, 4.0]] * ROWS}).reverse()
     results = build([table("dpo", wins=lambda r: r % 4 == 3)], truths={SLATES: truth})
     # r % 4 == 3: item 3 is the target and wins: 1. Otherwise item 3 has the top score of the others: 1 as well.
-    assert results["rows"][0]["true_reward"] == 1.0
+    assert results["rows"][0]["true_reward"] == results["rows"][0]["true_reward_low"] == 1.0  # no share: no limit
     lost = build([table("dpo", wins=lambda r: True)], truths={SLATES: truth})["rows"][0]
     # top choice is item r % 4: seven rows of thirty are worth 4, (4 - 1) / (4 - 1) = 1; the others (0 - 1) / 3
     assert lost["true_reward"] == pytest.approx((7 - 23 / 3) / 30, rel=1e-8)

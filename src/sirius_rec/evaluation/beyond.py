@@ -21,7 +21,7 @@ import polars as pl
 from scipy import stats
 
 from sirius_rec.errors import DataError
-from sirius_rec.evaluation.intervals import holm
+from sirius_rec.evaluation.intervals import holm, none_of
 from sirius_rec.evaluation.metrics import flatten, hit_rate, rank_bounds, target_positions
 from sirius_rec.evaluation.tables import SCORES, ScoreTable, user_groups
 from sirius_rec.schema import CANDIDATES, HISTORY, RETRIEVED, ROW_ID, TARGET, USER_ID, SlateName
@@ -59,13 +59,14 @@ class Popularity:
 
 @dataclass(frozen=True)
 class _Rows:
-    """What the tables of one set of slates share, in the order of row_id. group_R: jackknife group of a row's user, of
-    so many."""
+    """What the tables of one set of slates share, in the order of row_id. user_R: number of a row's user. group_R: that
+    user's jackknife group, of so many."""
 
     row_ids: Ints
     position_R: Ints
     target_R: Ints
     history_pop_R: Floats
+    user_R: Ints
     group_R: Ints
     groups: int
     length: int
@@ -134,6 +135,7 @@ def _rows(table: ScoreTable, examples: pl.DataFrame, popularity: Popularity, see
         target_positions(frame[CANDIDATES], target_R, may_lack=may_lack),
         target_R,
         np.array([own.mean() if len(own) else np.nan for own in pops]),
+        codes,
         group_U[codes],
         min(n_users, GROUPS),
         list_length(table.slates),
@@ -234,13 +236,15 @@ def _calibration(table: ScoreTable, rows: _Rows) -> tuple[Floats, list[dict[str,
         return off / weight, curve
 
 
-def _interval(values: Floats, *, share: bool = False) -> dict[str, Any]:
+def _interval(values: Floats, *, share: bool = False, users: int = 0) -> dict[str, Any]:
     """mean, low, high of a statistic over all rows and without each group, [1 + G]; of a share inside 0 … 1; NaN where
-    one user leaves no group."""
+    one user leaves no group. users: whose rows a share of rows is over, for the limit of one that is 0 or 1 in all."""
     half = float(stats.t.ppf(0.975, len(values) - 2)) * _error(values)
     low, high = float(values[0]) - half, float(values[0]) + half
     if share:
         low, high = np.clip([low, high], 0.0, 1.0).tolist()
+    if users > 1 and values[0] in (0.0, 1.0):
+        low, high = (0.0, none_of(users)) if values[0] == 0.0 else (1.0 - none_of(users), 1.0)
     return {"mean": float(values[0]), "low": low, "high": high}
 
 
@@ -262,7 +266,9 @@ def _row(
     mean = {name: np.mean([values[name] for _, values in found], axis=0) for name in found[0][1]}
     several = len(found) > 1
     spread = {name: np.std([values[name][0] for _, values in found], ddof=1) if several else None for name in mean}
-    counts = np.bincount(bucket_I[rows.target_R], minlength=len(BUCKETS))
+    bucket_R = bucket_I[rows.target_R]
+    counts = np.bincount(bucket_R, minlength=len(BUCKETS))
+    users = [len(np.unique(rows.user_R[bucket_R == number])) for number in range(len(BUCKETS))]
     return {
         "slates": slates, "checkpoint": checkpoint, "method": method, "label": label, "k": rows.length,
         "seeds": [seed for seed, _ in found], "n": len(rows.row_ids),
@@ -271,8 +277,8 @@ def _row(
             for name in WIDTH
         },
         "buckets": [
-            {"name": name, "n": int(n), **_interval(mean[name], share=True)}
-            for name, n in zip(BUCKETS, counts, strict=True)
+            {"name": name, "n": int(n), **_interval(mean[name], share=True, users=own)}
+            for name, n, own in zip(BUCKETS, counts, users, strict=True)
             if n
         ],
         "calibration": None if bins is None else {**_interval(mean["ece"], share=True), "bins": bins},

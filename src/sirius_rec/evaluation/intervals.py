@@ -131,7 +131,7 @@ class GroupBootstrap:
         """Interval of the mean over seeds and rows of [seeds, rows].
 
         One seed: the percentile interval over users, which says nothing of other seeds. Several: Banerjee's interval
-        over users and seeds, not clipped to the metric's range.
+        over users and seeds, which may reach beyond the metric's range (`of_share`).
         """
         values = _matrix(values_SR, "values")
         if len(values) == 1:
@@ -142,6 +142,20 @@ class GroupBootstrap:
         half = self.spread(values).half(1 - _checked(level))
         return Interval(mean, mean - half, mean + half)
 
+    def of_share(self, interval: Interval, values: Floats, level: float = LEVEL) -> Interval:
+        """The interval of a mean of values in 0 … 1, within 0 … 1.
+
+        Where every value is 0, or every one 1, no resample differs and the interval would be a point: its other
+        limit is then `none_of` the groups away.
+        """
+        if np.isnan(interval.low):
+            return interval
+        if not values.any():
+            return Interval(interval.mean, 0.0, none_of(self.n_groups, level))
+        if (values == 1).all():
+            return Interval(interval.mean, 1 - none_of(self.n_groups, level), 1.0)
+        return Interval(interval.mean, max(interval.low, 0.0), min(interval.high, 1.0))
+
     def spread(self, values_SR: Floats) -> Spread:
         """The two parts of the variance of the mean over [seeds, rows], both at least two."""
         mean_R = values_SR.mean(axis=0, keepdims=True)
@@ -151,6 +165,17 @@ class GroupBootstrap:
         by_user = users / (users - 1) * float((deviation_G**2).sum())
         by_seed = float(values_SR.mean(axis=1).var(ddof=1)) / seeds
         return Spread(by_user, users - 1, by_seed, seeds - 1)
+
+
+def none_of(groups: int, level: float = LEVEL) -> float:
+    """Clopper and Pearson's upper limit of a share seen in none of so many groups: 1 − ((1 − level) / 2)^(1 / groups).
+
+    It holds for a mean of any values in 0 … 1, and for groups of several rows, each one draw.
+
+    >>> round(none_of(70), 3)
+    0.051
+    """
+    return float(1 - ((1 - _checked(level)) / 2) ** (1 / groups))
 
 
 @dataclass(frozen=True)

@@ -142,12 +142,14 @@ def _put(row: dict[str, Any], metric: str, interval: Interval | None) -> None:
     row[f"{metric}_high"] = interval.high if interval else None
 
 
-def _in_range(interval: Interval, metric: str) -> Interval:
-    """No share lies outside 0 … 1; a true reward may be negative."""
-    if metric == TRUE_REWARD:
-        return interval
-    low, high = np.clip([interval.low, interval.high], 0.0, 1.0)
-    return Interval(interval.mean, float(low), float(high))
+def _intervals(plan: GroupBootstrap, values: Mapping[str, Floats]) -> dict[str, Interval]:
+    made = plan.intervals(np.stack(list(values.values())))
+    return {metric: _ranged(plan, one, metric, values[metric]) for metric, one in zip(values, made, strict=True)}
+
+
+def _ranged(plan: GroupBootstrap, interval: Interval, metric: str, values: Floats) -> Interval:
+    """Every metric is a share but the true reward, which may be negative."""
+    return interval if metric == TRUE_REWARD else plan.of_share(interval, values)
 
 
 def _row(block: _Block, scored: _Scored, generated: Generated | None) -> dict[str, Any]:
@@ -156,10 +158,9 @@ def _row(block: _Block, scored: _Scored, generated: Generated | None) -> dict[st
         "method": table.method, "label": table.label, "seed": table.seed, "slates": table.slates,
         "checkpoint": table.checkpoint, "n": len(block.row_ids), "chance": scored.chance, "ceiling": block.ceiling,
     }  # fmt: skip
-    intervals = dict(zip(scored.values, block.bootstrap.intervals(np.stack(list(scored.values.values()))), strict=True))
+    intervals = _intervals(block.bootstrap, scored.values)
     if generated is not None:
-        made = generated.bootstrap.intervals(np.stack(list(generated.values.values())))
-        intervals |= dict(zip(generated.values, made, strict=True))
+        intervals |= _intervals(generated.bootstrap, generated.values)
     for metric in dict.fromkeys((*ALL_METRICS, *metrics_of(table.slates))):
         _put(row, metric, intervals.get(metric))
     row["n_generated"] = len(generated.row_ids) if generated is not None else None
@@ -186,7 +187,7 @@ def _summary(block: _Block, members: list[_Scored], generated: list[Generated]) 
             _put(row, metric, None)
             row[f"{metric}_seed_sd"] = None
             continue
-        _put(row, metric, _in_range(plan.over_seeds(matrix), metric))
+        _put(row, metric, _ranged(plan, plan.over_seeds(matrix), metric, matrix))
         row[f"{metric}_seed_sd"] = float(matrix.mean(axis=1).std(ddof=1)) if len(members) > 1 else None
     row["n_generated"] = len(generated[0].row_ids) if whole else None
     return row
@@ -254,6 +255,7 @@ def _notes(examples: pl.DataFrame, baseline: str, missing: list[str]) -> list[st
         "Intervals over several seeds: mean ± √(t² s_user² + t² s_seed²/S), s_user the user-clustered standard error, "
         "each part with the t quantile of its own degrees of freedom (Banerjee 1960), cut to the metric's range. With "
         "2 seeds t is 12.7 and with 3 it is 4.3: few seeds that differ decide little.",
+        "A share that is 0 in every row, or 1 in every one, has Clopper and Pearson's limit, each user one draw.",
         "Ties count in expectation over their orders: constant scores give HR@1 = 1/N exactly.",
         "Paired tests: HR@1, the same rows, seed with seed, the seeds that both have. The p of these seeds: two-sided "
         f"sign flips of whole users' seed-mean differences, exact up to {EXACT_GROUPS} users, else {FLIPS:,} seeded "

@@ -84,14 +84,17 @@ def probe_order(
         "changed": _interval(bootstrap, changed),
         "hr@1": [_interval(bootstrap, one) for one in hits],
         "hr@1_averaged": _interval(bootstrap, averaged),
-        "averaged_less_single": _interval(bootstrap, averaged - hits.mean(axis=0)),
+        "averaged_less_single": _interval(bootstrap, averaged - hits.mean(axis=0), share=False),
         "first": float(counts[0] / counts.sum()), "last": float(counts[-1] / counts.sum()),
         "places": (counts / counts.sum()).tolist(), "uniform_p": float(stats.chisquare(counts).pvalue),
     }  # fmt: skip
 
 
-def _interval(bootstrap: GroupBootstrap, values_R: Any) -> dict[str, float]:
-    (found,) = bootstrap.intervals(np.asarray(values_R, dtype=np.float64)[None])
+def _interval(bootstrap: GroupBootstrap, values_R: Any, *, share: bool = True) -> dict[str, float]:
+    values = np.asarray(values_R, dtype=np.float64)
+    (found,) = bootstrap.intervals(values)
+    if share:
+        found = bootstrap.of_share(found, values)
     return {"mean": found.mean, "low": found.low, "high": found.high}
 
 
@@ -149,5 +152,5 @@ def probe_memory(
         "backbone": run.config.backbone.model,
         "titles": {**_interval(by_title, own), "n": len(own)},
         "order": {**_interval(by_user, likelier), "n": len(likelier)},
-        "nats_in_order": _interval(by_user, first - second),
+        "nats_in_order": _interval(by_user, first - second, share=False),
     }
