@@ -177,6 +177,7 @@ def test_a_share_of_all_or_none_is_no_point():
     made = build(tables, generation=[generation(row_id=list(range(30)), valid=[1] * 30, hit=[0] * 30)])
     for row in (*made["rows"], *made["summary"]):
         assert (row["hr@1_low"], row["hr@1_high"]) == pytest.approx((0, reach))
+        assert row["hr@5_low"] == row["hr@5"] == 1  # of four candidates: by definition
     assert (made["rows"][0]["valid_ratio_low"], made["rows"][0]["valid_ratio_high"]) == pytest.approx((1 - reach, 1))
 
 

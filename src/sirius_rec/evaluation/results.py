@@ -142,14 +142,18 @@ def _put(row: dict[str, Any], metric: str, interval: Interval | None) -> None:
     row[f"{metric}_high"] = interval.high if interval else None
 
 
-def _intervals(plan: GroupBootstrap, values: Mapping[str, Floats]) -> dict[str, Interval]:
+def _intervals(plan: GroupBootstrap, values: Mapping[str, Floats], slates: str) -> dict[str, Interval]:
     made = plan.intervals(np.stack(list(values.values())))
-    return {metric: _ranged(plan, one, metric, values[metric]) for metric, one in zip(values, made, strict=True)}
+    return {
+        metric: _ranged(plan, one, metric, values[metric], slates) for metric, one in zip(values, made, strict=True)
+    }
 
 
-def _ranged(plan: GroupBootstrap, interval: Interval, metric: str, values: Floats) -> Interval:
-    """Every metric is a share but the true reward, which may be negative."""
-    return interval if metric == TRUE_REWARD else plan.of_share(interval, values)
+def _ranged(plan: GroupBootstrap, interval: Interval, metric: str, values: Floats, slates: str) -> Interval:
+    """Every metric is a share but the true reward, which may be negative; HR@10 of ten candidates is 1 by definition."""
+    name, _, k = metric.partition("@")
+    certain = name == "hr" and k.isdigit() and int(k) >= SlateName.parse(slates).size
+    return interval if certain or metric == TRUE_REWARD else plan.of_share(interval, values)
 
 
 def _row(block: _Block, scored: _Scored, generated: Generated | None) -> dict[str, Any]:
@@ -158,9 +162,9 @@ def _row(block: _Block, scored: _Scored, generated: Generated | None) -> dict[st
         "method": table.method, "label": table.label, "seed": table.seed, "slates": table.slates,
         "checkpoint": table.checkpoint, "n": len(block.row_ids), "chance": scored.chance, "ceiling": block.ceiling,
     }  # fmt: skip
-    intervals = _intervals(block.bootstrap, scored.values)
+    intervals = _intervals(block.bootstrap, scored.values, table.slates)
     if generated is not None:
-        intervals |= _intervals(generated.bootstrap, generated.values)
+        intervals |= _intervals(generated.bootstrap, generated.values, table.slates)
     for metric in dict.fromkeys((*ALL_METRICS, *metrics_of(table.slates))):
         _put(row, metric, intervals.get(metric))
     row["n_generated"] = len(generated.row_ids) if generated is not None else None
@@ -187,7 +191,7 @@ def _summary(block: _Block, members: list[_Scored], generated: list[Generated]) 
             _put(row, metric, None)
             row[f"{metric}_seed_sd"] = None
             continue
-        _put(row, metric, _ranged(plan, plan.over_seeds(matrix), metric, matrix))
+        _put(row, metric, _ranged(plan, plan.over_seeds(matrix), metric, matrix, table.slates))
         row[f"{metric}_seed_sd"] = float(matrix.mean(axis=1).std(ddof=1)) if len(members) > 1 else None
     row["n_generated"] = len(generated[0].row_ids) if whole else None
     return row
