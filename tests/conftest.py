@@ -6,6 +6,7 @@ import gc
 import importlib
 import importlib.util
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -26,37 +27,43 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Ray lets its workers give way to all other work on the machine.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
-# Files whose tests share what takes seconds to make: one worker makes it and runs them all. The longest come first, so
-# that the short tests, which go to whichever worker is free, fill up the end.
+# Files and folders whose tests share what takes seconds to make: one worker makes it, runs them all. The longest come
+# first, so that the short tests, which go to whichever worker is free, fill up the end.
 TOGETHER = (
     "tests/recipes/test_end_to_end.py",
     "tests/distributed/test_two_processes.py",
-    "tests/commands/test_command_line.py",
-    "tests/commands/test_faults.py",
+    "tests/commands/",
     "tests/recipes/test_language_baselines.py",
+    "tests/recipes/test_tuning.py",
+    "tests/recipes/test_whole_catalogue.py",
     "tests/rankers/test_sequential.py",
     "tests/recipes/test_comparison.py",
     "tests/docs/test_tutorials.py",
     "tests/training/test_smollm2.py",
     "tests/serving/test_server.py",
     "tests/serving/test_serving_a_run.py",
-    "tests/report/test_page_in_chromium.py",
     "tests/rankers/test_encoders.py",
     "tests/rankers/test_morec.py",
     "tests/data/test_prepare.py",
     "tests/audit/test_audit_command.py",
+    "tests/recipes/test_starting.py",
+    "tests/recipes/test_streamed.py",
+    "tests/recipes/test_held_out_runs.py",
+    "tests/recipes/test_merging.py",
+    "tests/report/",
     "tests/docs/test_site.py",
 )
 
 
-def _file(nodeid: str) -> str:
-    return nodeid.split("::")[0]
+def _together(nodeid: str) -> str | None:
+    """The entry of TOGETHER that a test belongs to."""
+    return next((entry for entry in TOGETHER if nodeid.startswith(entry)), None)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if hasattr(config, "workerinput"):  # a worker of xdist
-        place = {file: n for n, file in enumerate(TOGETHER)}
-        items.sort(key=lambda item: place.get(_file(item.nodeid), len(place)))
+        place = {entry: n for n, entry in enumerate((*TOGETHER, None))}
+        items.sort(key=lambda item: place[_together(item.nodeid)])
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -72,14 +79,21 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         gc.freeze()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Where time is short (.ci/run): what would start after $SIRIUS_TESTS_UNTIL, seconds since 1970, is skipped."""
+    if time.time() > float(os.environ.get("SIRIUS_TESTS_UNTIL", "inf")):
+        pytest.skip("no time left for it")
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """`-n 2`: the files of TOGETHER as wholes, then test by test."""
+    """`-n 2`: the entries of TOGETHER as wholes, then test by test."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return _file(nodeid) if _file(nodeid) in TOGETHER else nodeid
+            return _together(nodeid) or nodeid
 
     config.option.loadscopereorder = False  # by number of tests
     return ByFile(config, log)
@@ -108,6 +122,13 @@ def shared_models() -> Path:
     if folder is None or not (folder / "models").is_dir():
         pytest.skip("real tokenizers not found: put them in ../shared/models or set SIRIUS_SHARED")
     return folder / "models"
+
+
+@pytest.fixture(scope="session")
+def models_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder for all workers of this call: converting SmolLM2 takes half a minute on a slow machine."""
+    own = tmp_path_factory.getbasetemp()
+    return (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "models-cache"
 
 
 TITLES = ("Red", "Red House Painters", "Blur", "Air", "Can", "Low", "Suede", "Pulp", "Massive Attack", "Portishead")

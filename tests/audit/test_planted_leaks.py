@@ -213,6 +213,7 @@ def test_order_inside_ties_is_found_where_the_rest_is_in_true_time(tmp_path: Pat
     assert verdicts(result)["order_in_ties:item_id"] == "leak"
 
 
+@pytest.mark.slow
 def test_fifty_honest_sets_give_no_more_false_alarms_than_stated(tmp_path: Path) -> None:
     """At a family-wise level of 1 %, P(4 or more alarms in 50 sets) = 0.0016."""
     alarms = []

@@ -57,7 +57,7 @@ def before_alignment(finished: Path, tmp_path: Path) -> Callable[..., Path]:
 DIVERGES = ["evaluation.generation_rows=0", "align.learning_rate=1e12", "align.warmup=0", "align.save_steps=1"]
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_divergence(refused: Callable[..., str], before_alignment: Callable[..., Path], jobs: int) -> None:
     """NaN in training, in this process or in a worker: the step, the way out, and what was saved stays."""
     run = before_alignment(*DIVERGES[1:])

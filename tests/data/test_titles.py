@@ -28,6 +28,7 @@ def test_a_series_and_a_single_title_are_treated_the_same() -> None:
     assert changed == sum(odd != plain for odd, plain in zip(ODD, TIDY, strict=True))
 
 
+@pytest.mark.slow
 def test_no_character_is_treated_otherwise_by_a_single_title_or_the_second_time() -> None:
     """All code points. Python's white space has U+001C to U+001F, polars' has not; and a title comes back as shown."""
     characters = [chr(c) for c in range(0x110000) if not 0xD800 <= c <= 0xDFFF]

@@ -32,7 +32,8 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 START = DOCS / "start.md"
 TUTORIALS = sorted((DOCS / "tutorials").glob("*.md"))
 OTHERS = [DOCS / f"{name}.md" for name in ("extending", "theory", "operations", "serving", "catalogue")]
-SLOW = {"nightly": pytest.mark.slow}  # two nights, each command in a process of its own
+# Two nights, each command in a process of its own; others that train for a while.
+SLOW = dict.fromkeys(("nightly", "own_log", "tuning"), pytest.mark.slow)
 _FENCE = re.compile(r"^```(\w*)([^\n`]*)\n(.*?)^```[ \t]*$", re.M | re.S)
 _FILE = re.compile(r"[\w./-]+\.\w+")
 # Blocks that are not run, by page: whoever adds one says so here.

@@ -103,6 +103,7 @@ def test_p_over_seeds_is_where_its_interval_reaches_zero():
     assert alone.p == alone.p_these_seeds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seeds", "spread"), [(3, 0.0), (3, 1.0), (3, 2.0), (3, 4.0), (2, 4.0)])
 def test_wrong_verdicts_over_few_seeds(seeds, spread):
     """No more than 5 % of intervals miss the truth, however much seeds differ (spread times the users' error).

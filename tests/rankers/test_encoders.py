@@ -31,9 +31,9 @@ TITLES = [title for pair in PAIRS for title in pair]
 
 
 @pytest.fixture(scope="module", params=["minilm", "smollm2"])
-def name(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def name(request: pytest.FixtureRequest, models_cache: Path) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(cache.VARIABLE, str(tmp_path_factory.mktemp("cache")))
+        patch.setenv(cache.VARIABLE, str(models_cache))
         try:
             encoders.check_encoder(request.param)
         except ConfigError as missing:

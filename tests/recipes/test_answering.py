@@ -132,6 +132,7 @@ def stops_and_goes_on(them: Answerers, source: Path, out: Path) -> None:
     assert ids(out) == list(range(60))
 
 
+@pytest.mark.slow
 def test_errors_of_a_worker_are_those_of_one_process(tmp_path: Path) -> None:
     source = lengths(tmp_path / "in", 8, {})
     with (
@@ -146,6 +147,7 @@ def test_errors_of_a_worker_are_those_of_one_process(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_one_line_and_the_next_call_goes_on(tmp_path: Path) -> None:
     source, out = lengths(tmp_path / "in", 60, {41: "kill"}), tmp_path / "out"
     loading = Loading(partial(slow_and_killed, str(tmp_path)), True, None)
@@ -157,6 +159,7 @@ def test_a_killed_process_is_one_line_and_the_next_call_goes_on(tmp_path: Path) 
     assert ids(out) == list(range(60))
 
 
+@pytest.mark.slow
 def test_no_more_parts_are_read_than_are_under_way(tmp_path: Path) -> None:
     source = lengths(tmp_path / "in", 400, {})
     read = 0

