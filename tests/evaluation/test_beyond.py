@@ -102,6 +102,22 @@ def test_calibration_by_hand() -> None:
     assert row["calibration"] is None  # its scores are no log-probs
 
 
+def test_rows_whose_target_was_not_retrieved_say_nothing_of_calibration() -> None:
+    """The softmax is right of what it can know: 3/4 sure, right in 3/4 of the rows whose target was found."""
+    odds = np.log(np.array([9.0, 1, 1, 1]))
+    place = [(r + (r // 4 % 4 == 3)) % 4 for r in range(160)]
+    scores = [np.roll(odds, p) for p in place]
+    lost = examples(160).with_columns(pl.when(pl.col("row_id") >= 80).then(7).otherwise("target").alias("target"))
+    slates = "test-retrieved_ease-4-s0"
+    for given in (examples(160), lost):
+        [row] = beyond_accuracy([table(scores, slates=slates)], given, POPULAR, methods=METHODS, baseline="x")["rows"]
+        assert row["calibration"]["mean"] == pytest.approx(0)
+        assert sum(b["n"] for b in row["calibration"]["bins"][0]) == (160 if given is not lost else 80)
+    lost = lost.with_columns(target=7)
+    [row] = beyond_accuracy([table(scores, slates=slates)], lost, POPULAR, methods=METHODS, baseline="x")["rows"]
+    assert row["calibration"] is None
+
+
 def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
     """Of 20 groups with equally many users the standard error of a mean is that of the groups' means."""
     rng = np.random.default_rng(3)

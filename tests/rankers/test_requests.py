@@ -65,11 +65,13 @@ def test_rows_of_parquet_are_lines_and_a_folder_is_one_file(tmp_path: Path) -> N
     assert list(read_requests(whole)) == wanted
     for kind in ("parquet", "json"):
         folder = tmp_path / kind
-        folder.mkdir()
+        (folder / "day=2").mkdir(parents=True)
         (folder / "_SUCCESS").touch()
+        (folder / "_temporary").mkdir()
+        (folder / "_temporary" / "part-0").touch()
         for part, some in enumerate((records[:4], records[4:5], records[5:])):
             if kind == "parquet":
-                pl.DataFrame(some).write_parquet(folder / f"part-{part}.parquet")
+                pl.DataFrame(some).write_parquet(folder / "day=2" / f"part-{part}.parquet")
             else:
                 text = "\n\n".join(json.dumps(record) for record in some)  # blank lines have a number, too
                 (folder / f"part-{part}.json.gz").write_bytes(gzip.compress(text.encode()))

@@ -105,7 +105,8 @@ def beyond_accuracy(
         rows = rows_of[table.slates]
         values = _widths(table, rows, popularity) | _by_bucket(table, rows, bucket_I)
         key = (table.slates, table.checkpoint, table.method)
-        if methods[table.method].get("language_model") and SlateName.parse(table.slates).protocol != "full":
+        whole = SlateName.parse(table.slates).protocol == "full"  # only the best of its candidates have a score
+        if methods[table.method].get("language_model") and not whole and (rows.position_R >= 0).any():
             values["ece"], curve = _calibration(table, rows)
             bins.setdefault(key, []).append(curve)
         measured.setdefault(key, []).append((table.seed, values))
@@ -215,19 +216,24 @@ def _by_bucket(table: ScoreTable, rows: _Rows, bucket_I: Ints) -> dict[str, Floa
 
 def _calibration(table: ScoreTable, rows: _Rows) -> tuple[Floats, list[dict[str, Any]]]:
     """(ECE over all rows and without each group, the reliability curve): the softmax of a slate's scores against how
-    often its top is right, in BINS bins of equally many rows (Naeini et al. 2015, with equal mass)."""
-    flat, lengths = flatten(table.frame.sort(ROW_ID)[SCORES])
+    often its top is right, in BINS bins of equally many rows (Naeini et al. 2015, with equal mass).
+
+    A softmax says how likely a candidate is given that one of them is right, so rows whose target a retriever did not
+    find, which no reranker can get right, count for nothing.
+    """
+    found = rows.position_R >= 0
+    flat, lengths = flatten(table.frame.sort(ROW_ID)[SCORES].filter(pl.Series(found)))
     starts = np.concatenate([[0], lengths.cumsum()[:-1]])
     highest = np.maximum.reduceat(flat, starts)
     sure_R = 1.0 / np.add.reduceat(np.exp(flat - np.repeat(highest, lengths)), starts)
-    hit_R = _hits(table, rows)
+    hit_R, group_R = _hits(table, rows)[found], rows.group_R[found]
     bin_R = np.empty(len(sure_R), dtype=np.int64)
     bin_R[np.argsort(sure_R, kind="stable")] = np.arange(len(sure_R)) * BINS // len(sure_R)
     off, weight, curve = np.zeros(1 + rows.groups), np.zeros(1 + rows.groups), []
     for b in range(BINS):
         inside = (bin_R == b).astype(np.float64)
         n, sure, hit = (
-            _sums(values * inside, rows.group_R, rows.groups) for values in (np.ones(len(bin_R)), sure_R, hit_R)
+            _sums(values * inside, group_R, rows.groups) for values in (np.ones(len(bin_R)), sure_R, hit_R)
         )
         off, weight = off + np.abs(hit - sure), weight + n
         if n[0]:

@@ -21,7 +21,7 @@ def request_lines(path: Path, advance: Advance | None = None) -> Iterator[tuple[
     """Number, from 1, and text of every line that is not blank. Bounded memory.
 
     A row of Parquet is the line that it would be, its empty fields left out. Files of a folder are read in the order of
-    their names, and their lines counted through.
+    their paths, and their lines counted through.
 
     Raises:
         DataError: a file cannot be read or holds bytes, or a folder has no files.
@@ -35,10 +35,12 @@ def request_lines(path: Path, advance: Advance | None = None) -> Iterator[tuple[
 
 
 def _files(path: Path) -> list[Path]:
-    """The file, or those of a folder; as Spark has it, names that begin with a dot or an underscore are not meant."""
+    """The file, or those of a folder and the folders in it, as Spark writes partitions; as Spark has it, names that begin
+    with a dot or an underscore are not meant."""
     if not path.is_dir():
         return [path]
-    files = sorted(file for file in path.iterdir() if file.is_file() and file.name[0] not in "._")
+    meant = (file for file in path.rglob("*") if not any(part[0] in "._" for part in file.relative_to(path).parts))
+    files = sorted(file for file in meant if file.is_file())
     if not files:
         raise DataError(f"{path}: holds no files; put requests there, as JSON lines or Parquet")
     return files
