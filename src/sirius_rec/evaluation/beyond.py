@@ -232,9 +232,7 @@ def _calibration(table: ScoreTable, rows: _Rows) -> tuple[Floats, list[dict[str,
     off, weight, curve = np.zeros(1 + rows.groups), np.zeros(1 + rows.groups), []
     for b in range(BINS):
         inside = (bin_R == b).astype(np.float64)
-        n, sure, hit = (
-            _sums(values * inside, group_R, rows.groups) for values in (np.ones(len(bin_R)), sure_R, hit_R)
-        )
+        n, sure, hit = (_sums(values * inside, group_R, rows.groups) for values in (np.ones(len(bin_R)), sure_R, hit_R))
         off, weight = off + np.abs(hit - sure), weight + n
         if n[0]:
             curve.append({"confidence": sure[0] / n[0], "accuracy": hit[0] / n[0], "n": int(n[0])})

@@ -35,8 +35,8 @@ def request_lines(path: Path, advance: Advance | None = None) -> Iterator[tuple[
 
 
 def _files(path: Path) -> list[Path]:
-    """The file, or those of a folder and the folders in it, as Spark writes partitions; as Spark has it, names that begin
-    with a dot or an underscore are not meant."""
+    """The file, or those of a folder and the folders in it, as Spark writes partitions; as Spark has it, names that
+    begin with a dot or an underscore are not meant."""
     if not path.is_dir():
         return [path]
     meant = (file for file in path.rglob("*") if not any(part[0] in "._" for part in file.relative_to(path).parts))
