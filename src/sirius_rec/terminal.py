@@ -253,7 +253,7 @@ def print_tuning(content: Mapping[str, Any], console: Console | None = None) -> 
     table = _table(names, ("method", "95 %", "values"))
     for method in methods:
         values = ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in method["values"].items())
-        numbers = (method["validation"], method["configured"], method["fresh_validation_hr@1"], method["test_hr@1"])
+        numbers = (method["validation"], method["configured"], method["fresh_validation"], method["test_hr@1"])
         cells = ["–" if number is None else f"{number:.3f}" for number in numbers]
         cells += [_interval(method["test_hr@1_low"], method["test_hr@1_high"]), values]
         table.add_row(_label(method["label"]), *map(Text, cells))
@@ -261,7 +261,8 @@ def print_tuning(content: Mapping[str, Any], console: Console | None = None) -> 
     lost = {name: sum(method[name] for method in methods) for name in ("pruned", "failed")}
     console.print(
         f"\nchosen, configured: {content['metric']} of the best trial and of the configuration's own values, one seed, "
-        f"on validation; trials cut short {lost['pruned']}, failed {lost['failed']}", markup=False, soft_wrap=True,
+        "on validation; fresh seeds: the winner's, their mean; "
+        f"trials cut short {lost['pruned']}, failed {lost['failed']}", markup=False, soft_wrap=True,
     )  # fmt: skip
 
 

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from sirius_rec import SiriusConfig, SiriusTrainer
+from sirius_rec.diagnostics.golden import fit_golden
 from sirius_rec.diagnostics.monitor import RewardHackingMonitor
 from sirius_rec.errors import ConfigError, DataError
 from sirius_rec.prompts.encoding import Encoder
+from sirius_rec.recipes.diagnosis import diagnose_log, write_curves_csv
 from sirius_rec.scoring.scorer import score_rows
 from sirius_rec.training.held_out import read_held_out
 from sirius_rec.training.metrics_log import read_metrics
@@ -132,6 +134,37 @@ def test_a_resumed_training_keeps_its_reference(
     alone = RewardHackingMonitor(held_out, tokenizer)
     with pytest.raises(ConfigError, match="goes on at step 2, so the reference is unknown"):
         alone.on_train_begin(None, State, None, model=tiny_llama(tokenizer))
+
+
+def test_the_command_reads_what_the_monitor_was_given(
+    tokenizer: Any, tiny_llama: Callable[..., Any], catalogue: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Users, and a reference that is not the first evaluation: `sirius diagnose FOLDER` says what the monitor says."""
+    held_out, encoder = records(catalogue, 12), Encoder(tokenizer)
+    reference = score_rows(tiny_llama(tokenizer, seed=5), encode_records(held_out, encoder), encoder.pad_id)
+    users = ["heavy"] * 8 + ["a", "b", "c", "d"]
+    given = {"every": 1, "users": users, "ref_logps": reference}
+    monitor = RewardHackingMonitor(held_out, tokenizer, folder=tmp_path / "m", **given)
+    train(monitor, tiny_llama(tokenizer), tokenizer, catalogue, tmp_path / "run")
+    found = diagnose_log(tmp_path / "m")
+    assert monitor.points[0]["distance"] > 0.1  # far from the reference at its start
+    assert found["onset"]["m"]["all"] == json.loads(json.dumps(monitor.onset().as_dict()))
+    assert found["golden_fit"]["m"] == json.loads(json.dumps(monitor.golden_fit().as_dict()))
+    start = np.mean([row[0] > row[1:].max() for row in reference])
+    gains = [point["hr@1"] - start for point in monitor.points]
+    by_hand = fit_golden([point["distance"] for point in monitor.points], gains)
+    assert monitor.golden_fit() == by_hand and by_hand.n == 5
+    write_curves_csv(tmp_path / "m", tmp_path / "c.csv")
+    with (tmp_path / "c.csv").open() as file:
+        assert [float(line["kl"]) for line in csv.DictReader(file)] == pytest.approx([p["kl"] for p in monitor.points])
+
+    class State:
+        global_step, epoch, is_world_process_zero = 2, 0.5, True
+
+    again = RewardHackingMonitor(held_out, tokenizer, every=1, folder=tmp_path / "m")
+    again.on_train_begin(None, State, None, model=tiny_llama(tokenizer, seed=2))
+    assert again.reference is not None and all(map(np.array_equal, again.reference, reference))
+    assert len(set(np.asarray(again.users).tolist())) == 5
 
 
 @pytest.mark.parametrize(

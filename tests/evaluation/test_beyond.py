@@ -132,19 +132,46 @@ def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
 
 def test_few_users_are_no_more_than_they_are() -> None:
     """Four users: the interval of a mean is Student's with three degrees of freedom. One user: none."""
-    right_U = [5, 4, 2, 0]  # of each user's five rows of the head
+    right_U = [4, 3, 3, 2]  # of each user's five rows of the head
     scores = [np.eye(4)[0 if r % 4 == 0 and r % 20 // 4 < right_U[r // 20] else 1] for r in range(80)]
     rows = examples(80).with_columns(user_id=pl.Series([f"u{r // 20}" for r in range(80)]))
     [row] = beyond_accuracy([table(scores)], rows, POPULAR, methods=METHODS, baseline="sft")["rows"]
     head = next(b for b in row["buckets"] if b["name"] == "head")
     mean_U = np.array(right_U) / 5
     low, high = stats.t.interval(0.95, 3, loc=mean_U.mean(), scale=stats.sem(mean_U))
-    assert (head["mean"], head["low"], head["high"]) == pytest.approx((mean_U.mean(), max(low, 0), min(high, 1)))
-    assert (low, high) != pytest.approx((head["mean"] - 0.6, head["mean"] + 0.6), abs=0.05)  # neither end is cut away
+    assert 0 < low < high < 1  # neither end is cut away
+    assert (head["mean"], head["low"], head["high"]) == pytest.approx((mean_U.mean(), low, high))
     rows = rows.with_columns(user_id=pl.lit("u0"))
     found = beyond_accuracy([table(scores), table(scores, "sft")], rows, POPULAR, methods=METHODS, baseline="sft")
     assert all(np.isnan(bucket["low"]) and np.isnan(bucket["high"]) for bucket in found["rows"][0]["buckets"])
     assert all(np.isnan(test["low"]) for test in found["tests"])
+
+
+def test_a_bucket_of_few_users_is_no_more_than_they_are() -> None:
+    """Of forty users three have targets in the tail: Student's interval with two degrees of freedom, not nineteen."""
+    right_U = [3, 2, 1]  # of four rows each
+    rows = examples(160).with_columns(
+        user_id=pl.Series([f"u{r // 4:02}" for r in range(160)]),
+        target=pl.Series([2 if r < 12 else r % 2 for r in range(160)]),
+    )
+    scores = [np.eye(4)[2 if r < 12 and r % 4 < right_U[r // 4] else 3] for r in range(160)]
+    [row] = beyond_accuracy([table(scores)], rows, POPULAR, methods=METHODS, baseline="sft", seed=1)["rows"]
+    tail = next(b for b in row["buckets"] if b["name"] == "tail")
+    mean_U = np.array(right_U) / 4
+    low, high = stats.t.interval(0.95, 2, loc=0.5, scale=stats.sem(mean_U))
+    assert (tail["n"], tail["mean"]) == (12, 0.5)
+    assert (tail["low"], tail["high"]) == pytest.approx((max(low, 0), min(high, 1)))
+    alone = rows.with_columns(target=pl.Series([2 if r < 4 else r % 2 for r in range(160)]))
+    [row] = beyond_accuracy([table(scores)], alone, POPULAR, methods=METHODS, baseline="sft")["rows"]
+    assert np.isnan(next(b for b in row["buckets"] if b["name"] == "tail")["low"])
+
+
+def test_without_any_history_there_is_no_lift() -> None:
+    rows = examples(80).with_columns(history=pl.Series([[]] * 80, dtype=pl.List(pl.Int64)))
+    tables = [table([np.roll([9.0, 3, 1, 0], r) for r in range(80)]), table([[9.0, 0, 0, 0]] * 80, "sft")]
+    found = beyond_accuracy(tables, rows, POPULAR, methods=METHODS, baseline="sft")
+    assert all(np.isnan(row["popularity_lift"]["mean"]) for row in found["rows"])
+    assert {test["metric"] for test in found["tests"]} == {"coverage", "gini", "novelty"}
 
 
 def test_seeds_are_averaged_and_their_spread_is_said() -> None:

@@ -150,6 +150,10 @@ def test_a_share_inside_keeps_its_interval_within_0_and_1():
     assert made.low < 0 and (found.low, found.high) == (0.0, made.high)
     constant = np.full((1, 40), 0.5)  # not at an end: no limit is known, and the interval stays what it is
     assert plan.of_share(plan.over_seeds(constant), constant).high == 0.5
+    # one user of 6 rows and six of one: as good as 12² / (36 + 6) users
+    uneven = GroupBootstrap(12, [0] * 6 + list(range(1, 7)))
+    none = uneven.of_share(uneven.over_seeds(np.zeros((1, 12))), np.zeros((1, 12)))
+    assert none.high == pytest.approx(1 - 0.025 ** (42 / 144))
     one_user = GroupBootstrap(3, ["u"] * 3)
     assert np.isnan(one_user.of_share(one_user.over_seeds(np.zeros((1, 3))), np.zeros((1, 3))).high)
 

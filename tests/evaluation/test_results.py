@@ -181,6 +181,18 @@ def test_a_share_of_all_or_none_is_no_point():
     assert (made["rows"][0]["valid_ratio_low"], made["rows"][0]["valid_ratio_high"]) == pytest.approx((1 - reach, 1))
 
 
+def test_a_target_that_may_be_missing_makes_no_metric_certain():
+    """HR@5 of four retrieved candidates is the ceiling, seen on these users alone."""
+    slates = "test-retrieved_ease-4-s0"
+    lost = examples().with_columns(target=9)
+    [row] = build([table("dpo", wins=lambda r: True, slates=slates)], examples=lost)["rows"]
+    assert row["ceiling"] == 0 and (row["hr@5_low"], row["hr@5_high"]) == pytest.approx((0, 1 - 0.025 ** (1 / 15)))
+    half = examples().with_columns(target=pl.when(pl.col("row_id") < 15).then(9).otherwise("target"))
+    made = build([table("dpo", s, wins=lambda r: True, slates=slates) for s in (0, 1)], examples=half)
+    [row] = made["summary"]
+    assert row["ceiling"] == row["hr@5"] == 0.5 and 0 <= row["hr@5_low"] < 0.5 < row["hr@5_high"] <= 1
+
+
 def test_missing_baseline_is_noted_and_trivial_baselines_are_not_tested():
     results = build([table("dpo", wins=lambda r: True), table("popularity", wins=lambda r: False)])
     assert results["paired"] == []

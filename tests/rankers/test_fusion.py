@@ -40,19 +40,20 @@ def test_a_ranker_that_is_wrong_or_silent_gets_no_weight() -> None:
     rng = np.random.default_rng(1)
     right = list(rng.normal(size=(100, 4)))
     targets = [int(row.argmax()) for row in right]
-    weights = fit_weights([right, [-row for row in right], [np.full(4, 3.0)] * 100], targets)
-    assert weights[0] > 0 and weights[1:].tolist() == [0, 0]
+    silent = [np.full(4, value) for value in rng.normal(size=100)]  # whose mean is rounded: 1e-17 is no difference
+    weights = fit_weights([right, [-row for row in right], [np.full(4, 0.1)] * 100, silent], targets)
+    assert weights[0] > 0 and weights[1:].tolist() == [0, 0, 0]
     assert np.isfinite(weights).all()  # although it is always right
 
 
 def test_what_a_ranker_does_not_know_may_be_lifted_by_another() -> None:
     """Unknown items stand with the last that the ranker knows, in weights and in scores."""
-    network = [np.array([1.0, 0.0, UNSEEN])] * 40 + [np.array([UNSEEN, 0.5, 0.0])] * 20
+    network = [np.array([6.0, 5.0, UNSEEN])] * 40 + [np.array([UNSEEN, 5.5, 5.0])] * 20
     model = [np.array([0.0, 0.0, 3.0])] * 40 + [np.array([0.0, 1.0, 0.0])] * 20
     targets = [2] * 30 + [0] * 10 + [1] * 20
     weights = fit_weights([network, model], targets)
     assert (weights > 0.01).all()
-    known = [np.where(row == UNSEEN, 0.0, row) for row in network]
+    known = [np.where(row == UNSEEN, 5.0, row) for row in network]
     assert weights == pytest.approx(fit_weights([known, model], targets), rel=1e-4)
 
     class Fixed:
@@ -64,7 +65,7 @@ def test_what_a_ranker_does_not_know_may_be_lifted_by_another() -> None:
 
     slates = [np.arange(3)] * 60
     scores = FusionRanker([Fixed(network), Fixed(model)], weights.tolist()).score(slates, slates)
-    assert scores[0] == pytest.approx([weights[0], 0, 3 * weights[1]])
+    assert scores[0] == pytest.approx([6 * weights[0], 5 * weights[0], 5 * weights[0] + 3 * weights[1]])
     with pytest.raises(AssertionError, match="asked"):
         FusionRanker([Silent()], [1.0]).score(slates, slates)
     assert FusionRanker([Silent()], [0.0]).score(slates[:1], slates[:1])[0].tolist() == [0, 0, 0]

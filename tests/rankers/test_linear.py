@@ -30,6 +30,11 @@ def test_markov_by_hand() -> None:
     after_0, after_4, none = ranker.score([np.array([2, 0]), np.array([4]), np.array([], int)], [np.arange(6)] * 3)
     assert after_0.tolist() == pytest.approx((popularity + np.array([0, 3, 0, 0, 0, 0])).tolist())
     assert after_4.tolist() == none.tolist() == pytest.approx(popularity.tolist())
+    empty = np.array([], int)
+    padded = Markov().fit([empty, *SEQUENCES[:1], empty, *SEQUENCES[1:], empty], 6)
+    for history in range(6):
+        asked = [np.array([history])], [np.arange(6)]
+        assert padded.score(*asked)[0].tolist() == ranker.score(*asked)[0].tolist()
     (after_1,) = ranker.score([np.array([1])], [np.array([5, 3, 2])])
     assert after_1.tolist() == pytest.approx([0, 1 + 2 / 11, 1 + 1 / 11])
 

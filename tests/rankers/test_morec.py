@@ -11,6 +11,7 @@ import torch
 
 from sirius_rec.errors import ConfigError, DataError, RunError
 from sirius_rec.evaluation.metrics import per_example
+from sirius_rec.rankers.sequential import encoders
 from sirius_rec.rankers.sequential.encoders import load_encoder, mean_over_tokens
 from sirius_rec.rankers.sequential.losses import LOSSES
 from sirius_rec.rankers.sequential.morec import MoRecRanker
@@ -149,6 +150,25 @@ def test_a_frozen_encoder_stays_and_a_tuned_one_learns(bert: Path) -> None:
     frozen = MoRecRanker(options(encoder=str(bert), tune=False, epochs=1), TITLES).fit(world(20, 0), N)
     assert frozen.network is not None and frozen.network.items.encoder is None
     assert frozen.parameters < tuned.parameters
+
+
+def test_one_seed_is_one_model_whether_vectors_are_kept_or_made(
+    bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loading an encoder whose file lacks a head draws that head's weights; reading vectors draws nothing."""
+    vectors = encoders.title_vectors
+
+    def draws(*given: Any) -> torch.Tensor:
+        torch.rand(7)
+        return vectors(*given)
+
+    monkeypatch.setattr(encoders, "title_vectors", draws)
+    made = options(encoder=str(bert), tune=False, epochs=1)
+    first, second = (
+        MoRecRanker(made, TITLES, 0, vectors=tmp_path / "titles.npz").fit(world(20, 0), N) for _ in range(2)
+    )
+    asked = [np.array([0, 1])], [np.arange(N)]
+    np.testing.assert_array_equal(first.score(*asked)[0], second.score(*asked)[0])
 
 
 def test_the_papers_grid_is_not_searched() -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from sirius_rec.errors import ConfigError, DataError, RunError, ScoringError
+from sirius_rec.errors import ConfigError, DataError, RunError, ScoringError, TrainingError
 from sirius_rec.evaluation.metrics import per_example
 from sirius_rec.extras import missing
 from sirius_rec.rankers.protocol import UNSEEN
@@ -146,6 +146,26 @@ def test_early_stopping_keeps_the_best_epoch() -> None:
     assert len(found) == min(60, best + 1 + 3)
     frame = per_example(ranker.score(validation.histories, validation.candidates), validation.target)
     assert frame["ndcg@10"].to_numpy().mean() == pytest.approx(found[best])
+
+
+@pytest.mark.parametrize("validated", [True, False])
+def test_weights_broken_by_the_last_step_are_a_diverged_training(
+    monkeypatch: pytest.MonkeyPatch, validated: bool
+) -> None:
+    """The losses of the epoch are finite: each was taken before its step."""
+    epoch = SequentialRanker._epoch
+
+    def broken(self: SequentialRanker, *given: Any) -> float:
+        loss = epoch(self, *given)
+        assert self.network is not None
+        with torch.no_grad():
+            next(self.network.parameters()).fill_(torch.nan)
+        return loss
+
+    monkeypatch.setattr(SequentialRanker, "_epoch", broken)
+    validation = slates(planted(30, 1)) if validated else None
+    with pytest.raises(TrainingError, match="not finite in epoch 1: lower learning_rate"):
+        SequentialRanker(small("gru4rec", epochs=2)).fit(planted(30, 0), N_ITEMS, validation)
 
 
 def _by_hand(network: torch.nn.Module, items: list[int]) -> torch.Tensor:

@@ -16,8 +16,10 @@ from sirius_rec.config import Config
 from sirius_rec.config_sections import Range
 from sirius_rec.errors import ConfigError, TrainingError
 from sirius_rec.recipes.configuration import parse_config
+from sirius_rec.recipes.methods import build_methods
 from sirius_rec.recipes.methods.arms import Arm
 from sirius_rec.recipes.run import Run
+from sirius_rec.training.metrics_log import read_metrics
 
 optuna = pytest.importorskip("optuna")
 
@@ -80,6 +82,9 @@ def test_all_have_the_same_budget_and_the_best_is_chosen(tuned: tuple[Path, str]
     assert set(methods["sft_continued"]["values"]) == {"learning_rate"}
     assert set(methods["sasrec"]["values"]) == {"learning_rate", "weight_decay", "dropout"}
     assert methods["markov"]["values"] == {}
+    # a formula has no seed: what was promised is what was found
+    assert methods["ease"]["fresh_validation"] == pytest.approx(methods["ease"]["validation"])
+    assert methods["dpo"]["fresh_validation"] is not None
 
 
 def test_winners_are_trained_with_fresh_seeds_and_the_chosen_values(tuned: tuple[Path, str]) -> None:
@@ -88,12 +93,10 @@ def test_winners_are_trained_with_fresh_seeds_and_the_chosen_values(tuned: tuple
     winners = Run.open(folder / "out" / "winners")
     assert winners.config.seeds == (7,)
     dpo = next(arm for arm in winners.config.arms if arm.key == "dpo")
-    assert (dpo.beta, dpo.learning_rate) == (
-        methods["dpo"]["values"]["beta"],
-        methods["dpo"]["values"]["learning_rate"],
-    )
+    chosen = methods["dpo"]["values"]  # rounded to ten digits
+    assert (dpo.beta, dpo.learning_rate) == pytest.approx((chosen["beta"], chosen["learning_rate"]), rel=1e-9)
     ease = next(entry for entry in winners.config.methods if entry.key == "ease")
-    assert ease.options["l2"] == methods["ease"]["values"]["l2"]
+    assert ease.options["l2"] == pytest.approx(methods["ease"]["values"]["l2"], rel=1e-9)
     comparison = json.loads((folder / "out" / "winners" / "comparison.json").read_text())
     rows = {row["method"]: row for row in comparison["summary"]}
     assert methods["dpo"]["test_hr@1"] == rows["dpo"]["hr@1"] and rows["dpo"]["seeds"] == [7]
@@ -145,6 +148,38 @@ def test_a_killed_trial_is_gone_on_with_and_a_diverged_one_is_counted(
     assert [trial.state.name for trial in study.trials] == ["COMPLETE", "COMPLETE", "FAIL"]
 
 
+def test_a_stopped_tuning_tries_what_an_unstopped_one_does(
+    tuned: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill in every trial, and a budget that is raised later, change no values, and none are tried twice."""
+    values: dict[str, list[Any]] = {}
+    stop: set[str] = set()
+
+    def worth(run: Run, entry: Any, key: str, trial: Any, tried: dict[str, Any]) -> float:
+        if (name := f"{key}.t{trial.number}") in stop:
+            stop.remove(name)
+            raise KeyboardInterrupt
+        values[where].append(tuple(tried.values()))
+        return float(tried["learning_rate"])
+
+    monkeypatch.setattr(studies, "_worth", worth)
+    for where in ("at once", "stopped", "raised"):
+        values[where], out = [], tmp_path / where
+        out.mkdir()
+        shutil.copytree(tuned[0] / "out" / "trials", out / "trials")
+        run = Run.open(out / "trials")
+        for trials in (4, 8) if where == "raised" else (8,):
+            run.folder.write_config(run.config.changed(tune={**RAW["tune"], "trials": trials}))
+            stop |= {f"sasrec.t{n}" for n in range(8)} if where == "stopped" else set()
+            while len(values[where]) < trials:
+                try:
+                    studies.tune_one(str(out), "sasrec")
+                except KeyboardInterrupt:
+                    continue
+    assert values["at once"] == values["stopped"] == values["raised"]
+    assert len(set(values["at once"])) == 8
+
+
 def test_a_trial_below_the_median_is_cut_short(
     tuned: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,6 +220,28 @@ def test_the_usual_spaces() -> None:
     assert set(found["dpo_nll"]) == {"learning_rate", "beta", "nll_weight"}
     assert found["simpo_no_ln_sirius"]["gamma"] == GAMMAS == found["simpo_no_ln"]["gamma"]
     assert found["markov"] == {}
+    decays = spaces(
+        config(
+            methods=[
+                "sasrec",
+                {"method": "sasrec", "name": "paper", "preset": "paper"},
+                {"method": "sasrec", "name": "adam", "options": {"decoupled": False}},
+            ]
+        )
+    )
+    assert decays["sasrec"]["weight_decay"] == Range(low=1e-4, high=1.0, log=True)
+    assert decays["paper"]["weight_decay"] == (1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
+    assert decays["adam"]["weight_decay"] == Range(low=1e-7, high=1e-3, log=True)
+
+
+def test_fresh_seeds_are_measured_as_trials_are(tuned: tuple[Path, str]) -> None:
+    run = Run.open(tuned[0] / "out" / "winners")
+    run.config = run.config.changed(tune={**RAW["tune"], "metric": "ndcg@10"})
+    method = build_methods(run.config)["dpo"]
+    logged = read_metrics(method.folder(run, 7) / "metrics.jsonl")
+    best = method.done(run, 7)["best_step"]
+    (point,) = [line for line in logged if line["kind"] == "eval" and line["step"] == best]
+    assert studies.measured(run, method, 7) == point["ndcg@10"] != point["hr@1"]
 
 
 @pytest.mark.parametrize(

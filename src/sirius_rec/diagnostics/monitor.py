@@ -13,15 +13,16 @@ import torch
 from transformers import TrainerCallback
 
 from sirius_rec import atomic, processes
-from sirius_rec.diagnostics.golden import GoldenFit, fit_golden
+from sirius_rec.diagnostics.golden import GoldenFit
 from sirius_rec.diagnostics.onset import Onset, find_onset
 from sirius_rec.diagnostics.slates import hits, slate_measures
+from sirius_rec.diagnostics.trajectory import golden_of
 from sirius_rec.errors import ConfigError, DataError
 from sirius_rec.objectives.evidence import evidence
 from sirius_rec.objectives.parts import NEEDS_REFERENCE, REWARDS
 from sirius_rec.prompts.encoding import Encoder
 from sirius_rec.scoring.scorer import check_once, score_rows
-from sirius_rec.training.held_out import HeldOutLog, Snapshot, read_held_out
+from sirius_rec.training.held_out import HeldOutLog, Snapshot, read_context, read_held_out
 from sirius_rec.training.metrics_log import MetricsLog, read_metrics
 from sirius_rec.training.records import encode_records
 
@@ -84,8 +85,10 @@ class RewardHackingMonitor(TrainerCallback):
         if generation_rows and not isinstance(self.records[0]["prompt"], str):
             raise ConfigError("generation_rows: answers are generated for text prompts, not for chat messages")
         self.every, self.reward, self.beta, self.epsilons = every, reward, beta, tuple(epsilons)
-        self.reference = None if ref_logps is None else [np.asarray(row, dtype=np.float32) for row in ref_logps]
-        self.users, self.generation_rows = users, min(generation_rows, len(self.rows))
+        self.given = None if ref_logps is None else [np.asarray(row, dtype=np.float32) for row in ref_logps]
+        self.reference = self.given
+        self.users: Any = users
+        self.generation_rows = min(generation_rows, len(self.rows))
         self.scoring, self.batch_tokens = scoring, batch_tokens
         self.popularity_R = None
         if popularity is not None:
@@ -113,7 +116,8 @@ class RewardHackingMonitor(TrainerCallback):
         self._look(model, state)
 
     def _take_up(self, step: int, *, main: bool) -> None:
-        """Go on from what an interrupted training left in the folder: its first evaluation is the reference."""
+        """Go on from what an interrupted training left in the folder; without any other, its first evaluation is the
+        reference."""
         if self.metrics_log is not None and self.held_out_log is not None:
             for log in (self.metrics_log, self.held_out_log) if main else ():
                 log.rewind(step if step else -1)
@@ -122,8 +126,12 @@ class RewardHackingMonitor(TrainerCallback):
             if self.snapshots:
                 lines = read_metrics(self.metrics_log.path)
                 self.points = [{k: v for k, v in line.items() if k != "kind"} for line in lines]
-                if self.reference is None:
-                    self.reference = self.snapshots[0].logp_R
+                reference, users = read_context(self.held_out_log.folder)
+                self.given = self.given or reference
+                self.reference = self.given or self.snapshots[0].logp_R
+                self.users = users if self.users is None else self.users
+            if main:
+                self.held_out_log.note(self.given, self.users)
         if step and self.reference is None:
             raise ConfigError(
                 f"monitor: training goes on at step {step}, so the reference is unknown: give ref_logps, or the folder "
@@ -195,9 +203,8 @@ class RewardHackingMonitor(TrainerCallback):
         return find_onset([s.step for s in self.snapshots], hits_TR, margins, self.users)
 
     def golden_fit(self) -> GoldenFit:
-        """HR@1 gained over the first evaluation against the distance from the reference."""
-        first = self.points[0]["hr@1"] if self.points else 0.0
-        return fit_golden([p["distance"] for p in self.points], [p["hr@1"] - first for p in self.points])
+        """HR@1 gained over the reference against the distance from it."""
+        return golden_of(self.points, self.reference)
 
     def write_csv(self, path: Path | str) -> None:
         """One line per evaluation."""

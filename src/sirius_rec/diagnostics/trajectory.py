@@ -23,13 +23,24 @@ def measured_points(
 
     Raises DataError where logs and snapshots do not belong together.
     """
-    if [s.step for s in snapshots] != [p["step"] for p in points]:
-        raise DataError(f"{where}: metrics.jsonl and held_out/ are of different evaluations; the folder was mixed up")
+    check_alike(snapshots, points, where)
     reference = snapshots[0].logp_R
     return [
         {**point, **slate_measures(snapshot.logp_R, reference, popularity_R)}
         for point, snapshot in zip(points, snapshots, strict=True)
     ]
+
+
+def check_alike(snapshots: Sequence[Snapshot], points: Sequence[Mapping[str, Any]], where: str) -> None:
+    """DataError where logs and snapshots are of different evaluations."""
+    if [s.step for s in snapshots] != [p["step"] for p in points]:
+        raise DataError(f"{where}: metrics.jsonl and held_out/ are of different evaluations; the folder was mixed up")
+
+
+def golden_of(points: Sequence[Mapping[str, Any]], reference: Rows | None) -> GoldenFit:
+    """The fit through one training's evaluations: gain of HR@1 over the reference, log π_ref of each row."""
+    start = 0.0 if reference is None else float(hits(reference).mean())
+    return fit_golden([p["distance"] for p in points], [p["hr@1"] - start for p in points])
 
 
 def onset_over_seeds(

@@ -181,11 +181,11 @@ def _widths(table: ScoreTable, rows: _Rows, popularity: Popularity) -> dict[str,
     counted = _without(places_GI)
     bits = -np.log2((popularity.counts_I[item] + 1) / (popularity.n_users + 1))
     known = ~np.isnan(rows.history_pop_R)
-    had = _sums(np.where(known, rows.history_pop_R, 0.0), rows.group_R, groups) / np.maximum(
-        _sums(known.astype(np.float64), rows.group_R, groups), 1
-    )
     places = _sums(np.ones(len(item)), group, groups)
     with np.errstate(divide="ignore", invalid="ignore"):  # without its only user nothing is left of a table
+        counts = _sums(known.astype(np.float64), rows.group_R, groups)
+        total = _sums(np.where(known, rows.history_pop_R, 0.0), rows.group_R, groups)
+        had = np.where(total > 0, total / counts, np.nan)  # of users who had nothing there is no lift
         lift = _sums(popularity.counts_I[item].astype(np.float64), group, groups) / places / had - 1
         novelty = _sums(bits, group, groups) / places
     return {
@@ -240,15 +240,17 @@ def _calibration(table: ScoreTable, rows: _Rows) -> tuple[Floats, list[dict[str,
         return off / weight, curve
 
 
-def _interval(values: Floats, *, share: bool = False, users: int = 0) -> dict[str, Any]:
+def _interval(values: Floats, *, share: bool = False, sizes_U: Ints | None = None) -> dict[str, Any]:
     """mean, low, high of a statistic over all rows and without each group, [1 + G]; of a share inside 0 … 1; NaN where
-    one user leaves no group. users: whose rows a share of rows is over, for the limit of one that is 0 or 1 in all."""
+    one user leaves no group. sizes_U: rows of each user that a share is over, for the limit of one that is 0 or 1 in
+    all."""
     half = float(stats.t.ppf(0.975, len(values) - 2)) * _error(values)
     low, high = float(values[0]) - half, float(values[0]) + half
     if share:
         low, high = np.clip([low, high], 0.0, 1.0).tolist()
-    if users > 1 and values[0] in (0.0, 1.0):
-        low, high = (0.0, none_of(users)) if values[0] == 0.0 else (1.0 - none_of(users), 1.0)
+    if sizes_U is not None and len(sizes_U) > 1 and values[0] in (0.0, 1.0):
+        reach = none_of(sizes_U)
+        low, high = (0.0, reach) if values[0] == 0.0 else (1.0 - reach, 1.0)
     return {"mean": float(values[0]), "low": low, "high": high}
 
 
@@ -270,9 +272,6 @@ def _row(
     mean = {name: np.mean([values[name] for _, values in found], axis=0) for name in found[0][1]}
     several = len(found) > 1
     spread = {name: np.std([values[name][0] for _, values in found], ddof=1) if several else None for name in mean}
-    bucket_R = bucket_I[rows.target_R]
-    counts = np.bincount(bucket_R, minlength=len(BUCKETS))
-    users = [len(np.unique(rows.user_R[bucket_R == number])) for number in range(len(BUCKETS))]
     return {
         "slates": slates, "checkpoint": checkpoint, "method": method, "label": label, "k": rows.length,
         "seeds": [seed for seed, _ in found], "n": len(rows.row_ids),
@@ -280,13 +279,22 @@ def _row(
             name: {**_interval(mean[name], share=name in ("coverage", "gini")), "seed_sd": spread[name]}
             for name in WIDTH
         },
-        "buckets": [
-            {"name": name, "n": int(n), **_interval(mean[name], share=True, users=own)}
-            for name, n, own in zip(BUCKETS, counts, users, strict=True)
-            if n
-        ],
+        "buckets": _buckets(mean, rows, bucket_I[rows.target_R]),
         "calibration": None if bins is None else {**_interval(mean["ece"], share=True), "bins": bins},
     }  # fmt: skip
+
+
+def _buckets(mean: Mapping[str, Floats], rows: _Rows, bucket_R: Ints) -> list[dict[str, Any]]:
+    """HR@1 in every bucket that has rows, by the jackknife over the groups that have some there."""
+    found = []
+    for number, name in enumerate(BUCKETS):
+        inside = bucket_R == number
+        if inside.any():
+            here = np.unique(rows.group_R[inside])
+            sizes_U = np.unique(rows.user_R[inside], return_counts=True)[1]
+            interval = _interval(mean[name][[0, *(1 + here)]], share=True, sizes_U=sizes_U)
+            found.append({"name": name, "n": int(inside.sum()), **interval})
+    return found
 
 
 def _tests(
@@ -304,6 +312,8 @@ def _tests(
             for key in here:
                 means = [np.mean([values[name] for _, values in found], axis=0) for found in (measured[key], against)]
                 difference = means[0] - means[1]
+                if not np.isfinite(difference).all():  # a lift over users who had nothing
+                    continue
                 error = _error(difference)
                 t = abs(difference[0]) / error if error else (np.inf if difference[0] else 0.0)
                 freedom = len(difference) - 2

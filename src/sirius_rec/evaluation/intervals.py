@@ -151,9 +151,9 @@ class GroupBootstrap:
         if np.isnan(interval.low):
             return interval
         if not values.any():
-            return Interval(interval.mean, 0.0, none_of(self.n_groups, level))
+            return Interval(interval.mean, 0.0, none_of(self.sizes, level))
         if (values == 1).all():
-            return Interval(interval.mean, 1 - none_of(self.n_groups, level), 1.0)
+            return Interval(interval.mean, 1 - none_of(self.sizes, level), 1.0)
         return Interval(interval.mean, max(interval.low, 0.0), min(interval.high, 1.0))
 
     def spread(self, values_SR: Floats) -> Spread:
@@ -167,15 +167,19 @@ class GroupBootstrap:
         return Spread(by_user, users - 1, by_seed, seeds - 1)
 
 
-def none_of(groups: int, level: float = LEVEL) -> float:
-    """Clopper and Pearson's upper limit of a share seen in none of so many groups: 1 − ((1 − level) / 2)^(1 / groups).
+def none_of(sizes_G: npt.ArrayLike, level: float = LEVEL) -> float:
+    """Clopper and Pearson's upper limit of a share that no row of G groups shows: 1 − ((1 − level) / 2)^(1 / n), each
+    group one draw, as its rows hang together. It holds for a mean of any values in 0 … 1.
 
-    It holds for a mean of any values in 0 … 1, and for groups of several rows, each one draw.
+    sizes_G: rows of each group. n is G where all have as many; else the effective number (Σ size)² / Σ size² (Kish
+    1965), and the limit is approximate: no sample shows the large groups that it lacks.
 
-    >>> round(none_of(70), 3)
+    >>> round(none_of([3] * 70), 3)
     0.051
     """
-    return float(1 - ((1 - _checked(level)) / 2) ** (1 / groups))
+    size = np.asarray(sizes_G, dtype=np.float64)
+    effective = size.sum() ** 2 / (size**2).sum()
+    return float(1 - ((1 - _checked(level)) / 2) ** (1 / effective))
 
 
 @dataclass(frozen=True)

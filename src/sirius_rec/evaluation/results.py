@@ -151,8 +151,9 @@ def _intervals(plan: GroupBootstrap, values: Mapping[str, Floats], slates: str) 
 
 def _ranged(plan: GroupBootstrap, interval: Interval, metric: str, values: Floats, slates: str) -> Interval:
     """Every metric is a share but the true reward, which may be negative. HR@10 of ten is 1 by definition."""
-    name, _, k = metric.partition("@")
-    certain = name == "hr" and k.isdigit() and int(k) >= SlateName.parse(slates).size
+    (name, _, k), parsed = metric.partition("@"), SlateName.parse(slates)
+    may_lack = parsed.protocol.startswith(RETRIEVED)  # the target
+    certain = name == "hr" and k.isdigit() and int(k) >= parsed.size and not may_lack
     return interval if certain or metric == TRUE_REWARD else plan.of_share(interval, values)
 
 

@@ -41,7 +41,8 @@ def fit_weights(scores_RC: Sequence[Sequence[npt.NDArray[Any]]], positions_R: Se
             raise ScoringError("fusion: a score is not a finite number; it cannot be weighed")
         centred.append([row - row.mean() for row in rows])
     scale_M = np.array([np.sqrt(np.mean(np.concatenate(rows) ** 2)) for rows in centred])
-    used = np.flatnonzero(scale_M > 0)
+    size_M = np.array([max(float(np.abs(known(row)).max()) for row in ranker) for ranker in scores_RC])
+    used = np.flatnonzero(scale_M > 1e-12 * size_M)  # less is rounding
     weights_M = np.zeros(len(centred))
     if not used.size:
         return weights_M

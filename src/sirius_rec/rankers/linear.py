@@ -64,7 +64,7 @@ class Markov:
         self._counts: sparse.csr_array | None = None
 
     def fit(self, sequences: Sequence[Items], n_items: int) -> Markov:
-        flat, lengths = _joined(sequences, n_items, "sequences")
+        flat, lengths = _joined([s for s in sequences if len(s)], n_items, "sequences")
         if len(flat):
             inner = np.ones(len(flat) - 1, dtype=bool)
             inner[np.cumsum(lengths)[:-1] - 1] = False

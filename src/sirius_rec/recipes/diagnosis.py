@@ -14,7 +14,13 @@ from sirius_rec import atomic
 from sirius_rec.atomic import write_json
 from sirius_rec.diagnostics.curves import MARGIN, diagnose
 from sirius_rec.diagnostics.slates import Rows
-from sirius_rec.diagnostics.trajectory import golden_over_seeds, measured_points, onset_over_seeds
+from sirius_rec.diagnostics.trajectory import (
+    check_alike,
+    golden_of,
+    golden_over_seeds,
+    measured_points,
+    onset_over_seeds,
+)
 from sirius_rec.errors import DataError, RunError
 from sirius_rec.evaluation.results import read_results
 from sirius_rec.evaluation.tables import user_groups
@@ -25,7 +31,7 @@ from sirius_rec.recipes.records import validation_row_ids, validation_set
 from sirius_rec.recipes.run import Run, quiet
 from sirius_rec.recipes.run_folder import DONE, RunFolder
 from sirius_rec.schema import CANDIDATES, TARGET, USER_ID
-from sirius_rec.training.held_out import Snapshot, check_rows, read_held_out
+from sirius_rec.training.held_out import Snapshot, check_rows, read_context, read_held_out
 from sirius_rec.training.metrics_log import read_metrics
 
 if TYPE_CHECKING:
@@ -202,11 +208,12 @@ def diagnose_log(folder: Path) -> dict[str, Any]:
     snapshots, points = read_held_out(folder / "held_out"), _evaluations(folder)
     if not snapshots:
         raise RunError(f"{folder / 'held_out'}: no held-out log-probs; let the monitor evaluate at least twice")
-    points = measured_points(snapshots, points, None, str(folder))
+    check_alike(snapshots, points, str(folder))
+    reference, users_R = read_context(folder / "held_out")
     diagnostics = diagnose({"curves": {folder.name: {"0": points}}})
     margins = {"0": [float(point[MARGIN]) for point in points]}
-    diagnostics["onset"] = {folder.name: onset_over_seeds({"0": snapshots}, margins, None, str(folder))}
-    diagnostics["golden_fit"] = {folder.name: golden_over_seeds({"0": points}).as_dict()}
+    diagnostics["onset"] = {folder.name: onset_over_seeds({"0": snapshots}, margins, users_R, str(folder))}
+    diagnostics["golden_fit"] = {folder.name: golden_of(points, reference or snapshots[0].logp_R).as_dict()}
     write_json(folder / "diagnostics.json", diagnostics)
     return diagnostics
 
@@ -257,8 +264,7 @@ def write_curves_csv(folder: Path, out: Path) -> None:
     if run.config_file.is_file():
         curves: Mapping[str, Any] = read_results(run.results)["curves"]
     else:
-        points = measured_points(read_held_out(folder / "held_out"), _evaluations(folder), None, str(folder))
-        curves = {folder.name: {"0": points}}
+        curves = {folder.name: {"0": _evaluations(folder)}}
     lines = [
         {"method": method, "seed": seed, **point}
         for method, seeds in curves.items()

@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ from sirius_rec import atomic
 from sirius_rec.errors import RunError
 
 ROWS = "rows.json"
+CONTEXT = "context.npz"  # what a monitor was given: the reference, and users
 _NAME = re.compile(r"step-(\d+)\.npz")
 
 
@@ -38,16 +40,43 @@ class HeldOutLog:
         self.folder = folder
 
     def write(self, step: int, epoch: float, logp_R: Sequence[np.ndarray]) -> None:
-        logp = np.concatenate([np.asarray(row, dtype=np.float32) for row in logp_R])
-        length = np.array([len(row) for row in logp_R], dtype=np.int32)
-        arrays = {"epoch": np.float64(epoch), "logp": logp, "length": length}
-        atomic.write_npz(self.folder / f"step-{step}.npz", arrays)
+        atomic.write_npz(self.folder / f"step-{step}.npz", {"epoch": np.float64(epoch), **_packed(logp_R)})
+
+    def note(self, reference_R: Sequence[np.ndarray] | None, users_R: Sequence[Any] | None) -> None:
+        """What evaluations are measured by: log π_ref of the rows (None: the first evaluation); whose rows they are."""
+        arrays: dict[str, npt.NDArray[Any]] = {}
+        if reference_R is not None:
+            arrays |= _packed(reference_R)
+        if users_R is not None:
+            arrays["user"] = np.unique(np.asarray(users_R), return_inverse=True)[1].reshape(-1).astype(np.int64)
+        atomic.write_npz(self.folder / CONTEXT, arrays)
 
     def rewind(self, step: int) -> None:
         """Remove evaluations of later steps than `step`: what a killed run had gone ahead."""
         for at, path in _files(self.folder):
             if at > step:
                 path.unlink()
+
+
+def _packed(logp_R: Sequence[np.ndarray]) -> dict[str, npt.NDArray[Any]]:
+    logp = np.concatenate([np.asarray(row, dtype=np.float32) for row in logp_R])
+    return {"logp": logp, "length": np.array([len(row) for row in logp_R], dtype=np.int32)}
+
+
+def _rows(stored: Any) -> list[npt.NDArray[np.float32]]:
+    return np.split(stored["logp"], np.cumsum(stored["length"])[:-1])
+
+
+def read_context(folder: Path) -> tuple[list[npt.NDArray[np.float32]] | None, npt.NDArray[np.int64] | None]:
+    """(log π_ref of each row, user of each row) as `HeldOutLog.note` left them; None where it had none."""
+    file = folder / CONTEXT
+    if not file.is_file():
+        return None, None
+    try:
+        with np.load(file) as stored:
+            return _rows(stored) if "logp" in stored else None, stored.get("user")
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise RunError(f"{file}: not what a monitor writes: delete it, and users and reference are unknown") from error
 
 
 def remember_rows(folder: Path, rows: Sequence[int]) -> None:
@@ -83,9 +112,7 @@ def read_held_out(folder: Path) -> list[Snapshot]:
     for step, path in _files(folder):
         try:
             with np.load(path) as stored:
-                ends = np.cumsum(stored["length"])
-                rows = np.split(stored["logp"], ends[:-1])
-                out.append(Snapshot(step, float(stored["epoch"]), rows))
+                out.append(Snapshot(step, float(stored["epoch"]), _rows(stored)))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise RunError(f"{path}: not a file of held-out log-probs: delete it and diagnose again") from error
         if len(out[-1].logp_R) != len(out[0].logp_R):

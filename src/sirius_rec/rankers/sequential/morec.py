@@ -148,7 +148,8 @@ class MoRecRanker(SequentialRanker):
             (encoder, token_ids_IL), features_IF = load_encoder(options.encoder, self.titles, options.dimension), None
         else:
             encoder = token_ids_IL = None
-            features_IF = kept_vectors(self._vectors, options.encoder, self.titles)
+            with torch.random.fork_rng():  # loading may draw numbers, and reading what is kept does not
+                features_IF = kept_vectors(self._vectors, options.encoder, self.titles)
         sizes = {name: getattr(options, name) for name in ("dimension", "layers", "heads", "dropout", "length")}
         network = SASRec(n_items, **sizes)
         network.items = TextItems(

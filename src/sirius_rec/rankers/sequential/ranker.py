@@ -94,9 +94,11 @@ class SequentialRanker:
         while reached.epoch < options.epochs and reached.since < options.patience:
             reached.epoch += 1
             point = {"epoch": float(reached.epoch), "loss": self._epoch(histories, optimiser, rng, generator)}
-            if not np.isfinite(point["loss"]):
+            # A last step may leave weights that no loss of the epoch has seen.
+            whole = all(bool(torch.isfinite(weight).all()) for weight in network.parameters())
+            if not (np.isfinite(point["loss"]) and whole):
                 raise TrainingError(
-                    f"{options.network}: the loss is not finite in epoch {reached.epoch}: lower learning_rate"
+                    f"{options.network}: loss or weights are not finite in epoch {reached.epoch}: lower learning_rate"
                 )
             if validation is not None:
                 point |= self._validate(validation)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sirius_rec.config import ArmSection, Config, MethodSection
 from sirius_rec.config_sections import Range, Space
 from sirius_rec.errors import ConfigError
+from sirius_rec.rankers.sequential.options import SequentialOptions
 from sirius_rec.recipes.methods import METHODS
 from sirius_rec.recipes.methods.networks import Network
 
@@ -24,6 +25,7 @@ _NETWORK: dict[str, Space] = {
     "weight_decay": Range(low=1e-4, high=1.0, log=True),
     "dropout": (0.1, 0.2, 0.3, 0.4, 0.5),
 }
+_ADAMS_DECAY = Range(low=1e-7, high=1e-3, log=True)  # in the gradient it weighs more than beside it
 _CLOSED: dict[str, dict[str, Space]] = {
     "ease": {"l2": Range(low=1.0, high=10_000.0, log=True)},
     "item_knn_shrunk": {"shrinkage": Range(low=0.1, high=1_000.0, log=True)},
@@ -43,7 +45,7 @@ def spaces(config: Config) -> dict[str, dict[str, Space]]:
             raise ConfigError(f"tune.spaces: no arm or method is called '{name}': there are {', '.join(kinds)}")
     found = {}
     for entry in entries:
-        usual = _of_arm(config, entry) if isinstance(entry, ArmSection) else _of_method(entry)
+        usual = _of_arm(config, entry) if isinstance(entry, ArmSection) else _of_method(config, entry)
         own = config.tune.spaces.get(entry.key, config.tune.spaces.get(kinds[entry.key]))
         found[entry.key] = usual if own is None else dict(own)
         for option, space in found[entry.key].items():
@@ -63,9 +65,15 @@ def _of_arm(config: Config, arm: ArmSection) -> dict[str, Space]:
     return space
 
 
-def _of_method(entry: MethodSection) -> dict[str, Space]:
+def _of_method(config: Config, entry: MethodSection) -> dict[str, Space]:
     if issubclass(METHODS[entry.method], Network):
-        return {k: v for k, v in _NETWORK.items() if k not in entry.options}
+        usual = dict(_NETWORK)
+        options: SequentialOptions = METHODS[entry.method](config, entry).options  # type: ignore[attr-defined]
+        if options.weight_decays:  # a grid of its own, as the paper's
+            usual["weight_decay"] = options.weight_decays
+        elif not options.decoupled:
+            usual["weight_decay"] = _ADAMS_DECAY
+        return {k: v for k, v in usual.items() if k not in entry.options}
     return {k: v for k, v in _CLOSED.get(entry.method, {}).items() if k not in entry.options}
 
 

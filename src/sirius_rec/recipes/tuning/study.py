@@ -41,16 +41,25 @@ def open_study(folder: Path, config: Config, key: str) -> Any:
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     tune = config.tune
-    seed = int(np.random.default_rng([tune.seed, *key.encode()]).integers(2**31))
     pruner = optuna.pruners.MedianPruner(n_startup_trials=_UNPRUNED, n_warmup_steps=1)
     return optuna.create_study(
         study_name=key,
         storage=JournalStorage(JournalFileBackend(str(folder / JOURNAL))),
-        sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(4, tune.trials // 2), multivariate=True),
+        sampler=_sampler(config, key, 0),
         pruner=pruner if tune.prune else optuna.pruners.NopPruner(),
         direction="maximize",
         load_if_exists=True,
     )
+
+
+def _sampler(config: Config, key: str, number: int) -> Any:
+    """What draws the values of a trial. Seeded by its number: a sampler that lived from trial to trial would draw those
+    of the first ones again in a process that goes on after a kill."""
+    import optuna
+
+    tune = config.tune
+    seed = int(np.random.default_rng([tune.seed, number, *key.encode()]).integers(2**31))
+    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(4, tune.trials // 2), multivariate=True)
 
 
 def tune_one(path: str, key: str) -> None:
@@ -70,6 +79,7 @@ def tune_one(path: str, key: str) -> None:
     while True:
         begun = study.get_trials(states=(State.RUNNING,))
         done = len(study.get_trials(states=(State.COMPLETE, State.PRUNED, State.FAIL)))
+        study.sampler = _sampler(config, key, begun[0].number if begun else len(study.trials))
         if begun:  # by a process that was killed
             trial = optuna.trial.Trial(study, begun[0]._trial_id)
         elif done < wanted:
@@ -116,7 +126,7 @@ def _worth(run: Run, entry: Any, key: str, trial: Any, values: Mapping[str, Any]
     try:
         with watching(watch):
             method.fit(run, seed)
-        value = _measured(run, method, seed)
+        value = measured(run, method, seed)
         write_json(folder / VALUE, {"value": value, "values": dict(values)})
     finally:
         if not stopping.requested():
@@ -132,7 +142,7 @@ def _without_weights(folder: Path) -> None:
         file.unlink()
 
 
-def _measured(run: Run, method: Method, seed: int) -> float:
+def measured(run: Run, method: Method, seed: int) -> float:
     """The metric of tuning on validation slates, of the best checkpoint; as training logged it, or scored now."""
     metric = run.config.tune.metric
     if isinstance(method, Arm):

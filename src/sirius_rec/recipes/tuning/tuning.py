@@ -23,7 +23,7 @@ from sirius_rec.recipes.schedule import Job, run_jobs
 from sirius_rec.recipes.starting import begins_at
 from sirius_rec.recipes.story import STAGES, finish, run_stages
 from sirius_rec.recipes.tuning.spaces import spaces, with_values
-from sirius_rec.recipes.tuning.study import open_study, tune_one
+from sirius_rec.recipes.tuning.study import measured, open_study, tune_one
 
 RESULTS = "tune.json"
 
@@ -117,12 +117,11 @@ def _beside(run: Run, config: Config, chosen: dict[str, dict[str, Any]]) -> dict
     found = {}
     for key, one in chosen.items():
         method = build_methods(run.config)[key]
-        own = [method.validation_hit(run, seed) for seed in method.seeds]
-        hits = [hit for hit in own if hit is not None]
+        fresh = [measured(run, method, seed) for seed in method.seeds]
         row = rows[key]
         found[key] = {
             **one, "label": labels[key].label, "slates": slates,
-            "fresh_validation_hr@1": float(np.mean(hits)) if hits else None,
+            "fresh_validation": float(np.mean(fresh)),
             **{f"test_{name}": row[name] for name in ("hr@1", "hr@1_low", "hr@1_high", "ndcg@10")},
         }  # fmt: skip
     return found
