@@ -297,8 +297,8 @@ def print_dry_run(content: Mapping[str, Any], console: Console | None = None) ->
         "",
         "tokens: as trees; shared, separate: times as many with one prompt per example, and with one per candidate",
         f"{content['hours']:.1f} hours for {seeds} on one {device['name']}, at an assumed "
-        f"{device['utilisation']:.0%} of {device['peak_tflops']} TFLOP/s{needs}; not counted: attention itself, and "
-        "methods beside SFT and arms",
+        f"{device['utilisation']:.0%} of {device['peak_tflops']} TFLOP/s{needs}; not counted: attention itself, "
+        "the tiny backbone's pretraining, and methods beside SFT and arms",
     ):
         console.print(line, markup=False, soft_wrap=True)
 

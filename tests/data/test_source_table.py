@@ -139,7 +139,7 @@ HEAD = "user_id,item_id,timestamp\n"
         (EVENTS, 'item_id,title\na,Red\nb,"Blue\nc,Green\n', "items.csv, line 3: a quoted field .* is not closed"),
         (EVENTS, 'item_id,title\na,Red\nb,"Blue\nc,"Green"\n', "items.csv, line 3: a quoted field .* is not closed"),
         ("", ITEMS, "interactions.csv: the file is empty"),
-        (HEAD, ITEMS, "interactions.csv: no events left"),
+        (HEAD, ITEMS, "interactions.csv: no events left of 0; dropped: none$"),
     ],
 )
 def test_bad_input_is_named(tmp_path: Path, events: str, items: str, message: str) -> None:
@@ -236,3 +236,28 @@ def test_fields_change_no_slates(tmp_path: Path) -> None:
     assert made[1].fingerprint == made[2].fingerprint != made[0].fingerprint
     for name in made[0].slate_names:
         assert made[1].slates(name).equals(made[0].slates(name))
+
+
+def test_a_number_is_asked_for_as_a_number(tmp_path: Path) -> None:
+    """Whether a file has 5 as text, as a float, or as text of one; a large id has no neighbours, and text is text."""
+    write(tmp_path, "user_id,item_id,timestamp,rating\nu,a,1,5\nu,b,2,4.5\nu,c,3,5.0\nv,a,4,x\n", ITEMS)
+    assert load(tmp_path, where={"rating": [5, 4.5]}).events.height == 3
+    assert load(tmp_path, where={"rating": "5"}).events.height == 1
+    frame = pl.DataFrame({"user_id": ["u"] * 3, "item_id": list("abc"), "timestamp": [1, 2, 3]})
+    (tmp_path / "interactions.csv").unlink()
+    frame.with_columns(rating=pl.Series([5.0, 4.5, None])).write_parquet(tmp_path / "interactions.parquet")
+    assert load(tmp_path, where={"rating": 5}).events["item_id"].to_list() == ["a"]
+    shop = pl.Series([2**53 + 1, 2**53, 7])
+    frame.with_columns(rating=shop).write_parquet(tmp_path / "interactions.parquet")
+    assert load(tmp_path, where={"rating": 2**53 + 1}).events["item_id"].to_list() == ["a"]
+
+
+def test_ids_that_are_written_otherwise_are_shown(tmp_path: Path) -> None:
+    """pandas makes floats of whole numbers where some are missing."""
+    write(tmp_path, HEAD + "u,7.0,1\nu,8.0,2\n", "item_id,title\n7,Red\n8,Blue\n")
+    with pytest.raises(DataError) as caught:
+        load(tmp_path, unknown_items="drop")
+    assert str(caught.value).endswith(
+        "no events left of 2; dropped: item not listed: 2; item ids of events are like '7.0', those of "
+        f"{tmp_path / 'items.csv'} like '7'"
+    )

@@ -114,7 +114,7 @@ def test_exports_that_cannot_be(adapted: Callable[..., Run], trained: Run, tmp_p
         (trained, {"out": tmp_path / "there"}, ConfigError, "exists: choose another folder"),
         (trained, {"merge": True}, ConfigError, "is a whole model already"),
         (adapted(chat=False), {"dtype": "bfloat16"}, ConfigError, "add --merge"),
-        (trained, {"method": "popularity"}, RunError, "popularity"),
+        (trained, {"method": "popularity"}, RunError, "popularity cannot be exported; trained and able to: sft"),
         (trained, {"method": "dpo_sirius"}, RunError, "dpo_sirius"),
     ):
         with pytest.raises(error, match=message) as caught:

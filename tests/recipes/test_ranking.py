@@ -82,7 +82,8 @@ def test_titles_also_of_unknown_items_and_a_plain_model(
     rank("--model", run, "--input", requests, "--out", tmp_path / "ids.jsonl")
     rank("--model", run, "--input", by_title, "--out", tmp_path / "run.jsonl", "--titles")
     plain = ("--max-history", 5, "--template", "generic")
-    rank("--model", run / "sft/s0/best", "--input", by_title, "--out", tmp_path / "plain.jsonl", *plain)
+    said = rank("--model", run / "sft/s0/best", "--input", by_title, "--out", tmp_path / "plain.jsonl", *plain)
+    assert "best is a plain model: histories and candidates are read as titles" in said
     ids, titles, model = (
         [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
         for name in ("ids", "run", "plain")
@@ -152,6 +153,8 @@ def test_refusals(ready: tuple[Path, Path, Any], tmp_path: Path) -> None:
     out = ("--out", tmp_path / "o.jsonl")
     said = complaint(RunError, "--model", run, "--input", requests, *out, "--method", "dpo_sirius")
     assert "dpo_sirius is not trained; there is sft (seed 0)" in said
+    said = complaint(RunError, "--model", run, "--input", requests, *out, "--method", "dpo_siriu")
+    assert "dpo_siriu is not trained, did you mean 'dpo_sirius'?; there is sft (seed 0)" in said
     said = complaint(ConfigError, "--model", run, "--input", requests, "--out", tmp_path / "no" / "o.jsonl")
     assert "does not exist: make it first" in said
     said = complaint(DataError, "--model", run, "--input", tmp_path / "none.jsonl", *out)

@@ -17,6 +17,7 @@ from sirius_rec.errors import ConfigError, DataError, PromptError, RunError, Sco
 from sirius_rec.rankers.answers import PARTIAL
 from sirius_rec.rankers.catalogue import top as catalogue_top
 from sirius_rec.rankers.requests import Request
+from sirius_rec.recipes import ranking
 from sirius_rec.recipes.adoption import open_run
 from sirius_rec.recipes.methods import build_methods
 from sirius_rec.recipes.ranking import (
@@ -142,6 +143,18 @@ def test_a_plain_model_with_a_table_of_items(run: Run, ids: list[str], tmp_path:
     table.write_text("item_id,title\n1,Air\n2,\n")
     with pytest.raises(DataError, match=r"items\.csv: item '2' has no title: give it one, or leave it out"):
         recommend(tmp_path, model, [{"history": ["1"]}], "--items", table, "--top", 1)
+
+
+def test_numbers_behind_equal_titles_are_the_tables_own(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model knows "Air (2)" as the item that a preparation called so: whoever lists others is told."""
+    table = items_table(tmp_path / "items.csv", ["1", "2", "3"], ["Air", "Low", "Air"])
+    said: list[str] = []
+    monkeypatch.setattr(ranking, "log", said.append)
+    recommend(tmp_path, run.folder.path / "sft/s0/best", [{"history": ["1"]}], "--items", table, "--top", 1)
+    [line] = said
+    assert f"warning: {table}: 1 titles are those of an earlier item and got a number, such as 'Air (2)'" in line
 
 
 def items_table(path: Path, ids: list[str], titles: list[str]) -> Path:

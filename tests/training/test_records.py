@@ -192,10 +192,10 @@ def test_all_negatives() -> None:
 
 def test_more_negatives_than_there_are() -> None:
     rows = [*rows_of(2, 5), *rows_of(1, 2)]
-    with pytest.raises(ConfigError, match="3 negatives were asked for, but a record has only 2 rejected completions"):
+    with pytest.raises(ConfigError, match="3 negatives were asked for, but record 2 has only 2 rejected completions"):
         PreferenceDataset(rows, negatives=3)
     PreferenceDataset(rows, negatives=2)
-    with pytest.raises(ConfigError, match="all negatives were asked for, but a record has only 0 rejected"):
+    with pytest.raises(ConfigError, match="all negatives were asked for, but record 3 has only 0 rejected"):
         PreferenceDataset([*rows, *rows_of(1, 0)], negatives="all")
     PreferenceDataset([*rows, *rows_of(1, 0)], negatives=0)
 

@@ -90,7 +90,7 @@ def test_losses_that_weigh_by_observed_rewards_need_them(build: Build, world: Wo
 def test_impossible_requests_are_refused_before_training(build: Build) -> None:
     with pytest.raises(ConfigError, match="unknown loss 'dppo', did you mean 'dpo'"):
         build(loss="dppo")
-    with pytest.raises(ConfigError, match="9 negatives were asked for, but a record has only 4"):
+    with pytest.raises(ConfigError, match="9 negatives were asked for, but record 0 has only 4"):
         build(negatives=9)
     with pytest.raises(PromptError, match="12 of 12 prompts with their longest completion exceed"):
         build(max_length=5)

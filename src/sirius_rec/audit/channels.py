@@ -37,10 +37,10 @@ def duplicate_titles(slates: SlateSet, catalogue: Catalogue, seed: int) -> Evide
     evidence = _against_chance("duplicate_titles", slates, score_RC, seed)
     share = float(score_RC.any(axis=1).mean())
     evidence.facts["rows_with_duplicates"] = share
-    evidence.why = f"{share:.1%} of slates hold a title twice"
+    evidence.why = f"{share:.1%} of slates hold a title twice, case and spaces aside"
     if share > 0:
         evidence.verdict = CAUTION
-        evidence.why += "; two candidates that read the same cannot be told apart"
+        evidence.why += "; such candidates are hard to tell apart, or not at all"
     return evidence
 
 

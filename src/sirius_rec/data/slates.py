@@ -86,7 +86,7 @@ class Shortage:
         return DataError(
             f"slates {name}: row {self.row} needs {name.size - 1} negatives, but its user leaves only "
             f"{self.available} of {n_items} items to draw from ({self.rows} such rows); use a smaller size, "
-            "or drop such rows with data.unusable: drop"
+            "or drop such rows with data.unusable: drop, which leaves those that have enough"
         )
 
 

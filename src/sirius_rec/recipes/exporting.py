@@ -103,7 +103,9 @@ def export(
     quiet()
     if out.exists():
         raise ConfigError(f"--out {out}: exists: choose another folder")
-    chosen, seed = chosen_method(run, method, seed, lambda one: isinstance(one, Finetuned) and one.reads_titles)
+    chosen, seed = chosen_method(
+        run, method, seed, lambda one: isinstance(one, Finetuned) and one.reads_titles, "be exported"
+    )
     assert isinstance(chosen, Finetuned)
     source = chosen.folder(run, seed) / checkpoint
     adapter = (source / "adapter_config.json").is_file()
@@ -224,4 +226,13 @@ def _table(run: Run, method: Method) -> str:
     if len(lines) == 2:
         return "Not evaluated on test slates."
     seeds = "the mean over the run's seeds, of which this is one" if len(run.config.seeds) > 1 else "one seed"
-    return "\n".join([*lines, "", f"HR@1 and NDCG@10 on held-out users' rows; {seeds}; intervals over users."])
+    return "\n".join([*lines, "", f"HR@1 and NDCG@10 on {_tested(run)}; {seeds}; intervals over users."])
+
+
+def _tested(run: Run) -> str:
+    """Whose rows the test rows are."""
+    kind = run.dataset.info.get("split", {}).get("kind")
+    return {
+        "user": "rows of held-out users", "time": "rows after the last of training and validation",
+        "leave_last_out": "every user's last row",
+    }.get(kind, "test rows")  # fmt: skip

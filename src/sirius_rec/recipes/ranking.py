@@ -9,20 +9,23 @@ from typing import Any
 
 import numpy as np
 
+from sirius_rec.data.sources.files import load_items
 from sirius_rec.data.store import Dataset
-from sirius_rec.data.titles import tidy_title
-from sirius_rec.errors import PromptError, RunError
+from sirius_rec.data.titles import distinct_titles, tidy_title
+from sirius_rec.errors import DataError, PromptError, RunError
+from sirius_rec.option_errors import nearest
 from sirius_rec.rankers.answers import Unknown
 from sirius_rec.rankers.catalogue.search import Found
 from sirius_rec.rankers.catalogue.trie import Trie
 from sirius_rec.rankers.llm import LLMRanker
 from sirius_rec.rankers.requests import Request
 from sirius_rec.rankers.trivial import Popularity
+from sirius_rec.recipes.job import log
 from sirius_rec.recipes.methods import Method, build_methods
 from sirius_rec.recipes.models import context_of
 from sirius_rec.recipes.prompt_file import in_words, prompt_form
 from sirius_rec.recipes.run import Run, quiet
-from sirius_rec.schema import ITEM_ID
+from sirius_rec.schema import ITEM_ID, TITLE
 
 
 @dataclass(frozen=True)
@@ -133,8 +136,25 @@ def chosen_method(
         if unable is not None and unable not in able:
             raise RunError(f"{run.folder.path}: {key} cannot {what}; trained and able to: {have}")
         asked = " ".join([key or "a model", *([f"of seed {seed}"] if seed is not None else [])])
-        raise RunError(f"{run.folder.path}: {asked} is not trained; there is {have}")
+        near = nearest(key, methods) if key is not None and key not in methods else ""
+        raise RunError(f"{run.folder.path}: {asked} is not trained{near if 'mean' in near else ''}; there is {have}")
     return max(fitting, key=lambda pair: fitting[pair])
+
+
+def listed_titles(items: Path) -> tuple[list[str], list[str]]:
+    """Ids and titles of a table of items for a plain model; equal titles are told apart as in a preparation.
+
+    DataError for an item without a title. Numbers behind equal titles go by the order of the table, so whoever lists
+    other items than the model was trained on is told of them.
+    """
+    frame, untitled, _ = load_items(items, {}, "drop")
+    if untitled:
+        raise DataError(f"{items}: item {untitled[0]!r} has no title: give it one, or leave it out")
+    shown, renamed = distinct_titles(frame[TITLE].to_list())
+    if renamed:
+        log(f"warning: {items}: {len(renamed)} titles are those of an earlier item and got a number, such as "
+            f"{shown[renamed[0]]!r}: a model of a run knows them as its data/items.parquet has them")  # fmt: skip
+    return frame[ITEM_ID].to_list(), shown
 
 
 def load_plain_model(name: str, **options: Any) -> Served:
@@ -143,6 +163,7 @@ def load_plain_model(name: str, **options: Any) -> Served:
     options: of `plain_requests`.
     """
     requests, recipe = plain_requests(name, **options)
+    log(f"{name} is a plain model: histories and candidates are read as titles")
     return Served(in_words(name, recipe), recipe, requests.score, requests.check)
 
 

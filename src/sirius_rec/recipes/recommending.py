@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 
 from sirius_rec.bench.catalogue import CatalogueTask
 from sirius_rec.data.fingerprint import table_fingerprint
-from sirius_rec.data.sources.files import load_items
-from sirius_rec.data.titles import distinct_titles
-from sirius_rec.errors import ConfigError, DataError, PromptError
+from sirius_rec.errors import ConfigError, PromptError
 from sirius_rec.rankers.answers import Unknown, finite
 from sirius_rec.rankers.catalogue.trie import catalogue_trie
 from sirius_rec.rankers.requests import Request
@@ -28,11 +27,12 @@ from sirius_rec.recipes.ranking import (
     chosen_method,
     described,
     item_ids,
+    listed_titles,
     plain_requests,
     text_requests,
 )
 from sirius_rec.recipes.run import Run, quiet
-from sirius_rec.schema import HISTORY, ITEM_ID, TITLE
+from sirius_rec.schema import HISTORY, ITEM_ID
 from sirius_rec.training.inputs import embedding_count
 
 
@@ -183,10 +183,7 @@ def load_plain_recommender(
     name: str, items: Path, *, titles: bool, top: int, exclude_seen: bool, max_opened: int | None, **options: Any
 ) -> Served:
     """Recommendations of any causal language model from a table of item_id and title. options: of `plain_requests`."""
-    frame, untitled, _ = load_items(items, {}, "drop")
-    if untitled:
-        raise DataError(f"{items}: item {untitled[0]!r} has no title: give it one, or leave it out")
-    ids, shown = frame[ITEM_ID].to_list(), distinct_titles(frame[TITLE].to_list())[0]
+    ids, shown = listed_titles(items)
     shelf = Shelf(ids, shown, titles_given=titles, top=top, exclude_seen=exclude_seen)
     requests, recipe = plain_requests(name, **options)
     if requests.form.name == EXPORTED and requests.form.shows_slate:
@@ -196,7 +193,7 @@ def load_plain_recommender(
         requests.texts = dict(zip(ids, shown, strict=True))
     searched = Searched(shelf, requests, max_opened)
     # The trie's key says which titles there are, in which order, but not what they are called in requests and answers.
-    named = table_fingerprint(frame.select(ITEM_ID))
+    named = table_fingerprint(pl.DataFrame({ITEM_ID: ids}))
     recipe |= {"items": str(items.resolve()), "trie": searched.trie.key, "ids": named, "titles": titles,
                "exclude_seen": exclude_seen, "max_opened": max_opened}  # fmt: skip
 

@@ -10,8 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sirius_rec.data.sources.files import load_items
-from sirius_rec.data.titles import distinct_titles
 from sirius_rec.errors import ConfigError
 from sirius_rec.rankers.answers import finite
 from sirius_rec.rankers.requests import Request
@@ -23,13 +21,13 @@ from sirius_rec.recipes.ranking import (
     chosen_method,
     described,
     item_ids,
+    listed_titles,
     plain_requests,
     run_requests,
     served_requests,
 )
 from sirius_rec.recipes.recommending import Searched, Shelf, ranks_catalogue, run_recommender
 from sirius_rec.recipes.run import Run, quiet
-from sirius_rec.schema import ITEM_ID, TITLE
 from sirius_rec.scoring.prefix_cache import PrefixCache
 from sirius_rec.serving.guard import App
 from sirius_rec.serving.models import Answers, Catalogue, Loaded, Model, Size
@@ -124,8 +122,7 @@ def _of_plain_model(source: Source) -> Loaded:
     forgetting: list[Callable[[], None]] = []
     recommend, why_not, ids, shown = None, "name a catalogue with --items to recommend from it", [], []
     if source.items is not None:
-        frame, _, _ = load_items(Path(source.items), {}, "drop")
-        ids, shown = frame[ITEM_ID].to_list(), distinct_titles(frame[TITLE].to_list())[0]
+        ids, shown = listed_titles(Path(source.items))
         shelf = Shelf(ids, shown, titles_given=True, top=1, exclude_seen=False)
         if requests.form.shows_slate:
             why_not = "its prompts list the candidates, and a catalogue is too long a list: give --no-slate"

@@ -69,9 +69,10 @@ def _elsewhere(results: Mapping[str, Any], keys: Sequence[tuple[str, str]], name
     for key in keys:
         rows = rows_of(results, *key)
         tops[key], strongest = _top(rows), _strongest(rows)
-        sides[key] = _side(tops[key], strongest) if strongest else ""
-        if (tops[key]["method"], sides[key]) != (tops[keys[0]]["method"], sides[keys[0]]):
-            beside = f", {sides[key]} {strongest['label']} at {number(strongest['hr@1'])}" if strongest else ""
+        sides[key] = _side(tops[key], strongest, tests_of(results, *key)) if strongest else ("", "")
+        if (tops[key]["method"], sides[key][0]) != (tops[keys[0]]["method"], sides[keys[0]][0]):
+            side, rest = sides[key]
+            beside = f", {side} {strongest['label']} at {number(strongest['hr@1'])}{rest}" if strongest else ""
             out += f" On {name[key]}: {tops[key]['label']}, {number(tops[key]['hr@1'])}{beside}."
     return out
 
@@ -102,11 +103,6 @@ def _strongest(rows: Sequence[Row]) -> Row | None:
     return max(trivial, key=lambda row: (row["hr@1"], row["label"]), default=None)
 
 
-def _side(row: Row, other: Row) -> str:
-    gap = row["hr@1"] - other["hr@1"]
-    return "higher than" if gap > 0 else "lower than" if gap < 0 else "level with"
-
-
 def _against_chance(row: Row) -> str:
     chance, low, high = row["chance"], row["hr@1_low"], row["hr@1_high"]
     random = f"random choice ({number(chance)})"
@@ -118,22 +114,27 @@ def _against_chance(row: Row) -> str:
 
 def _against_simple(top: Row, simple: Row, tests: Sequence[Row]) -> str:
     """By the paired test where the table has one; else by the values, saying whether their intervals overlap."""
-    name = f"the best trivial baseline, {simple['label']} at {number(simple['hr@1'])}"
+    side, rest = _side(top, simple, tests)
+    return f"{side} the best trivial baseline, {simple['label']} at {number(simple['hr@1'])}{rest}"
+
+
+def _side(top: Row, simple: Row, tests: Sequence[Row]) -> tuple[str, str]:
+    """What stands before and behind the other's name."""
     test = next((t for t in tests if (t["method"], t["against"]) == (top["method"], simple["method"])), None)
     if test is not None:
-        word = decision(test)
-        side = "higher" if test["difference"] > 0 else "lower"
+        side = "higher than" if test["difference"] > 0 else "lower than"
         return {
-            "better": f"above {name}",
-            "worse": f"below {name}",
-            "on these seeds only": f"{side} than {name} on these seeds only",
-            "no clear difference": f"with no clear difference from {name}",
-        }[word]
-    side = _side(top, simple)
+            "better": ("above", ""),
+            "worse": ("below", ""),
+            "on these seeds only": (side, " on these seeds only"),
+            "no clear difference": ("with no clear difference from", ""),
+        }[decision(test)]
+    gap = top["hr@1"] - simple["hr@1"]
+    side = "higher than" if gap > 0 else "lower than" if gap < 0 else "level with"
     if None in (top["hr@1_low"], simple["hr@1_low"]):
-        return f"{side} {name} (not tested)"
+        return side, " (not tested)"
     apart = top["hr@1_low"] > simple["hr@1_high"] or top["hr@1_high"] < simple["hr@1_low"]
-    return f"{side} {name} (not tested; intervals {'apart' if apart else 'overlap'})"
+    return side, f" (not tested; intervals {'apart' if apart else 'overlap'})"
 
 
 def anchor_sentence(tests: Sequence[Row], labels: Mapping[str, str]) -> str:

@@ -174,8 +174,8 @@ class PreferenceDataset(Dataset[Draw]):
         layout: StepLayout | None = None,
         users: Sequence[Hashable] | None = None,
     ) -> None:
-        fewest = min(len(row.completions) - 1 for row in rows)
-        check_enough(negatives, fewest)
+        fewest, number = min((len(row.completions) - 1, number) for number, row in enumerate(rows))
+        check_enough(negatives, fewest, f"record {number}")
         self.rows = rows
         # As they came: what a miner puts in the place of completions must not decide on the order of rows.
         self._given = list(rows)
@@ -268,7 +268,7 @@ class PreferenceDataset(Dataset[Draw]):
         return draw_of(row, completions, self.negatives, self.score_unsampled, self.seed, epoch)
 
 
-def check_enough(negatives: int | str, n_rejected: int, which: str = "a record") -> None:
+def check_enough(negatives: int | str, n_rejected: int, which: str) -> None:
     """ConfigError where a record has too few rejected completions."""
     if (1 if negatives == "all" else int(negatives)) > n_rejected:
         raise ConfigError(

@@ -47,6 +47,7 @@ class Tally:
     """What cleaning found in a part of a log; `add` the later parts in order and it is that of them all.
 
     faults: by the number of the rule. below: events rated too low. header: whether an id is the name of a column.
+    stranger: the first item that is not listed.
     """
 
     account: Account
@@ -56,6 +57,7 @@ class Tally:
     untitled: int = 0
     unknown: int = 0
     header: bool = False
+    stranger: str | None = None
 
     def add(self, later: Tally) -> None:
         self.account.read += later.account.read
@@ -65,6 +67,7 @@ class Tally:
         self.evidence += later.evidence
         self.below, self.untitled = self.below + later.below, self.untitled + later.untitled
         self.unknown, self.header = self.unknown + later.unknown, self.header or later.header
+        self.stranger = later.stranger if self.stranger is None else self.stranger
 
     def refuse(self, number: int, fault: Fault) -> None:
         """Count rows that rule `number` refuses."""
@@ -126,9 +129,12 @@ class Rules:
         """`ROW`, user_id, item_id, timestamp[, rating] of the rows that are events unless their time is bad."""
         tally.account.read += frame.height
         for column, value in self.where.items():
-            wanted = [_as_text(one) for one in (value if isinstance(value, list) else [value])]
+            values = value if isinstance(value, list) else [value]
+            wanted = [_as_text(one) for one in values]
             texts = pl.col(column).cast(pl.String).str.strip_chars()
-            frame = keep(frame, texts.is_in(wanted), f"{column} is not {' or '.join(wanted)}", tally.account)
+            numbers = [float(one) for one in values if _is_number(one)]  # 5, 5.0 and "5.0" are one number
+            meant = texts.is_in(wanted) | texts.cast(pl.Float64, strict=False).is_in(numbers).fill_null(False)
+            frame = keep(frame, meant, f"{column} is not {' or '.join(wanted)}", tally.account)
         frame = frame.select(ROW, *(pl.col(theirs).alias(ours) for ours, theirs in self.names.items()))
         frame = frame.with_columns(pl.col(USER_ID, ITEM_ID).cast(pl.String).str.strip_chars())
         for number, column in enumerate((USER_ID, ITEM_ID, TIMESTAMP)):
@@ -181,6 +187,8 @@ class Rules:
             rule = _Rule(_HEADER + 1, ITEM_ID, f"item is not in {self.items_path}:", "add it")
             return self._refuse(frame, ~known, rule, "set unknown_items: drop", path, tally)
         before = frame.height
+        if tally.stranger is None:
+            tally.stranger = next(iter(frame.filter(~known)[ITEM_ID].head(1)), None)
         frame = keep(frame, known, "item not listed", tally.account)
         tally.unknown += before - frame.height
         return frame
@@ -201,8 +209,15 @@ class Rules:
             )
         tally.check()
         if not left:
-            dropped = dict(sorted(tally.account.dropped.items()))
-            raise DataError(f"{events_path}: no events left; read {tally.account.read}, dropped: {dropped}")
+            dropped = "; ".join(f"{reason}: {n:,}" for reason, n in sorted(tally.account.dropped.items())) or "none"
+            said = f"no events left of {tally.account.read:,}; dropped: {dropped}{self._unlike(tally)}"
+            raise DataError(f"{events_path}: {said}")
+
+    def _unlike(self, tally: Tally) -> str:
+        """Ids of both sides where no event's item was listed, so that one sees how they are written."""
+        if tally.unknown < tally.account.read or tally.stranger is None or not len(self.listed):
+            return ""
+        return f"; item ids of events are like {tally.stranger!r}, those of {self.items_path} like {self.listed[0]!r}"
 
     def _reject(self, frame: pl.DataFrame, condition: pl.Expr, rule: _Rule, path: Path, tally: Tally) -> pl.DataFrame:
         if self.bad_rows == "drop":
@@ -230,6 +245,11 @@ class _Rule:
     reason: str
     fix: str
     show: bool = True
+
+
+def _is_number(value: object) -> bool:
+    """Larger whole numbers are ids, and have neighbours that are the same float."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 2**53
 
 
 def _as_text(value: object) -> str:

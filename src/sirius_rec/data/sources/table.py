@@ -69,7 +69,7 @@ def load(
         item_separator, item_names, item_encoding: the same for the items file.
         fields: further columns of the items file that the catalogue keeps, as text, for prompts (`prompts.fields`).
         where: column of the file → the value, or list of values, that a row must have; the others are dropped and
-            counted (`where: {event: purchase}`).
+            counted (`where: {event: purchase}`). A number is compared as one: 5 keeps 5.0 too.
         timestamp_unit: see `timestamps.to_seconds`.
         min_rating: rows rated lower are dropped and counted, as if they had never happened: such an item may become a
             negative for that user.
