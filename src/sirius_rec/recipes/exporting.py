@@ -11,6 +11,7 @@ from sirius_rec.audit.audit import read_audit
 from sirius_rec.errors import ConfigError, RunError
 from sirius_rec.evaluation.results import read_results
 from sirius_rec.recipes import starting
+from sirius_rec.recipes.job import log
 from sirius_rec.recipes.methods.base import Method
 from sirius_rec.recipes.methods.finetuned import Finetuned
 from sirius_rec.recipes.prompt_file import PROMPT_FILE, write_prompt
@@ -123,6 +124,9 @@ def export(
         template = chosen.template(run)
         write_prompt(partial, run, template)
         whole = merge or not adapter
+        if run.config.prompts.fields:
+            fields = ", ".join(run.config.prompts.fields)
+            log(f"note: it reads titles with {fields} behind them: rank, recommend and serve ask the run, not the export")
         atomic.write_text(partial / "README.md", _card(run, chosen, seed, checkpoint, out.name, template, whole=whole))
     return chosen, seed
 
