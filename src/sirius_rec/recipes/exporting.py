@@ -126,7 +126,7 @@ def export(
         whole = merge or not adapter
         if run.config.prompts.fields:
             fields = ", ".join(run.config.prompts.fields)
-            log(f"note: it reads titles with {fields} behind them: rank, recommend and serve ask the run, not the export")
+            log(f"note: it reads titles with {fields} behind them: rank, recommend and serve ask the run alone")
         atomic.write_text(partial / "README.md", _card(run, chosen, seed, checkpoint, out.name, template, whole=whole))
     return chosen, seed
 
