@@ -202,6 +202,12 @@ def test_evaluate_trains_nothing(compared: tuple[Path, dict[str, Any], str], tmp
     with pytest.raises(RunError, match="conv of seed 1 is not trained yet"):
         check_trained(Run.open(run))
     (tmp_path / "done.json").rename(done)
+    formula = folder.method("ease", 0) / "done.json"
+    formula.rename(tmp_path / "done.json")
+    check_trained(Run.open(run), formulas=False)  # `sirius sft`, `align` and `evaluate` compute none before
+    with pytest.raises(RunError, match="ease of seed 0 is not trained yet"):
+        check_trained(Run.open(run))
+    (tmp_path / "done.json").rename(formula)
 
 
 @pytest.mark.parametrize(

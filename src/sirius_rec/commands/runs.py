@@ -227,7 +227,8 @@ def export_model(
 def evaluate(
     run: RunArg, json_file: JsonOption = None, engine: EngineOption = "local", address: AddressOption = None
 ) -> None:
-    """Score the trained methods on the test slates; results.json and the table. Trains nothing.
+    """Score the trained methods on the test slates; results.json and the table. Trains nothing;
+    formulas (item-kNN, EASE) are computed.
 
     Example: sirius evaluate runs/lastfm
     """
@@ -243,7 +244,7 @@ def evaluate(
     check_json(json_file)
     cluster = cluster_of(engine, address)
     opened = Run.open(run)
-    check_trained(opened)
+    check_trained(opened, formulas=False)
     run_stages(opened, ("evaluate",), log, cluster)
     if not processes.is_main():
         return

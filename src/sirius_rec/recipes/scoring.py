@@ -18,6 +18,7 @@ from sirius_rec.evaluation.tables import ScoreTable, read_table, table_name, wri
 from sirius_rec.processes import is_main
 from sirius_rec.recipes.job import Ticker, log
 from sirius_rec.recipes.methods import Method, build_methods
+from sirius_rec.recipes.methods.closed_form import ClosedForm
 from sirius_rec.recipes.models import on_cpu
 from sirius_rec.recipes.run import Run, quiet
 from sirius_rec.recipes.run_folder import DONE
@@ -50,10 +51,13 @@ def _open(path: str, key: str) -> tuple[Run, Method]:
     return run, build_methods(run.config)[key]
 
 
-def check_trained(run: Run) -> None:
-    """RunError naming the first method that is not trained yet, and the command that trains it."""
+def check_trained(run: Run, *, formulas: bool = True) -> None:
+    """RunError naming the first method that is not trained yet, and the command that trains it.
+
+    formulas: item-kNN, EASE and their like, too, though scoring computes them by itself.
+    """
     for method in build_methods(run.config).values():
-        if method.role == "trivial":
+        if method.role == "trivial" or (isinstance(method, ClosedForm) and not formulas):
             continue
         command = "run" if method.stage == "evaluate" else method.stage
         for seed in method.seeds:
