@@ -235,7 +235,7 @@ def test_sft_needs_no_rejected_texts(build: Build) -> None:
     trainer = build(loss="sft", train_dataset=records, eval_dataset=records, eval_strategy="epoch")
     trainer.train()
     assert [line["kind"] for line in lines_of(trainer)] == ["eval", "train", "eval"]
-    with pytest.raises(ConfigError, match="1 negatives were asked for, but record 0 has only 0"):
+    with pytest.raises(ConfigError, match="1 negatives were asked for, but record 1 has only 0"):
         build(loss="dpo", train_dataset=records)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -205,10 +205,10 @@ def diagnose_log(folder: Path) -> dict[str, Any]:
     """The same evidence from what `RewardHackingMonitor` wrote in anyone's training → FOLDER/diagnostics.json."""
     if not (folder / "metrics.jsonl").is_file():
         raise RunError(f"{folder}: neither a run folder (config.yaml) nor a monitor's (metrics.jsonl)")
-    snapshots, points = read_held_out(folder / "held_out"), _evaluations(folder)
+    snapshots = read_held_out(folder / "held_out")
     if not snapshots:
         raise RunError(f"{folder / 'held_out'}: no held-out log-probs; let the monitor evaluate at least twice")
-    check_alike(snapshots, points, str(folder))
+    points = _log_points(folder, snapshots)
     reference, users_R = read_context(folder / "held_out")
     diagnostics = diagnose({"curves": {folder.name: {"0": points}}})
     margins = {"0": [float(point[MARGIN]) for point in points]}
@@ -216,6 +216,14 @@ def diagnose_log(folder: Path) -> dict[str, Any]:
     diagnostics["golden_fit"] = {folder.name: golden_of(points, reference or snapshots[0].logp_R).as_dict()}
     write_json(folder / "diagnostics.json", diagnostics)
     return diagnostics
+
+
+def _log_points(folder: Path, snapshots: Sequence[Snapshot]) -> list[dict[str, Any]]:
+    """The evaluations of a monitor's folder as it measured them; of a training of ours, measured from its start."""
+    points = _evaluations(folder)
+    check_alike(snapshots, points, str(folder))
+    measured = all("distance" in point for point in points)
+    return points if measured else measured_points(snapshots, points, None, str(folder))
 
 
 def probe_run(run: Run, rows: int, log: Callable[[str], None]) -> dict[str, Any]:
@@ -264,7 +272,7 @@ def write_curves_csv(folder: Path, out: Path) -> None:
     if run.config_file.is_file():
         curves: Mapping[str, Any] = read_results(run.results)["curves"]
     else:
-        curves = {folder.name: {"0": _evaluations(folder)}}
+        curves = {folder.name: {"0": _log_points(folder, read_held_out(folder / "held_out"))}}
     lines = [
         {"method": method, "seed": seed, **point}
         for method, seeds in curves.items()
