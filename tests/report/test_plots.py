@@ -180,3 +180,17 @@ def test_a_label_of_many_options_leaves_room_for_the_figure(tmp_path: Path, fact
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         save(dot_figure([row], facts), tmp_path, "dots")
+
+
+def test_names_at_the_ends_of_lines_leave_room_for_them(results, facts):
+    """The winners of a tuning have all their options in their names."""
+    labels = dict.fromkeys(
+        results["curves"], "S-DPO (softmax, 3) + SIRIUS, beta=1.5, learning_rate=0.000364, gamma=0.4"
+    )
+    figure = curve_figure(results["curves"], PANELS[0], labels, facts)
+    assert figure is not None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib warns where axes have no room, and draws them anyhow
+        as_svg(figure)
+    assert figure.axes[0].get_position().width > 0.3
+    assert {text.get_text() for text in figure.axes[0].texts} == {"S-DPO (softmax, 3) + SIRIUS…"}

@@ -12,7 +12,7 @@ from sirius_rec.evaluation.beyond import BUCKETS, WIDTH
 from sirius_rec.evaluation.results import ALPHA, TRIVIAL, Facts
 from sirius_rec.report.answer import result_keys
 from sirius_rec.report.plots import FADED, STYLE, colours_of, line_style, name_ends, new_figure
-from sirius_rec.report.text import interval, minus, number, on_axis, slates_in_words
+from sirius_rec.report.text import interval, minus, number, slates_in_words
 
 _HEADINGS: Final = {"coverage": "Coverage", "gini": "Gini", "novelty": "Novelty (bits)",
                     "popularity_lift": "Popularity lift"}  # fmt: skip
@@ -105,7 +105,7 @@ def reliability_figure(
             method, curve = row["method"], row["calibration"]["bins"][0]
             x, y = ([point[name] for point in curve] for name in ("confidence", "accuracy"))
             axes.plot(x, y, line_style(method, facts), color=colours[method], lw=1.6, marker="o", ms=3.2)
-            ends.append((x[-1], y[-1], on_axis(labels[method]), colours[method]))
+            ends.append((x[-1], y[-1], labels[method], colours[method]))
         axes.set(xlabel="probability of the top candidate", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
         name_ends(axes, ends)
     return figure

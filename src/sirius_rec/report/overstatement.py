@@ -15,7 +15,7 @@ from scipy import stats
 from sirius_rec.evaluation.results import TRIVIAL, Facts
 from sirius_rec.report.answer import result_keys, rows_of
 from sirius_rec.report.plots import GREY, STYLE, colours_of, marker_fill, name_ends, new_figure
-from sirius_rec.report.text import count, number, on_axis
+from sirius_rec.report.text import count, number
 from sirius_rec.schema import RETRIEVED, SlateName
 
 SAMPLED: Final = "hr@1"
@@ -78,7 +78,7 @@ def overstatement_figure(found: Overstatement, facts: Facts) -> Figure:
             colour = GREY if role == TRIVIAL else colours[method]
             fill = "white" if role == TRIVIAL else marker_fill(method, colour, facts)
             axes.plot([x], [y], "o", color=colour, markerfacecolor=fill, ms=6, markeredgewidth=1.6)
-            ends.append((x, y, on_axis(label), colour))
+            ends.append((x, y, label, colour))
         axes.set_xlabel(f"HR@1 among {SlateName.parse(found.sampled).size} candidates")
         axes.set_ylabel(f"HR@10 of {SlateName.parse(found.full).size:,} items")
         axes.margins(0.05)

@@ -200,14 +200,17 @@ def _spread(targets: Sequence[float], gap: float, low: float, high: float) -> li
     return [float(value) for value in result]
 
 
+_END = 28  # characters of a name at a line's end: longer ones take the axes' place
+
+
 def name_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
     """Names at the right ends of lines, moved apart, with a thin leader to each line's end."""
     low, high = axes.get_ylim()
     fractions = [(y - low) / (high - low) for _, y, _, _ in ends]
     for (x, y, text, colour), at in zip(ends, _spread(fractions, 0.066, 0.0, 1.0), strict=True):
         axes.annotate(
-            text, (x, y), xytext=(1.06, at), textcoords="axes fraction", color=text_colour(colour), fontsize=9,
-            va="center", annotation_clip=False,
+            on_axis(text, _END), (x, y), xytext=(1.06, at), textcoords="axes fraction", color=text_colour(colour),
+            fontsize=9, va="center", annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6, "alpha": 0.6, "shrinkA": 2, "shrinkB": 2,
                         "relpos": (0, 0.5)},
         )  # fmt: skip

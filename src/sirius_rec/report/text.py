@@ -59,13 +59,13 @@ def minus(text: str) -> str:
     return MINUS + text[1:] if text.startswith("-") else text
 
 
-def on_axis(label: str) -> str:
-    """A method's label as an axis of a figure can bear it: at most 40 characters, the table has the rest.
+def on_axis(label: str, most: int = 40) -> str:
+    """A method's label as an axis of a figure can bear it: so many characters at most, the table has the rest.
 
     >>> on_axis("SASRec, loss=bce, dropout=0.5, length=50, heads=1")
     'SASRec, loss=bce, dropout=0.5, length=5…'
     """
-    return label if len(label) <= 40 else label[:39] + "…"
+    return label if len(label) <= most else label[: most - 1] + "…"
 
 
 def slates_in_words(name: str) -> str:
