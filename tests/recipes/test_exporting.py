@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from sirius_rec import cli
 from sirius_rec.config import Config
 from sirius_rec.errors import ConfigError, RunError
 from sirius_rec.rankers.requests import Request
+from sirius_rec.recipes import exporting
 from sirius_rec.recipes.adoption import open_run
 from sirius_rec.recipes.exporting import export
 from sirius_rec.recipes.ranking import load_run_ranker
@@ -106,6 +108,16 @@ def test_a_whole_model_in_half_precision(trained: Run, tmp_path: Path, monkeypat
     assert [half["log_prob"](t) for t in half["titles"]] == pytest.approx(own, abs=0.3)
     small, large = (os.path.getsize(tmp_path / name / "model.safetensors") for name in ("half", "whole"))
     assert small < 0.6 * large
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [("user", "rows of held-out users"), ("time", "rows after the last"), ("leave_last_out", "last row")],
+)
+def test_the_card_says_whose_rows_are_tested(kind: str, words: str, trained: Run) -> None:
+    assert trained.dataset.info["recipe"]["split"]["kind"] == "user"
+    info = {**trained.dataset.info, "recipe": {"split": {"kind": kind}}}
+    assert words in exporting._tested(SimpleNamespace(dataset=SimpleNamespace(info=info)))  # type: ignore[arg-type]
 
 
 def test_exports_that_cannot_be(adapted: Callable[..., Run], trained: Run, tmp_path: Path) -> None:

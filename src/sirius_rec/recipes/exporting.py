@@ -235,7 +235,7 @@ def _table(run: Run, method: Method) -> str:
 
 def _tested(run: Run) -> str:
     """Whose rows the test rows are."""
-    kind = run.dataset.info.get("split", {}).get("kind")
+    kind = run.dataset.info.get("recipe", {}).get("split", {}).get("kind")
     return {
         "user": "rows of held-out users", "time": "rows after the last of training and validation",
         "leave_last_out": "every user's last row",
