@@ -271,7 +271,7 @@ def print_dry_run(content: Mapping[str, Any], console: Console | None = None) ->
     console = console or Console(highlight=False)
     data, model, device = content["data"], content["model"], content["device"]
     rows = ", ".join(f"{n:,} {split}" for split, n in data["rows"].items())
-    sizes = f"{_short(model['layers'] + 2 * model['head'])} parameters, {_short(model['trained'])} trained"
+    sizes = f"{_short(model['parameters'])} parameters, {_short(model['trained'])} trained"
     for line in (
         "",
         f"data: {data['source']}, {data['items']:,} items, rows {rows}",

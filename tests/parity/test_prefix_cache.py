@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from sirius_rec.scoring import chunks
+from sirius_rec.scoring import tree as tree_module
 from sirius_rec.scoring.naive import naive_logps
 from sirius_rec.scoring.packed import tree_logps
 from sirius_rec.scoring.prefix_cache import PrefixCache
@@ -69,6 +70,27 @@ def test_cached_equals_uncached(name: str, lora: bool) -> None:
             naive = naive_logps(model, batch, 0, torch.device("cpu"))
         assert (found - naive).abs().max() <= 1e-4
     assert cache.counts.whole >= len(rows) and cache.counts.part and cache.counts.none
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral-window"])
+def test_groups_as_a_gpu_gets_them(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind a cache chunks are of several widths, and are filled up in that, too."""
+    want = TREES.build(name)
+    few: list[tuple[int, int]] = []
+
+    def for_device(groups: tuple[chunks.ChunkGroup, ...], device: Any) -> tuple[chunks.ChunkGroup, ...]:
+        joined = chunks.for_device(groups, "cuda")
+        few.append((len(groups), len(joined)))
+        return joined
+
+    model, cache = TREES.build(name), PrefixCache(MANY)
+    rows = TREES.random_rows(3)
+    for batch in (rows[:2], other_slates(rows, 1), other_slates(rows, 2)):
+        expected_BC = expected(want, batch)
+        with monkeypatch.context() as patch:
+            patch.setattr(tree_module, "for_device", for_device)
+            torch.testing.assert_close(cache.logps(model, batch), expected_BC, atol=1e-5, rtol=0)
+    assert any(joined < groups for groups, joined in few)
 
 
 @pytest.mark.parametrize("seed", range(6))

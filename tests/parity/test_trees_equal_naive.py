@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -241,6 +242,23 @@ def test_log_probs_and_gradients(name: str, attention: str, lora: bool) -> None:
     assert count_nodes(rows) < 0.7 * sum(count_nodes([row]) for row in rows)  # there is something to share
     assert_parity(model, rows)
     assert unwrapped(model).config._attn_implementation == attention
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mistral-window", "gpt_oss-window"])
+def test_groups_as_a_gpu_gets_them(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many chunks in few groups, filled up: the same log-probs and gradients."""
+    counts, original = [], build_tree
+
+    def built(rows: list[PromptCompletions]) -> CandidateTree:
+        tree = original(rows)
+        few = chunks.for_device(tree.groups, "cuda")
+        counts.append((len(tree.groups), len(few)))
+        return replace(tree, groups=few)
+
+    monkeypatch.setitem(globals(), "build_tree", built)
+    assert_parity(build(name), random_rows(3))
+    ((many, few),) = counts
+    assert few < many
 
 
 @pytest.mark.parametrize("seed", range(1, 9))

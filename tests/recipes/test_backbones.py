@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,8 +14,10 @@ import torch
 from sirius_rec.config import Config
 from sirius_rec.errors import ConfigError, PromptError, RunError
 from sirius_rec.prompts.encoding import Encoder
+from sirius_rec.recipes import models
 from sirius_rec.recipes.adoption import open_run
 from sirius_rec.recipes.run import Run
+from sirius_rec.recipes.run_folder import RunFolder
 from sirius_rec.recipes.story import STAGES, finish, run_stages
 from sirius_rec.training.backbones import load_backbone, load_tokenizer, load_trained
 
@@ -221,3 +224,20 @@ def test_a_tracker_that_is_not_there_is_refused(mini: Mini, tmp_path: Path, monk
     config = mini("training.report_to=[wandb]")
     with pytest.raises(ConfigError, match=r"training\.report_to: wandb is not installed: pip install wandb"):
         run_stages(Run(open_run(tmp_path / "run", config), config), STAGES, lambda text: None)
+
+
+def test_timing_kernels_on_a_gpu_is_announced_and_done_once(
+    mini: Mini, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A first training on an H100 stood silent for a minute and more: flex attention was being compiled."""
+    timed = []
+    model = SimpleNamespace(
+        parameters=lambda: iter([SimpleNamespace(device=torch.device("cuda"))]),
+        config=SimpleNamespace(_attn_implementation="sdpa"),
+    )
+    monkeypatch.setattr(models, "_probed", lambda *given: timed.append(given) or {"chosen": "candidate_tree"})
+    monkeypatch.setattr("sirius_rec.scoring.packed.use_tree_attention", lambda model: "candidate_tree")
+    for _ in range(2):
+        assert models.select_attention(RunFolder(tmp_path), mini(), model, [object()], 0) == "candidate_tree"
+    assert len(timed) == 1
+    assert capsys.readouterr().err.count("timing the attention kernels") == 1

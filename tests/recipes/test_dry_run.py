@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import LlamaConfig
 from typer.testing import CliRunner
 
 from sirius_rec import cli
@@ -99,16 +100,26 @@ def test_operations_and_hours_by_hand(mini: Mini) -> None:
 def test_sizes_of_known_models(mini: Mini) -> None:
     lora = ("backbone.lora={rank: 32, alpha: 8}", "backbone.dtype=bfloat16")
     llama2 = model_size(mini("backbone.name=meta-llama/Llama-2-7b-hf", *lora))
-    assert llama2.layers + 2 * llama2.head == 6_738_415_616  # as published
+    assert llama2.parameters == llama2.layers + 2 * llama2.head == 6_738_415_616  # as published
     # rank 32 on q, k, v, o (4096 → 4096) and gate, up, down (4096 ↔ 11008) of 32 layers
     assert llama2.trained == 32 * 32 * (4 * 2 * 4096 + 3 * (4096 + 11008))
     llama3 = model_size(mini("backbone.name=meta-llama/Meta-Llama-3-8B-Instruct"))
-    assert llama3.layers + 2 * llama3.head == llama3.trained == 8_030_261_248
+    assert llama3.parameters == llama3.trained == 8_030_261_248
+
+
+def test_a_head_tied_to_the_embeddings_counts_once(mini: Mini, tmp_path: Path) -> None:
+    """SmolLM2 was said to have 163 million parameters; it has 135."""
+    config = LlamaConfig(hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=50,
+                         tie_word_embeddings=True)  # fmt: skip
+    config.save_pretrained(tmp_path)
+    size = model_size(mini(f"backbone.name={tmp_path}"))
+    assert (size.head, size.parameters) == (400, 400 + size.layers)
+    assert size.trained == size.parameters
 
 
 def test_memory_by_hand(mini: Mini) -> None:
     """1,000 weights of 2 bytes, 10 trained ones of 4 with 12 for gradient and AdamW; 2 layers of width 4, 5 tokens."""
-    size = Size(layers=600, head=200, trained=10, width=4, depth=2, context=None)
+    size = Size(parameters=1000, layers=600, head=200, trained=10, width=4, depth=2, context=None)
     name = ("backbone.name=org/model", "backbone.lora={rank: 1}", "backbone.dtype=bfloat16")
     assert memory(mini(*name), size, 5) * 2**30 == pytest.approx(1000 * 2 + 10 * 16 + 5 * 4 * 34 * 2)
     again = mini(*name, "align.gradient_checkpointing=true")

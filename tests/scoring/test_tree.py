@@ -93,13 +93,18 @@ def test_every_token_is_read_off_what_comes_before_it(rows: list[PromptCompletio
 @given(rows_of_texts, st.integers(1, 9))
 @settings(max_examples=200)
 def test_chunks_are_given_what_their_nodes_see(rows: list[PromptCompletions], width: int) -> None:
-    """Whatever the width, every node's query sees exactly the nodes on its path, once each."""
+    """Whatever the width and the device, every node's query sees exactly the nodes on its path, once each."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chunks, "CHUNK", width)
         tree = build_tree(rows)
+    for groups in (tree.groups, chunks.for_device(tree.groups, "cuda")):
+        assert_seen(tree, groups)
+
+
+def assert_seen(tree: CandidateTree, groups: tuple[chunks.ChunkGroup, ...]) -> None:
     found = paths(tree)
     queried = []
-    for group in tree.groups:
+    for group in groups:
         for query_W, key_K, seen_WK in zip(group.query_GW, group.key_GK, group.seen_GWK, strict=True):
             for query, seen_K in zip(query_W.tolist(), seen_WK, strict=True):
                 keys = key_K[seen_K].tolist()
@@ -107,6 +112,17 @@ def test_chunks_are_given_what_their_nodes_see(rows: list[PromptCompletions], wi
                 assert tuple(tree.token_T[sorted(keys)].tolist()) == found[query]
                 queried.append(query)
     assert set(queried) == set(range(tree.n_nodes))
+
+
+def test_a_gpu_gets_few_groups() -> None:
+    """Keys from one chunk's to 40 chunks': a dozen groups and more on a CPU, where area counts, not calls."""
+    tree = build_tree([PromptCompletions([5] * n + [6], [[n % 7, 2]]) for n in range(1, 1200, 31)])
+    few = chunks.for_device(tree.groups, "cuda")
+    assert len(tree.groups) > 12 and len(few) <= 3
+    assert chunks.for_device(tree.groups, "cpu") is tree.groups
+    assert len(tree.to("meta").groups) == len(few)
+    area, more = (sum(group.seen_GWK.numel() for group in groups) for groups in (tree.groups, few))
+    assert area < more < 2 * area
 
 
 def test_padding_comes_in_few_sizes_and_sees_itself_alone() -> None:

@@ -50,8 +50,10 @@ _SHAPES: Final[dict[str, dict[str, int]]] = {
 
 @dataclass(frozen=True)
 class Size:
-    """Of a model: parameters in its layers and in its output layer; trained ones; width, layers, context."""
+    """Of a model: all parameters (an output layer tied to the embeddings counts once), those in its layers and in its
+    output layer; trained ones; width, layers, context."""
 
+    parameters: int
     layers: int
     head: int
     trained: int
@@ -149,7 +151,7 @@ def model_size(config: Config) -> Size:
         model = AutoModelForCausalLM.from_config(made)
     head = model.get_output_embeddings().weight.numel()
     inside = sum(p.numel() for n, p in model.named_parameters() if "embed_tokens" not in n and "lm_head" not in n)
-    trained = sum(p.numel() for p in model.parameters())
+    every = trained = sum(p.numel() for p in model.parameters())
     if backbone.lora is not None:
         from sirius_rec.training.backbones import add_lora
 
@@ -158,7 +160,7 @@ def model_size(config: Config) -> Size:
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     text = made.get_text_config()
     context = getattr(text, "max_position_embeddings", None)
-    return Size(inside, head, trained, text.hidden_size, text.num_hidden_layers, context)
+    return Size(every, inside, head, trained, text.hidden_size, text.num_hidden_layers, context)
 
 
 @dataclass(frozen=True)
@@ -285,7 +287,7 @@ def memory(config: Config, size: Size, tokens: int) -> float:
     """
     half = config.backbone.dtype == "bfloat16"
     base = 0.5 if config.backbone.quantization else 2.0 if half and config.backbone.lora is not None else 4.0
-    weights = (size.layers + 2 * size.head) * base + (size.trained * 4.0 if config.backbone.lora is not None else 0)
+    weights = size.parameters * base + (size.trained * 4.0 if config.backbone.lora is not None else 0)
     state = size.trained * 12.0
     per_layer = tokens * size.width * (34 if half else 68)
     checkpointed = config.align.gradient_checkpointing or config.sft.gradient_checkpointing

@@ -17,6 +17,9 @@ from torch import Tensor
 CHUNK = 32
 # Chunks share a call where their keys differ by less than this share.
 _PADDED = 0.1
+# The same on a GPU, which is done with a call before the next one is launched: two or three calls to a layer in place
+# of a dozen, each half again as large.
+_PADDED_ON_GPU = 0.75
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,33 @@ class ChunkGroup:
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> ChunkGroup:
         return ChunkGroup(*(tensor.to(device, non_blocking=non_blocking) for tensor in vars(self).values()))
+
+
+def for_device(groups: tuple[ChunkGroup, ...], device: torch.device | str) -> tuple[ChunkGroup, ...]:
+    """The groups of a tree on the CPU, as many as its device does well with."""
+    if torch.device(device).type == "cpu":
+        return groups
+    together: list[list[ChunkGroup]] = []
+    for group in sorted(groups, key=lambda group: -group.key_GK.shape[1]):
+        if together and group.key_GK.shape[1] >= (1 - _PADDED_ON_GPU) * together[-1][0].key_GK.shape[1]:
+            together[-1].append(group)
+        else:
+            together.append([group])
+    return tuple(some[0] if len(some) == 1 else _joined(some) for some in together)
+
+
+def _joined(groups: list[ChunkGroup]) -> ChunkGroup:
+    """All chunks in one group, filled up with keys that nobody sees, and with each chunk's first query again."""
+    width = max(group.query_GW.shape[1] for group in groups)
+    most = max(group.key_GK.shape[1] for group in groups)
+    queries, keys, seen = [], [], []
+    for group in groups:
+        column = torch.arange(width).where(torch.arange(width) < group.query_GW.shape[1], 0)
+        more = (0, most - group.key_GK.shape[1])
+        queries.append(group.query_GW[:, column])
+        keys.append(torch.nn.functional.pad(group.key_GK, more))
+        seen.append(torch.nn.functional.pad(group.seen_GWK[:, column], more))
+    return ChunkGroup(torch.cat(queries), torch.cat(keys), torch.cat(seen))
 
 
 class ChunkBorders:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sirius_rec.scoring.chunks import ChunkBorders, ChunkGroup
+from sirius_rec.scoring.chunks import ChunkBorders, ChunkGroup, for_device
 from sirius_rec.scoring.rows import PromptCompletions
 
 
@@ -48,10 +48,11 @@ class CandidateTree:
         return len(self.token_T)
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> CandidateTree:
-        """The same tree with its tensors on a device."""
+        """The same tree with its tensors on a device, its chunks in as many groups as suit it."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         moved = {n: v.to(device, non_blocking=non_blocking) for n, v in values.items() if isinstance(v, Tensor)}
-        groups = tuple(group.to(device, non_blocking=non_blocking) for group in self.groups)
+        groups = for_device(self.groups, device) if self.token_T.device.type == "cpu" else self.groups
+        groups = tuple(group.to(device, non_blocking=non_blocking) for group in groups)
         return CandidateTree(**{**values, **moved, "groups": groups})
 
 

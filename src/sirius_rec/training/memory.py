@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -78,8 +79,11 @@ def allocated_peak(run: Callable[[], object], device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device) - before
     # The profiler announces its start and stop on stderr otherwise; it reads this when it is first used.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
-        run()
+    with warnings.catch_warnings():
+        # Of torch 2.11, which says it of every profile; there is but one cycle.
+        warnings.filterwarnings("ignore", message=".*clears events at the end of each cycle")
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+            run()
     assert profiler.profiler is not None
     results = profiler.profiler.kineto_results
     assert results is not None
