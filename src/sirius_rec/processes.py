@@ -45,13 +45,14 @@ def log(text: str) -> None:
 
 def join(*, cpu: bool) -> None:
     """Meet the other processes. cpu: compute on CPUs (gloo) even where there are devices."""
+    if "WORLD_SIZE" in os.environ:  # alone under a launcher, too: the trainer makes a group, and NCCL wants its end
+        atexit.register(_leave)
     if count() == 1:
         return
     import torch
     from accelerate import PartialState
 
     PartialState(cpu=cpu or not torch.cuda.is_available(), timeout=_PATIENCE)
-    atexit.register(_leave)
 
 
 def _leave() -> None:
