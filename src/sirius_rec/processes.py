@@ -9,6 +9,8 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 # Others wait while the main process trains a network or scores a table; the usual 10 minutes would end the run.
@@ -69,6 +71,32 @@ def wait() -> None:
 
         if torch.distributed.is_initialized():
             torch.distributed.barrier()
+
+
+@contextmanager
+def one_for_all() -> Iterator[None]:
+    """What the main process does inside, while the others wait at the end; where it fails, they end, too.
+
+    Raises there what it raised; the others leave without a word.
+    """
+    failed = False
+    try:
+        yield
+    except BaseException:
+        failed = True
+        raise
+    finally:
+        if count() > 1 and _told(failed) and not is_main():
+            raise SystemExit(2)
+
+
+def _told(failed: bool) -> bool:
+    """Whether the main process failed."""
+    import torch
+
+    if not torch.distributed.is_initialized():
+        return failed
+    return any_of_them(failed, "cuda" if torch.distributed.get_backend() == "nccl" else "cpu")
 
 
 def any_of_them(flag: bool, device: object) -> bool:

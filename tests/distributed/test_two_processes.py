@@ -38,13 +38,18 @@ SMALL.append(f"methods={METHODS}")
 UNEVEN = ["align.examples_per_epoch=50", "align.micro_batch_size=8", "align.save_steps=null", "sft.micro_batch_size=16"]
 
 
-def launched(*command: str) -> str:
-    """The output of torchrun over two processes."""
+def torchrun(*command: str) -> subprocess.CompletedProcess[str]:
+    """The command in two processes."""
     free = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "FSDP_"))}
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *command],
         capture_output=True, text=True, check=False, timeout=900, env={**free, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
+
+
+def launched(*command: str) -> str:
+    """What the command says in two processes."""
+    done = torchrun(*command)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done.stdout + done.stderr
 
@@ -124,12 +129,26 @@ def test_ddp_is_one_process(one: RunFolder, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_fsdp2_is_one_process(one: RunFolder, tmp_path: Path) -> None:
-    said = recipe(str(WORKER), "align", out=tmp_path / "run")
+    said = launched(str(WORKER), "align", str(MINI), *SMALL, *UNEVEN, "methods=[]", "--out", str(tmp_path / "run"))
     assert said.count("sharded: DTensor\n") == said.count("sharded:") == 4
     two = RunFolder(tmp_path / "run")
     assert_same_training(two, one)
     assert_same_reference(two, one)
     assert not list(two.path.rglob("pytorch_model_fsdp*"))
+
+
+@pytest.mark.parametrize(
+    ("there", "words"), [(False, "methods: llara saves the whole model of one process"), (True, "is not a run folder")]
+)
+def test_what_the_main_process_refuses_ends_all_in_one_line(there: bool, words: str, tmp_path: Path) -> None:
+    """The others waited for a process that had gone, and died of that with a traceback."""
+    if there:
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "notes.txt").touch()
+    done = torchrun(str(WORKER), "align", str(MINI), *SMALL, "--out", str(tmp_path / "run"))
+    assert done.returncode != 0
+    assert done.stderr.count("sirius: ") == done.stderr.count(words) == 1
+    assert "[rank" not in done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +205,9 @@ def assert_same_weights(several: Path, one: Path, parameters: str) -> None:
         np.testing.assert_allclose(found["losses"], alone["losses"], atol=1e-4, rtol=0)
         assert set(found) == set(alone)
         for name in set(alone) - {"losses", "kinds"}:
-            np.testing.assert_allclose(found[name], alone[name], atol=1e-5, rtol=0, err_msg=name)
+            # AdamW moves a weight whose gradient is mere rounding as far as any other.
+            np.testing.assert_allclose(found[name], alone[name], atol=1e-4, rtol=0, err_msg=name)
+            assert np.mean(np.abs(found[name] - alone[name]) > 1e-5) <= 0.002, name
 
 
 def test_jobs_side_by_side_are_said_to_be_for_one_process(monkeypatch: pytest.MonkeyPatch) -> None:

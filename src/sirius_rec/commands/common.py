@@ -103,15 +103,13 @@ def load(config: Path, overrides: list[str] | None) -> Config:
 def open_run_folder(config: Path, overrides: list[str] | None, out: Path | None) -> Run:
     from sirius_rec.recipes.adoption import open_run
     from sirius_rec.recipes.run import Run
+    from sirius_rec.recipes.run_folder import RunFolder
 
     loaded = load(config, overrides)
     path = out or Path("runs") / loaded.name
     processes.join(cpu=loaded.compute.device == "cpu")
-    if not processes.is_main():  # the main process makes the folder
-        processes.wait()
-    folder = open_run(path, loaded)
-    if processes.is_main():
-        processes.wait()
+    with processes.one_for_all():
+        folder = open_run(path, loaded) if processes.is_main() else RunFolder(path)
     return Run(folder, loaded)
 
 

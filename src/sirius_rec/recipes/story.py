@@ -133,17 +133,17 @@ def run_stages(run: Run, stages: Iterable[str], log: Log, cluster: Cluster | Non
     stages, folder, config = tuple(stages), run.folder, run.config
     processes.join(cpu=models.on_cpu(config))
     with folder.lock():
-        if processes.is_main():
-            try:
-                models.check_device(config)
-                prepare_data(config, folder, log, cluster=None if config.data.shards is None else cluster)
-                starting.take_over(run, log)
-                _check(run, stages)
-                adopt(folder, config)
-            except SiriusError:
-                folder.discard_if_untrained()
-                raise
-        processes.wait()
+        with processes.one_for_all():
+            if processes.is_main():
+                try:
+                    models.check_device(config)
+                    prepare_data(config, folder, log, cluster=None if config.data.shards is None else cluster)
+                    starting.take_over(run, log)
+                    _check(run, stages)
+                    adopt(folder, config)
+                except SiriusError:
+                    folder.discard_if_untrained()
+                    raise
         compute = config.compute
         run_jobs(
             stage_jobs(run, stages), workers=compute.jobs, threads=compute.threads, log=log, cluster=cluster,
