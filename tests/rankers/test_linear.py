@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sirius_rec.errors import ConfigError, DataError, ScoringError
-from sirius_rec.rankers.linear import EASE, Markov, Recency
+from sirius_rec.rankers.linear import EASE, L2_STEPS, Markov, Recency, best_ease
 
 SEQUENCES = [np.array(s) for s in ([0, 1, 2], [0, 1, 3], [3, 0, 1], [4])]
 
@@ -58,6 +58,28 @@ def test_ease_is_ridge_regression_without_the_item_itself(l2: float) -> None:
     np.testing.assert_allclose(scores, [sum(ranker.weights_II[h, c] for h in (2, 5)) for c in slate])
     (empty,) = ranker.score([np.array([], int)], [slate])
     assert empty.tolist() == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("best", [300.0, 3_000.0, 10.0, 30_000.0, 1.0])
+def test_the_best_l2_is_climbed_to(best: float) -> None:
+    """From 300 to wherever the top is, and one step beyond; what comes is EASE with that λ."""
+    asked: list[float] = []
+
+    def quality(ranker: EASE) -> float:
+        asked.append(ranker.l2)
+        return -abs(np.log(ranker.l2 / best))
+
+    ranker, tried = best_ease(SEQUENCES, 6, quality)
+    assert ranker.l2 == best and list(tried) == asked and len(set(asked)) == len(asked)
+    assert max(tried, key=lambda l2: tried[l2]) == best
+    steps = L2_STEPS.index
+    assert len(asked) <= abs(steps(best) - steps(300.0)) + 3
+    np.testing.assert_array_equal(ranker.weights_II, EASE(best).fit(SEQUENCES, 6).weights_II)
+
+
+def test_of_equal_l2_the_first_is_taken() -> None:
+    ranker, tried = best_ease(SEQUENCES, 6, lambda ranker: 0.5)
+    assert ranker.l2 == 300.0 and list(tried) == [300.0, 1_000.0, 100.0]
 
 
 def test_refusals() -> None:

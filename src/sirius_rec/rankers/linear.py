@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,7 @@ from scipy import linalg, sparse
 from sirius_rec.errors import ConfigError, DataError, ScoringError
 from sirius_rec.rankers.trivial import Floats, Items, _joined, _same_rows, _split
 
-# A dense float64 matrix of that many items takes 3.2 GB, and its inverse as much again.
+# A dense float64 matrix of that many items takes 3.2 GB; XᵀX, its inverse and the best of those so far are three.
 EASE_ITEMS = 20_000
 
 
@@ -93,6 +93,11 @@ class Markov:
         return _split(scores, lengths)
 
 
+# λ that are tried where none is given; the search begins at the one that is named.
+L2_STEPS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1_000.0, 3_000.0, 10_000.0, 30_000.0)
+_FIRST_L2 = 300.0
+
+
 class EASE:
     """EASE^R (Steck 2019): the item–item matrix that best rebuilds users' item sets, with a zero diagonal.
 
@@ -107,17 +112,16 @@ class EASE:
         self.weights_II: Floats | None = None
 
     def fit(self, sequences: Sequence[Items], n_items: int) -> EASE:
-        check_size(n_items)
-        flat, lengths = _joined(sequences, n_items, "sequences")
-        users = np.repeat(np.arange(len(lengths)), lengths)
-        pairs = np.unique(users * n_items + flat)
-        x = sparse.csr_array((np.ones(len(pairs)), (pairs // n_items, pairs % n_items)), shape=(len(lengths), n_items))
-        gram = (x.T @ x).toarray()
-        gram[np.diag_indices(n_items)] += self.l2
-        inverse = linalg.inv(gram, overwrite_a=True, check_finite=False)
-        weights = -inverse / np.diag(inverse)[None, :]
-        np.fill_diagonal(weights, 0.0)
-        self.weights_II = weights
+        return self._solve(_together(sequences, n_items))
+
+    def _solve(self, gram_II: Floats) -> EASE:
+        """gram_II: XᵀX, of which a copy is inverted."""
+        regular_II = gram_II.copy()
+        regular_II[np.diag_indices(len(gram_II))] += self.l2
+        inverse_II = linalg.inv(regular_II, overwrite_a=True, check_finite=False)
+        inverse_II /= -np.diag(inverse_II)[None, :].copy()
+        np.fill_diagonal(inverse_II, 0.0)
+        self.weights_II = inverse_II
         return self
 
     def score(self, histories: Sequence[Items], candidates: Sequence[Items]) -> list[Floats]:
@@ -134,3 +138,38 @@ class EASE:
             items = np.unique(np.asarray(history, dtype=np.int64))
             out[part] = self.weights_II[np.ix_(items, flat[part])].sum(axis=0)
         return _split(out, lengths)
+
+
+def _together(sequences: Sequence[Items], n_items: int) -> Floats:
+    """[items, items] XᵀX: how many users had both."""
+    check_size(n_items)
+    flat, lengths = _joined(sequences, n_items, "sequences")
+    users = np.repeat(np.arange(len(lengths)), lengths)
+    pairs = np.unique(users * n_items + flat)
+    x = sparse.csr_array((np.ones(len(pairs)), (pairs // n_items, pairs % n_items)), shape=(len(lengths), n_items))
+    gram: Floats = (x.T @ x).toarray()
+    return gram
+
+
+def best_ease(
+    sequences: Sequence[Items], n_items: int, quality: Callable[[EASE], float]
+) -> tuple[EASE, dict[float, float]]:
+    """EASE with the best λ of L2_STEPS, and the quality (higher is better) of those that were tried.
+
+    From 300 the search goes up or down as long as that is an improvement: λ too small learns by heart, too large learns
+    popularity, and there is one best in between.
+    """
+    gram_II, tried = _together(sequences, n_items), dict[float, float]()
+    best = EASE(_FIRST_L2)._solve(gram_II)
+    tried[best.l2] = quality(best)
+    first = L2_STEPS.index(_FIRST_L2)
+    for steps in (L2_STEPS[first + 1 :], L2_STEPS[:first][::-1]):
+        for l2 in steps:
+            ranker = EASE(l2)._solve(gram_II)
+            tried[l2] = quality(ranker)
+            if tried[l2] <= tried[best.l2]:
+                break
+            best = ranker
+        if best.l2 != _FIRST_L2:
+            break
+    return best, tried

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import time
 from abc import abstractmethod
 from typing import Any, ClassVar
 
 from sirius_rec.atomic import write_json
 from sirius_rec.config import Config, MethodSection
+from sirius_rec.evaluation.metrics import per_example
 from sirius_rec.options import NotNegative, Options, Rate, options_of
-from sirius_rec.rankers.linear import EASE, Markov, check_size, checked_times
+from sirius_rec.rankers.linear import EASE, Markov, best_ease, check_size, checked_times
 from sirius_rec.rankers.linear import Recency as RecencyRanker
 from sirius_rec.rankers.trivial import DirectedItemKNN, ItemKNN, Popularity, RandomRanker
+from sirius_rec.recipes.job import log
 from sirius_rec.recipes.methods.base import Method, Role, no_preset
+from sirius_rec.recipes.methods.networks import validation
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.run_folder import DONE
 from sirius_rec.schema import HISTORY, TARGET, TIMESTAMP
 
 
 class ClosedForm(Method):
-    """A method that is fitted in one go, in every process that scores it; only its seconds are kept."""
+    """A method that is fitted in one go, in every process that scores it; next to nothing of it is kept."""
 
     Settings: ClassVar[type[Options]] = Options
 
@@ -39,7 +43,11 @@ class ClosedForm(Method):
         started = time.monotonic()
         self._fitted = self.fitted(run)
         seconds = round(time.monotonic() - started, 1)
-        write_json(self.folder(run, seed) / DONE, {"parameters": None, "seconds": seconds})
+        write_json(self.folder(run, seed) / DONE, {"parameters": None, "seconds": seconds, **self.kept()})
+
+    def kept(self) -> dict[str, Any]:
+        """What else is written down of the ranker that was fitted."""
+        return {}
 
     def ranker(self, run: Run, seed: int, checkpoint: str) -> Any:
         if self._fitted is None:
@@ -121,9 +129,9 @@ class ItemKnnShrunk(ClosedForm):
 
 
 class EaseOptions(Options):
-    """l2: weight of the squared norm."""
+    """l2: weight of the squared norm; null: 1, 3, 10 … 30,000, whichever has the best NDCG@10 on validation slates."""
 
-    l2: Rate = 100.0
+    l2: Rate | None = None
 
 
 class Ease(ClosedForm):
@@ -132,5 +140,30 @@ class Ease(ClosedForm):
     def check(self, run: Run) -> None:
         check_size(run.dataset.n_items)
 
-    def fitted(self, run: Run) -> Any:
-        return EASE(self.options.l2).fit(run.dataset.train_sequences(), run.dataset.n_items)
+    def fitted(self, run: Run) -> EASE:
+        sequences, n_items = run.dataset.train_sequences(), run.dataset.n_items
+        if self.options.l2 is not None:
+            return EASE(self.options.l2).fit(sequences, n_items)
+        if run.validation_slates is None:
+            return EASE().fit(sequences, n_items)
+        held_out = validation(run)
+
+        def quality(ranker: EASE) -> float:
+            scores = ranker.score(held_out.histories, held_out.candidates)
+            found = float(per_example(scores, held_out.target)["ndcg@10"].to_numpy().mean())
+            log(f"{self.key}  l2 {ranker.l2:g}  ndcg@10 {found:.4f}")
+            return found
+
+        ranker, _ = best_ease(sequences, n_items, quality)
+        return ranker
+
+    def kept(self) -> dict[str, Any]:
+        return {"l2": self._fitted.l2}
+
+    def ranker(self, run: Run, seed: int, checkpoint: str) -> Any:
+        done = self.folder(run, seed) / DONE
+        if self._fitted is None and self.options.l2 is None and done.is_file():
+            # Folders of before this was chosen have none, and had 100.
+            l2 = json.loads(done.read_text()).get("l2", 100.0)
+            self._fitted = EASE(l2).fit(run.dataset.train_sequences(), run.dataset.n_items)
+        return super().ranker(run, seed, checkpoint)
