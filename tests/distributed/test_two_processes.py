@@ -140,6 +140,7 @@ def test_fsdp2_is_one_process(one: RunFolder, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("there", "words"), [(False, "methods: llara saves the whole model of one process"), (True, "is not a run folder")]
 )
+@pytest.mark.slow
 def test_what_the_main_process_refuses_ends_all_in_one_line(there: bool, words: str, tmp_path: Path) -> None:
     """The others waited for a process that had gone, and died of that with a traceback."""
     if there:

@@ -60,6 +60,7 @@ def whole(trained: Any, tmp_path: Path) -> tuple[Path, bytes]:
     return source, (tmp_path / "whole.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_two_processes_write_what_one_does(trained: Any, whole: tuple[Path, bytes], tmp_path: Path) -> None:
     source, wanted = whole
     out = tmp_path / "two.jsonl"
@@ -117,6 +118,7 @@ def ids(path: Path) -> list[int]:
     return [json.loads(line)["id"] for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_bad_line_ends_it_behind_its_predecessors(tmp_path: Path) -> None:
     source, out = lengths(tmp_path / "in", 60, {33: "bad"}), tmp_path / "out"
     with answerers(Loading(partial(slow_and_killed, str(tmp_path)), True, None), 2) as them:

@@ -33,6 +33,7 @@ def folder(tmp_path: Path, tokenizer: Any, tiny_llama: Callable[..., Any]) -> Pa
     return target
 
 
+@pytest.mark.slow
 def test_a_local_folder_with_lora_runs_to_the_report(mini: Mini, tmp_path: Path, folder: Path) -> None:
     few = ("arms=[dpo_sirius]", "align.epochs=1", "evaluation.generation_rows=4", "evaluation.baseline=sft",
            "sft.examples_per_epoch=96", "align.examples_per_epoch=64")  # fmt: skip

@@ -38,6 +38,7 @@ def _named(file: Path) -> tuple[str, str]:
     return f"backbone.name={file.parent}", f"backbone.gguf_file={file.name}"
 
 
+@pytest.mark.slow
 def test_a_run_on_a_gguf_file(mini: Mini, tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the report; then on a machine with another cache, as the same run; then ranked with, by adapter alone."""
     config = mini(*_named(file), *FEW)

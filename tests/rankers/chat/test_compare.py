@@ -163,6 +163,7 @@ def test_without_any_answer_chatrec_may_be_taken_away_again(endpoint: Any, tmp_p
     assert result.exit_code == 0 and "chatrec" not in (tmp_path / "t.json").read_text()
 
 
+@pytest.mark.slow
 def test_mended_prices_are_those_of_the_table(endpoint: Any, tmp_path: Path) -> None:
     replies_from(endpoint, tmp_path)
     asked = len(endpoint.requests)
@@ -171,6 +172,7 @@ def test_mended_prices_are_those_of_the_table(endpoint: Any, tmp_path: Path) -> 
     assert row["cost"] == pytest.approx(3 * asked / 1e3) and len(endpoint.requests) == asked
 
 
+@pytest.mark.slow
 def test_answers_that_name_nobody_are_counted_at_the_end(
     serve: Callable[..., Any], endpoint: Any, tmp_path: Path
 ) -> None:
