@@ -75,9 +75,9 @@ def wait() -> None:
 
 @contextmanager
 def one_for_all() -> Iterator[None]:
-    """What the main process does inside, while the others wait at the end; where it fails, they end, too.
+    """What the main process does inside, while the others wait at the end; where one fails, the others end, too.
 
-    Raises there what it raised; the others leave without a word.
+    Raises in that one what it raised; the others leave without a word.
     """
     failed = False
     try:
@@ -86,17 +86,22 @@ def one_for_all() -> Iterator[None]:
         failed = True
         raise
     finally:
-        if count() > 1 and _told(failed) and not is_main():
+        if count() > 1 and _told(failed) and not failed:
             raise SystemExit(2)
 
 
 def _told(failed: bool) -> bool:
-    """Whether the main process failed."""
+    """Whether any process failed. What failed here is not hidden by others that have gone already."""
     import torch
 
     if not torch.distributed.is_initialized():
         return failed
-    return any_of_them(failed, "cuda" if torch.distributed.get_backend() == "nccl" else "cpu")
+    try:
+        return any_of_them(failed, "cuda" if torch.distributed.get_backend() == "nccl" else "cpu")
+    except RuntimeError:
+        if failed:
+            return True
+        raise
 
 
 def any_of_them(flag: bool, device: object) -> bool:

@@ -12,6 +12,7 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from safetensors.torch import load_file
 
 from sirius_rec.config import Config
 from sirius_rec.recipes.adoption import open_run
+from sirius_rec.recipes.configuration import load_config
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.run_folder import RunFolder
 from sirius_rec.recipes.story import STAGES, run_stages
@@ -61,7 +63,6 @@ def recipe(*command: str, out: Path) -> str:
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """The run of a single process."""
-    from sirius_rec.recipes.configuration import load_config
 
     config: Config = load_config(MINI, [*SMALL, *UNEVEN])
     run = open_run(tmp_path_factory.mktemp("one") / "run", config)
@@ -138,15 +139,24 @@ def test_fsdp2_is_one_process(one: RunFolder, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("there", "words"), [(False, "methods: llara saves the whole model of one process"), (True, "is not a run folder")]
+    ("there", "words"),
+    [
+        ("nothing", "methods: llara saves the whole model of one process"),
+        ("a file", "is not a run folder"),
+        ("a lock", "another process is working in this run folder"),
+    ],
 )
 @pytest.mark.slow
-def test_what_the_main_process_refuses_ends_all_in_one_line(there: bool, words: str, tmp_path: Path) -> None:
+def test_what_the_main_process_refuses_ends_all_in_one_line(there: str, words: str, tmp_path: Path) -> None:
     """The others waited for a process that had gone, and died of that with a traceback."""
-    if there:
-        (tmp_path / "run").mkdir()
-        (tmp_path / "run" / "notes.txt").touch()
-    done = torchrun(str(WORKER), "align", str(MINI), *SMALL, "--out", str(tmp_path / "run"))
+    options = [str(MINI), *SMALL, "--out", str(tmp_path / "run")]
+    with ExitStack() as held:
+        if there == "a file":
+            (tmp_path / "run").mkdir()
+            (tmp_path / "run" / "notes.txt").touch()
+        elif there == "a lock":
+            held.enter_context(open_run(tmp_path / "run", load_config(MINI, SMALL)).lock())
+        done = torchrun(str(WORKER), "align", *options)
     assert done.returncode != 0
     assert done.stderr.count("sirius: ") == done.stderr.count(words) == 1
     assert "[rank" not in done.stderr

@@ -118,13 +118,13 @@ def test_a_head_tied_to_the_embeddings_counts_once(mini: Mini, tmp_path: Path) -
 
 
 def test_memory_by_hand(mini: Mini) -> None:
-    """1,000 weights of 2 bytes, 10 trained ones of 4 with 12 for gradient and AdamW; 2 layers of width 4, 5 tokens."""
-    size = Size(parameters=1000, layers=600, head=200, trained=10, width=4, depth=2, context=None)
+    """800 weights (a tied head) of 2 bytes, 10 trained ones of 4 with 12 for gradient and AdamW; 2 layers, 5 tokens."""
+    size = Size(parameters=800, layers=600, head=200, trained=10, width=4, depth=2, context=None)
     name = ("backbone.name=org/model", "backbone.lora={rank: 1}", "backbone.dtype=bfloat16")
-    assert memory(mini(*name), size, 5) * 2**30 == pytest.approx(1000 * 2 + 10 * 16 + 5 * 4 * 34 * 2)
+    assert memory(mini(*name), size, 5) * 2**30 == pytest.approx(800 * 2 + 10 * 16 + 5 * 4 * 34 * 2)
     again = mini(*name, "align.gradient_checkpointing=true")
-    assert memory(again, size, 5) * 2**30 == pytest.approx(1000 * 2 + 10 * 16 + 5 * 4 * 34 + 5 * 4 * 2 * 2)
-    assert memory(mini(), size, 5) * 2**30 == pytest.approx(1000 * 4 + 10 * 12 + 5 * 4 * 68 * 2)
+    assert memory(again, size, 5) * 2**30 == pytest.approx(800 * 2 + 10 * 16 + 5 * 4 * 34 + 5 * 4 * 2 * 2)
+    assert memory(mini(), size, 5) * 2**30 == pytest.approx(800 * 4 + 10 * 12 + 5 * 4 * 68 * 2)
 
 
 def test_rows_of_users_are_counted_as_they_share(mini: Mini) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -132,8 +133,9 @@ def run_stages(run: Run, stages: Iterable[str], log: Log, cluster: Cluster | Non
     """
     stages, folder, config = tuple(stages), run.folder, run.config
     processes.join(cpu=models.on_cpu(config))
-    with folder.lock():
+    with ExitStack() as held:
         with processes.one_for_all():
+            held.enter_context(folder.lock())
             if processes.is_main():
                 try:
                     models.check_device(config)

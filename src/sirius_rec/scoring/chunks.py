@@ -17,9 +17,10 @@ from torch import Tensor
 CHUNK = 32
 # Chunks share a call where their keys differ by less than this share.
 _PADDED = 0.1
-# The same on a GPU, which is done with a call before the next one is launched: two or three calls to a layer in place
-# of a dozen, each half again as large.
-_PADDED_ON_GPU = 0.75
+# On a GPU, which is done with a call before the next one is launched, they share one as long as all of it, fillings
+# included, is so many times what it holds: a few calls to a layer in place of a dozen or two. Keys are copied once per
+# chunk and kept for the backward pass, so that more filling would cost memory.
+_FILLED_ON_GPU = 1.4
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,20 @@ def for_device(groups: tuple[ChunkGroup, ...], device: torch.device | str) -> tu
     if torch.device(device).type == "cpu":
         return groups
     together: list[list[ChunkGroup]] = []
-    for group in sorted(groups, key=lambda group: -group.key_GK.shape[1]):
-        if together and group.key_GK.shape[1] >= (1 - _PADDED_ON_GPU) * together[-1][0].key_GK.shape[1]:
+    for group in groups:
+        if together and _area([*together[-1], group]) <= _FILLED_ON_GPU * sum(
+            part.seen_GWK.numel() for part in (*together[-1], group)
+        ):
             together[-1].append(group)
         else:
             together.append([group])
     return tuple(some[0] if len(some) == 1 else _joined(some) for some in together)
+
+
+def _area(groups: list[ChunkGroup]) -> int:
+    """Queries times keys of all chunks in one group."""
+    count = sum(len(group.query_GW) for group in groups)
+    return count * max(g.query_GW.shape[1] for g in groups) * max(g.key_GK.shape[1] for g in groups)
 
 
 def _joined(groups: list[ChunkGroup]) -> ChunkGroup:
