@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from sirius_rec.evaluation.intervals import paired_test
+from sirius_rec.evaluation.metrics import hit_rate, rank_bounds, target_positions
 from sirius_rec.evaluation.tables import read_table, table_name, user_groups
 from sirius_rec.recipes.methods import build_methods
 from sirius_rec.recipes.run import Run
@@ -25,25 +26,19 @@ from sirius_rec.schema import CANDIDATES, ROW_ID, TARGET, USER_ID, SlateName
 
 
 def hits(run: Run, method: str, slates: str, k: int) -> tuple[dict[int, np.ndarray], np.ndarray]:
-    """By seed whether the target is among the first k, ties in the order of the slate; and the rows' users."""
+    """By seed HR@k of each row, as the tables have it: ties in expectation, a target that is missing a miss; and the
+    rows' users."""
     examples = run.dataset.examples(SlateName.parse(slates).split).select(ROW_ID, TARGET, USER_ID)
     out: dict[int, np.ndarray] = {}
     for seed in build_methods(run.config)[method].seeds:
         file = run.folder.scores / table_name(method, seed, slates, "best")
         if file.is_file():
             frame = read_table(file).frame.join(examples, on=ROW_ID, how="left", maintain_order="left")
-            columns = (frame[name].to_list() for name in (CANDIDATES, "scores", TARGET))
-            out[seed] = np.array([_hit(*row, k) for row in zip(*columns, strict=True)], dtype=float)
+            place = target_positions(frame[CANDIDATES], frame[TARGET].to_numpy(), may_lack=True)
+            above, tied = rank_bounds(frame["scores"], np.where(place < 0, 0, place))
+            out[seed] = np.where(place < 0, 0.0, hit_rate(above, tied, k))
             users = user_groups(frame[USER_ID])
     return out, users
-
-
-def _hit(candidates: list[int], scores: list[float], target: int, k: int) -> bool:
-    if target not in candidates:
-        return False
-    place, score_C = candidates.index(target), np.array(scores)
-    before = (score_C > score_C[place]).sum() + (score_C[:place] == score_C[place]).sum()
-    return bool(np.isfinite(score_C[place]) and before < k)
 
 
 def side_by_side(a: Mapping[int, Any], b: Mapping[int, Any]) -> list[tuple[Any, Any]]:

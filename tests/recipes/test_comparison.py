@@ -216,6 +216,8 @@ def test_ease_without_an_l2_takes_the_best_on_validation(
     done.write_text('{"parameters": null, "seconds": 1.0}')  # of a folder that was made before this
     assert build_methods(config)["chosen"].ranker(run, 0, "best").l2 == 100.0
     shutil.rmtree(done.parent.parent)
+    monkeypatch.setattr(Run, "validation_slates", None)  # nothing to choose on
+    assert build_methods(config)["chosen"].ranker(run, 0, "best").l2 == 100.0
 
 
 def test_evaluate_trains_nothing(compared: tuple[Path, dict[str, Any], str], tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ class EASE:
         regular_II = gram_II.copy()
         regular_II[np.diag_indices(len(gram_II))] += self.l2
         inverse_II = linalg.inv(regular_II, overwrite_a=True, check_finite=False)
-        inverse_II /= -np.diag(inverse_II)[None, :].copy()
+        inverse_II /= -np.diag(inverse_II)[None, :]
         np.fill_diagonal(inverse_II, 0.0)
         self.weights_II = inverse_II
         return self
@@ -151,25 +151,23 @@ def _together(sequences: Sequence[Items], n_items: int) -> Floats:
     return gram
 
 
-def best_ease(
-    sequences: Sequence[Items], n_items: int, quality: Callable[[EASE], float]
-) -> tuple[EASE, dict[float, float]]:
-    """EASE with the best λ of L2_STEPS, and the quality (higher is better) of those that were tried.
+def best_ease(sequences: Sequence[Items], n_items: int, quality: Callable[[EASE], float]) -> EASE:
+    """EASE with the λ of L2_STEPS that has the best `quality` (higher is better).
 
     From 300 the search goes up or down as long as that is an improvement: λ too small learns by heart, too large learns
     popularity, and there is one best in between.
     """
-    gram_II, tried = _together(sequences, n_items), dict[float, float]()
+    gram_II = _together(sequences, n_items)
     best = EASE(_FIRST_L2)._solve(gram_II)
-    tried[best.l2] = quality(best)
+    highest = quality(best)
     first = L2_STEPS.index(_FIRST_L2)
     for steps in (L2_STEPS[first + 1 :], L2_STEPS[:first][::-1]):
         for l2 in steps:
             ranker = EASE(l2)._solve(gram_II)
-            tried[l2] = quality(ranker)
-            if tried[l2] <= tried[best.l2]:
+            found = quality(ranker)
+            if found <= highest:
                 break
-            best = ranker
+            best, highest = ranker, found
         if best.l2 != _FIRST_L2:
             break
-    return best, tried
+    return best

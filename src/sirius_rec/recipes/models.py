@@ -15,7 +15,7 @@ from sirius_rec import atomic, cache
 from sirius_rec.atomic import write_json
 from sirius_rec.config import Config
 from sirius_rec.errors import ConfigError, RunError
-from sirius_rec.processes import is_main, log, wait
+from sirius_rec.processes import is_main, log, one_for_all
 from sirius_rec.recipes.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -107,15 +107,15 @@ def select_attention(
     stored = folder.path / ATTENTION
     if not rows and not stored.is_file():  # nothing was trained here, and there is nothing to measure with
         return use_tree_attention(model)
-    if is_main() and not stored.is_file():
-        with cache.one_at_a_time(stored):  # jobs that begin side by side measure once, and all take that
-            if not stored.is_file():
-                log(
-                    "timing the attention kernels, once per run: flex attention is compiled for it, which may take "
-                    "minutes (backbone.attention: sdpa does without)"
-                )
-                write_json(stored, _probed(model, rows[:_PROBE_ROWS], pad_id, config))
-    wait()
+    with one_for_all():
+        if is_main() and not stored.is_file():
+            with cache.one_at_a_time(stored):  # jobs that begin side by side measure once, and all take that
+                if not stored.is_file():
+                    log(
+                        "timing the attention kernels, once per run: flex attention is compiled for it, which may take "
+                        "minutes (backbone.attention: sdpa does without)"
+                    )
+                    write_json(stored, _probed(model, rows[:_PROBE_ROWS], pad_id, config))
     if json.loads(stored.read_text())["chosen"] == "flex_attention":
         base.set_attn_implementation("flex_attention")
     return use_tree_attention(model)

@@ -14,7 +14,7 @@ from typing import Any
 
 from sirius_rec.cluster import Cluster, Tasks
 from sirius_rec.errors import ConfigError, TrainingError
-from sirius_rec.processes import count, is_main
+from sirius_rec.processes import count, is_main, one_for_all
 from sirius_rec.processes import wait as wait_for_others
 from sirius_rec.workers import BrokenProcessPool, Pool, Workers
 
@@ -78,9 +78,13 @@ def run_jobs(
         limit_threads(threads)
         for job in in_dependency_order(jobs):
             started = time.monotonic()
-            if is_main() or not job.alone:
+            if job.alone:
+                with one_for_all():
+                    if is_main():
+                        job.run(*job.args)
+            else:
                 job.run(*job.args)
-            wait_for_others()
+                wait_for_others()
             finished(job, time.monotonic() - started)
         return
     try:

@@ -129,7 +129,8 @@ class ItemKnnShrunk(ClosedForm):
 
 
 class EaseOptions(Options):
-    """l2: weight of the squared norm; null: 1, 3, 10 … 30,000, whichever has the best NDCG@10 on validation slates."""
+    """l2: weight of the squared norm; null: 1, 3, 10 … 30,000, whichever has the best NDCG@10 on validation slates (100
+    without such slates)."""
 
     l2: Rate | None = None
 
@@ -154,8 +155,7 @@ class Ease(ClosedForm):
             log(f"{self.key}  l2 {ranker.l2:g}  ndcg@10 {found:.4f}")
             return found
 
-        ranker, _ = best_ease(sequences, n_items, quality)
-        return ranker
+        return best_ease(sequences, n_items, quality)
 
     def kept(self) -> dict[str, Any]:
         return {"l2": self._fitted.l2}

@@ -103,11 +103,10 @@ class Llara(FinetunedBaseline):
         from sirius_rec.training.curriculum import CurriculumTrainer
         from sirius_rec.training.hybrid import install
 
-        if not processes.is_main():  # a network that is not there yet is trained once, by the main process
-            processes.wait()
+        with processes.one_for_all():  # a network that is not there yet is trained once, by the main process
+            if processes.is_main():
+                self._fitted_sasrec(run, seed)
         sasrec = self._fitted_sasrec(run, seed)
-        if processes.is_main():
-            processes.wait()
         model = starting_model(run, run.tokenizer, seed)
         install(model, sasrec.network.items.weight[: run.dataset.n_items], seed=seed)
         hybrid, template = self._hybrid(run, seed, model), self.template(run)
