@@ -299,6 +299,9 @@ class EvaluationSection(Options):
     """
 
     HOW: ClassVar[frozenset[str]] = frozenset({"batch_tokens"})
+    MEASURED: ClassVar[frozenset[str]] = frozenset(
+        {"checkpoints", "slates", "generation_rows", "test_rows", "full_rows", "retrieved", "baseline"}
+    )
 
     checkpoints: tuple[Literal["best", "last"], ...] = ("best",)
     slates: tuple[str, ...] | None = None

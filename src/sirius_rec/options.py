@@ -61,6 +61,8 @@ class Options(BaseModel, metaclass=_ChecksInOneLine):
     model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     # Options that say how something is computed, not what comes out: a run folder lets them change at any time.
     HOW: ClassVar[frozenset[str]] = frozenset()
+    # Options that say what is measured of what was trained. They may change, too: what is missing is measured then.
+    MEASURED: ClassVar[frozenset[str]] = frozenset()
 
     def changed(self, **changes: Any) -> Self:
         """The same with some options changed, and checked again."""

@@ -207,6 +207,31 @@ def test_evaluate_diagnose_report(sirius: Sirius, finished: Path, tmp_path: Path
     assert (run / "figures" / "golden_softmax_dpo.png").is_file() and (run / "figures" / "figure2.svg").is_file()
 
 
+def test_evaluate_measures_something_else(
+    sirius: Sirius, refused: Callable[..., str], finished: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    before = (run / "config.yaml").read_bytes()
+    assert "(sft.epochs: saved 1, now 2)" in refused("evaluate", run, "sft.epochs=2")
+    assert "no test slates 'test-uniform-7-s0'; there are" in refused(
+        "evaluate", run, "evaluation.slates=[test-uniform-7-s0]"
+    )
+    said = refused("evaluate", run, "arms=[dpo_sirius, softmax_dpo, dpo]")
+    assert said.startswith(f"{run}: dpo of seed 0 is not trained yet: train it with `sirius align ")
+    assert (run / "config.yaml").read_bytes() == before
+    outcome = sirius("evaluate", run, "evaluation.generation_rows=3", "evaluation.test_rows={test-uniform-6-s0: 9}")
+    assert outcome.code == 0
+    results = json.loads((run / "results.json").read_text())
+    assert {row["n"] for row in results["rows"]} == {9}
+    assert {entry["method"] for entry in results["rows"] if entry.get("valid_ratio") is not None} >= {
+        "sft",
+        "dpo_sirius",
+    }
+    assert sirius("evaluate", run).code == 0  # the folder keeps it
+    assert json.loads((run / "results.json").read_text())["rows"] == results["rows"]
+
+
 def test_report_against_another_baseline(
     sirius: Sirius, refused: Callable[..., str], finished: Path, tmp_path: Path
 ) -> None:

@@ -47,6 +47,39 @@ def test_another_configuration_is_refused(mini: Mini, tmp_path: Path, override: 
     assert run.config_file.read_bytes() == before
 
 
+def test_alignment_is_held_from_its_first_step_on(mini: Mini, tmp_path: Path) -> None:
+    """SFT takes hours, and how to align is decided after it."""
+    run = open_run(tmp_path / "run", mini())
+    run.sft(0).mkdir(parents=True)
+    changed = mini("align.epochs=3", "align.learning_rate=1e-5")
+    adopt(open_run(run.path, changed), changed)
+    assert run.config() == changed
+    with pytest.raises(RunError, match=r"\(align\.from: saved None, now \{.*: choose another --out"):
+        open_run(run.path, mini(f"align.from={run.path}"))
+    run.reference(0).parent.mkdir()
+    with pytest.raises(RunError, match=r"\(align\.epochs: saved 3, now 2\): choose another --out"):
+        open_run(run.path, mini())
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["checkpoints=[best, last]", "slates=[test-uniform-6-s0]", "generation_rows=5", "full_rows=4", "baseline=sft",
+     "test_rows={test-uniform-6-s0: 9}", "retrieved=[{retriever: item_knn, size: 5}]"],
+)  # fmt: skip
+def test_what_is_measured_may_change(mini: Mini, tmp_path: Path, override: str) -> None:
+    run = open_run(tmp_path / "run", mini("data.slates=[{size: 6}, {protocol: full, splits: [test]}]"))
+    run.arm("dpo_sirius", 0).mkdir(parents=True)
+    changed = mini("data.slates=[{size: 6}, {protocol: full, splits: [test]}]", f"evaluation.{override}")
+    adopt(open_run(run.path, changed), changed)
+    assert run.config() == changed
+
+
+def test_what_chooses_the_best_epoch_may_not(mini: Mini, tmp_path: Path) -> None:
+    run = open_run(tmp_path / "run", mini())
+    with pytest.raises(RunError, match=r"\(evaluation\.validation_rows: saved None, now 9\)"):
+        open_run(run.path, mini("evaluation.validation_rows=9"))
+
+
 def test_seeds_arms_and_methods_may_be_added(mini: Mini, tmp_path: Path) -> None:
     """What is done stays valid: each of them is computed for itself. Taking one away is another configuration."""
     run = open_run(tmp_path / "run", mini())

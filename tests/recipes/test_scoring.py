@@ -16,11 +16,13 @@ from sirius_rec.config import Config
 from sirius_rec.errors import PromptError
 from sirius_rec.evaluation.tables import table_name
 from sirius_rec.recipes import scoring
-from sirius_rec.recipes.adoption import adopt
+from sirius_rec.recipes.adoption import adopt, open_run
 from sirius_rec.recipes.methods import build_methods
+from sirius_rec.recipes.results import collect
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.run_folder import RunFolder
 from sirius_rec.recipes.scoring import score_only
+from sirius_rec.recipes.story import STAGES, run_stages
 from sirius_rec.scoring import kept
 
 
@@ -36,6 +38,32 @@ def test_a_table_of_other_rows_is_made_again_and_no_other(trained: Any, tmp_path
     whole[1:].write_parquet(file)
     score_only(str(folder.path), "popularity", 0)
     assert pl.read_parquet(file).equals(whole)
+
+
+def test_results_are_of_what_is_measured_now(tmp_path: Path, mini: Callable[..., Config]) -> None:
+    """Other rows, other slates and no answers, in the folder of before: nothing is left of the old in the results."""
+    data = "data.slates=[{size: 6}, {size: 9, splits: [test]}]"
+    few = (data, "arms=[softmax_ref_free]", "backbone.pretrain=null", "align.epochs=1", "evaluation.baseline=sft")
+    first = mini(*few, "evaluation.checkpoints=[best, last]")
+    path = tmp_path / "run"
+
+    def measured(config: Config) -> dict[str, Any]:
+        run = Run(open_run(path, config), config)
+        run_stages(run, STAGES, lambda line: None)
+        return collect(run)
+
+    before = measured(first)
+    assert {row["slates"] for row in before["rows"]} == {"test-uniform-6-s0", "test-uniform-9-s0"}
+    weights = {file: file.stat().st_mtime_ns for file in path.rglob("*.safetensors")}
+    rows = "evaluation.test_rows={test-uniform-9-s0: 9}"
+    after = measured(mini(*few, "evaluation.slates=[test-uniform-9-s0]", "evaluation.generation_rows=0", rows))
+    assert {(row["slates"], row["checkpoint"]) for row in after["rows"]} == {("test-uniform-9-s0", "best")}
+    assert {row["n"] for row in after["rows"]} == {9}
+    assert all(row.get("valid_ratio") is None for row in after["rows"])
+    assert any(row.get("valid_ratio") is not None for row in before["rows"])
+    again = measured(first)
+    assert [{**row, "seconds": 0} for row in again["rows"]] == [{**row, "seconds": 0} for row in before["rows"]]
+    assert {file: file.stat().st_mtime_ns for file in path.rglob("*.safetensors")} == weights
 
 
 def test_a_table_that_was_killed_goes_on(

@@ -21,6 +21,7 @@ from sirius_rec.commands.common import (
     check_json,
     cluster_of,
     log,
+    open_run_folder,
     say,
     train_stages,
     write_json,
@@ -225,12 +226,16 @@ def export_model(
 
 @app.command(short_help="Score what is trained; results and table.")
 def evaluate(
-    run: RunArg, json_file: JsonOption = None, engine: EngineOption = "local", address: AddressOption = None
+    run: RunArg,
+    overrides: OverridesArg = None,
+    json_file: JsonOption = None,
+    engine: EngineOption = "local",
+    address: AddressOption = None,
 ) -> None:
     """Score the trained methods on the test slates; results.json and the table. Trains nothing;
-    formulas (item-kNN, EASE) are computed.
+    formulas (item-kNN, EASE) are computed. What is measured may change: the run folder keeps it.
 
-    Example: sirius evaluate runs/lastfm
+    Example: sirius evaluate runs/lastfm evaluation.generation_rows=2000
     """
     from sirius_rec.extras import require
 
@@ -244,6 +249,8 @@ def evaluate(
     check_json(json_file)
     cluster = cluster_of(engine, address)
     opened = Run.open(run)
+    if overrides:
+        opened = open_run_folder(opened.folder.config_file, overrides, run)
     check_trained(opened, formulas=False)
     run_stages(opened, ("evaluate",), log, cluster)
     if not processes.is_main():

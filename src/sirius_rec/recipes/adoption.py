@@ -1,7 +1,8 @@
 """Whether a configuration belongs to a run folder: what may change under way, and what may grow.
 
-Keys are of two kinds. Those that change what comes out are held fast. Those that only say how it is computed
-(`Options.HOW` of each section, a method's `free_options`) may change at any time. Seeds, arms and methods may be added.
+Keys that change what is trained are held fast, those of alignment from its first step on. Those that only say how it is
+computed (`Options.HOW` of each section, a method's `free_options`) or what is measured of it (`Options.MEASURED`) may
+change at any time. Seeds, arms and methods may be added.
 """
 
 from __future__ import annotations
@@ -55,9 +56,15 @@ def adopt(folder: RunFolder, config: Config) -> None:
         folder.write_config(config)
 
 
-def first_difference(folder: RunFolder, saved: Config, current: Config) -> str | None:
-    """In words, the first thing that the folder holds fast and `current` changes or lacks."""
-    before, after = (_held(config, leave_out=_GROW) for config in (saved, current))
+def first_difference(folder: RunFolder, saved: Config, current: Config, *, whole: bool = False) -> str | None:
+    """In words, the first thing that the folder holds fast and `current` changes or lacks.
+
+    whole: alignment that is not begun and what is measured must be the same, too.
+    """
+    before, after = (_held(config, _GROW, measured=whole) for config in (saved, current))
+    if not whole and not folder.aligned():
+        for held in (before, after):
+            held["align"] = {"from": held["align"]["from"]}
     difference = _difference(before, after)
     if difference:
         return difference
@@ -85,15 +92,18 @@ def _seeds(entry: ArmSection | MethodSection, config: Config) -> tuple[int, ...]
     return getattr(entry, "seeds", None) or config.seeds
 
 
-def _held(options: Options, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Options as plain values, without those that only say how something is computed."""
-    dumped = options.model_dump(mode="json")
+def _held(options: Options, leave_out: tuple[str, ...] = (), measured: bool = False) -> dict[str, Any]:
+    """Options as plain values, without those that only say how something is computed.
+
+    measured: with those that say what is measured.
+    """
+    dumped, kind = options.model_dump(mode="json"), type(options)
+    free = {*kind.HOW, *leave_out} | (set() if measured else kind.MEASURED)
     held = {}
-    for key in type(options).model_fields:
-        if key in type(options).HOW or key in leave_out:
-            continue
-        value = getattr(options, key)
-        held[key] = _held(value) if isinstance(value, Options) else dumped[key]
+    for key in kind.model_fields:
+        if key not in free:
+            value = getattr(options, key)
+            held[key] = _held(value, measured=measured) if isinstance(value, Options) else dumped[key]
     return held
 
 

@@ -38,7 +38,7 @@ def merge_runs(paths: Sequence[Path], out: Path) -> RunFolder:
         if gguf_file_of(other.folder) != gguf_file_of(first.folder):
             raise RunError(f"{where} were made with different files of backbone '{first.config.backbone.model}'")
         one, two = (run.config.changed(seeds=(0,)) for run in (first, other))
-        difference = first_difference(other.folder, one, two)
+        difference = first_difference(other.folder, one, two, whole=True)
         if difference:
             raise RunError(f"{where} have different configurations ({difference})")
         if (one.arms, _named(one)) != (two.arms, _named(two)):

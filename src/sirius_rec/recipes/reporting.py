@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sirius_rec.errors import ConfigError, RunError
 from sirius_rec.evaluation.results import read_results
-from sirius_rec.evaluation.tables import read_tables
 from sirius_rec.recipes.diagnosis import read_diagnostics
 from sirius_rec.recipes.results import gather
 from sirius_rec.recipes.run import Run
+from sirius_rec.recipes.scoring import answers_of, tables_of
 
 if TYPE_CHECKING:
     from sirius_rec.report.reported_run import ReportedRun
@@ -51,14 +50,12 @@ def _reported(run: Run, baseline: str | None) -> ReportedRun:
             raise RunError(f"{where}: tests against another baseline need its scores/ and data/: evaluate it again")
         again = gather(run, baseline)
         results |= {key: again[key] for key in ("paired", "baseline", "notes")}
-    tables = read_tables(folder.scores) if has_scores else []
-    answers = [json.loads(file.read_text()) for file in sorted(folder.generation.glob("*.json"))]
     return ReportedRun(
         folder.path.resolve().name,
         results,
         read_diagnostics(run),
         read_audit(folder.data),
         f"sirius audit {folder.data}",
-        sample_examples(tables, run.dataset, run.template, results["methods"]) if has_scores else None,
-        sample_answers(answers, run.dataset, marked_labels(results)) if has_scores else None,
+        sample_examples(tables_of(run), run.dataset, run.template, results["methods"]) if has_scores else None,
+        sample_answers(answers_of(run), run.dataset, marked_labels(results)) if has_scores else None,
     )

@@ -14,13 +14,14 @@ from sirius_rec.data.protocols import train_counts
 from sirius_rec.errors import RunError
 from sirius_rec.evaluation.beyond import Popularity, beyond_accuracy
 from sirius_rec.evaluation.results import build_results, clean, write_results
-from sirius_rec.evaluation.tables import ScoreTable, read_tables
+from sirius_rec.evaluation.tables import ScoreTable
 from sirius_rec.recipes import starting
 from sirius_rec.recipes.diagnosis import read_curves
 from sirius_rec.recipes.environment import versions
 from sirius_rec.recipes.methods import build_methods
 from sirius_rec.recipes.prompt_file import is_exported
 from sirius_rec.recipes.run import Run
+from sirius_rec.recipes.scoring import answers_of, tables_of
 from sirius_rec.schema import HISTORY, ROW_ID, TARGET, USER_ID, SlateName
 
 
@@ -55,19 +56,18 @@ def chosen_note(label: str, slates: str) -> str:
 def gather(run: Run, baseline: str) -> dict[str, Any]:
     """What results.json holds, with paired tests against `baseline`."""
     dataset, scores = run.dataset, run.folder.scores
-    tables = read_tables(scores) if scores.is_dir() else []
+    tables = tables_of(run)
     if not tables:
         raise RunError(f"{scores}: no score tables: run `sirius evaluate` first")
     names = sorted({table.slates for table in tables})
     truths = {name: dataset.truth(name) for name in names}
     splits = sorted({SlateName.parse(name).split for name in names})
     examples = pl.concat([dataset.examples(split).select(ROW_ID, USER_ID, TARGET) for split in splits])
-    answers = [json.loads(file.read_text()) for file in sorted(run.folder.generation.glob("*.json"))]
     results = build_results(
         tables,
         examples=examples,
         truths={name: truth for name, truth in truths.items() if truth is not None},
-        generation=[{key: value for key, value in entry.items() if key != "text"} for entry in answers],
+        generation=[{key: value for key, value in entry.items() if key != "text"} for entry in answers_of(run)],
         curves=read_curves(run),
         config=run.config.model_dump(mode="json", exclude={"compute": {"jobs"}, "data": {"shards"}}),
         environment={"versions": versions(), "seeds": list(run.config.seeds)},

@@ -145,5 +145,9 @@ class RunFolder:
         folders = (self.arm(key, 0).parent, self.method(key, 0).parent)
         return any(path.exists() for path in folders) or any(self.scores.glob(f"{key}-s[0-9]*"))
 
+    def aligned(self) -> bool:
+        """Whether alignment, or the reference that it needs, was begun."""
+        return (self.path / "align").exists() or self.reference(0).parent.exists()
+
     def write_config(self, config: Config) -> None:
         atomic.write_text(self.config_file, config.to_yaml())

@@ -13,8 +13,8 @@ import polars as pl
 
 from sirius_rec import __version__
 from sirius_rec.atomic import write_json
-from sirius_rec.errors import RunError
-from sirius_rec.evaluation.tables import ScoreTable, read_table, table_name, write_table
+from sirius_rec.errors import ConfigError, RunError
+from sirius_rec.evaluation.tables import ScoreTable, read_table, read_tables, table_name, write_table
 from sirius_rec.processes import is_main
 from sirius_rec.recipes.job import Ticker, log
 from sirius_rec.recipes.methods import Method, build_methods
@@ -67,22 +67,46 @@ def check_trained(run: Run, *, formulas: bool = True) -> None:
                 raise RunError(f"{folder.path}: {method.key} of seed {seed} is not trained yet: train it with `{how}`")
 
 
+def check_slates(run: Run) -> None:
+    """ConfigError for slates in `evaluation` that the data lacks, and where there is none to measure on."""
+    names: list[str] = run.test_slates
+    if not names:
+        raise ConfigError("evaluation.slates: names none: at least one is needed")
+
+
 def ranked_slates(run: Run, method: Method) -> list[str]:
     """The test slates that a method ranks."""
     return [slates for slates in run.test_slates if method.ranks(run, slates)]
 
 
-def _answered_slates(run: Run, method: Method) -> str | None:
+def _answered_slates(run: Run) -> str | None:
     """The slates on which generated answers are judged: the first of a size."""
-    wanted = method.answers and run.config.evaluation.generation_rows > 0
     sized = [slates for slates in run.sized_test_slates if slates not in run.retrieved_slates]
-    return next(iter(sized), None) if wanted else None
+    return next(iter(sized), None) if run.config.evaluation.generation_rows > 0 else None
+
+
+def _answers(run: Run, method: Method, slates: str) -> bool:
+    return method.answers and slates == _answered_slates(run)
+
+
+def tables_of(run: Run) -> list[ScoreTable]:
+    """The score tables of the slates and checkpoints that `evaluation` names now; others may lie beside them."""
+    slates, checkpoints = set(run.test_slates), run.config.evaluation.checkpoints
+    tables = read_tables(run.folder.scores) if run.folder.scores.is_dir() else []
+    return [table for table in tables if table.slates in slates and table.checkpoint in checkpoints]
+
+
+def answers_of(run: Run) -> list[dict[str, Any]]:
+    """The same of generated answers."""
+    slates, checkpoints = _answered_slates(run), run.config.evaluation.checkpoints
+    entries = [json.loads(file.read_text()) for file in sorted(run.folder.generation.glob("*.json"))]
+    return [entry for entry in entries if entry["slates"] == slates and entry["checkpoint"] in checkpoints]
 
 
 def _all_scored(run: Run, method: Method, seed: int) -> bool:
     return all(
         _has_scores(run, method, seed, slates, checkpoint)
-        and (slates != _answered_slates(run, method) or _has_answers(run, method, seed, slates, checkpoint))
+        and (not _answers(run, method, slates) or _has_answers(run, method, seed, slates, checkpoint))
         for slates in ranked_slates(run, method)
         for checkpoint in run.config.evaluation.checkpoints
     )
@@ -100,7 +124,7 @@ def score(run: Run, method: Method, seed: int) -> None:
         ranker: Any = None
         for slates in slates_of_method:
             answers = answers_file(run, method, seed, slates, checkpoint)
-            answered = slates != _answered_slates(run, method) or _has_answers(run, method, seed, slates, checkpoint)
+            answered = not _answers(run, method, slates) or _has_answers(run, method, seed, slates, checkpoint)
             generates, scores = not answered, not _has_scores(run, method, seed, slates, checkpoint)
             if not scores and not generates:
                 continue

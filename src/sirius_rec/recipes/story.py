@@ -156,6 +156,8 @@ def run_stages(run: Run, stages: Iterable[str], log: Log, cluster: Cluster | Non
 def _check(run: Run, stages: Collection[str]) -> None:
     """What can be known to fail before anything is trained, of the methods that are not done."""
     trackers.check(run.config.training.report_to)
+    if "evaluate" in stages:
+        scoring.check_slates(run)
     for method in in_order_of_check(build_methods(run.config).values()):
         asked = method.uses_backbone or method.stage in stages
         if asked and not all(method.is_done(run, seed) for seed in method.seeds):
