@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sirius_rec.errors import ScoringError
-from sirius_rec.rankers.fusion import FusionRanker, fit_weights
+from sirius_rec.rankers.fusion import Cold, FusionRanker, fit_apart, fit_weights
 from sirius_rec.rankers.protocol import UNSEEN
 
 
@@ -56,13 +56,6 @@ def test_what_a_ranker_does_not_know_may_be_lifted_by_another() -> None:
     known = [np.where(row == UNSEEN, 5.0, row) for row in network]
     assert weights == pytest.approx(fit_weights([known, model], targets), rel=1e-4)
 
-    class Fixed:
-        def __init__(self, rows):
-            self.rows = rows
-
-        def score(self, histories, candidates):
-            return self.rows
-
     slates = [np.arange(3)] * 60
     scores = FusionRanker([Fixed(network), Fixed(model)], weights.tolist()).score(slates, slates)
     assert scores[0] == pytest.approx([6 * weights[0], 5 * weights[0], 5 * weights[0] + 3 * weights[1]])
@@ -81,3 +74,59 @@ def test_nothing_to_weigh_is_refused() -> None:
         fit_weights([[]], [])
     with pytest.raises(ScoringError, match="not a finite number"):
         fit_weights([[np.array([1.0, np.inf])]], [0])
+
+
+class Fixed:
+    def __init__(self, rows):
+        self.rows = rows
+
+    def score(self, histories, candidates):
+        return self.rows
+
+
+def test_cold_items_by_brute_force() -> None:
+    """The network tells the other targets, the text the cold ones; weights of the likelihood itself."""
+    rng = np.random.default_rng(0)
+    cold = rng.random((400, 5)) < 0.3
+    cold[:, 0], cold[:, 1] = False, True
+    network, text = rng.normal(size=(400, 5)), 3 * rng.normal(size=(400, 5))
+
+    def utility(warm, own, offset):
+        level = np.where(cold, 0, network).sum(axis=1, keepdims=True) / (~cold).sum(axis=1, keepdims=True)
+        about = text - text.mean(axis=1, keepdims=True)
+        return np.where(cold, own * about + offset, warm * (network - level))
+
+    targets = (utility(1.2, 0.3, -0.7) + rng.gumbel(size=cold.shape)).argmax(axis=1)
+
+    def likelihood(*weights):
+        scores = utility(*weights)
+        return float((scores[np.arange(400), targets] - np.log(np.exp(scores).sum(axis=1))).sum())
+
+    grid = [(a, b, c) for a in np.arange(0.9, 1.6, 0.05) for b in np.arange(0.15, 0.45, 0.02)
+            for c in np.arange(-1.2, -0.2, 0.05)]  # fmt: skip
+    best = max(grid, key=lambda at: likelihood(*at))
+    warm, own, offset = fit_apart([list(network), list(text)], targets.tolist(), list(cold))
+    assert (warm[0], own[1], offset) == pytest.approx(best, abs=0.06)
+    assert warm[1] == pytest.approx(0, abs=0.05) and own[0] == pytest.approx(0, abs=0.2), "each is silent elsewhere"
+    assert min(*warm, *own) >= 0
+
+    items = np.arange(5)
+    for row in range(20):  # what is fitted is what is scored
+        mask = np.zeros(9, dtype=bool)
+        mask[items[cold[row]]] = True
+        rankers = [Fixed([network[row]]), Fixed([text[row]])]
+        fused = FusionRanker(rankers, [1.2, 0.0], Cold(mask, [0.0, 0.3], -0.7)).score([items], [items])
+        assert fused[0] == pytest.approx(utility(1.2, 0.3, -0.7)[row])
+
+
+def test_a_part_that_says_nothing_of_either_kind_is_not_asked() -> None:
+    items, cold = np.arange(3), Cold(np.array([False, True, False]), [0.5, 0.0], 0.25)
+    ranker = FusionRanker([Fixed([np.array([1.0, 5.0, 3.0])]), Silent()], [0.0, 0.0], cold)
+    assert ranker.score([items], [items])[0] == pytest.approx([0, 0.25 + 0.5 * (5 - 3), 0])
+    every = FusionRanker([Fixed([np.array([1.0, 5.0, 3.0])])], [2.0], Cold(np.ones(3, dtype=bool), [1.0], 0.5))
+    assert every.score([items], [items])[0] == pytest.approx([-1.5, 2.5, 0.5]), "cold items alone"
+
+
+def test_without_a_cold_target_nothing_says_what_cold_items_are_worth() -> None:
+    with pytest.raises(ScoringError, match=r"hold some out \(data\.hold_out\.cold_items\)"):
+        fit_apart([[np.array([1.0, 0.0])]], [0], [np.array([False, True])])

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from sirius_rec import cli
 from sirius_rec.errors import ConfigError
 from sirius_rec.evaluation.results import read_results
+from sirius_rec.evaluation.tables import read_table
 from sirius_rec.recipes.run import Run
 
 RAW: dict[str, Any] = {
@@ -25,7 +26,7 @@ RAW: dict[str, Any] = {
         "slates": [{"size": 6}, {"protocol": "full", "splits": ["test"]}],
     },
     "arms": [],
-    "methods": ["ease"],
+    "methods": ["ease", "markov", {"method": "fusion", "options": {"of": ["ease", "markov"], "cold": True}}],
     "evaluation": {"baseline": "ease", "full_rows": 30, "retrieved": [{"retriever": "ease", "size": 20}]},
     "compute": {"device": "cpu", "threads": 1},
 }  # fmt: skip
@@ -89,3 +90,32 @@ def test_what_is_unseen_and_popular_is_so_in_what_training_was_left(run: Run, sl
         for item in slate[np.argsort(-count_I[slate], kind="stable")[:k]]
     ]
     assert popular["novelty"]["mean"] == pytest.approx(np.mean(bits))
+
+
+def test_what_training_never_met_has_weights_of_its_own(run: Run, tmp_path: Path) -> None:
+    """EASE knows nothing of cold items, so that an offset is all they have of it; the tables are of what was fitted."""
+    done = json.loads((run.folder.method("fusion", 0) / "done.json").read_text())
+    cold_I = np.isin(np.arange(80), [*run.dataset.info["hold_out"]["items"]])
+    cold_I |= ~np.isin(np.arange(80), [i for items in had_by_user(run).values() for i in items])
+    assert done["weights"]["ease"] > 0 and done["offset"] != 0 and done["parameters"] == 5
+    slates = "test-uniform-6-s0"
+    ease, markov, fused = (
+        read_table(run.folder.scores / f"{key}-s0-{slates}-best.parquet").frame["scores"].to_list()
+        for key in ("ease", "markov", "fusion")
+    )
+    for slate, *parts, scores in zip(run.slate_arrays(slates)[1], ease, markov, fused, strict=True):
+        cold, wanted = cold_I[slate], np.where(cold_I[slate], done["offset"], 0.0)
+        for key, part in zip(("ease", "markov"), map(np.array, parts), strict=True):
+            wanted[~cold] += done["weights"][key] * (part[~cold] - part[~cold].mean())
+            wanted[cold] += done["cold"][key] * (part[cold] - part.mean())
+        assert scores == pytest.approx(wanted.tolist(), abs=1e-6)
+
+
+def test_new_items_need_new_items_on_validation(tmp_path: Path) -> None:
+    data = {**RAW["data"], "hold_out": {"train_users": 0.9}, "limits": {}}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({**RAW, "data": data}))
+    result = CliRunner().invoke(cli.app, ["run", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "run")])
+    assert isinstance(result.exception, ConfigError)
+    assert str(result.exception).startswith("fusion: options.cold: no target of the ")
+    assert str(result.exception).endswith("hold some out (data.hold_out.cold_items), or split by time")
+    assert not (tmp_path / "run").exists()

@@ -2,13 +2,18 @@
 
 Given a slate, the probability that candidate i is the answer is modelled as softmax_i(Σ_m w_m s_m(i)), the conditional
 logit of McFadden (1974); its log-likelihood is concave in the weights, so there is one best and nothing to search for.
+
+Whoever learns items from a log knows nothing of those that the log lacks, and a model that reads titles does. With
+`cold` these items have weights of their own and an offset: they stand at the mean of the others of their slate, plus
+the offset, plus what each ranker says of them among all candidates, times a second weight. It is a conditional logit
+still, of 2M + 1 columns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,16 +23,26 @@ from sirius_rec.errors import ScoringError
 from sirius_rec.rankers.protocol import UNSEEN, Items
 
 Floats = npt.NDArray[np.float64]
-_RIDGE = (
-    1e-3  # of a whole set of slates, on weights of scores with variance 1: a ranker that is always right stays finite
-)
+Bools = npt.NDArray[np.bool_]
+# Of a whole set of slates, on weights of scores with variance 1: a ranker that is always right stays finite.
+_RIDGE = 1e-3
 
 
-def fit_weights(scores_RC: Sequence[Sequence[npt.NDArray[Any]]], positions_R: Sequence[int]) -> Floats:
+class Cold(NamedTuple):
+    """items_I: which items training never met. weights: of each ranker, for them. offset: theirs, in nats."""
+
+    items_I: Bools
+    weights: Sequence[float]
+    offset: float
+
+
+def fit_weights(
+    scores_RC: Sequence[Sequence[npt.NDArray[Any]]], positions_R: Sequence[int], *, free: int = 0
+) -> Floats:
     """One weight ≥ 0 for each ranker, in 1 / (unit of its score): none is turned upside down.
 
-    scores_RC: of each ranker one array per slate. positions_R: where the target stands in each slate. A ranker whose
-    scores never differ within a slate gets 0.
+    scores_RC: of each ranker one array per slate. positions_R: where the target stands in each slate. free: the last so
+    many are facts of items, whose weights may be negative. A ranker whose scores never differ within a slate gets 0.
 
     Raises:
         ScoringError: no slates, or scores that are not finite.
@@ -59,7 +74,7 @@ def fit_weights(scores_RC: Sequence[Sequence[npt.NDArray[Any]]], positions_R: Se
             gradient = gradient + odds_C @ features_CM / total - features_CM[target]
         return value, gradient
 
-    bounds = [(0, None)] * used.size
+    bounds = [(0 if m < len(centred) - free else None, None) for m in used]
     best = optimize.minimize(loss, np.zeros(used.size), jac=True, method="L-BFGS-B", bounds=bounds)
     weights_M[used] = best.x / scale_M[used]
     return weights_M
@@ -74,27 +89,67 @@ def known(scores_C: npt.NDArray[Any]) -> Floats:
     return np.where(unknown, row[~unknown].min(), row) if unknown.any() else row
 
 
+def apart(scores_C: npt.NDArray[Any], cold_C: Bools) -> tuple[Floats, Floats]:
+    """A ranker's scores of items that training met, about their mean, and of cold ones, about the slate's; else 0."""
+    row = known(scores_C)
+    level = row[~cold_C].mean() if not cold_C.all() else 0.0
+    return np.where(cold_C, 0.0, row - level), np.where(cold_C, row - row.mean(), 0.0)
+
+
+def fit_apart(
+    scores_RC: Sequence[Sequence[npt.NDArray[Any]]], positions_R: Sequence[int], cold_RC: Sequence[Bools]
+) -> tuple[Floats, Floats, float]:
+    """For each ranker a weight of items that training met and one of cold ones, and the offset of cold ones in nats.
+
+    cold_RC: for each slate whether training never met the candidate.
+
+    Raises:
+        ScoringError: as `fit_weights`, and where no target is cold: nothing would say what cold items are worth.
+    """
+    if not any(cold_C[target] for cold_C, target in zip(cold_RC, positions_R, strict=True)):
+        raise ScoringError(
+            "fusion: cold: no target of the validation slates is new to training, so nothing says what new items are "
+            "worth: hold some out (data.hold_out.cold_items), or split by time"
+        )
+    columns: list[list[Floats]] = []
+    for ranker in scores_RC:
+        pairs = [apart(row, cold_C) for row, cold_C in zip(ranker, cold_RC, strict=True)]
+        columns += [[warm for warm, _ in pairs], [cold for _, cold in pairs]]
+    columns.append([cold_C.astype(np.float64) for cold_C in cold_RC])
+    weights = fit_weights(columns, positions_R, free=1)
+    return weights[:-1:2], weights[1:-1:2], float(weights[-1])
+
+
 class FusionRanker:
     """Scores are Σ_m w_m s_m, log-odds of being the answer as `fit_weights` models it. What has weight 0 is not asked.
 
-    progress: gets the rows just done by all of them.
+    cold: what items that training never met have of their own. progress: gets the rows just done by all of them.
     """
 
-    def __init__(self, rankers: Sequence[Any], weights: Sequence[float]) -> None:
-        self.rankers, self.weights = rankers, weights
+    def __init__(self, rankers: Sequence[Any], weights: Sequence[float], cold: Cold | None = None) -> None:
+        self.rankers, self.weights, self.cold = rankers, weights, cold
         self.progress: Callable[[int], None] | None = None
 
     def score(self, histories: Sequence[Items], candidates: Sequence[Items]) -> list[Floats]:
-        totals = self.fused([partial(ranker.score, histories, candidates) for ranker in self.rankers])
+        totals = self.fused([partial(ranker.score, histories, candidates) for ranker in self.rankers], candidates)
         if self.progress:
             self.progress(len(candidates))
-        return totals or [np.zeros(len(slate)) for slate in candidates]
+        return totals
 
-    def fused(self, parts: Sequence[Callable[[], Sequence[npt.NDArray[Any]]]]) -> list[Floats]:
-        """The weighted sum of what each ranker's part gives; empty where none has a weight."""
-        totals: list[Floats] = []
-        for part, weight in zip(parts, self.weights, strict=True):
-            if weight:
-                scored = [weight * known(scores) for scores in part()]
-                totals = [t + s for t, s in zip(totals, scored, strict=True)] if totals else scored
+    def fused(
+        self, parts: Sequence[Callable[[], Sequence[npt.NDArray[Any]]]], candidates: Sequence[Items]
+    ) -> list[Floats]:
+        """The weighted sum of what each ranker's part gives of these slates."""
+        if self.cold is None:
+            totals: list[Floats] = [np.zeros(len(slate)) for slate in candidates]
+            for part, weight in zip(parts, self.weights, strict=True):
+                if weight:
+                    totals = [total + weight * known(row) for total, row in zip(totals, part(), strict=True)]
+            return totals
+        masks = [self.cold.items_I[np.asarray(slate)] for slate in candidates]
+        totals = [self.cold.offset * mask.astype(np.float64) for mask in masks]
+        for part, warm, cold in zip(parts, self.weights, self.cold.weights, strict=True):
+            if warm or cold:
+                pairs = (apart(row, mask) for row, mask in zip(part(), masks, strict=True))
+                totals = [total + warm * w + cold * c for total, (w, c) in zip(totals, pairs, strict=True)]
         return totals

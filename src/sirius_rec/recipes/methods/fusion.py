@@ -12,13 +12,14 @@ import numpy as np
 
 from sirius_rec.atomic import write_json
 from sirius_rec.config import Config, MethodSection
+from sirius_rec.data.protocols import train_counts
 from sirius_rec.errors import ConfigError
 from sirius_rec.evaluation.tables import SCORES, read_table, table_name
-from sirius_rec.options import Options, options_of
+from sirius_rec.options import Flag, Options, options_of
 from sirius_rec.recipes.job import Ticker
 from sirius_rec.recipes.methods.base import Method, no_preset
 from sirius_rec.recipes.run_folder import DONE
-from sirius_rec.schema import ROW_ID
+from sirius_rec.schema import ROW_ID, TARGET
 
 if TYPE_CHECKING:
     from sirius_rec.recipes.run import Run
@@ -27,9 +28,11 @@ _CHECKPOINT = "best"  # of its parts: the one that weights are chosen for
 
 
 class FusionOptions(Options):
-    """of: keys of the methods that are fused, two or more: a language model and a network, say."""
+    """of: keys of the methods that are fused, two or more: a language model and a network, say. cold: items that
+    training never met have weights of their own, and an offset."""
 
     of: tuple[str, ...]
+    cold: Flag = False
 
 
 class Fusion(Method):
@@ -86,9 +89,15 @@ class Fusion(Method):
         from sirius_rec.recipes.methods.networks import require_validation
 
         require_validation(run)
+        targets = run.dataset.examples("val")[TARGET].gather(run.validation_rows.tolist()).to_numpy()
+        if self.options.cold and not _cold_items(run)[targets].any():
+            raise ConfigError(
+                f"{self.key}: options.cold: no target of the {len(targets):,} validation rows is new to training, so "
+                "nothing says what new items are worth: hold some out (data.hold_out.cold_items), or split by time"
+            )
 
     def fit(self, run: Run, seed: int) -> None:
-        from sirius_rec.rankers.fusion import fit_weights
+        from sirius_rec.rankers.fusion import fit_apart, fit_weights
         from sirius_rec.recipes.methods.networks import validation
 
         if self.is_done(run, seed):
@@ -97,16 +106,21 @@ class Fusion(Method):
         rankers = self._rankers(run, seed)
         self._say_progress(rankers, f"s{seed}, weights", len(held_out.histories))
         scores = [ranker.score(held_out.histories, held_out.candidates) for ranker in rankers]
-        weights = fit_weights(scores, held_out.target.tolist())
-        write_json(
-            self.folder(run, seed) / DONE,
-            {
-                "weights": dict(zip(self.options.of, weights.tolist(), strict=True)),
-                "rows": len(held_out.histories),
-                "parameters": len(weights),
-                "seconds": round(time.monotonic() - started, 1),
-            },
-        )
+        positions, of = held_out.target.tolist(), self.options.of
+        if self.options.cold:
+            cold_I = _cold_items(run)
+            weights, cold, offset = fit_apart(scores, positions, [cold_I[slate] for slate in held_out.candidates])
+            more = {"cold": dict(zip(of, cold.tolist(), strict=True)), "offset": offset}
+        else:
+            weights, more = fit_weights(scores, positions), {}
+        done = {
+            "weights": dict(zip(of, weights.tolist(), strict=True)),
+            **more,
+            "rows": len(held_out.histories),
+            "parameters": 2 * len(of) + 1 if more else len(of),
+            "seconds": round(time.monotonic() - started, 1),
+        }
+        write_json(self.folder(run, seed) / DONE, done)
 
     def scores(self, run: Run, ranker: Any, slates: str, seed: int, checkpoint: str) -> Any:
         """From its parts' tables where they are there. (That of a language model holds no more than its best of a whole
@@ -120,7 +134,7 @@ class Fusion(Method):
             return part.scores(run, own, slates, at, _CHECKPOINT) if stored is None else stored
 
         parts = [partial(of, part, own) for part, own in zip(self.parts, ranker.rankers, strict=True)]
-        return ranker.fused(parts) or [np.zeros(len(slate)) for slate in run.slate_arrays(slates)[1]]
+        return ranker.fused(parts, run.slate_arrays(slates)[1])
 
     def _say_progress(self, rankers: Sequence[Any], what: str, rows: int) -> None:
         for part, ranker in zip(self.parts, rankers, strict=True):
@@ -130,11 +144,18 @@ class Fusion(Method):
         return [part.ranker(run, part.seed_for(seed), _CHECKPOINT) for part in self.parts]
 
     def ranker(self, run: Run, seed: int, checkpoint: str) -> Any:
-        from sirius_rec.rankers.fusion import FusionRanker
+        from sirius_rec.rankers.fusion import Cold, FusionRanker
 
         self.fit(run, seed)  # where it retrieves, nothing is fitted yet
-        weights = json.loads((self.folder(run, seed) / DONE).read_text())["weights"]
-        return FusionRanker(self._rankers(run, seed), [weights[key] for key in self.options.of])
+        done, of = json.loads((self.folder(run, seed) / DONE).read_text()), self.options.of
+        cold = Cold(_cold_items(run), [done["cold"][key] for key in of], done["offset"]) if "cold" in done else None
+        return FusionRanker(self._rankers(run, seed), [done["weights"][key] for key in of], cold)
+
+
+def _cold_items(run: Run) -> np.ndarray:
+    """bool[n_items]: what stands in no train row."""
+    cold_I: np.ndarray = train_counts(run.dataset.all_train_examples(), run.dataset.n_items) == 0
+    return cold_I
 
 
 def _stored(run: Run, part: Method, seed: int, slates: str) -> list[Any] | None:
