@@ -167,6 +167,8 @@ def test_the_command_writes_nothing_but_its_json(tmp_path: Path, monkeypatch: py
 def test_dry_runs_that_cannot_be(mini: Mini, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--on tpu: choose one of a100"):
         dry_run(mini(), device="tpu")
+    with pytest.raises(ConfigError, match="--dry-run: counts SFT and arms, and this configuration has neither"):
+        dry_run(mini("arms=[]", "methods=[ease]", "evaluation.baseline=ease"), device="a100")
     with pytest.raises(ConfigError, match="--on, --tokenizer: are for --dry-run"):
         run(ROOT / "tests" / "mini.yaml", "--on", "a100")
     with pytest.raises(ConfigError, match=r"backbone\.name: no configuration of .*none"):
