@@ -88,7 +88,8 @@ def dry_run(
     tokenizer: a folder or hub id whose tokenizer counts, where the backbone's own cannot be had. The data is prepared
     in a temporary folder, or taken from `data.prepared`; nothing of the run is written.
 
-    ConfigError for an unknown device, without SFT and arms, or for a backbone whose size or tokenizer cannot be found out.
+    ConfigError for an unknown device, without SFT and arms, or for a backbone whose size or tokenizer cannot be found
+    out.
     """
     if device not in DEVICES:
         raise ConfigError(f"--on {device}: choose one of {', '.join(DEVICES)}")
