@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib import import_module
+from importlib.util import find_spec
 
 from sirius_rec.errors import ConfigError
 
@@ -18,11 +18,16 @@ _PACKAGES = {
 
 
 def missing(extra: str) -> str | None:
-    """Why what an extra brings cannot be used, and what to do; None where all of it is there."""
+    """Why what an extra brings cannot be used, and what to do; None where all of it is there.
+
+    Looked for, not imported: that takes seconds, which a command that trains no language model need not wait.
+    """
     for package in _PACKAGES[extra]:
         try:
-            import_module(package)
-        except ImportError:
+            found = find_spec(package)
+        except ImportError:  # of a package around it
+            found = None
+        if found is None:
             return f"this needs {package.partition('.')[0]}: pip install 'sirius-rec[{extra}]'"
     return None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import importlib
 import json
 import os
 import re
@@ -167,14 +166,7 @@ def test_a_missing_extra_is_one_line_before_any_work(
 
 def without(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     """As if a package were not installed."""
-    from sirius_rec import extras
-
-    def load(name: str) -> Any:
-        if name == package:
-            raise ModuleNotFoundError(f"No module named '{name}'", name=name)
-        return importlib.import_module(name)
-
-    monkeypatch.setattr(extras, "import_module", load)
+    monkeypatch.setitem(sys.modules, package, None)
 
 
 def test_a_run_without_the_packages_of_the_report_ends_with_its_table(

@@ -54,7 +54,7 @@ def words(values: list[int]) -> bytes:
     return b"".join(value.to_bytes(8, "little", signed=True) for value in values)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(ROWS, st.lists(st.integers(0, 30), max_size=4))
 def test_by_the_definition_and_in_any_number_of_files(rows: list[tuple[Any, ...]], cuts: list[int]) -> None:
     frame = pl.DataFrame(rows, schema=SCHEMA, orient="row")

@@ -202,6 +202,7 @@ def test_kinds_of_lora(tokenizer: Any, tiny_llama: Callable[..., Any]) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_folder_with_dora_and_noise_trains_and_is_tracked(mini: Mini, tmp_path: Path, folder: Path) -> None:
     """Evidence of reward hacking stands in TensorBoard's files, which outlive the checkpoints."""
     pytest.importorskip("tensorboard")

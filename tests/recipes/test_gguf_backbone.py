@@ -66,6 +66,7 @@ def test_a_run_on_a_gguf_file(mini: Mini, tmp_path: Path, file: Path, monkeypatc
         assert load_plain_model(str(name)).recipe["weights"], name
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_file_it_was_begun_with(
     mini: Mini, tmp_path: Path, file: Path, tiny_llama: Callable[..., Any], tokenizer: Any, write_gguf: Any
 ) -> None:

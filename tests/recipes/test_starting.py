@@ -154,6 +154,7 @@ def test_each_seed_begins_at_its_twin(yesterday: Run, mini: Mini, tmp_path: Path
     assert same(starting.policy(run, 1), old / "sft/s1/best") and not same(starting.policy(run, 1), old / "sft/s0/best")
 
 
+@pytest.mark.slow
 def test_seeds_trained_apart_keep_what_they_began_from(mini: Mini, tmp_path: Path) -> None:
     few = ("arms=[softmax_ref_free]", "align.epochs=1", "evaluation.generation_rows=0", "backbone.pretrain=null",
            "evaluation.baseline=sft")  # fmt: skip
@@ -283,6 +284,7 @@ def test_what_came_later_was_not_seen() -> None:
     assert starting.seen_rows(trained(("u", "b", 3)), data)["val"]["seen"] == 1
 
 
+@pytest.mark.slow
 def test_an_adapter_goes_on_and_another_rank_is_refused(
     mini: Mini, tmp_path: Path, tokenizer: Any, tiny_llama: Callable[..., Any]
 ) -> None:

@@ -112,13 +112,7 @@ def test_refusals_of_the_command(run: Path, tmp_path: Path) -> None:
 
 
 def test_a_missing_extra_is_one_line(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sirius_rec import extras
-
-    def absent(name: str) -> Any:
-        if name == "fastapi":
-            raise ImportError(name)
-
-    monkeypatch.setattr(extras, "import_module", absent)
+    monkeypatch.setitem(sys.modules, "fastapi", None)
     with pytest.raises(ConfigError, match=r"this needs fastapi: pip install 'sirius-rec\[serve\]'"):
         CliRunner().invoke(cli.app, ["serve", str(run)], catch_exceptions=False)
 

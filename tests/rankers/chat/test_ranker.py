@@ -47,6 +47,7 @@ def served(model: Any, tokenizer: Any, longest: int) -> Callable[[str], str]:
     return answer
 
 
+@pytest.mark.slow
 def test_a_served_language_model_that_learnt_its_lists_is_read(
     serve: Callable[..., Any], tokenizer: Any, tiny_llama: Callable[..., Any], catalogue: Any, tmp_path: Path
 ) -> None:
