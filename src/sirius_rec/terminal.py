@@ -253,6 +253,7 @@ def print_tuning(content: Mapping[str, Any], console: Console | None = None) -> 
     table = _table(names, ("method", "95 %", "values"))
     for method in methods:
         values = ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in method["values"].items())
+        values = values or "as configured"
         numbers = (method["validation"], method["configured"], method["fresh_validation"], method["test_hr@1"])
         cells = ["–" if number is None else f"{number:.3f}" for number in numbers]
         cells += [_interval(method["test_hr@1_low"], method["test_hr@1_high"]), values]

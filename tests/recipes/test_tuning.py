@@ -82,6 +82,13 @@ def test_all_have_the_same_budget_and_the_best_is_chosen(tuned: tuple[Path, str]
     assert set(methods["sft_continued"]["values"]) == {"learning_rate"}
     assert set(methods["sasrec"]["values"]) == {"learning_rate", "weight_decay", "dropout"}
     assert methods["markov"]["values"] == {}
+    # EASE chooses by itself as configured, which no value of its space says: tried first all the same
+    assert set(methods["ease"]["all"][0]) == {"value", "state"} and set(methods["ease"]["all"][1]) == {
+        "value",
+        "state",
+        "l2",
+    }
+    assert methods["ease"]["configured"] == methods["ease"]["all"][0]["value"]
     # a formula has no seed: what was promised is what was found
     assert methods["ease"]["fresh_validation"] == pytest.approx(methods["ease"]["validation"])
     assert methods["dpo"]["fresh_validation"] is not None
@@ -96,7 +103,7 @@ def test_winners_are_trained_with_fresh_seeds_and_the_chosen_values(tuned: tuple
     chosen = methods["dpo"]["values"]  # rounded to ten digits
     assert (dpo.beta, dpo.learning_rate) == pytest.approx((chosen["beta"], chosen["learning_rate"]), rel=1e-9)
     ease = next(entry for entry in winners.config.methods if entry.key == "ease")
-    assert ease.options["l2"] == pytest.approx(methods["ease"]["values"]["l2"], rel=1e-9)
+    assert ease.options == pytest.approx(methods["ease"]["values"], rel=1e-9)
     comparison = json.loads((folder / "out" / "winners" / "comparison.json").read_text())
     rows = {row["method"]: row for row in comparison["summary"]}
     assert methods["dpo"]["test_hr@1"] == rows["dpo"]["hr@1"] and rows["dpo"]["seeds"] == [7]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sirius_rec.config import ArmSection, Config, MethodSection
 from sirius_rec.config_sections import Range, Space
 from sirius_rec.errors import ConfigError
+from sirius_rec.rankers.linear import L2_STEPS
 from sirius_rec.rankers.sequential.options import SequentialOptions
 from sirius_rec.recipes.methods import METHODS
 from sirius_rec.recipes.methods.networks import Network
@@ -27,7 +28,7 @@ _NETWORK: dict[str, Space] = {
 }
 _ADAMS_DECAY = Range(low=1e-7, high=1e-3, log=True)  # in the gradient it weighs more than beside it
 _CLOSED: dict[str, dict[str, Space]] = {
-    "ease": {"l2": Range(low=1.0, high=10_000.0, log=True)},
+    "ease": {"l2": Range(low=min(L2_STEPS), high=max(L2_STEPS), log=True)},
     "item_knn_shrunk": {"shrinkage": Range(low=0.1, high=1_000.0, log=True)},
 }
 
@@ -115,7 +116,7 @@ def suggest(trial: Trial, space: Mapping[str, Space]) -> dict[str, Any]:
 
 
 def configured(config: Config, entry: ArmSection | MethodSection, space: Mapping[str, Space]) -> dict[str, Any] | None:
-    """The values that the configuration itself has, to be tried first; None where one lies outside of its space."""
+    """The values that the configuration itself has, to be tried first; None where one has no place in its space."""
     if isinstance(entry, ArmSection):
         objective = config.objective(entry)
         rate = entry.learning_rate or config.align.learning_rate

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from sirius_rec.training.metrics_log import read_metrics
 
 JOURNAL = "journal.log"
 VALUE = "value.json"  # what a finished trial was worth, beside its logs
+CONFIGURED = "configured"  # of a first trial that has none of the space's values
 _UNPRUNED = 4  # trials that are never cut short, so that there is something to compare with
 
 
@@ -52,14 +54,20 @@ def open_study(folder: Path, config: Config, key: str) -> Any:
     )
 
 
-def _sampler(config: Config, key: str, number: int) -> Any:
+def _sampler(config: Config, key: str, number: int, *, grouped: bool = False) -> Any:
     """What draws the values of a trial. Seeded by its number: a sampler that lived from trial to trial would draw those
-    of the first ones again in a process that goes on after a kill."""
+    of the first ones again in a process that goes on after a kill.
+
+    grouped: where a trial without values lies among the others, which would leave no values that all have.
+    """
     import optuna
 
     tune = config.tune
     seed = int(np.random.default_rng([tune.seed, number, *key.encode()]).integers(2**31))
-    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(4, tune.trials // 2), multivariate=True)
+    startup = max(4, tune.trials // 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup, multivariate=True, group=grouped)
 
 
 def tune_one(path: str, key: str) -> None:
@@ -72,21 +80,23 @@ def tune_one(path: str, key: str) -> None:
     entry = next(entry for entry in (*config.arms, *config.methods) if entry.key == key)
     space = spaces(config)[key]
     study = open_study(folder, config, key)
-    if not study.trials and (own := configured(config, entry, space)) is not None:
+    own = configured(config, entry, space)
+    if not study.trials and own is not None:
         study.enqueue_trial(own)
     wanted = config.tune.trials if space else 1
     State = optuna.trial.TrialState
     while True:
         begun = study.get_trials(states=(State.RUNNING,))
         done = len(study.get_trials(states=(State.COMPLETE, State.PRUNED, State.FAIL)))
-        study.sampler = _sampler(config, key, begun[0].number if begun else len(study.trials))
+        number = begun[0].number if begun else len(study.trials)
+        study.sampler = _sampler(config, key, number, grouped=own is None)
         if begun:  # by a process that was killed
             trial = optuna.trial.Trial(study, begun[0]._trial_id)
         elif done < wanted:
             trial = study.ask()
         else:
             return
-        values = suggest(trial, space)
+        values = _values(trial, space, own)
         try:
             value = _worth(run, entry, key, trial, values)
         except TrainingError as error:  # diverged: a trial that came to nothing
@@ -101,7 +111,16 @@ def tune_one(path: str, key: str) -> None:
         best = max((t.value for t in study.get_trials(states=(State.COMPLETE,))), default=None)
         shown = ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
         rest = "" if best is None else f"; best {best:.4f}"
-        log(f"{key} trial {trial.number + 1}/{wanted}: {said} ({shown or 'nothing to choose'}){rest}")
+        log(f"{key} trial {trial.number + 1}/{wanted}: {said} ({shown or 'as configured'}){rest}")
+
+
+def _values(trial: Any, space: Mapping[str, Any], own: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a trial tries. The first is the configuration itself, also where that has no place in the space (where the
+    method chooses a value by itself, say)."""
+    if trial.number == 0 and own is None and not trial.params:
+        trial.set_user_attr(CONFIGURED, True)
+        return {}
+    return suggest(trial, space)
 
 
 def _worth(run: Run, entry: Any, key: str, trial: Any, values: Mapping[str, Any]) -> float:

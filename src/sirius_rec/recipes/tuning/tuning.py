@@ -23,7 +23,7 @@ from sirius_rec.recipes.schedule import Job, run_jobs
 from sirius_rec.recipes.starting import begins_at
 from sirius_rec.recipes.story import STAGES, finish, run_stages
 from sirius_rec.recipes.tuning.spaces import spaces, with_values
-from sirius_rec.recipes.tuning.study import measured, open_study, tune_one
+from sirius_rec.recipes.tuning.study import CONFIGURED, measured, open_study, tune_one
 
 RESULTS = "tune.json"
 
@@ -94,7 +94,8 @@ def _chosen(out: Path, config: Config, key: str) -> dict[str, Any]:
         raise ConfigError(f"{key}: none of its {len(study.trials)} trials came to an end: widen tune.spaces.{key}")
     best = max(complete, key=lambda t: (t.value, -t.number))
     first = study.trials[0]
-    as_configured = first.value if first.system_attrs.get("fixed_params") and first in complete else None
+    own = first.system_attrs.get("fixed_params") or first.user_attrs.get(CONFIGURED)
+    as_configured = first.value if own and first in complete else None
     values = [{"value": t.value, "state": t.state.name, **t.params} for t in study.trials]
     return {**counts, "values": dict(best.params), "validation": best.value, "configured": as_configured, "all": values}
 
