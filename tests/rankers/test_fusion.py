@@ -92,9 +92,7 @@ def test_cold_items_by_brute_force() -> None:
     network, text = rng.normal(size=(400, 5)), 3 * rng.normal(size=(400, 5))
 
     def utility(warm, own, offset):
-        level = np.where(cold, 0, network).sum(axis=1, keepdims=True) / (~cold).sum(axis=1, keepdims=True)
-        about = text - text.mean(axis=1, keepdims=True)
-        return np.where(cold, own * about + offset, warm * (network - level))
+        return np.where(cold, own * text + offset, warm * network)
 
     targets = (utility(1.2, 0.3, -0.7) + rng.gumbel(size=cold.shape)).argmax(axis=1)
 
@@ -110,21 +108,52 @@ def test_cold_items_by_brute_force() -> None:
     assert warm[1] == pytest.approx(0, abs=0.05) and own[0] == pytest.approx(0, abs=0.2), "each is silent elsewhere"
     assert min(*warm, *own) >= 0
 
-    items = np.arange(5)
-    for row in range(20):  # what is fitted is what is scored
-        mask = np.zeros(9, dtype=bool)
-        mask[items[cold[row]]] = True
-        rankers = [Fixed([network[row]]), Fixed([text[row]])]
-        fused = FusionRanker(rankers, [1.2, 0.0], Cold(mask, [0.0, 0.3], -0.7)).score([items], [items])
-        assert fused[0] == pytest.approx(utility(1.2, 0.3, -0.7)[row])
+
+class Catalogue:
+    """A score for each user (the only item of the history) and item."""
+
+    def __init__(self, scores_UI):
+        self.scores_UI = scores_UI
+
+    def score(self, histories, candidates):
+        return [self.scores_UI[history[0], slate] for history, slate in zip(histories, candidates, strict=True)]
+
+
+def test_the_level_of_a_network_is_its_own_and_not_the_slates() -> None:
+    """Warm items count from the mean of all warm ones (there are few here), cold ones from the offset, in any slate."""
+    rng = np.random.default_rng(1)
+    network, text = rng.normal(2, 1, size=(3, 40)), rng.normal(-9, 2, size=(3, 40))
+    network[:, 7], items_I = UNSEEN, np.arange(40) % 4 == 0
+    cold = Cold(items_I, [0.3, 0.5], -2.0, [True, False])
+    ranker = FusionRanker([Catalogue(network), Catalogue(text)], [1.5, 0.25], cold)
+    known = np.where(
+        network == UNSEEN, np.where(items_I | (network == UNSEEN), np.inf, network).min(1)[:, None], network
+    )
+    above = known - known[:, ~items_I].mean(axis=1, keepdims=True)
+    wanted = np.where(items_I, 0.3 * above + 0.5 * text - 2.0, 1.5 * above + 0.25 * text)
+    histories = [np.array([user]) for user in (2, 0, 1)]
+    slates = [np.arange(40), np.array([5]), np.array([8, 7, 9])]
+    for history, slate, found in zip(histories, slates, ranker.score(histories, slates), strict=True):
+        assert found == pytest.approx(wanted[history[0], slate])
+
+
+def test_reference_items_are_warm_and_few() -> None:
+    items_I, asked = np.arange(2000) % 2 == 0, []
+
+    class Listening:
+        def score(self, histories, candidates):
+            asked.extend(candidates)
+            return [np.zeros(len(slate)) for slate in candidates]
+
+    Cold(items_I, [1.0], 0.0, [True]).levels(Listening(), [np.array([0])] * 2)
+    assert [len(set(slate)) for slate in asked] == [256, 256] and (asked[0] == asked[1]).all()
+    assert not items_I[asked[0]].any()
 
 
 def test_a_part_that_says_nothing_of_either_kind_is_not_asked() -> None:
-    items, cold = np.arange(3), Cold(np.array([False, True, False]), [0.5, 0.0], 0.25)
+    items, cold = np.arange(3), Cold(np.array([False, True, False]), [0.5, 0.0], 0.25, [False, True])
     ranker = FusionRanker([Fixed([np.array([1.0, 5.0, 3.0])]), Silent()], [0.0, 0.0], cold)
-    assert ranker.score([items], [items])[0] == pytest.approx([0, 0.25 + 0.5 * (5 - 3), 0])
-    every = FusionRanker([Fixed([np.array([1.0, 5.0, 3.0])])], [2.0], Cold(np.ones(3, dtype=bool), [1.0], 0.5))
-    assert every.score([items], [items])[0] == pytest.approx([-1.5, 2.5, 0.5]), "cold items alone"
+    assert ranker.score([items], [items])[0] == pytest.approx([0, 0.25 + 0.5 * 5, 0])
 
 
 def test_without_a_cold_target_nothing_says_what_cold_items_are_worth() -> None:

@@ -4,16 +4,17 @@ Given a slate, the probability that candidate i is the answer is modelled as sof
 logit of McFadden (1974); its log-likelihood is concave in the weights, so there is one best and nothing to search for.
 
 Whoever learns items from a log knows nothing of those that the log lacks, and a model that reads titles does. With
-`cold` these items have weights of their own and an offset: they stand at the mean of the others of their slate, plus
-the offset, plus what each ranker says of them among all candidates, times a second weight. It is a conditional logit
-still, of 2M + 1 columns.
+`cold` these items have weights of their own and an offset: a conditional logit still, of 2M + 1 columns. Now the level
+of scores matters, not their differences alone. That of a network or formula is its mean over the same `REFERENCE` warm
+items for each history, whatever else is asked for; log-probs of a language model have theirs already.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,12 +29,28 @@ Bools = npt.NDArray[np.bool_]
 _RIDGE = 1e-3
 
 
-class Cold(NamedTuple):
-    """items_I: which items training never met. weights: of each ranker, for them. offset: theirs, in nats."""
+REFERENCE = 256  # items whose mean score is a ranker's level
+
+
+@dataclass(frozen=True)
+class Cold:
+    """Items that training never met, and what they have of their own.
+
+    items_I: which they are. weights: of each ranker, for them. offset: theirs, in nats. levelled: of which rankers
+    scores are taken less their mean over the reference items.
+    """
 
     items_I: Bools
     weights: Sequence[float]
     offset: float
+    levelled: Sequence[bool]
+
+    def levels(self, ranker: Any, histories: Sequence[Items]) -> Sequence[npt.NDArray[Any]]:
+        """The ranker's scores of the reference items for each history: as many warm items, the same for all."""
+        warm = np.flatnonzero(~self.items_I)
+        reference = np.sort(np.random.default_rng(0).permutation(warm)[:REFERENCE])
+        scores: Sequence[npt.NDArray[Any]] = ranker.score(histories, [reference] * len(histories))
+        return scores
 
 
 def fit_weights(
@@ -89,11 +106,16 @@ def known(scores_C: npt.NDArray[Any]) -> Floats:
     return np.where(unknown, row[~unknown].min(), row) if unknown.any() else row
 
 
-def apart(scores_C: npt.NDArray[Any], cold_C: Bools) -> tuple[Floats, Floats]:
-    """A ranker's scores of items that training met, about their mean, and of cold ones, about the slate's; else 0."""
-    row = known(scores_C)
-    level = row[~cold_C].mean() if not cold_C.all() else 0.0
-    return np.where(cold_C, 0.0, row - level), np.where(cold_C, row - row.mean(), 0.0)
+def above_level(scores_RC: Sequence[npt.NDArray[Any]], levels: Sequence[npt.NDArray[Any]] | None) -> list[Floats]:
+    """Scores less their mean over the reference items; unknown items stand with the last of those. levels: the scores
+    of the reference items for each row; None leaves scores as they are."""
+    if levels is None:
+        return [known(row) for row in scores_RC]
+    rows = []
+    for row, reference in zip(scores_RC, levels, strict=True):
+        floor_I, scores = known(reference), np.asarray(row, dtype=np.float64)
+        rows.append(np.where(scores <= UNSEEN, floor_I.min(), scores) - floor_I.mean())
+    return rows
 
 
 def fit_apart(
@@ -101,7 +123,7 @@ def fit_apart(
 ) -> tuple[Floats, Floats, float]:
     """For each ranker a weight of items that training met and one of cold ones, and the offset of cold ones in nats.
 
-    cold_RC: for each slate whether training never met the candidate.
+    scores_RC: `above_level`, of each ranker. cold_RC: for each slate whether training never met the candidate.
 
     Raises:
         ScoringError: as `fit_weights`, and where no target is cold: nothing would say what cold items are worth.
@@ -109,12 +131,12 @@ def fit_apart(
     if not any(cold_C[target] for cold_C, target in zip(cold_RC, positions_R, strict=True)):
         raise ScoringError(
             "fusion: cold: no target of the validation slates is new to training, so nothing says what new items are "
-            "worth: hold some out (data.hold_out.cold_items), or split by time"
+            "worth: hold some out (data.hold_out.cold_items)"
         )
     columns: list[list[Floats]] = []
     for ranker in scores_RC:
-        pairs = [apart(row, cold_C) for row, cold_C in zip(ranker, cold_RC, strict=True)]
-        columns += [[warm for warm, _ in pairs], [cold for _, cold in pairs]]
+        pairs = list(zip(ranker, cold_RC, strict=True))
+        columns += [[row * ~cold_C for row, cold_C in pairs], [row * cold_C for row, cold_C in pairs]]
     columns.append([cold_C.astype(np.float64) for cold_C in cold_RC])
     weights = fit_weights(columns, positions_R, free=1)
     return weights[:-1:2], weights[1:-1:2], float(weights[-1])
@@ -131,25 +153,32 @@ class FusionRanker:
         self.progress: Callable[[int], None] | None = None
 
     def score(self, histories: Sequence[Items], candidates: Sequence[Items]) -> list[Floats]:
-        totals = self.fused([partial(ranker.score, histories, candidates) for ranker in self.rankers], candidates)
+        totals = self.fused(
+            [partial(ranker.score, histories, candidates) for ranker in self.rankers], histories, candidates
+        )
         if self.progress:
             self.progress(len(candidates))
         return totals
 
     def fused(
-        self, parts: Sequence[Callable[[], Sequence[npt.NDArray[Any]]]], candidates: Sequence[Items]
+        self,
+        parts: Sequence[Callable[[], Sequence[npt.NDArray[Any]]]],
+        histories: Sequence[Items],
+        candidates: Sequence[Items],
     ) -> list[Floats]:
         """The weighted sum of what each ranker's part gives of these slates."""
+        totals: list[Floats] = [np.zeros(len(slate)) for slate in candidates]
         if self.cold is None:
-            totals: list[Floats] = [np.zeros(len(slate)) for slate in candidates]
             for part, weight in zip(parts, self.weights, strict=True):
                 if weight:
                     totals = [total + weight * known(row) for total, row in zip(totals, part(), strict=True)]
             return totals
         masks = [self.cold.items_I[np.asarray(slate)] for slate in candidates]
-        totals = [self.cold.offset * mask.astype(np.float64) for mask in masks]
-        for part, warm, cold in zip(parts, self.weights, self.cold.weights, strict=True):
+        totals = [total + self.cold.offset * mask for total, mask in zip(totals, masks, strict=True)]
+        asked = zip(parts, self.rankers, self.cold.levelled, self.weights, self.cold.weights, strict=True)
+        for part, ranker, levelled, warm, cold in asked:
             if warm or cold:
-                pairs = (apart(row, mask) for row, mask in zip(part(), masks, strict=True))
-                totals = [total + warm * w + cold * c for total, (w, c) in zip(totals, pairs, strict=True)]
+                levels = self.cold.levels(ranker, histories) if levelled else None
+                rows = zip(totals, above_level(part(), levels), masks, strict=True)
+                totals = [total + np.where(mask, cold, warm) * row for total, row, mask in rows]
         return totals

@@ -8,20 +8,19 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from sirius_rec.atomic import write_json
 from sirius_rec.config import Config, MethodSection
 from sirius_rec.data.protocols import train_counts
 from sirius_rec.errors import ConfigError
 from sirius_rec.evaluation.tables import SCORES, read_table, table_name
 from sirius_rec.options import Flag, Options, options_of
-from sirius_rec.recipes.job import Ticker
+from sirius_rec.recipes.job import Ticker, log
 from sirius_rec.recipes.methods.base import Method, no_preset
 from sirius_rec.recipes.run_folder import DONE
 from sirius_rec.schema import ROW_ID, TARGET
 
 if TYPE_CHECKING:
+    from sirius_rec.rankers.fusion import Cold
     from sirius_rec.recipes.run import Run
 
 _CHECKPOINT = "best"  # of its parts: the one that weights are chosen for
@@ -90,14 +89,14 @@ class Fusion(Method):
 
         require_validation(run)
         targets = run.dataset.examples("val")[TARGET].gather(run.validation_rows.tolist()).to_numpy()
-        if self.options.cold and not _cold_items(run)[targets].any():
+        if self.options.cold and not self._cold(run).items_I[targets].any():
             raise ConfigError(
                 f"{self.key}: options.cold: no target of the {len(targets):,} validation rows is new to training, so "
-                "nothing says what new items are worth: hold some out (data.hold_out.cold_items), or split by time"
+                "nothing says what new items are worth: hold some out (data.hold_out.cold_items)"
             )
 
     def fit(self, run: Run, seed: int) -> None:
-        from sirius_rec.rankers.fusion import fit_apart, fit_weights
+        from sirius_rec.rankers.fusion import above_level, fit_apart, fit_weights
         from sirius_rec.recipes.methods.networks import validation
 
         if self.is_done(run, seed):
@@ -108,9 +107,14 @@ class Fusion(Method):
         scores = [ranker.score(held_out.histories, held_out.candidates) for ranker in rankers]
         positions, of = held_out.target.tolist(), self.options.of
         if self.options.cold:
-            cold_I = _cold_items(run)
-            weights, cold, offset = fit_apart(scores, positions, [cold_I[slate] for slate in held_out.candidates])
+            new = self._cold(run)
+            levels = [new.levels(ranker, held_out.histories) if levelled else None
+                      for ranker, levelled in zip(rankers, new.levelled, strict=True)]  # fmt: skip
+            above = [above_level(rows, level) for rows, level in zip(scores, levels, strict=True)]
+            weights, cold, offset = fit_apart(above, positions, [new.items_I[slate] for slate in held_out.candidates])
             more = {"cold": dict(zip(of, cold.tolist(), strict=True)), "offset": offset}
+            if not cold.any():
+                log(f"{self.key} s{seed}: none of {', '.join(of)} tells new items apart on validation: all stand alike")
         else:
             weights, more = fit_weights(scores, positions), {}
         done = {
@@ -134,7 +138,7 @@ class Fusion(Method):
             return part.scores(run, own, slates, at, _CHECKPOINT) if stored is None else stored
 
         parts = [partial(of, part, own) for part, own in zip(self.parts, ranker.rankers, strict=True)]
-        return ranker.fused(parts, run.slate_arrays(slates)[1])
+        return ranker.fused(parts, *run.slate_arrays(slates))
 
     def _say_progress(self, rankers: Sequence[Any], what: str, rows: int) -> None:
         for part, ranker in zip(self.parts, rankers, strict=True):
@@ -144,18 +148,19 @@ class Fusion(Method):
         return [part.ranker(run, part.seed_for(seed), _CHECKPOINT) for part in self.parts]
 
     def ranker(self, run: Run, seed: int, checkpoint: str) -> Any:
-        from sirius_rec.rankers.fusion import Cold, FusionRanker
+        from sirius_rec.rankers.fusion import FusionRanker
 
         self.fit(run, seed)  # where it retrieves, nothing is fitted yet
         done, of = json.loads((self.folder(run, seed) / DONE).read_text()), self.options.of
-        cold = Cold(_cold_items(run), [done["cold"][key] for key in of], done["offset"]) if "cold" in done else None
+        cold = self._cold(run, [done["cold"][key] for key in of], done["offset"]) if "cold" in done else None
         return FusionRanker(self._rankers(run, seed), [done["weights"][key] for key in of], cold)
 
+    def _cold(self, run: Run, weights: Sequence[float] = (), offset: float = 0.0) -> Cold:
+        """What stands in no train row. A language model's log-probs have a level already."""
+        from sirius_rec.rankers.fusion import Cold
 
-def _cold_items(run: Run) -> np.ndarray:
-    """bool[n_items]: what stands in no train row."""
-    cold_I: np.ndarray = train_counts(run.dataset.all_train_examples(), run.dataset.n_items) == 0
-    return cold_I
+        cold_I = train_counts(run.dataset.all_train_examples(), run.dataset.n_items) == 0
+        return Cold(cold_I, weights, offset, [not part.uses_backbone for part in self.parts])
 
 
 def _stored(run: Run, part: Method, seed: int, slates: str) -> list[Any] | None:
