@@ -213,15 +213,17 @@ def test_evaluate_measures_something_else(
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     before = (run / "config.yaml").read_bytes()
-    assert "(sft.epochs: saved 1, now 2)" in refused("evaluate", run, "sft.epochs=2")
+    said = refused("evaluate", run, "sft.epochs=2")
+    assert said.startswith("sft.epochs=2: sirius evaluate trains nothing: only evaluation and compute may be changed")
+    assert "validation_rows: saved None, now 9)" in refused("evaluate", run, "evaluation.validation_rows=9")
     assert "no test slates 'test-uniform-7-s0'; there are" in refused(
         "evaluate", run, "evaluation.slates=[test-uniform-7-s0]"
     )
-    said = refused("evaluate", run, "arms=[dpo_sirius, softmax_dpo, dpo]")
-    assert said.startswith(f"{run}: dpo of seed 0 is not trained yet: train it with `sirius align ")
     assert (run / "config.yaml").read_bytes() == before
     outcome = sirius("evaluate", run, "evaluation.generation_rows=3", "evaluation.test_rows={test-uniform-6-s0: 9}")
-    assert outcome.code == 0
+    assert (
+        outcome.code == 0 and f"{run}: evaluation.test_rows: saved None, now {{'test-uniform-6-s0': 9}}" in outcome.err
+    )
     results = json.loads((run / "results.json").read_text())
     assert {row["n"] for row in results["rows"]} == {9}
     assert {entry["method"] for entry in results["rows"] if entry.get("valid_ratio") is not None} >= {
@@ -230,6 +232,22 @@ def test_evaluate_measures_something_else(
     }
     assert sirius("evaluate", run).code == 0  # the folder keeps it
     assert json.loads((run / "results.json").read_text())["rows"] == results["rows"]
+
+
+def test_results_of_another_evaluation_are_not_passed_off(
+    sirius: Sirius, refused: Callable[..., str], finished: Path, tmp_path: Path
+) -> None:
+    """An evaluation that was stopped has left its configuration, and the results of the one before."""
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(re.sub(r"generation_rows: \d+", "generation_rows: 7", text))
+    said = refused("report", run)
+    assert said.startswith(f"{run / 'results.json'}: was made with evaluation.generation_rows ")
+    assert said.endswith(f", and config.yaml has 7: run `sirius evaluate {run}`")
+    assert sirius("export", run, "--method", "sft", "--out", tmp_path / "model").code == 0
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "Not evaluated as the run is configured now" in card and "ndcg@10" not in card.lower()
 
 
 def test_report_against_another_baseline(

@@ -54,7 +54,7 @@ def test_what_does_not_belong_together(parts: list[Path], tmp_path: Path, mini: 
         merge_runs([parts[0], tmp_path / "other"], tmp_path / "x")
     fewer = mini(*FEW, "seeds=[2]", "evaluation.test_rows={test-uniform-6-s0: 7}")
     run_stages(Run(open_run(tmp_path / "fewer", fewer), fewer), (), lambda line: None)
-    with pytest.raises(RunError, match=r"have different configurations \(evaluation\.test_rows: "):
+    with pytest.raises(RunError, match=r"\(evaluation\.test_rows: \{.*\} and None; `sirius evaluate` makes them"):
         merge_runs([parts[0], tmp_path / "fewer"], tmp_path / "x")
     strange = mini(*FEW, "seeds=[2]", "data.seed=9")
     run_stages(Run(open_run(tmp_path / "strange", strange), strange), (), lambda line: None)

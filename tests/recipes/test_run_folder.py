@@ -57,7 +57,7 @@ def test_alignment_is_held_from_its_first_step_on(mini: Mini, tmp_path: Path) ->
     with pytest.raises(RunError, match=r"\(align\.from: saved None, now \{.*: choose another --out"):
         open_run(run.path, mini(f"align.from={run.path}"))
     run.reference(0).parent.mkdir()
-    with pytest.raises(RunError, match=r"\(align\.epochs: saved 3, now 2\): choose another --out"):
+    with pytest.raises(RunError, match=r"\(align\.epochs: saved 3, now 2; alignment has begun\): choose another"):
         open_run(run.path, mini())
 
 
@@ -97,7 +97,7 @@ def test_seeds_arms_and_methods_may_be_added(mini: Mini, tmp_path: Path) -> None
         run.arm(key, 0).mkdir(parents=True)
     with pytest.raises(RunError, match=r"another configuration \(arms\.dpo: begun in the folder, missing now\)"):
         open_run(run.path, mini("seeds=[0, 1]"))
-    with pytest.raises(RunError, match=r"another configuration \(align\.epochs: saved 2, now 3\)"):
+    with pytest.raises(RunError, match=r"another configuration \(align\.epochs: saved 2, now 3; alignment"):
         open_run(
             run.path,
             mini("align.epochs=3", "seeds=[0, 1, 2]", "arms=[dpo_sirius, dpo, softmax_dpo]", "methods=[markov]"),

@@ -249,6 +249,12 @@ def evaluate(
     check_json(json_file)
     cluster = cluster_of(engine, address)
     opened = Run.open(run)
+    for given in overrides or ():
+        if not given.startswith(("evaluation.", "compute.")):
+            raise ConfigError(
+                f"{given}: sirius evaluate trains nothing: only evaluation and compute may be changed here; what is "
+                "trained is changed by `sirius run`"
+            )
     if overrides:
         opened = open_run_folder(opened.folder.config_file, overrides, run)
     check_trained(opened, formulas=False)

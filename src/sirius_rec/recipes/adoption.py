@@ -7,6 +7,7 @@ change at any time. Seeds, arms and methods may be added.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from sirius_rec.config import ArmSection, Config, MethodSection
 from sirius_rec.errors import RunError
 from sirius_rec.options import Options
 from sirius_rec.recipes.environment import environment
+from sirius_rec.recipes.job import log
 from sirius_rec.recipes.methods import METHODS
 from sirius_rec.recipes.run_folder import ENVIRONMENT, RunFolder
 
@@ -51,8 +53,12 @@ def open_run(path: Path, config: Config) -> RunFolder:
 
 
 def adopt(folder: RunFolder, config: Config) -> None:
-    """Make `config`, which `open_run` let pass, the folder's; call it under the lock."""
-    if folder.config() != config:
+    """Make `config`, which `open_run` let pass, the folder's, and say what changes; call it under the lock."""
+    saved = folder.config()
+    if saved != config:
+        before, after = (_held(one, _GROW, measured=True) for one in (saved, config))
+        for changed in _differences(before, after):
+            log(f"{folder.path}: {changed}")
         folder.write_config(config)
 
 
@@ -67,7 +73,8 @@ def first_difference(folder: RunFolder, saved: Config, current: Config, *, whole
             held["align"] = {"from": held["align"]["from"]}
     difference = _difference(before, after)
     if difference:
-        return difference
+        begun = difference.startswith("align.") and not whole
+        return f"{difference}; alignment has begun" if begun and folder.aligned() else difference
     if not set(saved.seeds) <= set(current.seeds):
         return f"seeds: saved {list(saved.seeds)!r}, now {list(current.seeds)!r}"
     for place in ("arms", "methods"):
@@ -118,17 +125,17 @@ def _held_entry(entry: ArmSection | MethodSection) -> dict[str, Any]:
 
 def _difference(old: Any, new: Any, place: str = "") -> str | None:
     """The first place where two configurations differ, in words."""
+    return next(_differences(old, new, place), None)
+
+
+def _differences(old: Any, new: Any, place: str = "") -> Iterator[str]:
     lists = isinstance(old, list) and isinstance(new, list)
     if lists and all(isinstance(entry, dict) for entry in (*old, *new)):
         old, new = (dict(enumerate(entries)) for entries in (old, new))
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted({*old, *new}, key=str):
             where = f"{place}.{key}" if place else str(key)
-            difference = _difference(old.get(key, _UNSET), new.get(key, _UNSET), where)
-            if difference:
-                return difference
-        return None
-    if old == new:
-        return None
-    before, after = ("not set" if value is _UNSET else repr(value) for value in (old, new))
-    return f"{place}: saved {before}, now {after}"
+            yield from _differences(old.get(key, _UNSET), new.get(key, _UNSET), where)
+    elif old != new:
+        before, after = ("not set" if value is _UNSET else repr(value) for value in (old, new))
+        yield f"{place}: saved {before}, now {after}"

@@ -38,9 +38,11 @@ def merge_runs(paths: Sequence[Path], out: Path) -> RunFolder:
         if gguf_file_of(other.folder) != gguf_file_of(first.folder):
             raise RunError(f"{where} were made with different files of backbone '{first.config.backbone.model}'")
         one, two = (run.config.changed(seeds=(0,)) for run in (first, other))
-        difference = first_difference(other.folder, one, two, whole=True)
+        difference = first_difference(other.folder, two, one, whole=True)
         if difference:
-            raise RunError(f"{where} have different configurations ({difference})")
+            same = "; `sirius evaluate` makes them alike" if difference.startswith("evaluation.") else ""
+            words = difference.replace(": saved ", ": ").replace(", now ", " and ")
+            raise RunError(f"{where} have different configurations ({words}{same})")
         if (one.arms, _named(one)) != (two.arms, _named(two)):
             raise RunError(f"{where} have different arms or methods: train the missing ones first")
     seeds = [seed for run in runs for seed in run.config.seeds]

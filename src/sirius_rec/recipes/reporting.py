@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sirius_rec.errors import ConfigError, RunError
-from sirius_rec.evaluation.results import read_results
 from sirius_rec.recipes.diagnosis import read_diagnostics
 from sirius_rec.recipes.results import gather
 from sirius_rec.recipes.run import Run
-from sirius_rec.recipes.scoring import answers_of, tables_of
+from sirius_rec.recipes.scoring import answers_of, current_results, tables_of
 
 if TYPE_CHECKING:
     from sirius_rec.report.reported_run import ReportedRun
@@ -39,7 +38,7 @@ def _reported(run: Run, baseline: str | None) -> ReportedRun:
     from sirius_rec.report.text import marked_labels
 
     folder = run.folder
-    results = read_results(folder.results)
+    results = current_results(run)
     has_scores = folder.scores.is_dir() and folder.data.is_dir()
     if baseline is not None and baseline != results.get("baseline"):
         scored = sorted({row["method"] for row in results["summary"]})

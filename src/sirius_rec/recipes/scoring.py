@@ -13,7 +13,9 @@ import polars as pl
 
 from sirius_rec import __version__
 from sirius_rec.atomic import write_json
+from sirius_rec.config_sections import EvaluationSection
 from sirius_rec.errors import ConfigError, RunError
+from sirius_rec.evaluation.results import read_results
 from sirius_rec.evaluation.tables import ScoreTable, read_table, read_tables, table_name, write_table
 from sirius_rec.processes import is_main
 from sirius_rec.recipes.job import Ticker, log
@@ -65,6 +67,19 @@ def check_trained(run: Run, *, formulas: bool = True) -> None:
                 folder = run.folder
                 how = f"sirius {command} {folder.config_file} --out {folder.path}"
                 raise RunError(f"{folder.path}: {method.key} of seed {seed} is not trained yet: train it with `{how}`")
+
+
+def current_results(run: Run) -> dict[str, Any]:
+    """results.json; RunError where it is of another `evaluation` than the folder's, of one that was stopped, say."""
+    results = read_results(run.folder.results)
+    made, now = results.get("config", {}).get("evaluation", {}), run.config.evaluation.model_dump(mode="json")
+    for key in sorted(EvaluationSection.MEASURED & made.keys()):
+        if made[key] != now[key]:
+            raise RunError(
+                f"{run.folder.results}: was made with evaluation.{key} {made[key]!r}, and config.yaml has "
+                f"{now[key]!r}: run `sirius evaluate {run.folder.path}`"
+            )
+    return results
 
 
 def check_slates(run: Run) -> None:
