@@ -219,6 +219,7 @@ def test_evaluate_measures_something_else(
     assert "no test slates 'test-uniform-7-s0'; there are" in refused(
         "evaluate", run, "evaluation.slates=[test-uniform-7-s0]"
     )
+    assert "evaluation.slates: names none" in refused("evaluate", run, "evaluation.slates=[]")
     assert (run / "config.yaml").read_bytes() == before
     outcome = sirius("evaluate", run, "evaluation.generation_rows=3", "evaluation.test_rows={test-uniform-6-s0: 9}")
     assert (

@@ -124,3 +124,12 @@ def test_new_items_need_new_items_on_validation(tmp_path: Path) -> None:
     assert str(result.exception).startswith("fusion: options.cold: no target of the ")
     assert str(result.exception).endswith("hold some out (data.hold_out.cold_items)")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_best_hundred_of_eighty_items_are_all_of_them(run: Run) -> None:
+    before = run.folder.config_file.read_bytes()
+    asked = ["evaluate", str(run.folder.path), "evaluation.retrieved=[{retriever: ease}]"]
+    result = CliRunner().invoke(cli.app, asked)
+    assert isinstance(result.exception, ConfigError)
+    assert str(result.exception).startswith("evaluation.retrieved.0: the best 100 of 80 items are all of them")
+    assert run.folder.config_file.read_bytes() == before

@@ -223,6 +223,7 @@ def test_a_fusion_that_cannot_be_is_refused(content: dict[str, Any], message: st
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"evaluation.retrieved": [{"retriever": "sasrec"}] * 2}, "evaluation.retrieved: an entry is duplicated"),
         ({"evaluation.retrieved": [{"retriever": "dpo"}]}, "'dpo' is no method of this run that scores the whole"),
         ({"evaluation.retrieved": [{"retriever": "ease"}]}, "'ease' is no method of this run"),
         ({"data.slates": [{"size": 6}]}, "what users had met is in the slates of the whole catalogue"),

@@ -218,7 +218,8 @@ def _events(
     elif unit in ("s", "ms") and frame[TIME].null_count() and options.get("timestamp_unit", "auto") == "auto":
         check.options["timestamp_unit"] = unit
     times = time_notes(frame[TIME].drop_nulls().to_numpy())
-    check.remarks.append(f"{path}: event times {times['first']} to {times['last']} ({unit})")
+    if times["first"] is not None:
+        check.remarks.append(f"{path}: event times {times['first']} to {times['last']} ({unit})")
     if "others" in times:
         asked = options.get("min_time"), options.get("max_time")
         if asked == (None, None):

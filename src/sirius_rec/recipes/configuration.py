@@ -238,6 +238,8 @@ def _methods(config: Config) -> Iterator[str]:
 
 def _retrievers(config: Config, methods: Mapping[str, Method]) -> Iterator[str]:
     able = [key for key, method in methods.items() if method.ranks_catalogue and not method.uses_backbone]
+    if len(set(config.evaluation.retrieved)) < len(config.evaluation.retrieved):
+        yield "evaluation.retrieved: an entry is duplicated"
     for number, entry in enumerate(config.evaluation.retrieved):
         if entry.retriever not in able:
             yield (

@@ -83,10 +83,16 @@ def current_results(run: Run) -> dict[str, Any]:
 
 
 def check_slates(run: Run) -> None:
-    """ConfigError for slates in `evaluation` that the data lacks, and where there is none to measure on."""
+    """ConfigError for slates of `evaluation` that the data lacks or that would be all of it, and for none at all."""
     names: list[str] = run.test_slates
     if not names:
         raise ConfigError("evaluation.slates: names none: at least one is needed")
+    for number, entry in enumerate(run.config.evaluation.retrieved):
+        if entry.size >= (items := run.dataset.n_items):
+            raise ConfigError(
+                f"evaluation.retrieved.{number}: the best {entry.size:,} of {items:,} items are all of them: choose "
+                "fewer, or protocol full"
+            )
 
 
 def ranked_slates(run: Run, method: Method) -> list[str]:
