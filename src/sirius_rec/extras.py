@@ -25,7 +25,7 @@ def missing(extra: str) -> str | None:
     for package in _PACKAGES[extra]:
         try:
             found = find_spec(package)
-        except ImportError:  # of a package around it
+        except (ImportError, ValueError):  # of a package around it; of a module without a specification
             found = None
         if found is None:
             return f"this needs {package.partition('.')[0]}: pip install 'sirius-rec[{extra}]'"

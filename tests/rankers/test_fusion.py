@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sirius_rec.errors import ScoringError
-from sirius_rec.rankers.fusion import Cold, FusionRanker, fit_apart, fit_weights
+from sirius_rec.rankers.fusion import Cold, FusionRanker, above_level, fit_apart, fit_weights, told_apart
 from sirius_rec.rankers.protocol import UNSEEN
 
 
@@ -159,3 +159,31 @@ def test_a_part_that_says_nothing_of_either_kind_is_not_asked() -> None:
 def test_without_a_cold_target_nothing_says_what_cold_items_are_worth() -> None:
     with pytest.raises(ScoringError, match=r"hold some out \(data\.hold_out\.cold_items\)"):
         fit_apart([[np.array([1.0, 0.0])]], [0], [np.array([False, True])])
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1e6])
+def test_weights_of_cold_items_do_not_depend_on_the_unit(unit: float) -> None:
+    """What is above its level may be far below 0, and is known all the same."""
+    rng = np.random.default_rng(3)
+    cold = rng.random((200, 5)) < 0.4
+    cold[:, 0], cold[:, 1] = False, True
+    scores = rng.normal(size=(200, 5))
+    targets = (np.where(cold, 0.5 * scores - 1, 1.5 * scores) + rng.gumbel(size=cold.shape)).argmax(axis=1).tolist()
+    warm, own, offset = fit_apart([list(scores)], targets, list(cold))
+    found = fit_apart([list(scores * unit)], targets, list(cold))
+    assert (found[0] * unit, found[1] * unit) == (pytest.approx(warm, rel=1e-3), pytest.approx(own, rel=1e-3))
+    assert found[2] == pytest.approx(offset, rel=1e-3)
+
+
+def test_unknown_items_stand_with_the_last_reference_item() -> None:
+    rows = above_level([np.array([UNSEEN, 3.0])], [np.array([1.0, UNSEEN, 5.0, 2.0])])
+    assert rows[0] == pytest.approx([1 - 9 / 4, 3 - 9 / 4])
+    assert above_level([np.array([-12.0, -20.0])], None)[0].tolist() == [-12, -20]
+
+
+def test_a_part_that_says_the_same_of_all_cold_items_tells_none_apart() -> None:
+    mask = [np.array([True, False, True])]
+    level, telling = [np.array([-0.3, 2.0, -0.3])], [np.array([1.0, 2.0, 1.5])]
+    assert not told_apart([level, telling], [51.4, 0.0], mask)
+    assert told_apart([level, telling], [51.4, 0.1], mask)
+    assert not told_apart([telling], [1.0], [np.array([True, False, False])])

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from markupsafe import escape
 from typer.testing import CliRunner
 
@@ -22,15 +23,16 @@ from sirius_rec.evaluation.results import read_results
 from sirius_rec.rankers.linear import EASE, L2_STEPS
 from sirius_rec.rankers.sequential.options import PRESETS
 from sirius_rec.rankers.sequential.ranker import SequentialRanker
-from sirius_rec.recipes.adoption import first_difference
-from sirius_rec.recipes.configuration import parse_config
+from sirius_rec.recipes.adoption import first_difference, open_run
+from sirius_rec.recipes.comparison import compare
+from sirius_rec.recipes.configuration import load_config, parse_config
 from sirius_rec.recipes.diagnosis import read_diagnostics
 from sirius_rec.recipes.methods import METHODS, build_methods, closed_form, networks, reserved_keys
 from sirius_rec.recipes.results import collect
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.run_folder import RunFolder
 from sirius_rec.recipes.scoring import check_trained
-from sirius_rec.recipes.story import audit_once
+from sirius_rec.recipes.story import STAGES, audit_once, run_stages
 from sirius_rec.report.answer import answer
 
 TRIVIAL = [method.name for method in closed_form.TRIVIAL]
@@ -363,3 +365,34 @@ def test_a_network_stopped_in_mid_training_goes_on(
         monkeypatch.setattr(networks, "log", said.append)
     assert [line.split("epoch ")[1][0] for line in said] == ["1", "2"]
     assert (folder / "weights.safetensors").read_bytes() == weights
+
+
+def test_the_chosen_baseline_yields_to_a_configured_one_and_to_other_slates(tmp_path: Path) -> None:
+    """Its note names the slates that it was chosen on, whatever is measured now."""
+    content = {
+        "name": "chosen", "arms": [], "methods": ["ease", "markov"], "evaluation": {"baseline": "ease"},
+        "data": {"source": "simulated", "options": {"n_items": 80, "n_users": 40, "events_per_user": 12},
+                 "window": {"max_history": 5, "min_history": 5},
+                 "slates": [{"size": 6}, {"size": 9, "splits": ["test"]}]},
+    }  # fmt: skip
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
+    config = load_config(tmp_path / "c.yaml")
+    run = Run(open_run(tmp_path / "run", config), config)
+    run_stages(run, STAGES, lambda line: None)
+    chosen = compare(run)["baseline"]
+    assert json.loads(run.folder.comparison.read_text())["chosen_on"] == run.test_slates[0]
+
+    def evaluated(**changes: Any) -> dict[str, Any]:
+        now = config.changed(evaluation=config.evaluation.changed(**changes))
+        return collect(Run(run.folder, now))
+
+    first, other = run.test_slates
+    results = evaluated(slates=(other,))
+    assert results["baseline"] == chosen and {row["slates"] for row in results["rows"]} == {other}
+    assert any(f"chosen for its HR@1 on {first}:" in note for note in results["notes"])
+    configured = "markov" if chosen != "markov" else "popularity"
+    results = evaluated(baseline=configured)
+    assert results["baseline"] == configured and not any("chosen for its HR@1" in note for note in results["notes"])
+    for table in run.folder.scores.glob(f"{chosen}-s*{other}*"):
+        table.unlink()
+    assert evaluated(slates=(other,))["baseline"] == "ease"

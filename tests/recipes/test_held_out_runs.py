@@ -15,8 +15,14 @@ from sirius_rec import cli
 from sirius_rec.errors import ConfigError
 from sirius_rec.evaluation.results import read_results
 from sirius_rec.evaluation.tables import read_table
+from sirius_rec.rankers.fusion import fit_apart
+from sirius_rec.recipes.adoption import open_run
+from sirius_rec.recipes.configuration import load_config, parse_config
 from sirius_rec.recipes.methods import build_methods
+from sirius_rec.recipes.methods.fusion import Fusion
+from sirius_rec.recipes.methods.networks import validation
 from sirius_rec.recipes.run import Run
+from sirius_rec.recipes.story import prepare_data
 
 RAW: dict[str, Any] = {
     "name": "held",
@@ -94,25 +100,37 @@ def test_what_is_unseen_and_popular_is_so_in_what_training_was_left(run: Run, sl
 
 
 def test_what_training_never_met_has_weights_of_its_own(run: Run, tmp_path: Path) -> None:
-    """EASE knows nothing of cold items, so that an offset is all they have of it; the tables are of what was fitted."""
+    """Fitted on validation as it is scored on test: each part less its mean over the warm items."""
     done = json.loads((run.folder.method("fusion", 0) / "done.json").read_text())
     cold_I = np.isin(np.arange(80), [*run.dataset.info["hold_out"]["items"]])
     cold_I |= ~np.isin(np.arange(80), [i for items in had_by_user(run).values() for i in items])
     assert done["weights"]["ease"] > 0 and done["offset"] != 0 and done["parameters"] == 5
+    held_out, warm = validation(run), np.flatnonzero(~cold_I)  # fewer than there may be reference items: all of them
+    rankers = {key: build_methods(run.config)[key].ranker(run, 0, "best") for key in ("ease", "markov")}
+
+    def levels(histories: list[np.ndarray], key: str) -> np.ndarray:
+        return np.array([np.mean(row) for row in rankers[key].score(histories, [warm] * len(histories))])
+
+    above = [
+        [row - level for row, level in zip(ranker.score(held_out.histories, held_out.candidates),
+                                           levels(held_out.histories, key), strict=True)]
+        for key, ranker in rankers.items()
+    ]  # fmt: skip
+    weights, own, offset = fit_apart(above, held_out.target.tolist(), [cold_I[slate] for slate in held_out.candidates])
+    assert [done["weights"][key] for key in rankers] == pytest.approx(weights.tolist(), rel=1e-6)
+    assert [done["cold"][key] for key in rankers] == pytest.approx(own.tolist(), rel=1e-6)
+    assert done["offset"] == pytest.approx(offset, rel=1e-6)
     slates = "test-uniform-6-s0"
     ease, markov, fused = (
         read_table(run.folder.scores / f"{key}-s0-{slates}-best.parquet").frame["scores"].to_list()
         for key in ("ease", "markov", "fusion")
     )
     histories, candidates = run.slate_arrays(slates)
-    warm, levels = np.flatnonzero(~cold_I), {}  # fewer than there may be reference items: all of them
-    for key in ("ease", "markov"):
-        ranker = build_methods(run.config)[key].ranker(run, 0, "best")
-        levels[key] = ranker.score(histories, [warm] * len(histories))
+    level = {key: levels(histories, key) for key in rankers}
     for n, (slate, *parts, scores) in enumerate(zip(candidates, ease, markov, fused, strict=True)):
         cold, wanted = cold_I[slate], np.where(cold_I[slate], done["offset"], 0.0)
         for key, part in zip(("ease", "markov"), map(np.array, parts), strict=True):
-            wanted += np.where(cold, done["cold"][key], done["weights"][key]) * (part - np.mean(levels[key][n]))
+            wanted += np.where(cold, done["cold"][key], done["weights"][key]) * (part - level[key][n])
         assert scores == pytest.approx(wanted.tolist(), abs=1e-6)
 
 
@@ -126,10 +144,37 @@ def test_new_items_need_new_items_on_validation(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_the_best_hundred_of_eighty_items_are_all_of_them(run: Run) -> None:
+def test_the_best_of_all_that_is_left_are_all_of_it(run: Run, tmp_path: Path) -> None:
+    most = max(map(len, run.slate_arrays("test-full-80-s0")[1]))
+    assert most < 80
     before = run.folder.config_file.read_bytes()
-    asked = ["evaluate", str(run.folder.path), "evaluation.retrieved=[{retriever: ease}]"]
+    asked = ["evaluate", str(run.folder.path), f"evaluation.retrieved=[{{retriever: ease, size: {most}}}]"]
     result = CliRunner().invoke(cli.app, asked)
     assert isinstance(result.exception, ConfigError)
-    assert str(result.exception).startswith("evaluation.retrieved.0: the best 100 of 80 items are all of them")
+    assert str(result.exception).startswith(f"evaluation.retrieved.0: the best {most} of at most {most} items are all")
     assert run.folder.config_file.read_bytes() == before
+
+
+def test_a_mistyped_name_costs_no_data(tmp_path: Path) -> None:
+    """Formulas are trained by nobody, so that the folder holds nothing but what was prepared."""
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({**RAW, "methods": ["ease"]}))
+    config = load_config(tmp_path / "c.yaml")
+    folder = open_run(tmp_path / "run", config)
+    prepare_data(config, folder, lambda line: None)
+    result = CliRunner().invoke(cli.app, ["evaluate", str(folder.path), "evaluation.slates=[typo]"])
+    assert isinstance(result.exception, ConfigError) and "no test slates 'typo'" in str(result.exception)
+    assert (folder.data / "dataset.json").is_file()
+
+
+def test_a_language_models_log_probs_have_their_level(run: Run) -> None:
+    fused = {"method": "fusion", "options": {"of": ["ease", "zero_shot"], "cold": True}}
+    methods = build_methods(parse_config({**RAW, "methods": ["ease", "zero_shot", fused]}, "c"))
+    fusion = methods["fusion"]
+    assert isinstance(fusion, Fusion) and fusion._cold(run).levelled == [True, False]
+
+
+def test_a_fusion_has_no_level() -> None:
+    inner = {"method": "fusion", "name": "inner", "options": {"of": ["ease", "markov"]}}
+    outer = {"method": "fusion", "options": {"of": ["inner", "ease"], "cold": True}}
+    with pytest.raises(ConfigError, match="'inner' is a fusion, whose scores have no level: with cold name its parts"):
+        parse_config({**RAW, "methods": ["ease", "markov", inner, outer]}, "c")

@@ -56,6 +56,10 @@ def test_what_does_not_belong_together(parts: list[Path], tmp_path: Path, mini: 
     run_stages(Run(open_run(tmp_path / "fewer", fewer), fewer), (), lambda line: None)
     with pytest.raises(RunError, match=r"\(evaluation\.test_rows: \{.*\} and None; `sirius evaluate` makes them"):
         merge_runs([parts[0], tmp_path / "fewer"], tmp_path / "x")
+    looked = mini(*FEW, "seeds=[2]", "evaluation.validation_rows=9")
+    run_stages(Run(open_run(tmp_path / "looked", looked), looked), (), lambda line: None)
+    with pytest.raises(RunError, match=r"\(evaluation\.validation_rows: 9 and None\)$"):
+        merge_runs([parts[0], tmp_path / "looked"], tmp_path / "x")
     strange = mini(*FEW, "seeds=[2]", "data.seed=9")
     run_stages(Run(open_run(tmp_path / "strange", strange), strange), (), lambda line: None)
     with pytest.raises(RunError, match="are on different data"):

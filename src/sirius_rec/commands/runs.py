@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -250,7 +251,7 @@ def evaluate(
     cluster = cluster_of(engine, address)
     opened = Run.open(run)
     for given in overrides or ():
-        if not given.startswith(("evaluation.", "compute.")):
+        if re.split(r"[.=]", given)[0] not in ("evaluation", "compute"):
             raise ConfigError(
                 f"{given}: sirius evaluate trains nothing: only evaluation and compute may be changed here; what is "
                 "trained is changed by `sirius run`"

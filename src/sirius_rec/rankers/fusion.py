@@ -27,8 +27,6 @@ Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 # Of a whole set of slates, on weights of scores with variance 1: a ranker that is always right stays finite.
 _RIDGE = 1e-3
-
-
 REFERENCE = 256  # items whose mean score is a ranker's level
 
 
@@ -49,31 +47,35 @@ class Cold:
         """The ranker's scores of the reference items for each history: as many warm items, the same for all."""
         warm = np.flatnonzero(~self.items_I)
         reference = np.sort(np.random.default_rng(0).permutation(warm)[:REFERENCE])
+        said, ranker.progress = getattr(ranker, "progress", None), None  # rows are counted once
         scores: Sequence[npt.NDArray[Any]] = ranker.score(histories, [reference] * len(histories))
+        ranker.progress = said
         return scores
 
 
-def fit_weights(
-    scores_RC: Sequence[Sequence[npt.NDArray[Any]]], positions_R: Sequence[int], *, free: int = 0
-) -> Floats:
+def fit_weights(scores_RC: Sequence[Sequence[npt.NDArray[Any]]], positions_R: Sequence[int]) -> Floats:
     """One weight ≥ 0 for each ranker, in 1 / (unit of its score): none is turned upside down.
 
-    scores_RC: of each ranker one array per slate. positions_R: where the target stands in each slate. free: the last so
-    many are facts of items, whose weights may be negative. A ranker whose scores never differ within a slate gets 0.
+    scores_RC: of each ranker one array per slate. positions_R: where the target stands in each slate. A ranker whose
+    scores never differ within a slate gets 0.
 
     Raises:
         ScoringError: no slates, or scores that are not finite.
     """
-    if not scores_RC or not len(positions_R):
+    return _fit([[known(row) for row in ranker] for ranker in scores_RC], positions_R)
+
+
+def _fit(columns_MRC: Sequence[Sequence[Floats]], positions_R: Sequence[int], *, free: int = 0) -> Floats:
+    """The weights of columns as they are. free: the last so many may have negative ones."""
+    if not columns_MRC or not len(positions_R):
         raise ScoringError("fusion: no slates to choose weights on")
     centred = []  # within a slate only differences matter
-    for ranker in scores_RC:
-        rows = [known(row) for row in ranker]
+    for rows in columns_MRC:
         if not all(np.isfinite(row).all() for row in rows):
             raise ScoringError("fusion: a score is not a finite number; it cannot be weighed")
         centred.append([row - row.mean() for row in rows])
     scale_M = np.array([np.sqrt(np.mean(np.concatenate(rows) ** 2)) for rows in centred])
-    size_M = np.array([max(float(np.abs(known(row)).max()) for row in ranker) for ranker in scores_RC])
+    size_M = np.array([max(float(np.abs(row).max()) for row in rows) for rows in columns_MRC])
     used = np.flatnonzero(scale_M > 1e-12 * size_M)  # less is rounding
     weights_M = np.zeros(len(centred))
     if not used.size:
@@ -138,12 +140,23 @@ def fit_apart(
         pairs = list(zip(ranker, cold_RC, strict=True))
         columns += [[row * ~cold_C for row, cold_C in pairs], [row * cold_C for row, cold_C in pairs]]
     columns.append([cold_C.astype(np.float64) for cold_C in cold_RC])
-    weights = fit_weights(columns, positions_R, free=1)
+    weights = _fit(columns, positions_R, free=1)
     return weights[:-1:2], weights[1:-1:2], float(weights[-1])
 
 
+def told_apart(above_MRC: Sequence[Sequence[Floats]], weights: Sequence[float], cold_RC: Sequence[Bools]) -> bool:
+    """Whether cold items of a slate ever differ in their weighted sum by more than rounding."""
+    for row, cold_C in enumerate(cold_RC):
+        if cold_C.sum() > 1:
+            parts = [weight * above[row][cold_C] for weight, above in zip(weights, above_MRC, strict=True)]
+            if np.ptp(np.sum(parts, axis=0)) > 1e-9 * max(float(np.abs(part).max()) for part in parts):
+                return True
+    return False
+
+
 class FusionRanker:
-    """Scores are Σ_m w_m s_m, log-odds of being the answer as `fit_weights` models it. What has weight 0 is not asked.
+    """Scores are Σ_m w_m s_m, log-odds of being the answer as `fit_weights` models it. What has no weight, neither of
+    warm nor of cold items, is not asked.
 
     cold: what items that training never met have of their own. progress: gets the rows just done by all of them.
     """

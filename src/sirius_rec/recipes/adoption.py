@@ -35,11 +35,7 @@ def open_run(path: Path, config: Config) -> RunFolder:
     """
     folder = RunFolder(path)
     if folder.config_file.is_file():
-        difference = first_difference(folder, folder.config(), config)
-        if difference:
-            raise RunError(
-                f"{path}: this run folder was made with another configuration ({difference}): choose another --out"
-            )
+        _require_same(folder, folder.config(), config)
         return folder
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise RunError(f"{path}: exists and is not a run folder: choose another --out")
@@ -52,10 +48,22 @@ def open_run(path: Path, config: Config) -> RunFolder:
     return folder
 
 
+def _require_same(folder: RunFolder, saved: Config, config: Config) -> None:
+    difference = first_difference(folder, saved, config)
+    if difference:
+        raise RunError(
+            f"{folder.path}: this run folder was made with another configuration ({difference}): choose another --out"
+        )
+
+
 def adopt(folder: RunFolder, config: Config) -> None:
-    """Make `config`, which `open_run` let pass, the folder's, and say what changes; call it under the lock."""
+    """Make `config`, which `open_run` let pass, the folder's, and say what changes; call it under the lock.
+
+    RunError if another process has begun since what `config` would change.
+    """
     saved = folder.config()
     if saved != config:
+        _require_same(folder, saved, config)
         before, after = (_held(one, _GROW, measured=True) for one in (saved, config))
         for changed in _differences(before, after):
             log(f"{folder.path}: {changed}")

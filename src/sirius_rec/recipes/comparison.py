@@ -40,6 +40,7 @@ def compare(run: Run) -> dict[str, Any]:
     if baseline != results["baseline"]:
         results = gather(run, baseline)
     results["notes"].append(chosen_note(results["methods"][baseline]["label"], slates[0]))
+    results["chosen_on"] = slates[0]
     write_results(results, run.folder.results)
     costs = _costs(run)
     for row in results["rows"]:

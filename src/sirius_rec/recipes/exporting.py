@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from sirius_rec import __version__, atomic
 from sirius_rec.audit.audit import read_audit
 from sirius_rec.errors import ConfigError, RunError
+from sirius_rec.evaluation.results import read_results
 from sirius_rec.recipes import starting
 from sirius_rec.recipes.job import log
 from sirius_rec.recipes.methods.base import Method
@@ -16,7 +17,7 @@ from sirius_rec.recipes.methods.finetuned import Finetuned
 from sirius_rec.recipes.prompt_file import PROMPT_FILE, write_prompt
 from sirius_rec.recipes.ranking import chosen_method
 from sirius_rec.recipes.run import Run, quiet
-from sirius_rec.recipes.scoring import current_results
+from sirius_rec.recipes.scoring import measured_otherwise
 from sirius_rec.report.text import slates_in_words
 from sirius_rec.schema import HISTORY
 from sirius_rec.training.gguf import HUB_NAMES
@@ -210,9 +211,8 @@ def _table(run: Run, method: Method) -> str:
     """What results.json has of the method beside the best baseline, as Markdown; words where there is none."""
     if not run.folder.results.is_file():
         return "Not evaluated: `sirius evaluate` was not run."
-    try:
-        results = current_results(run)
-    except RunError:
+    results = read_results(run.folder.results)
+    if measured_otherwise(results, run.config) is not None:
         return "Not evaluated as the run is configured now: `sirius evaluate` was not run since."
     lines = ["| slates | metric | this model | 95 % | best without a language model |", "|---|---|---|---|---|"]
     for row in results["summary"]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sirius_rec import atomic
 from sirius_rec.config import Config, MethodSection
+from sirius_rec.config_sections import EvaluationSection
 from sirius_rec.errors import RunError
 from sirius_rec.recipes.adoption import first_difference
 from sirius_rec.recipes.models import ATTENTION, gguf_file_of
@@ -40,7 +41,9 @@ def merge_runs(paths: Sequence[Path], out: Path) -> RunFolder:
         one, two = (run.config.changed(seeds=(0,)) for run in (first, other))
         difference = first_difference(other.folder, two, one, whole=True)
         if difference:
-            same = "; `sirius evaluate` makes them alike" if difference.startswith("evaluation.") else ""
+            key = difference.removeprefix("evaluation.").partition(":")[0].partition(".")[0]
+            measured = difference.startswith("evaluation.") and key in EvaluationSection.MEASURED
+            same = "; `sirius evaluate` makes them alike" if measured else ""
             words = difference.replace(": saved ", ": ").replace(", now ", " and ")
             raise RunError(f"{where} have different configurations ({words}{same})")
         if (one.arms, _named(one)) != (two.arms, _named(two)):

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from sirius_rec.errors import ConfigError, RunError
+from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.run_folder import RunFolder
+from sirius_rec.recipes.scoring import current_results
 
 # The paper's figure → which of a run's figures show it (files in RUN/figures).
 FIGURES = {
@@ -23,7 +25,7 @@ FIGURES = {
 def read(named: str) -> dict[str, Any]:
     """Results of a run folder or of a file; `goodreads=PATH` says which of the paper's data sets they stand for.
 
-    RunError for what holds no results.
+    RunError for what holds no results, or those of another evaluation than the folder is configured for.
     """
     name, _, rest = named.partition("=")
     dataset, path = (name, Path(rest)) if rest and not Path(named).exists() else (None, Path(named))
@@ -35,6 +37,8 @@ def read(named: str) -> dict[str, Any]:
         complete = False
     if not complete:
         raise RunError(f"{file}: holds no results of a run: name a run folder that was evaluated, or its results.json")
+    if path.is_dir() and RunFolder(path).config_file.is_file():
+        current_results(Run.open(path))
     if dataset is not None:
         results["data"] = {**results["data"], "source": dataset}
     return dict(results)

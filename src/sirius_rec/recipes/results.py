@@ -29,20 +29,28 @@ def collect(run: Run) -> dict[str, Any]:
     """Write results.json, with paired tests against the folder's baseline: the one that `sirius compare` chose here
     before, as long as it is scored, else the configured one."""
     configured, chosen = run.config.evaluation.baseline, _chosen(run)
-    results = gather(run, chosen or configured)
+    results = gather(run, chosen[0] if chosen else configured)
     if chosen is not None:
-        results["notes"].append(chosen_note(results["methods"][chosen]["label"], run.test_slates[0]))
+        results["notes"].append(chosen_note(results["methods"][chosen[0]]["label"], chosen[1]))
     write_results(results, run.folder.results)
     return results
 
 
-def _chosen(run: Run) -> str | None:
-    """The baseline in comparison.json, of whatever format; None without one, or where it has no scores any more."""
+def _chosen(run: Run) -> tuple[str, str] | None:
+    """The baseline in comparison.json, of whatever format, and the slates that it was chosen on.
+
+    None without one, where another was configured since, and where it has no scores of what is measured now.
+    """
     try:
-        chosen = json.loads(run.folder.comparison.read_text())["baseline"]
+        made = json.loads(run.folder.comparison.read_text())
+        chosen = str(made["baseline"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return str(chosen) if any(run.folder.scores.glob(f"{chosen}-s[0-9]*")) else None
+    now = run.config.evaluation.baseline
+    configured = made.get("config", {}).get("evaluation", {}).get("baseline", now)  # earlier formats have none
+    if configured != now or chosen not in {table.method for table in tables_of(run)}:
+        return None
+    return chosen, str(made.get("chosen_on", run.test_slates[0]))
 
 
 def chosen_note(label: str, slates: str) -> str:

@@ -127,6 +127,10 @@ class RunFolder:
                 ) from None
             yield
 
+    def is_new(self) -> bool:
+        """Whether the folder holds nothing but its configuration."""
+        return {entry.name for entry in self.path.iterdir()} <= {self.config_file.name, ENVIRONMENT, _LOCK}
+
     def discard_if_untrained(self) -> None:
         """Remove the folder again if nothing was trained in it yet, so that a mended configuration can use its name."""
         made = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import polars as pl
 
 from sirius_rec import __version__
 from sirius_rec.atomic import write_json
+from sirius_rec.config import Config
 from sirius_rec.config_sections import EvaluationSection
 from sirius_rec.errors import ConfigError, RunError
 from sirius_rec.evaluation.results import read_results
@@ -72,14 +73,19 @@ def check_trained(run: Run, *, formulas: bool = True) -> None:
 def current_results(run: Run) -> dict[str, Any]:
     """results.json; RunError where it is of another `evaluation` than the folder's, of one that was stopped, say."""
     results = read_results(run.folder.results)
-    made, now = results.get("config", {}).get("evaluation", {}), run.config.evaluation.model_dump(mode="json")
-    for key in sorted(EvaluationSection.MEASURED & made.keys()):
-        if made[key] != now[key]:
-            raise RunError(
-                f"{run.folder.results}: was made with evaluation.{key} {made[key]!r}, and config.yaml has "
-                f"{now[key]!r}: run `sirius evaluate {run.folder.path}`"
-            )
+    if (key := measured_otherwise(results, run.config)) is not None:
+        made, now = results["config"]["evaluation"][key], run.config.evaluation.model_dump(mode="json")[key]
+        raise RunError(
+            f"{run.folder.results}: was made with evaluation.{key} {made!r}, and config.yaml has {now!r}: "
+            f"run `sirius evaluate {run.folder.path}`"
+        )
     return results
+
+
+def measured_otherwise(results: Mapping[str, Any], config: Config) -> str | None:
+    """The first key of `evaluation` with which results were made otherwise than `config` has it."""
+    made, now = results.get("config", {}).get("evaluation", {}), config.evaluation.model_dump(mode="json")
+    return next((key for key in sorted(EvaluationSection.MEASURED & made.keys()) if made[key] != now[key]), None)
 
 
 def check_slates(run: Run) -> None:
@@ -87,11 +93,14 @@ def check_slates(run: Run) -> None:
     names: list[str] = run.test_slates
     if not names:
         raise ConfigError("evaluation.slates: names none: at least one is needed")
+    if not run.config.evaluation.retrieved:
+        return
+    most: Any = run.dataset.slates(run.full_slates)[CANDIDATES].list.len().max()  # what users had met is left out
     for number, entry in enumerate(run.config.evaluation.retrieved):
-        if entry.size >= (items := run.dataset.n_items):
+        if entry.size >= most:
             raise ConfigError(
-                f"evaluation.retrieved.{number}: the best {entry.size:,} of {items:,} items are all of them: choose "
-                "fewer, or protocol full"
+                f"evaluation.retrieved.{number}: the best {entry.size:,} of at most {most:,} items are all of them: "
+                "choose fewer, or protocol full"
             )
 
 

@@ -137,6 +137,7 @@ def run_stages(run: Run, stages: Iterable[str], log: Log, cluster: Cluster | Non
         with processes.one_for_all():
             held.enter_context(folder.lock())
             if processes.is_main():
+                new = folder.is_new()
                 try:
                     models.check_device(config)
                     prepare_data(config, folder, log, cluster=None if config.data.shards is None else cluster)
@@ -144,7 +145,8 @@ def run_stages(run: Run, stages: Iterable[str], log: Log, cluster: Cluster | Non
                     _check(run, stages)
                     adopt(folder, config)
                 except SiriusError:
-                    folder.discard_if_untrained()
+                    if new:  # what an earlier command prepared is not this one's to remove
+                        folder.discard_if_untrained()
                     raise
         compute = config.compute
         run_jobs(
@@ -184,8 +186,11 @@ def finish(run: Run, log: Log, *, compared: bool = False) -> None:
     without_report = missing("report")
     if without_report:
         log(f"no report: {without_report}")
-    else:
+        return
+    try:
         report_run(run)
+    except ImportError as error:  # of a package that is there and broken
+        log(f"no report: {error}")
 
 
 def audit_once(run: Run, log: Log) -> None:

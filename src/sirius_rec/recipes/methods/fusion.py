@@ -51,6 +51,10 @@ class Fusion(Method):
         for key in self.options.of:
             if key not in others:
                 raise ConfigError(f"options.of: '{key}' is no method listed before it: choose from {', '.join(others)}")
+            if self.options.cold and isinstance(others[key], Fusion):
+                raise ConfigError(
+                    f"options.of: '{key}' is a fusion, whose scores have no level: with cold name its parts"
+                )
             if others[key].remote:
                 raise ConfigError(f"options.of: '{key}' asks somebody else's model, and gives no scores to weigh")
         self.parts = [others[key] for key in self.options.of]
@@ -96,7 +100,7 @@ class Fusion(Method):
             )
 
     def fit(self, run: Run, seed: int) -> None:
-        from sirius_rec.rankers.fusion import above_level, fit_apart, fit_weights
+        from sirius_rec.rankers.fusion import above_level, fit_apart, fit_weights, told_apart
         from sirius_rec.recipes.methods.networks import validation
 
         if self.is_done(run, seed):
@@ -111,9 +115,10 @@ class Fusion(Method):
             levels = [new.levels(ranker, held_out.histories) if levelled else None
                       for ranker, levelled in zip(rankers, new.levelled, strict=True)]  # fmt: skip
             above = [above_level(rows, level) for rows, level in zip(scores, levels, strict=True)]
-            weights, cold, offset = fit_apart(above, positions, [new.items_I[slate] for slate in held_out.candidates])
+            masks = [new.items_I[slate] for slate in held_out.candidates]
+            weights, cold, offset = fit_apart(above, positions, masks)
             more = {"cold": dict(zip(of, cold.tolist(), strict=True)), "offset": offset}
-            if not cold.any():
+            if not told_apart(above, cold, masks):
                 log(f"{self.key} s{seed}: none of {', '.join(of)} tells new items apart on validation: all stand alike")
         else:
             weights, more = fit_weights(scores, positions), {}
