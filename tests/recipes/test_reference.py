@@ -16,7 +16,6 @@ from sirius_rec.errors import ConfigError, RunError
 from sirius_rec.prompts.templates import TEMPLATES
 from sirius_rec.recipes import models, reference, scoring
 from sirius_rec.recipes import records as recipe_records
-from sirius_rec.recipes.adoption import adopt
 from sirius_rec.recipes.arguments import training_arguments
 from sirius_rec.recipes.methods import build_methods
 from sirius_rec.recipes.methods.arms import Arm
@@ -57,7 +56,7 @@ def test_it_holds_what_the_sft_model_says(trained: Run) -> None:
 def test_a_cache_that_was_killed_goes_on(
     run: Run, mini: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    adopt(run.folder, mini("evaluation.batch_tokens=500"))
+    run.folder.write_config(mini("evaluation.batch_tokens=500"))
     run.folder.reference(0).unlink()
     reference.reference(str(run.folder.path), 0)
     whole = run.folder.reference(0).read_bytes()
@@ -160,7 +159,7 @@ def filled(run: Run, config: Config, monkeypatch: pytest.MonkeyPatch) -> tuple[r
         return score_rows(model, rows, pad_id, **options)  # type: ignore[arg-type]
 
     score_rows = scorer.score_rows
-    adopt(run.folder, config)
+    run.folder.write_config(config)
     with monkeypatch.context() as patch:
         patch.setattr(scorer, "score_rows", counted)
         reference.reference(str(run.folder.path), 0)
@@ -218,7 +217,7 @@ def test_every_draw_of_every_arm_is_there(run: Run, mini: Callable[..., Config],
     config = mini(
         "seeds=[0,1]", "align.epochs=3", "align.examples_per_epoch=20", "align.score_unsampled=1", arms, *options
     )
-    adopt(run.folder, config)
+    run.folder.write_config(config)
     reference.reference(str(run.folder.path), 1)
     run = Run.open(run.folder.path)
     found, records = reference.read_reference(run, 1)["train"], reference.ReferenceCache(run, 1).records["train"]
@@ -288,7 +287,7 @@ def test_a_killed_scoring_for_other_arms_is_not_gone_on_with(
         if len(calls) == 2:
             raise KeyboardInterrupt
 
-    adopt(run.folder, mini(*DRAWN, "evaluation.batch_tokens=500", "arms=[{loss: softmax_dpo, negatives: 3}]"))
+    run.folder.write_config(mini(*DRAWN, "evaluation.batch_tokens=500", "arms=[{loss: softmax_dpo, negatives: 3}]"))
     with monkeypatch.context() as patch:
         patch.setattr(reference, "Ticker", lambda name, total: kill)
         with pytest.raises(KeyboardInterrupt):
@@ -316,9 +315,9 @@ def test_a_pool_beyond_the_slate_names_its_arm(mini: Callable[..., Config]) -> N
 
 def test_an_arm_that_draws_more_than_is_there_is_not_trained(run: Run, mini: Callable[..., Config]) -> None:
     run.folder.reference(0).unlink()
-    adopt(run.folder, mini(*DRAWN, "arms=[dpo]"))
+    run.folder.write_config(mini(*DRAWN, "arms=[dpo]"))
     reference.reference(str(run.folder.path), 0)
-    adopt(run.folder, mini(*DRAWN, "arms=[dpo, {loss: softmax_dpo, negatives: 3}]"))
+    run.folder.write_config(mini(*DRAWN, "arms=[dpo, {loss: softmax_dpo, negatives: 3}]"))
     with pytest.raises(RunError, match="the reference cache is missing"):
         scoring.fit(str(run.folder.path), "softmax_dpo", 0)
 
