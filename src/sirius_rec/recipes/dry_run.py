@@ -23,7 +23,7 @@ from sirius_rec.recipes.methods.arms import Arm
 from sirius_rec.recipes.methods.sft import Sft
 from sirius_rec.recipes.records import ALIGN_STREAM, SFT_STREAM, slate_records, stage_rows, training_rows
 from sirius_rec.recipes.reference import drawn_at_most
-from sirius_rec.recipes.run import Run
+from sirius_rec.recipes.run import Run, quiet
 from sirius_rec.recipes.run_folder import RunFolder
 from sirius_rec.recipes.story import prepare_data
 from sirius_rec.schema import USER_ID, SlateName
@@ -95,6 +95,7 @@ def dry_run(
         raise ConfigError(f"--on {device}: choose one of {', '.join(DEVICES)}")
     if not config.trains_language_model:
         raise ConfigError("--dry-run: counts SFT and arms, and this configuration has neither: run it")
+    quiet()
     size = model_size(config)
     with tempfile.TemporaryDirectory() as folder:
         path = RunFolder(Path(folder) / "run")
