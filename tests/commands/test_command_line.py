@@ -246,6 +246,7 @@ def test_results_of_another_evaluation_are_not_passed_off(
     said = refused("report", run)
     assert said.startswith(f"{run / 'results.json'}: was made with evaluation.generation_rows ")
     assert said.endswith(f", and config.yaml has 7: run `sirius evaluate {run}`")
+    assert refused("paper", run, "--table", "1") == said
     assert sirius("export", run, "--method", "sft", "--out", tmp_path / "model").code == 0
     card = (tmp_path / "model" / "README.md").read_text()
     assert "Not evaluated as the run is configured now" in card and "ndcg@10" not in card.lower()

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from sirius_rec import cli
+from sirius_rec.recipes import story
 from sirius_rec.recipes.configuration import load_config
 
 MINI = Path(__file__).resolve().parents[1] / "mini.yaml"
@@ -167,6 +168,19 @@ def test_a_missing_extra_is_one_line_before_any_work(
 def without(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     """As if a package were not installed."""
     monkeypatch.setitem(sys.modules, package, None)
+
+
+def test_a_broken_package_of_the_report_costs_the_report_alone(
+    sirius: Sirius, tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(run: Any) -> None:
+        raise ImportError("numpy.core.multiarray failed to import")
+
+    monkeypatch.setattr(story, "report_run", broken)
+    shutil.copytree(finished, tmp_path / "run")
+    outcome = sirius("run", MINI, "evaluation.generation_rows=0", "--out", tmp_path / "run")
+    assert outcome.code == 0 and "DPO + SIRIUS" in outcome.out
+    assert "no report: numpy.core.multiarray failed to import" in outcome.err
 
 
 def test_a_run_without_the_packages_of_the_report_ends_with_its_table(

@@ -228,7 +228,12 @@ def export_model(
 @app.command(short_help="Score what is trained; results and table.")
 def evaluate(
     run: RunArg,
-    overrides: OverridesArg = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[key=value]...", help="Of evaluation and compute: evaluation.generation_rows=2000, for example."
+        ),
+    ] = None,
     json_file: JsonOption = None,
     engine: EngineOption = "local",
     address: AddressOption = None,

@@ -92,8 +92,10 @@ class Fusion(Method):
         from sirius_rec.recipes.methods.networks import require_validation
 
         require_validation(run)
+        if not self.options.cold:
+            return
         targets = run.dataset.examples("val")[TARGET].gather(run.validation_rows.tolist()).to_numpy()
-        if self.options.cold and not self._cold(run).items_I[targets].any():
+        if not self._cold(run).items_I[targets].any():
             raise ConfigError(
                 f"{self.key}: options.cold: no target of the {len(targets):,} validation rows is new to training, so "
                 "nothing says what new items are worth: hold some out (data.hold_out.cold_items)"
