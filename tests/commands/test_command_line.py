@@ -212,7 +212,7 @@ def test_evaluate_measures_something_else(
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished, run)
-    before = (run / "config.yaml").read_bytes()
+    before, page = (run / "config.yaml").read_bytes(), (run / "report.html").read_text()
     said = refused("evaluate", run, "sft.epochs=2")
     assert said.startswith("sft.epochs=2: sirius evaluate trains nothing: only evaluation and compute may be changed")
     assert "validation_rows: saved None, now 9)" in refused("evaluate", run, "evaluation.validation_rows=9")
@@ -231,6 +231,8 @@ def test_evaluate_measures_something_else(
         "sft",
         "dpo_sirius",
     }
+    remade = (run / "report.html").read_text()
+    assert f"{results['summary'][0]['hr@1']:.3f}" in remade != page, "a report of before would not say what it is of"
     assert sirius("evaluate", run).code == 0  # the folder keeps it
     assert json.loads((run / "results.json").read_text())["rows"] == results["rows"]
 

@@ -72,6 +72,16 @@ def test_malformed_lines_are_named_and_counted(tmp_path: Path) -> None:
     }
 
 
+def test_a_rating_that_is_no_number_is_not_above_a_threshold(tmp_path: Path) -> None:
+    write(tmp_path, "1m")
+    kept = load(tmp_path, min_rating=4).events
+    with (tmp_path / "ratings.dat").open("a") as stream:
+        stream.write("7::10::nan::5\n")
+    loaded = load(tmp_path, min_rating=4, max_malformed=0.3)
+    assert loaded.events.equals(kept)
+    assert loaded.notes["lines"][0]["malformed"]["first"] == [{"line": 6, "why": "rating is 'nan'; a number is expected"}]
+
+
 def test_what_is_no_movielens(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no MovieLens found \(looked for u.data and u.item; ratings.dat"):
         load(tmp_path)

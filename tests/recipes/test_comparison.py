@@ -24,7 +24,7 @@ from sirius_rec.rankers.linear import EASE, L2_STEPS
 from sirius_rec.rankers.sequential.options import PRESETS
 from sirius_rec.rankers.sequential.ranker import SequentialRanker
 from sirius_rec.recipes.adoption import first_difference, open_run
-from sirius_rec.recipes.comparison import compare
+from sirius_rec.recipes.comparison import _COSTS, compare, remeasure
 from sirius_rec.recipes.configuration import load_config, parse_config
 from sirius_rec.recipes.diagnosis import read_diagnostics
 from sirius_rec.recipes.methods import METHODS, build_methods, closed_form, networks, reserved_keys
@@ -383,8 +383,13 @@ def test_the_chosen_baseline_yields_to_a_configured_one_and_to_other_slates(tmp_
     assert json.loads(run.folder.comparison.read_text())["chosen_on"] == run.test_slates[0]
 
     def evaluated(**changes: Any) -> dict[str, Any]:
-        now = config.changed(evaluation=config.evaluation.changed(**changes))
-        return collect(Run(run.folder, now))
+        now = Run(run.folder, config.changed(evaluation=config.evaluation.changed(**changes)))
+        results = remeasure(now)
+        written = json.loads(run.folder.comparison.read_text())
+        without_costs = [{key: value for key, value in row.items() if key not in _COSTS} for row in written["rows"]]
+        assert without_costs == json.loads(run.folder.results.read_text())["rows"]
+        assert written["baseline"] == results["baseline"] and "curves" not in written
+        return results
 
     first, other = run.test_slates
     results = evaluated(slates=(other,))

@@ -121,9 +121,8 @@ def _run(
 
 
 def _say_report(run: Run, words: str) -> None:
-    page = run.folder.path / "report.html"
-    if page.is_file():
-        say(f"{words}{page}")
+    if run.folder.report.is_file():
+        say(f"{words}{run.folder.report}")
 
 
 @app.command(short_help="Every method on the same slates, tested.")
@@ -240,16 +239,16 @@ def evaluate(
 ) -> None:
     """Score the trained methods on the test slates; results.json and the table. Trains nothing;
     formulas (item-kNN, EASE) are computed. What is measured may change: the run folder keeps it.
+    A comparison and a report that the folder has are made anew.
 
     Example: sirius evaluate runs/lastfm evaluation.generation_rows=2000
     """
     from sirius_rec.extras import require
 
     require("train")
-    from sirius_rec.recipes.results import collect
     from sirius_rec.recipes.run import Run
     from sirius_rec.recipes.scoring import check_trained
-    from sirius_rec.recipes.story import run_stages
+    from sirius_rec.recipes.story import remeasure, run_stages
     from sirius_rec.terminal import print_results
 
     check_json(json_file)
@@ -267,6 +266,6 @@ def evaluate(
     run_stages(opened, ("evaluate",), log, cluster)
     if not processes.is_main():
         return
-    results = collect(opened)
+    results = remeasure(opened, log)
     print_results(results)
     write_json(json_file, results)

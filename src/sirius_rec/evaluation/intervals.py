@@ -273,7 +273,9 @@ def paired_test(
     """Compare two methods on the same rows.
 
     a, b: [rows], or [seeds, rows] with seed s of a paired with seed s of b. The sign flips are of whole users'
-    differences of seed means. bootstrap: reuse one on the same rows and groups instead of drawing anew.
+    differences of seed means. bootstrap: reuse one on the same rows and groups instead of drawing anew. Where values in
+    0 … 1 differ in no row, no resample differs and the interval would be a point: its limits are then `none_of` the
+    groups away, on either side.
 
     >>> test = paired_test([1, 1, 1, 0], [0, 0, 1, 0], groups=["u", "v", "w", "x"])
     >>> test.difference, test.p  # two users differ, and all four sign patterns are counted
@@ -286,6 +288,9 @@ def paired_test(
     plan = bootstrap or GroupBootstrap(rows, groups, resamples=resamples, seed=seed)
     difference = left - right
     interval = plan.over_seeds(difference, level)
+    if plan.n_groups > 1 and not difference.any() and (left >= 0).all() and (left <= 1).all():
+        limit = none_of(plan.sizes, level)
+        interval = Interval(0.0, -limit, limit)
     flipped = sign_flip_p(plan.sums(difference.mean(axis=0, keepdims=True))[0], flips=flips, seed=seed)
     p = flipped
     if len(difference) > 1 and plan.n_groups > 1:

@@ -260,7 +260,8 @@ def _notes(examples: pl.DataFrame, baseline: str, missing: list[str]) -> list[st
         "Intervals over several seeds: mean ± √(t² s_user² + t² s_seed²/S), s_user the user-clustered standard error, "
         "each part with the t quantile of its own degrees of freedom (Banerjee 1960), cut to the metric's range. With "
         "2 seeds t is 12.7 and with 3 it is 4.3: few seeds that differ decide little.",
-        "A share that is 0 in every row, or 1 in every one, has Clopper and Pearson's limit, each user one draw.",
+        "A share that is 0 in every row, or 1 in every one, has Clopper and Pearson's limit, each user one draw; "
+        "a paired difference that is 0 in every row has it on either side.",
         "Ties count in expectation over their orders: constant scores give HR@1 = 1/N exactly.",
         "Paired tests: HR@1, the same rows, seed with seed, the seeds that both have. The p of these seeds: two-sided "
         f"sign flips of whole users' seed-mean differences, exact up to {EXACT_GROUPS} users, else {FLIPS:,} seeded "

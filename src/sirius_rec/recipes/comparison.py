@@ -9,7 +9,7 @@ from typing import Any
 from sirius_rec.evaluation.results import write_results
 from sirius_rec.rankers.chat.ranker import SPENT
 from sirius_rec.recipes.methods import build_methods
-from sirius_rec.recipes.results import chosen_note, gather
+from sirius_rec.recipes.results import chosen_note, collect, gather
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.run_folder import DONE
 
@@ -42,12 +42,25 @@ def compare(run: Run) -> dict[str, Any]:
     results["notes"].append(chosen_note(results["methods"][baseline]["label"], slates[0]))
     results["chosen_on"] = slates[0]
     write_results(results, run.folder.results)
-    costs = _costs(run)
-    for row in results["rows"]:
-        row |= dict.fromkeys(_COSTS) | costs.get((row["method"], row["seed"]), {})
-    results = {key: value for key, value in results.items() if key != "curves"}
-    write_results(results, run.folder.comparison)
+    return _write(run, results)
+
+
+def remeasure(run: Run) -> dict[str, Any]:
+    """results.json, and comparison.json where the folder has one: with the baseline that was chosen then, as long as it
+    is scored and none was configured since."""
+    results = collect(run)
+    if run.folder.comparison.is_file():
+        _write(run, results)
     return results
+
+
+def _write(run: Run, results: dict[str, Any]) -> dict[str, Any]:
+    """comparison.json."""
+    costs = _costs(run)
+    rows = [row | dict.fromkeys(_COSTS) | costs.get((row["method"], row["seed"]), {}) for row in results["rows"]]
+    compared = {key: value for key, value in results.items() if key != "curves"} | {"rows": rows}
+    write_results(compared, run.folder.comparison)
+    return compared
 
 
 def _costs(run: Run) -> dict[tuple[str, int], dict[str, Any]]:

@@ -26,8 +26,7 @@ def report_run(run: Run, *others: Run, baseline: str | None = None, out: Path | 
     if others and out is None:
         raise ConfigError("report: several runs have no folder of their own: name the page with --out FILE")
     reported = [_reported(one, baseline) for one in (run, *others)]
-    path = run.folder.path
-    return write_report(reported, out or path / "report.html", path / "figures" if out is None else None)
+    return write_report(reported, out or run.folder.report, run.folder.path / "figures" if out is None else None)
 
 
 def _reported(run: Run, baseline: str | None) -> ReportedRun:

@@ -32,14 +32,15 @@ def collect(run: Run) -> dict[str, Any]:
     results = gather(run, chosen[0] if chosen else configured)
     if chosen is not None:
         results["notes"].append(chosen_note(results["methods"][chosen[0]]["label"], chosen[1]))
+    results["chosen_on"] = chosen[1] if chosen else None
     write_results(results, run.folder.results)
     return results
 
 
 def _chosen(run: Run) -> tuple[str, str] | None:
-    """The baseline in comparison.json, of whatever format, and the slates that it was chosen on.
+    """The baseline that was chosen for comparison.json, and the slates that it was chosen on.
 
-    None without one, where another was configured since, and where it has no scores of what is measured now.
+    None where none was, where another was configured since, and where it has no scores of what is measured now.
     """
     try:
         made = json.loads(run.folder.comparison.read_text())
@@ -47,10 +48,12 @@ def _chosen(run: Run) -> tuple[str, str] | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     now = run.config.evaluation.baseline
-    configured = made.get("config", {}).get("evaluation", {}).get("baseline", now)  # earlier formats have none
-    if configured != now or chosen not in {table.method for table in tables_of(run)}:
+    # Comparisons of earlier formats say neither: in those every baseline was chosen.
+    configured = made.get("config", {}).get("evaluation", {}).get("baseline", now)
+    slates = made.get("chosen_on", run.test_slates[0])
+    if slates is None or configured != now or chosen not in {table.method for table in tables_of(run)}:
         return None
-    return chosen, str(made.get("chosen_on", run.test_slates[0]))
+    return chosen, str(slates)
 
 
 def chosen_note(label: str, slates: str) -> str:

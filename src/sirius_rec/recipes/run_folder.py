@@ -64,6 +64,10 @@ class RunFolder:
     def diagnostics(self) -> Path:
         return self.path / "diagnostics.json"
 
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
     def start(self, seed: int) -> Path:
         """What a warm start took from another run."""
         return self.path / "start" / f"s{seed}"

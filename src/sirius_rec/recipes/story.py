@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sirius_rec import processes
 from sirius_rec.config import Config
@@ -15,7 +15,6 @@ from sirius_rec.recipes import comparison, diagnosis, models, retrieving, scorin
 from sirius_rec.recipes.adoption import adopt
 from sirius_rec.recipes.methods import build_methods, in_order_of_check
 from sirius_rec.recipes.reporting import report_run
-from sirius_rec.recipes.results import collect
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.run_folder import RunFolder
 from sirius_rec.recipes.schedule import Job, run_jobs
@@ -177,12 +176,24 @@ def finish(run: Run, log: Log, *, compared: bool = False) -> None:
     if compared:
         comparison.compare(run)
     else:
-        collect(run)
+        comparison.remeasure(run)
     audit_once(run, log)
     try:
         diagnosis.diagnose_run(run)
     except DataError as error:
         log(f"no diagnosis: {error}")
+    _report(run, log)
+
+
+def remeasure(run: Run, log: Log) -> dict[str, Any]:
+    """Results of what is scored by now; a comparison and a report of before are made anew with them."""
+    results = comparison.remeasure(run)
+    if run.folder.report.is_file():
+        _report(run, log)
+    return results
+
+
+def _report(run: Run, log: Log) -> None:
     without_report = missing("report")
     if without_report:
         log(f"no report: {without_report}")

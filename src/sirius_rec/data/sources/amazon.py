@@ -146,7 +146,7 @@ def _ratings(dump: Dump) -> Iterator[pl.DataFrame]:
     )
     frame = keep(frame, pl.col(USER_ID).is_not_null(), f"without {USER}", dump.account)
     frame = keep(frame, pl.col(ITEM_ID).is_not_null(), f"without {PARENT}", dump.account)
-    frame = reject(frame, pl.col(RATING).is_null(), RATING, "rating is no number:", dump.account)
+    frame = reject(frame, ~pl.col(RATING).is_finite().fill_null(False), RATING, "rating is no number:", dump.account)
     inside = pl.col(TIME).is_between(EARLIEST, LATEST).fill_null(False)
     frame = reject(frame, ~inside, TIMESTAMP, "timestamp is not in milliseconds:", dump.account)
     yield frame.drop(TIMESTAMP).with_columns(pl.col(TIME).cast(pl.Int64))
