@@ -1,16 +1,15 @@
-"""A finished run → a result file that can be committed, a figure, and the README's table.
+"""A finished run → a result file that can be committed, and the README's table.
 
 python benchmarks/publish.py RUN NAME HARDWARE DATE     for example: runs/lastfm lastfm-hetrec 2cpu-epyc 2026-11-23
 
 Writes benchmarks/results/NAME_HARDWARE_DATE.json (comparison.json where there is one, else results.json, with paired
-tests against item-kNN, the environment and the seconds of every training) and the run's HR@1 figure beside it, and
-prints the Markdown table and those tests.
+tests against item-kNN, the environment and the seconds of every training), and prints the Markdown table and those
+tests.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -69,8 +68,6 @@ def main(run: Path, name: str, hardware: str, date: str) -> None:
     if place := results["config"]["data"]["input"]:  # a path of one machine
         text = text.replace(place, "data/raw/" + results["config"]["data"]["source"])
     (HERE / f"{stem}.json").write_text(text)
-    for figure in sorted((run / "figures").glob("hr_1_test_*_20_*_best.png")):
-        shutil.copy(figure, HERE / f"{stem}.png")
     print(table(results))
     for test in results["paired_item_knn"]:
         if test["checkpoint"] == "best":

@@ -1,6 +1,7 @@
 """Files and folders that appear whole or not at all: written beside their place, then renamed in one step.
 
-After an error the old file is as it was and nothing is left over; a kill leaves at most a hidden `.partial`.
+After an error the old file is as it was and nothing is left over; a kill leaves at most a hidden `.partial`. And a lock
+for what one process at a time may write.
 """
 
 from __future__ import annotations
@@ -8,11 +9,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 
 @contextmanager
@@ -61,6 +63,20 @@ def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
 
     with replacing(path) as partial, partial.open("wb") as file:
         np.savez(file, **arrays)
+
+
+def lock(file: IO[Any], *, wait: bool = False) -> bool:
+    """Hold an open file until it is closed or the process ends; False where another process holds it. wait: until that
+    one lets go. Where the system has no such locks (Windows) everybody is told True."""
+    if sys.platform == "win32":
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _is_stream(path: Path) -> bool:

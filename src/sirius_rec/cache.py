@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -87,15 +86,8 @@ def _make(file: Path, folder: Path, make: Callable[[Path], None], say: Say) -> N
 @contextmanager
 def one_at_a_time(folder: Path, say: Say = lambda line: None) -> Iterator[None]:
     """A lock that ends with its process; where the system has none, the last process to finish wins."""
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
-
-    with (folder.parent / f".{folder.name}.lock").open("w") as held:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    with (folder.parent / f".{folder.name}.lock").open("w") as file:
+        if not atomic.lock(file):
             say(f"waiting for another process, which makes {folder}")
-            fcntl.flock(held, fcntl.LOCK_EX)
+            atomic.lock(file, wait=True)
         yield

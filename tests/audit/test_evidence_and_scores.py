@@ -136,15 +136,6 @@ def test_read_audit(tmp_path: Path) -> None:
         read_audit(tmp_path)
 
 
-def test_an_audit_of_the_version_before_is_read(tmp_path: Path) -> None:
-    """Format 1 had guessers and floors; runs whose data were audited then still get their report."""
-    old = {"format": 1, "verdict": "clean", "guessers": [{"name": "popularity", "kind": "floor", "hr1": 0.2}]}
-    (tmp_path / "audit.json").write_text(json.dumps(old))
-    assert read_audit(tmp_path) == {
-        "format": 2, "verdict": "clean", "probes": [{"name": "popularity", "kind": "baseline", "hr1": 0.2}],
-    }  # fmt: skip
-
-
 def test_the_published_lastfm_file(shared_data: Path) -> None:
     """FIELD's figures: 0.592 from the val file alone, all 1,003 repeated targets in one slot, 0.784 by artist id."""
     folder = shared_data / "lastfm"

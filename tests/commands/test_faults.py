@@ -192,7 +192,7 @@ def test_a_run_without_the_packages_of_the_report_ends_with_its_table(
     outcome = sirius("run", MINI, "evaluation.generation_rows=0", "--out", tmp_path / "run")
     assert outcome.code == 0 and "DPO + SIRIUS" in outcome.out
     assert "no report: this needs matplotlib: pip install 'sirius-rec[report]'" in outcome.err
-    assert "report:  " not in outcome.out and not (tmp_path / "run" / "report.html").exists()
+    assert "report: " not in outcome.out and not (tmp_path / "run" / "report.html").exists()
 
 
 def test_a_log_that_is_not_utf8_gets_the_whole_table(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from sirius_rec.data.options import FilterOptions, SlateOptions, SplitOptions, W
 from sirius_rec.data.prepare import prepare
 from sirius_rec.data.sources.simulated import SimulatedWorld
 from sirius_rec.data.statistics import summary_lines
-from sirius_rec.data.store import Dataset, open_dataset
+from sirius_rec.data.store import Dataset
 from sirius_rec.errors import ConfigError, DataError, RunError
 from sirius_rec.schema import SlateName
 
@@ -379,25 +379,6 @@ def test_lastfm_real(shared_data: Path, tmp_path: Path) -> None:
 def test_simulated_slates_are_pinned(world: Dataset) -> None:
     """The same bytes on any machine: a change here changes every simulated result."""
     assert world.fingerprint == "9f7b4dc7a1bb8c0b9cf38b47d815b3bae6eb94b5e44a6a2db18f6c09bfb5672b"
-
-
-@pytest.mark.parametrize("split", ["user", "time"])
-def test_a_folder_made_before_exclude_is_read_and_taken_for_what_it_is(tmp_path: Path, split: str) -> None:
-    """By user its slates are today's. By time they leave out later items: they open, but are no default of today."""
-    options: dict[str, Any] = {"split": SplitOptions(kind=split), **SMALL, "slates": (SlateOptions(size=10),)}
-    made = prepare("simulated", None, tmp_path / "out", **options)
-    file = tmp_path / "out" / "dataset.json"
-    info = json.loads(file.read_text())
-    del info["recipe"]["slates"][0]["exclude"]
-    for about in info["slates"].values():
-        del about["exclude"]
-    file.write_text(json.dumps(info))
-    assert open_dataset(tmp_path / "out").slates("train-uniform-10-s0").height
-    if split == "user":
-        assert prepare("simulated", None, tmp_path / "out", **options).fingerprint == made.fingerprint
-    else:
-        with pytest.raises(RunError, match="slates, whose negatives leave out what users interacted with later"):
-            prepare("simulated", None, tmp_path / "out", **options)
 
 
 def test_slates_of_movielens_by_user_are_those_of_the_committed_tables(shared_data: Path, tmp_path: Path) -> None:

@@ -252,15 +252,6 @@ def test_the_whole_catalogue_leaves_out_what_the_user_had_met_by_then(tmp_path: 
         assert {ids[item] for item in slate} == set(ids) - before and ids[target] not in before
 
 
-def test_full_slates_of_an_earlier_version_are_refused(tmp_path: Path) -> None:
-    slates = [SlateOptions(size=5), SlateOptions(protocol="full", splits=("test",))]
-    source = small_source(tmp_path / "in")
-    dataset = prepare("windows", source, tmp_path / "out", window=WindowOptions(min_history=2), slates=slates)
-    del dataset.info["fingerprints"]["slates/test-full-40-s0"]
-    with pytest.raises(DataError, match="made by an earlier version"):
-        dataset.slates("test-full-40-s0")
-
-
 @pytest.mark.parametrize("excluded", [[7], [40], [-1], None])
 def test_full_slates_that_exclude_nonsense_are_refused(excluded: list[int] | None) -> None:
     rows = frame([(None, [1, 2], 7)])

@@ -79,7 +79,8 @@ def test_a_rating_that_is_no_number_is_not_above_a_threshold(tmp_path: Path) -> 
         stream.write("7::10::nan::5\n")
     loaded = load(tmp_path, min_rating=4, max_malformed=0.3)
     assert loaded.events.equals(kept)
-    assert loaded.notes["lines"][0]["malformed"]["first"] == [{"line": 6, "why": "rating is 'nan'; a number is expected"}]
+    bad = loaded.notes["lines"][0]["malformed"]["first"]
+    assert bad == [{"line": 6, "why": "rating is 'nan'; a number is expected"}]
 
 
 def test_what_is_no_movielens(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, get_args
 
@@ -119,15 +118,6 @@ def test_save_and_load(fitted: SequentialRanker, tmp_path: Path) -> None:
         SequentialRanker.load(tmp_path / "r")
     with pytest.raises(RunError, match="not a saved ranker"):
         SequentialRanker.load(tmp_path / "absent")
-
-
-def test_a_network_that_read_padding_is_not_taken_for_one_that_does_not(tmp_path: Path) -> None:
-    SequentialRanker(small("gru4rec", epochs=1)).fit(planted(5, 0), N_ITEMS).save(tmp_path)
-    content = json.loads((tmp_path / "ranker.json").read_text())
-    del content["format"]
-    (tmp_path / "ranker.json").write_text(json.dumps(content))
-    with pytest.raises(RunError, match="delete it and train again"):
-        SequentialRanker.load(tmp_path)
 
 
 @pytest.mark.parametrize("network", NETWORKS)

@@ -16,7 +16,8 @@ SLATES = "test-uniform-20-s0"
 
 
 def _facts(role="arm", base=None, comparison="pairwise"):
-    return {"role": role, "random": role != "trivial", "base": base, "comparison": comparison}
+    return {"role": role, "random": role != "trivial", "base": base, "comparison": comparison,
+            "language_model": role in ("sft", "arm")}  # fmt: skip
 
 
 FACTS = {

@@ -292,17 +292,6 @@ def test_what_cannot_be_compared(run, results, tmp_path):
     assert f"different slates ({SLATES}; test-uniform-100-s0)" in complaint(tmp_path, run, elsewhere)
 
 
-def test_probes_of_before_the_sides_were_told_apart_are_still_shown():
-    from sirius_rec.diagnostics.wording import influence_line
-    from sirius_rec.report.sections import influence_rows, influence_sentence
-
-    old = {"slope": 0.5, "slope_low": None, "slope_high": None, "spearman": None, "moved_i": 0.5, "regions": [{"n": 0}]}
-    assert influence_line(old).startswith("p_ik moved by 0.50, of what Eq. 10 predicts")
-    assert (
-        influence_rows({"influence": {"dpo": old}}, {}) and influence_sentence({"influence": {"dpo": old}}, {}) is None
-    )
-
-
 def test_prompts_of_ones_own_are_shown_in_their_words(run):
     """Not as the mapping that the configuration holds."""
     from sirius_rec.report.sections import what_was_run

@@ -322,25 +322,16 @@ def read_audit(folder: Path | str) -> dict[str, Any] | None:
     """What `audit` last found on a dataset folder, None where it was not audited.
 
     Raises:
-        DataError: the file is not an audit of this version or the one before.
+        DataError: the file is not an audit of this version.
     """
     path = Path(folder) / AUDIT_FILE
     if not path.is_file():
         return None
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-        if result["format"] == 1:
-            result = _from_format_1(result)
         current = result["format"] == FORMAT
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: not an audit ({error}); run `sirius audit {folder}` again") from error
     if not current:
         raise DataError(f"{path}: format {result['format']}, this version reads {FORMAT}; audit again")
     return dict(result)
-
-
-def _from_format_1(result: dict[str, Any]) -> dict[str, Any]:
-    """Format 1 called probes guessers and trivial baselines floors."""
-    kinds = {"floor": "baseline"}
-    probes = [{**one, "kind": kinds.get(one["kind"], one["kind"])} for one in result.pop("guessers")]
-    return {**result, "format": FORMAT, "probes": probes}

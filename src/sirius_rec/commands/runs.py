@@ -31,7 +31,6 @@ from sirius_rec.errors import ConfigError
 
 if TYPE_CHECKING:
     from sirius_rec.cluster import Cluster
-    from sirius_rec.recipes.run import Run
 
 
 @app.command(short_help="The whole story on a simulated catalogue.")
@@ -102,27 +101,26 @@ def _run(
     out: Path | None,
     json_file: Path | None,
     cluster: Cluster | None = None,
+    *,
+    compared: bool = False,
 ) -> None:
     from sirius_rec.recipes.diagnosis import read_diagnostics
     from sirius_rec.recipes.story import STAGES, finish
-    from sirius_rec.terminal import print_answer, print_results
+    from sirius_rec.terminal import print_answer, print_comparison, print_results
 
     check_json(json_file)
     run = train_stages(config, overrides, out, STAGES, cluster)
-    finish(run, log)
+    finish(run, log, compared=compared)
     if not processes.is_main():
         return
-    results = json.loads(run.folder.results.read_text())
-    print_results(results)
+    made = run.folder.comparison if compared else run.folder.results
+    results = json.loads(made.read_text())
+    (print_comparison if compared else print_results)(results)
     print_answer(results, read_diagnostics(run))
     write_json(json_file, results)
-    say(f"results: {run.folder.results}")
-    _say_report(run, "report:  ")
-
-
-def _say_report(run: Run, words: str) -> None:
+    say(f"{'comparison' if compared else 'results'}: {made}")
     if run.folder.report.is_file():
-        say(f"{words}{run.folder.report}")
+        say(f"report: {run.folder.report}")
 
 
 @app.command(short_help="Every method on the same slates, tested.")
@@ -140,21 +138,7 @@ def compare(
 
     Example: sirius compare configs/compare-lastfm.yaml --out runs/compare --json table.json
     """
-    from sirius_rec.recipes.diagnosis import read_diagnostics
-    from sirius_rec.recipes.story import STAGES, finish
-    from sirius_rec.terminal import print_answer, print_comparison
-
-    check_json(json_file)
-    run = train_stages(config, overrides, out, STAGES, cluster_of(engine, address))
-    finish(run, log, compared=True)
-    if not processes.is_main():
-        return
-    results = json.loads(run.folder.comparison.read_text())
-    print_comparison(results)
-    print_answer(results, read_diagnostics(run))
-    write_json(json_file, results)
-    say(f"comparison: {run.folder.comparison}")
-    _say_report(run, "report:     ")
+    _run(config, overrides, out, json_file, cluster_of(engine, address), compared=True)
 
 
 @app.command(short_help="Supervised fine-tuning only.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StrictInt, model_validator
 
@@ -15,7 +15,6 @@ from sirius_rec.schema import SPLITS
 
 Protocol = Literal["uniform", "popularity", "hard", "full", "sdpo-legacy", "given"]
 Unusable = Literal["refuse", "drop"]
-PROTOCOLS: tuple[str, ...] = get_args(Protocol)
 DRAWN = ("uniform", "popularity", "hard")  # protocols that draw negatives, and so have items to exclude
 DEFAULT_SIZE = 20
 _MOST_SHARDS = 1 << 16  # what the sort by shard can tell apart

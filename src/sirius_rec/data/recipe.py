@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from sirius_rec import atomic
-from sirius_rec.data.options import DRAWN, Preparation
+from sirius_rec.data.options import Preparation
 from sirius_rec.data.sources import SOURCES
 from sirius_rec.data.sources.files import events_files
 from sirius_rec.data.store import FORMAT, INFO_FILE, Dataset, open_dataset
 from sirius_rec.errors import ConfigError, DataError, RunError
 from sirius_rec.remote import is_address
 
-_LATER_TOO = "interacted, in any split"  # no value of the option: folders made before it are not taken for such
 NO_OPTIONS = ("path", "seed", "advance")  # parameters of a source that have a place of their own
 
 
@@ -102,24 +101,7 @@ def _differences(dataset: Dataset, recipe: dict[str, Any]) -> str:
     saved = dict(dataset.info.get("recipe", {}))
     if saved.get("source") == recipe["source"]:
         saved["options"] = _with_defaults(recipe["source"], saved.get("options", {}))
-    if "window" in saved:  # before there were kinds, windows slid
-        saved["window"] = {"kind": "sliding", "step": None, **saved["window"]}
-    excluded = _excluded_before_the_option(dataset)
-    saved["slates"] = [
-        {"exclude": excluded if entry.get("protocol") in DRAWN else None, **entry} for entry in saved.get("slates", [])
-    ]
-    differing = sorted(k for k in recipe.keys() | saved.keys() if recipe.get(k) != saved.get(k))
-    if "slates" in differing and excluded == _LATER_TOO:
-        differing[differing.index("slates")] = "slates, whose negatives leave out what users interacted with later"
-    return ", ".join(differing)
-
-
-def _excluded_before_the_option(dataset: Dataset) -> str | None:
-    """What slates excluded when entries had no `exclude`: the default of today, unless users are in several splits."""
-    split = dataset.info.get("recipe", {}).get("split", {}).get("kind", "user")
-    described = dataset.info.get("slates", {}).values()
-    shared = any("hints at the targets of" in str(about.get("caution", "")) for about in described)
-    return _LATER_TOO if shared or split != "user" else None
+    return ", ".join(sorted(k for k in recipe.keys() | saved.keys() if recipe.get(k) != saved.get(k)))
 
 
 def _with_defaults(source: str, options: Mapping[str, Any]) -> dict[str, Any]:

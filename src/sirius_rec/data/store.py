@@ -145,11 +145,6 @@ class Dataset:
             raise DataError(f"{self.path}: no slates {name!r}; there are {', '.join(self.slate_names) or 'none'}")
         table = f"slates/{name}"
         if table not in self._kept and SlateName.parse(name).protocol == "full":
-            if table not in self.info["fingerprints"]:
-                raise DataError(
-                    f"{self.path}: {name} was made by an earlier version, which ranked items that a user had seen "
-                    "among the others; delete the folder and prepare it again"
-                )
             examples = self.examples(SlateName.parse(name).split)
             self._kept[table] = full_slates(examples, self._read_unchanged(table), self.n_items)
         if table not in self._kept:

@@ -13,8 +13,6 @@ from sirius_rec.diagnostics.slates import Rows, hits, slate_measures
 from sirius_rec.errors import DataError
 from sirius_rec.training.held_out import Snapshot
 
-MEASURES = ("rank", "kl", "distance", "entropy", "logp_drift", "top_popularity")
-
 
 def measured_points(
     snapshots: Sequence[Snapshot], points: Sequence[Mapping[str, Any]], popularity_R: Rows | None, where: str

@@ -58,8 +58,8 @@ def influence_line(entry: Mapping[str, Any]) -> str:
     parts = [
         f"{slope_text(part)} where p_ij is {which} than p_ik (n {part['n']:,})"
         for side, which in (("unsaturated", "steeper"), ("saturated", "flatter"))
-        if (part := entry.get(side, {})).get("slope") is not None
-    ] or [slope_text(entry)]  # probed before the sides were told apart
+        if (part := entry[side])["slope"] is not None
+    ] or [slope_text(entry)]
     rank = "–" if entry["spearman"] is None else f"{entry['spearman']:.2f}"
     text = f"p_ik moved by {' and '.join(parts)}, of what Eq. 10 predicts; rank correlation {rank}"
     inner = entry["regions"][0]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -66,17 +65,9 @@ class AnswerFile:
 
     def _lock(self) -> None:
         """RunError if another process writes the same answers. The lock ends with the process."""
-        if sys.platform == "win32":
-            return
-        import fcntl
-
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not atomic.lock(self._file):
             self._file.close()
-            raise RunError(
-                f"{self.partial}: another process is writing it: wait for it or choose another --out"
-            ) from None
+            raise RunError(f"{self.partial}: another process is writing it: wait for it or choose another --out")
 
     def write(self, answers: list[dict[str, Any]], trails: list[int]) -> None:
         """Append answers, each with its request's `trail`, and put them on the disk."""

@@ -59,10 +59,8 @@ class Clock(TrainerCallback, ExportableState):
         return self._before + time.monotonic() - self._started
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        kept = state.stateful_callbacks.get(type(self).__name__, {}) if state.global_step else {}
-        self._before = float(kept.get("attributes", {}).get("seconds", 0.0))
-        # A checkpoint of a version without this clock: the Trainer writes to entries that are there.
-        state.stateful_callbacks.setdefault(type(self).__name__, self.state())
+        kept = state.stateful_callbacks[type(self).__name__]["attributes"] if state.global_step else {}
+        self._before = float(kept.get("seconds", 0.0))
 
     def state(self) -> dict[str, Any]:
         return {"args": {}, "attributes": {"seconds": round(self.seconds, 3)}}

@@ -44,16 +44,13 @@ def _chosen(run: Run) -> tuple[str, str] | None:
     """
     try:
         made = json.loads(run.folder.comparison.read_text())
-        chosen = str(made["baseline"])
+        chosen, slates, configured = made["baseline"], made["chosen_on"], made["config"]["evaluation"]["baseline"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    now = run.config.evaluation.baseline
-    # Comparisons of earlier formats say neither: in those every baseline was chosen.
-    configured = made.get("config", {}).get("evaluation", {}).get("baseline", now)
-    slates = made.get("chosen_on", run.test_slates[0])
-    if slates is None or configured != now or chosen not in {table.method for table in tables_of(run)}:
+    scored = {table.method for table in tables_of(run)}
+    if slates is None or configured != run.config.evaluation.baseline or chosen not in scored:
         return None
-    return chosen, str(slates)
+    return chosen, slates
 
 
 def chosen_note(label: str, slates: str) -> str:

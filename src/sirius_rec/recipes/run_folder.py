@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -117,18 +116,14 @@ class RunFolder:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Only one process may train in a run folder; RunError if another one does. A killed one leaves no lock."""
-        if sys.platform == "win32" or os.environ.get("RANK", "0") != "0":
+        if os.environ.get("RANK", "0") != "0":
             yield
             return
-        import fcntl
-
-        with (self.path / _LOCK).open("w") as held:
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+        with (self.path / _LOCK).open("w") as file:
+            if not atomic.lock(file):
                 raise RunError(
                     f"{self.path}: another process is working in this run folder: wait for it or choose another --out"
-                ) from None
+                )
             yield
 
     def is_new(self) -> bool:

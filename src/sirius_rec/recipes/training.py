@@ -204,15 +204,10 @@ def _finish(trainer: Any, folder: Path, seconds: float) -> None:
             "steps": trainer.state.global_step,
             "best_step": best_step or trainer.state.global_step,
             "best_hr@1": next((line[HIT] for line in evaluated if line["step"] == best_step), None),
-            "best_by": chosen_by(trainer.args.metric_for_best_model, evaluated),
+            "best_by": trainer.args.metric_for_best_model,
             "parameters": sum(p.numel() for p in trainer.model.parameters()),
             "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
             "seconds": round(seconds, 1),
         },
     )
     shutil.rmtree(folder / "checkpoints")
-
-
-def chosen_by(metric: str | None, evaluated: Sequence[Mapping[str, Any]]) -> str | None:
-    """The metric that chose the best epoch: HR@1 where a version without `metric` made some of the evaluations."""
-    return metric if metric is None or all(metric in line for line in evaluated) else HIT

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 Format = Literal["md", "csv", "tex"]
-FORMATS: Final = ("md", "csv", "tex")
 _TEX: Final = str.maketrans({
     "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "–": "--", "−": "$-$", "°": r"$^\circ$",

@@ -20,6 +20,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from scipy import optimize
 
 from sirius_rec import atomic
 from sirius_rec.diagnostics.curves import HIT, mean_interval, ordered, series
@@ -186,15 +187,8 @@ def _spread(targets: Sequence[float], gap: float, low: float, high: float) -> li
     wanted = np.asarray(targets, dtype=float)[order]
     gap = min(gap, (high - low) / max(1, len(wanted) - 1))
     steps = np.arange(len(wanted)) * gap
-    # isotonic regression of wanted - steps is the least-squares placement under the gap
-    blocks: list[list[float]] = []
-    for value in wanted - steps:
-        blocks.append([float(value), 1.0])
-        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
-            (a, m), (b, n) = blocks[-2], blocks.pop()
-            blocks[-1] = [(a * m + b * n) / (m + n), m + n]
-    placed = np.concatenate([np.full(int(n), value) for value, n in blocks])
-    placed = np.clip(placed, low, high - steps[-1]) + steps
+    # the least-squares placement under the gap
+    placed = np.clip(optimize.isotonic_regression(wanted - steps).x, low, high - steps[-1]) + steps
     result = np.empty_like(placed)
     result[order] = placed
     return [float(value) for value in result]

@@ -199,8 +199,8 @@ def influence_sentence(diagnostics: Mapping[str, Any] | None, labels: Mapping[st
 
 def _slopes(probed: Mapping[str, Any], side: str, labels: Mapping[str, str]) -> str | None:
     """The smallest and the largest slope on one side, with their methods."""
-    sides = {method: entry.get(side, {}) for method, entry in probed.items()}
-    slopes = sorted((part["slope"], method) for method, part in sides.items() if part.get("slope") is not None)
+    sides = {method: entry[side] for method, entry in probed.items()}
+    slopes = sorted((part["slope"], method) for method, part in sides.items() if part["slope"] is not None)
     if not slopes:
         return None
     (low, least), (high, most) = slopes[0], slopes[-1]

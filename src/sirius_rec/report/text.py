@@ -42,7 +42,7 @@ def count(n: int, what: str) -> str:
 
 def has_model(facts: Mapping[str, Any]) -> bool:
     """Whether a method, an entry of results["methods"], has a language model in it."""
-    return bool(facts.get("language_model", facts["role"] in ("sft", "arm")))
+    return bool(facts["language_model"])
 
 
 def marked_labels(results: Mapping[str, Any]) -> dict[str, str]:
@@ -69,11 +69,8 @@ def on_axis(label: str, most: int = 40) -> str:
 
 
 def slates_in_words(name: str) -> str:
-    """What a set of slates is, for people; the name itself where it is not one of ours."""
-    try:
-        slate = SlateName.parse(name)
-    except ValueError:
-        return name
+    """What a set of slates is, for people."""
+    slate = SlateName.parse(name)
     if slate.protocol == "full":
         return f"{slate.split} split, the whole catalogue of {slate.size:,} items"
     if slate.protocol.startswith(RETRIEVED):
@@ -88,11 +85,8 @@ def slates_in_words(name: str) -> str:
 
 
 def slate_size(name: str) -> int:
-    """Number of candidates; 0 where the name is not one of ours."""
-    try:
-        return SlateName.parse(name).size
-    except ValueError:
-        return 0
+    """Number of candidates."""
+    return SlateName.parse(name).size
 
 
 def flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:

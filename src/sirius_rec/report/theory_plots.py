@@ -11,8 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from sirius_rec import atomic
-from sirius_rec.report.plots import GREY, STYLE
+from sirius_rec.report.plots import GREY, STYLE, save
 from sirius_rec.theory.claims import EXAMPLE_1, EXAMPLE_1_AS_MEANT
 from sirius_rec.theory.preference import BRADLEY_TERRY, PreferenceModel
 from sirius_rec.theory.regions import Coordinates, area
@@ -102,12 +101,7 @@ def anchor_figure(model: PreferenceModel = BRADLEY_TERRY, points: int = _POINTS)
 
 def write_theory_figures(folder: Path, model: PreferenceModel = BRADLEY_TERRY) -> list[Path]:
     """figure2 and figure5 as PNG and SVG into `folder`; the paths written."""
-    out: list[Path] = []
-    for name, figure in (("figure2", sensitivity_figure(model)), ("figure5", anchor_figure(model))):
-        for kind in ("png", "svg"):
-            path = folder / f"{name}.{kind}"
-            with matplotlib.rc_context(STYLE), atomic.replacing(path) as partial:
-                metadata = {"Date": None} if kind == "svg" else None
-                figure.savefig(partial, format=kind, dpi=200, metadata=metadata)
-            out.append(path)
-    return out
+    figures = {"figure2": sensitivity_figure(model), "figure5": anchor_figure(model)}
+    for name, figure in figures.items():
+        save(figure, folder, name)
+    return [folder / f"{name}.{kind}" for name in figures for kind in ("png", "svg")]

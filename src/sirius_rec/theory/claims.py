@@ -14,7 +14,6 @@ EPSILONS = (0.1, 0.2, 0.5, 0.99)
 # Section 3.2 prints one figure per ε, "of the (p_ij, p_ik) space".
 PRINTED_AREAS = {0.5: 0.303, 0.99: 0.638}
 EXAMPLE_1 = (-6.0, -6.5, -4.0)
-PRINTED_EXAMPLE_1 = {"p_ij": 0.62, "p_ik": 0.04, "sensitivity": 0.19}
 # The r_k with which Example 1's printed figures come out.
 EXAMPLE_1_AS_MEANT = (-6.0, -6.5, -3.0)
 

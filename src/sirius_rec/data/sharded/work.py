@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -95,14 +94,7 @@ def _check(folder: Path, identity: dict[str, Any]) -> None:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """A lock that ends with its process; where the system has none, nothing is locked."""
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
-
-    with (folder / ".lock").open("w") as held:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(f"{folder}: another process is at work there; wait for it, or end it") from None
+    with (folder / ".lock").open("w") as file:
+        if not atomic.lock(file):
+            raise RunError(f"{folder}: another process is at work there; wait for it, or end it")
         yield

@@ -29,7 +29,6 @@ from sirius_rec.rankers.sequential.resuming import ProgressFile, Reached
 
 Floats = npt.NDArray[np.floating[Any]]
 _ROWS = 1024
-_FORMAT = 2  # 1: GRU4Rec read the padding before a history
 
 
 @dataclass(frozen=True)
@@ -238,7 +237,7 @@ class SequentialRanker:
 
     def _content(self) -> dict[str, Any]:
         """What ranker.json holds."""
-        return {"format": _FORMAT, "options": self.options.model_dump(), "seed": self.seed, "history": self.history}
+        return {"options": self.options.model_dump(), "seed": self.seed, "history": self.history}
 
     @classmethod
     def load(cls, folder: Path) -> SequentialRanker:
@@ -246,8 +245,6 @@ class SequentialRanker:
         try:
             content = json.loads((folder / "ranker.json").read_text())
             ranker = cls(SequentialOptions(**content["options"]), content["seed"])
-            if ranker.options.network == "gru4rec" and content.get("format", 1) < _FORMAT:
-                raise ValueError("trained by an earlier version, which read padding")
             ranker._read(folder, content)
         except Exception as error:  # safetensors, torch and json each raise their own
             raise RunError(

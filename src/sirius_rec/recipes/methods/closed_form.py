@@ -163,7 +163,7 @@ class Ease(ClosedForm):
     def ranker(self, run: Run, seed: int, checkpoint: str) -> Any:
         done = self.folder(run, seed) / DONE
         if self._fitted is None and self.options.l2 is None and done.is_file():
-            # Folders of before this was chosen have none, and had 100.
-            l2 = json.loads(done.read_text()).get("l2", 100.0)
-            self._fitted = EASE(l2).fit(run.dataset.train_sequences(), run.dataset.n_items)
+            self._fitted = EASE(json.loads(done.read_text())["l2"]).fit(
+                run.dataset.train_sequences(), run.dataset.n_items
+            )
         return super().ranker(run, seed, checkpoint)
