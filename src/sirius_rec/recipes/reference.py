@@ -237,8 +237,6 @@ class ReferenceCache:
         of the files which are there, if they are what is wanted or more."""
         most, epochs = self._most or 0, self.run.config.align.epochs
         there = key_in(self.run.folder.reference_shards(self.seed))
-        if there == self.key:  # a version that scored everything
-            return there, "all", epochs
         if there.startswith(f"{self.key} "):
             held, n = there.split()[-2:]
             if held == "all" or (most != "all" and int(held) >= int(most) and int(n) >= epochs):
@@ -319,15 +317,15 @@ def _arrays(scored: dict[str, _Scored]) -> dict[str, np.ndarray]:
 
 def _read(target: Path, key: str) -> dict[str, _Scored]:
     """Of each split what the cache holds; nothing of another model's, of other rows', or of a damaged one."""
+    found = {}
     try:
         with np.load(target) as stored:
             arrays = dict(stored) if str(stored["key"]) == key else {}
+        for split in ("train", "val"):
+            if f"{split}_logp" in arrays:
+                ends = np.cumsum(arrays[f"{split}_length"])[:-1]
+                logp_R, there_R = (np.split(arrays[f"{split}_{name}"], ends) for name in ("logp", "scored"))
+                found[split] = _Scored(logp_R, there_R)
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):  # a damaged archive is made again
         return {}
-    found = {}
-    for split in ("train", "val"):
-        if f"{split}_logp" in arrays:
-            logp, ends = arrays[f"{split}_logp"], np.cumsum(arrays[f"{split}_length"])[:-1]
-            there = arrays.get(f"{split}_scored", np.ones(len(logp), dtype=bool))  # once all of them were
-            found[split] = _Scored(np.split(logp, ends), np.split(there, ends))
     return found
