@@ -251,6 +251,40 @@ def test_files_of_more_than_is_wanted_are_taken(
     for held, complete in (("", False), (" all 1", True), (" 4 1", False), (" 1 2", False), (" 2 2", True)):
         key_file.write_text(again.key + held)
         assert reference.ReferenceCache(Run.open(run.folder.path), 0).complete == complete, held
+    key_file.write_text(f"{'0' * 64} 4 2")
+    assert not reference.ReferenceCache(Run.open(run.folder.path), 0).complete, "another model's"
+
+
+@pytest.mark.parametrize("validated", [True, False])
+def test_files_are_not_whole_without_the_archive(
+    run: Run, mini: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, validated: bool
+) -> None:
+    """It is written last, also where no validation lies in it."""
+    if not validated:
+        monkeypatch.setattr(reference, "validation_set", lambda run: None)
+    cache, _ = filled(run, mini(*DRAWN, "training.stream=true", "arms=[dpo]"), monkeypatch)
+    assert cache.complete and set(cache.read()) == ({"train", "val"} if validated else {"train"})
+    run.folder.reference(0).unlink()
+    assert not cache.complete
+
+
+@pytest.mark.parametrize("stream", ["false", "true"])
+def test_a_kernel_that_is_chosen_for_it_is_in_its_key(
+    run: Run, mini: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, stream: str
+) -> None:
+    """On CUDA the first model that is loaded is timed. Under the key from before, it would be scored once more."""
+    run.folder.reference(0).unlink()
+    monkeypatch.setattr(reference, "on_cpu", lambda config: False)
+    monkeypatch.setattr(
+        reference, "select_attention", lambda folder, *rest: (folder.path / models.ATTENTION).write_text("{}")
+    )
+    run.folder.write_config(mini(*DRAWN, f"training.stream={stream}", "arms=[dpo]"))
+    cache = reference.ReferenceCache(Run.open(run.folder.path), 0)
+    before = cache.key
+    assert not cache.complete
+    cache.fill()
+    assert cache.complete and cache.key != before
+    assert reference.ReferenceCache(Run.open(run.folder.path), 0).complete
 
 
 def test_files_under_way_are_finished_as_they_were_begun(
