@@ -199,13 +199,6 @@ def test_only_what_arms_draw_is_scored_and_arms_that_come_later_add_to_it(
     assert not asked, "fewer arms need nothing new"
 
 
-def test_a_cache_from_before_draws_were_counted_holds_all(run: Run) -> None:
-    with np.load(run.folder.reference(0)) as stored:
-        arrays = {name: stored[name] for name in stored if not name.endswith("_scored")}
-    np.savez(run.folder.reference(0), **arrays)
-    assert reference.ReferenceCache(run, 0).complete
-
-
 @pytest.mark.parametrize(
     "options",
     [("training.share=user",), ("training.stream=true",), ("align.batch_size=20", "align.micro_batch_size=4")],
@@ -243,7 +236,7 @@ def test_every_draw_of_every_arm_is_there(run: Run, mini: Callable[..., Config],
 def test_files_of_more_than_is_wanted_are_taken(
     run: Run, mini: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also those of a version that scored everything; those of fewer epochs or fewer candidates are not."""
+    """Those of fewer epochs or fewer candidates are not, nor those that do not say what they hold."""
     given = (*DRAWN[:2], "training.stream=true")
     wide = "arms=[dpo, {loss: softmax_dpo, negatives: 3}]"
     first, asked = filled(run, mini(*given, "align.epochs=2", "arms=[dpo]"), monkeypatch)
@@ -255,9 +248,43 @@ def test_files_of_more_than_is_wanted_are_taken(
     assert not asked and again.complete
     key_file = run.folder.reference_shards(0) / "key.txt"
     assert key_file.read_text() == f"{again.key} 4 2"
-    for held, complete in (("", True), (" all 1", True), (" 4 1", False), (" 1 2", False), (" 2 2", True)):
+    for held, complete in (("", False), (" all 1", True), (" 4 1", False), (" 1 2", False), (" 2 2", True)):
         key_file.write_text(again.key + held)
         assert reference.ReferenceCache(Run.open(run.folder.path), 0).complete == complete, held
+    key_file.write_text(f"{'0' * 64} 4 2")
+    assert not reference.ReferenceCache(Run.open(run.folder.path), 0).complete, "another model's"
+
+
+@pytest.mark.parametrize("validated", [True, False])
+def test_files_are_not_whole_without_the_archive(
+    run: Run, mini: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, validated: bool
+) -> None:
+    """It is written last, also where no validation lies in it."""
+    if not validated:
+        monkeypatch.setattr(reference, "validation_set", lambda run: None)
+    cache, _ = filled(run, mini(*DRAWN, "training.stream=true", "arms=[dpo]"), monkeypatch)
+    assert cache.complete and set(cache.read()) == ({"train", "val"} if validated else {"train"})
+    run.folder.reference(0).unlink()
+    assert not cache.complete
+
+
+@pytest.mark.parametrize("stream", ["false", "true"])
+def test_a_kernel_that_is_chosen_for_it_is_in_its_key(
+    run: Run, mini: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, stream: str
+) -> None:
+    """On CUDA the first model that is loaded is timed. Under the key from before, it would be scored once more."""
+    run.folder.reference(0).unlink()
+    monkeypatch.setattr(reference, "on_cpu", lambda config: False)
+    monkeypatch.setattr(
+        reference, "select_attention", lambda folder, *rest: (folder.path / models.ATTENTION).write_text("{}")
+    )
+    run.folder.write_config(mini(*DRAWN, f"training.stream={stream}", "arms=[dpo]"))
+    cache = reference.ReferenceCache(Run.open(run.folder.path), 0)
+    before = cache.key
+    assert not cache.complete
+    cache.fill()
+    assert cache.complete and cache.key != before
+    assert reference.ReferenceCache(Run.open(run.folder.path), 0).complete
 
 
 def test_files_under_way_are_finished_as_they_were_begun(
@@ -300,9 +327,11 @@ def test_a_killed_scoring_for_other_arms_is_not_gone_on_with(
     assert [path.name for path in run.folder.reference(0).parent.iterdir()] == ["s0.npz"]
 
 
-def test_validation_belongs_to_it(run: Run) -> None:
+@pytest.mark.parametrize("part", ["val", "train", "train_scored", "val_length"])
+def test_every_part_belongs_to_it(run: Run, part: str) -> None:
+    """Whether rows were scored, too, or a damaged cache ends in an error that names no way out."""
     with np.load(run.folder.reference(0)) as stored:
-        arrays = {name: stored[name] for name in stored if not name.startswith("val")}
+        arrays = {name: stored[name] for name in stored if not name.startswith(part)}
     np.savez(run.folder.reference(0), **arrays)
     assert not reference.ReferenceCache(run, 0).complete
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -34,9 +35,7 @@ from sirius_rec.training.gguf import fingerprint
 from sirius_rec.training.logp_shards import LogpShards, key_in
 
 if TYPE_CHECKING:
-    from sirius_rec.scoring.kept import KeptScores
     from sirius_rec.scoring.rows import PromptCompletions
-    from sirius_rec.training.drawn import Score
 
 _LOOK = 256  # of rows that are not held, those that stand for all
 # Options of an arm that do not change which candidates of a row are drawn, whatever `tune` makes of them.
@@ -70,7 +69,7 @@ def read_reference(run: Run, seed: int) -> dict[str, Sequence[np.ndarray]]:
 
 
 class ReferenceCache:
-    """log π_ref of a run's alignment and validation rows, for one seed."""
+    """log π_ref of a run's alignment and validation rows, for one seed: where it lies, and how it is made."""
 
     def __init__(self, run: Run, seed: int) -> None:
         self.run, self.seed, self.file = run, seed, run.folder.reference(seed)
@@ -98,11 +97,12 @@ class ReferenceCache:
             for split, some in self.records.items()
         }
 
-    @cached_property
+    @property
     def key(self) -> str:
         """Hash of all that log π_ref depends on: the SFT model's files, how it computes, and the encoded rows.
 
-        Rows count as token ids, so a template whose words change, or a tokenizer, gives another key.
+        Rows count as token ids, so a template whose words change, or a tokenizer, gives another key. Hashed at every
+        call, because the attention kernel may have been chosen since the last one.
         """
         digest, config, folder = hashlib.sha256(), self.run.config, self.run.folder
         best = folder.sft(self.seed) / "best"
@@ -129,85 +129,61 @@ class ReferenceCache:
                     digest.update(np.asarray([len(ids), *ids], dtype=np.int64).tobytes())
         return digest.hexdigest()
 
+    @cached_property
+    def _stored(self) -> _Held | _Streamed:
+        return self._storage()
+
     @property
     def complete(self) -> bool:
         """Whether all that is wanted is there, under this key."""
-        scored = _read(self.file, self.key)
-        for split in self.rows:
-            if self._is_streamed(split):
-                if not (self.file.is_file() and self._shards.complete):
-                    return False
-            elif split not in scored or any(map(len, self._missing(split, scored[split]))):
-                return False
-        return True
+        return self._stored.complete
 
     def read(self) -> dict[str, Sequence[np.ndarray]]:
         """What is there, by split, row and completion, in nats; NaN for what was not scored."""
-        found: dict[str, Sequence[np.ndarray]] = {
-            split: some.logp_R for split, some in _read(self.file, self.key).items()
-        }
-        if self._is_streamed("train"):
-            found["train"] = self._shards
-        return found
+        return self._stored.read()
 
     def fill(self) -> None:
-        """Score what is missing."""
-        from sirius_rec.scoring.kept import KeptScores
-        from sirius_rec.training.drawn import score_columns
-
-        run, started, said = self.run, time.monotonic(), f"reference s{self.seed}"
-        model = place(load_stage_model(run.config, run.folder.sft(self.seed) / "best"), run.config)
-        for rows in self.rows.values():
-            select_attention(run.folder, run.config, model, rows[:_LOOK], run.encoder.pad_id)
-        for of_kernel in ("key", "_in_files"):  # which may have been chosen just now
-            self.__dict__.pop(of_kernel, None)
-        scored, kept = _read(self.file, self.key), list[KeptScores]()
-        for split, rows in self.rows.items():
-            if self._is_streamed(split):
-                self._fill_files(self._scorer(model, Ticker(f"{said} {split}", len(rows))))
-                continue
-            missing_R = self._missing(split, scored.get(split))
-            digest = hashlib.sha256(b"".join(np.append(columns, -1).tobytes() for columns in missing_R)).hexdigest()
-            kept.append(KeptScores(self.file.with_name(f".{self.file.stem}-{split}.coming"), f"{self.key} {digest}"))
-            progress = Ticker(f"{said} {split}", sum(len(columns) > 0 for columns in missing_R))
-            found = score_columns(rows, missing_R, self._scorer(model, progress, kept[-1]))
-            scored[split] = _with(scored.get(split), found, missing_R)
-        if not is_main():
-            return
-        atomic.write_npz(self.file, {"key": np.array(self.key), **_arrays(scored)})
-        for finished in kept:
-            finished.drop()
-        log(f"{said}: {len(self.rows['train']):,} prompts scored in {time.monotonic() - started:.0f} s")
-
-    def _scorer(self, model: Any, progress: Ticker, kept: KeptScores | None = None) -> Score:
-        """Rows → their log-probs, computed as the run says."""
+        """Score what is missing, computed as the run says."""
         from sirius_rec.scoring.scorer import score_rows
 
-        config = self.run.config
-        return partial(
+        run, started, said = self.run, time.monotonic(), f"reference s{self.seed}"
+        config, pad_id = run.config, run.encoder.pad_id
+        model = place(load_stage_model(config, run.folder.sft(self.seed) / "best"), config)
+        for rows in self.rows.values():
+            select_attention(run.folder, config, model, rows[:_LOOK], pad_id)
+        self._stored = self._storage()  # anew: its key names the kernel, which may have been chosen just now
+        score = partial(
             score_rows,
             model,
-            pad_id=self.run.encoder.pad_id,
+            pad_id=pad_id,
             mode=config.compute.scoring,
             max_tokens=config.evaluation.batch_tokens,
             bf16=computes_in_bf16(config),
-            progress=progress,
-            kept=kept,
         )
+        self._stored.fill(score, said)
+        if is_main():
+            log(f"{said}: {len(self.rows['train']):,} prompts scored in {time.monotonic() - started:.0f} s")
 
-    def _is_streamed(self, split: str) -> bool:
-        return split == "train" and self.run.config.training.stream
+    def _storage(self) -> _Held | _Streamed:
+        """Where the scores lie, under the key as it is now."""
+        run, key, rows = self.run, self.key, self.rows
+        validation = {split: _all_of(some) for split, some in rows.items() if split != "train"}
+        if not run.config.training.stream:
+            return _Held(self.file, key, rows, {"train": self._wanted, **validation})
+        wanted = _ShardKey(key, self._most or 0, run.config.align.epochs)
+        held = _Held(self.file, key, rows, validation)
+        return _Streamed(run.folder.reference_shards(self.seed), wanted, rows["train"], self._draws, held)
 
     @cached_property
     def _most(self) -> int | str | None:
         """See `drawn_at_most`. One record of streamed rows stands for all."""
-        rows = self.rows["train"][:1] if self._is_streamed("train") else self.rows["train"]
+        rows = self.rows["train"][:1] if self.run.config.training.stream else self.rows["train"]
         return drawn_at_most(self.run.config, min(len(row.completions) for row in rows) - 1)
 
-    def _draws(self, most: int | str) -> dict[str, Any]:
-        """Options of a data set that draws what arms do that draw that many."""
-        per_epoch = self.run.config.align.examples_per_epoch
-        return {"negatives": 0, "score_unsampled": most, "seed": self.seed, "examples_per_epoch": per_epoch}
+    @property
+    def _draws(self) -> dict[str, Any]:
+        """Options of a data set that draws what arms do, but for how many."""
+        return {"negatives": 0, "seed": self.seed, "examples_per_epoch": self.run.config.align.examples_per_epoch}
 
     @cached_property
     def _wanted(self) -> list[np.ndarray]:
@@ -216,48 +192,121 @@ class ReferenceCache:
 
         rows, most, config = self.rows["train"], self._most, self.run.config
         if most == "all":  # of every row: alignment's rows are those that some epoch meets
-            return [np.arange(len(row.completions)) for row in rows]
+            return _all_of(rows)
         users = users_of(self.records["train"]) if config.training.share == "user" else None
-        epochs = 0 if most is None else config.align.epochs
-        return PreferenceDataset(rows, users=users, **self._draws(most or 0)).columns_drawn(epochs)
+        data = PreferenceDataset(rows, users=users, score_unsampled=most or 0, **self._draws)
+        return data.columns_drawn(0 if most is None else config.align.epochs)
 
-    def _missing(self, split: str, scored: _Scored | None) -> list[np.ndarray]:
-        """Of each row the candidates that are wanted, of validation all, and not scored."""
-        wanted_R = self._wanted if split == "train" else [np.arange(len(row.completions)) for row in self.rows[split]]
-        if scored is None:
-            return wanted_R
-        there_R = scored.there_R
-        return [
-            np.setdiff1d(wanted, np.flatnonzero(there_C)) for wanted, there_C in zip(wanted_R, there_R, strict=True)
-        ]
 
-    @cached_property
-    def _in_files(self) -> tuple[str, int | str, int]:
-        """Of streamed rows the key of their files, and what these hold: candidates drawn in an epoch, and epochs. Those
-        of the files which are there, if they are what is wanted or more."""
-        most, epochs = self._most or 0, self.run.config.align.epochs
-        there = key_in(self.run.folder.reference_shards(self.seed))
-        if there == self.key:  # a version that scored everything
-            return there, "all", epochs
-        if there.startswith(f"{self.key} "):
-            held, n = there.split()[-2:]
-            if held == "all" or (most != "all" and int(held) >= int(most) and int(n) >= epochs):
-                return there, held if held == "all" else int(held), int(n)
-        return f"{self.key} {most} {epochs}", most, epochs
+def _all_of(rows: Sequence[PromptCompletions]) -> list[np.ndarray]:
+    return [np.arange(len(row.completions)) for row in rows]
+
+
+@dataclass(frozen=True)
+class _Held:
+    """Log-probs of rows that are held: an archive of all their splits.
+
+    wanted: of each row, by split, the candidates that are to be scored. rows: of these splits, and maybe of others.
+    """
+
+    file: Path
+    key: str
+    rows: Mapping[str, Sequence[PromptCompletions]]
+    wanted: Mapping[str, list[np.ndarray]]
 
     @property
-    def _shards(self) -> LogpShards:
-        return LogpShards(self.run.folder.reference_shards(self.seed), len(self.rows["train"]), self._in_files[0])
+    def complete(self) -> bool:
+        scored = _read(self.file, self.key)
+        return self.file.is_file() and all(
+            split in scored and not any(map(len, self._missing(split, scored[split]))) for split in self.wanted
+        )
 
-    def _fill_files(self, score: Score) -> None:
+    def read(self) -> dict[str, Sequence[np.ndarray]]:
+        return {split: some.logp_R for split, some in _read(self.file, self.key).items()}
+
+    def fill(self, score: Callable[..., list[np.ndarray]], said: str) -> None:
+        """score: `score_rows` of a model. said: what the progress is called."""
+        from sirius_rec.scoring.kept import KeptScores
+        from sirius_rec.training.drawn import score_columns
+
+        scored, kept = _read(self.file, self.key), list[KeptScores]()
+        for split in self.wanted:
+            missing_R = self._missing(split, scored.get(split))
+            digest = hashlib.sha256(b"".join(np.append(columns, -1).tobytes() for columns in missing_R)).hexdigest()
+            kept.append(KeptScores(self.file.with_name(f".{self.file.stem}-{split}.coming"), f"{self.key} {digest}"))
+            progress = Ticker(f"{said} {split}", sum(len(columns) > 0 for columns in missing_R))
+            found_R = score_columns(self.rows[split], missing_R, partial(score, progress=progress, kept=kept[-1]))
+            scored[split] = _with(scored.get(split), found_R, missing_R)
+        if is_main():
+            atomic.write_npz(self.file, {"key": np.array(self.key), **_arrays(scored)})
+            for finished in kept:
+                finished.drop()
+
+    def _missing(self, split: str, scored: _Scored | None) -> list[np.ndarray]:
+        """Of each row the candidates that are wanted and not scored."""
+        if scored is None:
+            return self.wanted[split]
+        pairs = zip(self.wanted[split], scored.there_R, strict=True)
+        return [np.setdiff1d(wanted, np.flatnonzero(there_C)) for wanted, there_C in pairs]
+
+
+@dataclass(frozen=True)
+class _ShardKey:
+    """What files of streamed rows hold: under the key of the cache, candidates drawn in so many epochs, of a row at
+    most so many rejected ones in each, or all."""
+
+    cache: str
+    most: int | str
+    epochs: int
+
+    @classmethod
+    def parse(cls, text: str) -> _ShardKey | None:
+        """None of what was written for something else, or not at all."""
+        if found := re.fullmatch(r"(\S+) (all|\d+) (\d+)", text):
+            cache, most, epochs = found.groups()
+            return cls(cache, most if most == "all" else int(most), int(epochs))
+        return None
+
+    def __str__(self) -> str:
+        return f"{self.cache} {self.most} {self.epochs}"
+
+    def covers(self, wanted: _ShardKey) -> bool:
+        """Whether files of this key hold all that is wanted."""
+        if self.cache != wanted.cache:
+            return False
+        if "all" in (self.most, wanted.most):  # those of all do not depend on epochs
+            return self.most == "all"
+        return int(self.most) >= int(wanted.most) and self.epochs >= wanted.epochs
+
+
+class _Streamed:
+    """Log-probs of streamed train rows, in files of a folder, beside validation's, which are held."""
+
+    def __init__(self, folder: Path, wanted: _ShardKey, rows: Any, draws: Mapping[str, Any], validation: _Held) -> None:
+        """rows: `EncodedRows`. draws: options of the data set that draws `wanted`, but for how many."""
+        there = _ShardKey.parse(key_in(folder))
+        # Files that hold more are taken, or finished as they were begun.
+        self.key = there if there is not None and there.covers(wanted) else wanted
+        self.shards = LogpShards(folder, len(rows), str(self.key))
+        self.rows, self.draws, self.validation = rows, draws, validation
+
+    @property
+    def complete(self) -> bool:
+        return self.validation.complete and self.shards.complete
+
+    def read(self) -> dict[str, Sequence[np.ndarray]]:
+        return {**self.validation.read(), "train": self.shards}
+
+    def fill(self, score: Callable[..., list[np.ndarray]], said: str) -> None:
         from sirius_rec.training.batching import StepLayout
         from sirius_rec.training.drawn import score_streamed
         from sirius_rec.training.streaming import StreamedDataset
 
-        _, most, epochs = self._in_files
-        rows: Any = self.rows["train"]
-        data = StreamedDataset(rows, required=False, layout=StepLayout(), **self._draws(most))
-        score_streamed(data, epochs, self._shards, score)
+        key = self.key
+        data = StreamedDataset(self.rows, required=False, layout=StepLayout(), score_unsampled=key.most, **self.draws)
+        progress = Ticker(f"{said} train", len(self.rows))
+        score_streamed(data, key.epochs, self.shards, partial(score, progress=progress))
+        self.validation.fill(score, said)
 
 
 def drawn_at_most(config: Config, n_rejected: int) -> int | str | None:
@@ -319,15 +368,15 @@ def _arrays(scored: dict[str, _Scored]) -> dict[str, np.ndarray]:
 
 def _read(target: Path, key: str) -> dict[str, _Scored]:
     """Of each split what the cache holds; nothing of another model's, of other rows', or of a damaged one."""
+    found = {}
     try:
         with np.load(target) as stored:
             arrays = dict(stored) if str(stored["key"]) == key else {}
+        for split in ("train", "val"):
+            if f"{split}_logp" in arrays:
+                ends = np.cumsum(arrays[f"{split}_length"])[:-1]
+                logp_R, there_R = (np.split(arrays[f"{split}_{name}"], ends) for name in ("logp", "scored"))
+                found[split] = _Scored(logp_R, there_R)
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):  # a damaged archive is made again
         return {}
-    found = {}
-    for split in ("train", "val"):
-        if f"{split}_logp" in arrays:
-            logp, ends = arrays[f"{split}_logp"], np.cumsum(arrays[f"{split}_length"])[:-1]
-            there = arrays.get(f"{split}_scored", np.ones(len(logp), dtype=bool))  # once all of them were
-            found[split] = _Scored(np.split(logp, ends), np.split(there, ends))
     return found

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -230,44 +231,77 @@ def score_rows(
     model.eval()
     rank, processes = place_in_group() if together else (0, 1)
     # Parts of rows, so that every batch is one forward pass: a sharded model needs as many in all its processes.
-    parts, owner = in_parts(rows, max_tokens) if mode == "naive" else (rows, list(range(len(rows))))
+    parts, owner_P = in_parts(rows, max_tokens) if mode == "naive" else (rows, list(range(len(rows))))
     if mode == "packed" and use_tree_attention(model) == "eager":
         max_tokens = min(max_tokens, _EAGER)
     known = {} if kept is None else kept.begin(f"{mode} {max_tokens} {bf16} {len(parts)}")
     batches = [batch for batch in _BATCHES[mode](parts, max_tokens) if not all(p in known for p in batch)]
-    left = Counter(owner)
-    left.subtract(owner[p] for p in known)
-    if progress and known:
-        progress(sum(not left[r] for r in {owner[p] for p in known}))
     own = dict(known) if rank == 0 else {}
-    for start in range(0, len(batches), processes):
-        # Who has no batch left scores the first one again, for nobody: a sharded model needs all its processes.
-        mine = start + rank < len(batches)
-        side_by_side = [batches[at if at < len(batches) else 0] for at in range(start, start + processes)]
-        batch = side_by_side[rank]
-        # Of forked rows the passes of the one that needs most.
-        size = common([passes(parts[p], max_tokens) for p, *_ in side_by_side]) if mode == "forked" else Passes()
+    done = _Progress(owner_P, progress)
+    if known:
+        done.add(known)
+    sizes = [passes(parts[p], max_tokens) if mode == "forked" else Passes() for p, *_ in batches]
+    for turn in _turns(batches, sizes, rank, processes):
+        some = [parts[p] for p in turn.batch]
         with torch.autocast(next(model.parameters()).device.type, dtype=torch.bfloat16, enabled=bf16):
-            some = [parts[p] for p in batch]
             if prefixes is not None and mode == "packed":
                 found_BC = prefixes.logps(model, some)
             else:
-                found_BC = logps(model, some, pad_id, mode, size)
+                found_BC = logps(model, some, pad_id, mode, turn.size)
         logp_BC = found_BC.float().cpu().numpy()
-        if mine:
-            found = {p: logp_BC[b, : len(parts[p].completions)].copy() for b, p in enumerate(batch)}
+        if turn.counts:
+            found = {p: logp_BC[b, : len(parts[p].completions)].copy() for b, p in enumerate(turn.batch)}
             own |= found
             if kept is not None:
                 kept.add(found)
-        left.subtract(done := [owner[p] for batch in batches[start : start + processes] for p in batch])
-        if progress:
-            progress(sum(not left[r] for r in set(done)))
+        done.add(turn.done)
     model.train(was_training)
-    scores = from_all(own, len(parts), processes)
-    if len(parts) == len(rows):
-        return scores
-    ends = np.searchsorted(owner, np.arange(len(rows)), side="right").tolist()
-    return [np.concatenate(scores[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
+    scores_P = from_all(own, len(parts), processes)
+    return scores_P if len(parts) == len(rows) else _joined(scores_P, owner_P)
+
+
+class _Turn(NamedTuple):
+    """What one process computes while each other process computes a batch of its own.
+
+    batch: numbers of parts. counts: whether the scores are wanted. size: of forked rows. done: the parts that all
+    processes together have scored with it.
+    """
+
+    batch: list[int]
+    counts: bool
+    size: Passes
+    done: list[int]
+
+
+def _turns(batches: list[list[int]], sizes: list[Passes], rank: int, processes: int) -> Iterator[_Turn]:
+    """The turns of the process `rank`: of all processes equally many, of the same size each."""
+    for start in range(0, len(batches), processes):
+        dealt = range(start, min(start + processes, len(batches)))
+        # Who has no batch left scores the first one again, for nobody: a sharded model needs all its processes.
+        numbers = [*dealt, *[0] * (processes - len(dealt))]
+        # The passes of the one that needs most.
+        size = common([sizes[n] for n in numbers])
+        yield _Turn(batches[numbers[rank]], rank < len(dealt), size, [p for n in dealt for p in batches[n]])
+
+
+class _Progress:
+    """Reports rows as they are done, each once all its parts are. owner_P: whose each part is."""
+
+    def __init__(self, owner_P: Sequence[int], report: Callable[[int], None] | None) -> None:
+        self.owner_P, self.report = owner_P, report
+        self.left = Counter(owner_P)  # parts, by row
+
+    def add(self, parts: Iterable[int]) -> None:
+        rows = [self.owner_P[p] for p in parts]
+        self.left.subtract(rows)
+        if self.report:
+            self.report(sum(not self.left[r] for r in set(rows)))
+
+
+def _joined(scores_P: Sequence[np.ndarray], owner_P: Sequence[int]) -> list[np.ndarray]:
+    """The scores of rows from those of their parts, which lie one behind the other."""
+    parts = itertools.groupby(range(len(owner_P)), key=lambda p: owner_P[p])
+    return [np.concatenate([scores_P[p] for p in own]) for _, own in parts]
 
 
 def place_in_group() -> tuple[int, int]:
