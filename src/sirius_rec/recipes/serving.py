@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from sirius_rec.errors import ConfigError
 from sirius_rec.rankers.answers import Unknown, finite
@@ -28,7 +29,7 @@ from sirius_rec.recipes.scorers import Scorer, TitleScorer
 from sirius_rec.scoring.prefix_cache import PrefixCache
 from sirius_rec.serving.guard import App
 from sirius_rec.serving.models import Catalogue, Loaded, Model, Responder, Size
-from sirius_rec.serving.options import MIB, Batching, Limits, Service
+from sirius_rec.serving.options import MIB, Batching, Service
 from sirius_rec.serving.server import application
 
 _OPTIONS = "SIRIUS_SERVE_OPTIONS"
@@ -202,11 +203,12 @@ def _warm(loaded: Loaded) -> Loaded:
 
 
 # Workers are processes of their own, which read what to serve from their environment.
+_SOURCE = TypeAdapter(Source)
 
 
 def worker() -> App:
     """The application of a worker; `hand_on` was called in its parent."""
-    source = _parsed(json.loads(os.environ[_OPTIONS]))
+    source = _SOURCE.validate_json(os.environ[_OPTIONS])
     if source.service.workers > 1:
         import torch
 
@@ -216,19 +218,5 @@ def worker() -> App:
 
 def hand_on(source: Source) -> str:
     """Put a source where workers find it; the name of what makes their application."""
-    os.environ[_OPTIONS] = json.dumps(asdict(source), default=str)
+    os.environ[_OPTIONS] = _SOURCE.dump_json(source).decode()
     return f"{__name__}:{worker.__name__}"
-
-
-def _parsed(given: dict[str, Any]) -> Source:
-    service = given.pop("service")
-    keys: Sequence[str] = ("limits", "batching", "api_keys", "cors")
-    rest = {name: value for name, value in service.items() if name not in keys}
-    return Source(
-        **{**given, "methods": tuple(given["methods"])},
-        service=Service(
-            **rest, cors=tuple(service["cors"]), limits=Limits(**service["limits"]),
-            batching=Batching(**service["batching"]),
-            api_keys=None if service["api_keys"] is None else Path(service["api_keys"]),
-        ),
-    )  # fmt: skip
