@@ -18,7 +18,7 @@ from sirius_rec.config import Config  # noqa: E402
 from sirius_rec.data.checking import check_lines  # noqa: E402
 from sirius_rec.data.prepare import prepare  # noqa: E402
 from sirius_rec.errors import ConfigError, DataError, RunError, SiriusError  # noqa: E402
-from sirius_rec.recipes.answering import Loading  # noqa: E402
+from sirius_rec.recipes.answering import AnswererSpec  # noqa: E402
 from sirius_rec.recipes.ranking import Served  # noqa: E402
 from sirius_rec.remote import fetched, located, outbox  # noqa: E402
 
@@ -244,8 +244,8 @@ def call(source: remote.Place, target: remote.Place, calls: list[int], dies_at: 
         calls.extend(request.line for request in requests)
         return [[1.0, 2.0] for _ in requests]
 
-    loading = Loading(lambda: Served("m", {}, score, lambda request: None), True, None)
-    _answer(loading, *_places(str(source), str(target)), None, None, verb="ranking", unknown=None, part=2)
+    spec = AnswererSpec(lambda: Served("m", {}, score, lambda request: None), None)
+    _answer(spec, *_places(str(source), str(target)), None, None, verb="ranking", unknown=None, part=2)
 
 
 def test_answers_go_to_an_address_whole_and_a_killed_call_goes_on(store: Any, tmp_path: Path) -> None:

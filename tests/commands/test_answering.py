@@ -12,7 +12,7 @@ import pytest
 from sirius_rec.commands.serve import _answer
 from sirius_rec.errors import DataError
 from sirius_rec.rankers.requests import Request
-from sirius_rec.recipes.answering import Loading
+from sirius_rec.recipes.answering import AnswererSpec
 from sirius_rec.recipes.ranking import Served
 
 Answer = Callable[..., tuple[str, list[dict[str, Any]]]]
@@ -33,8 +33,8 @@ def answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Answer:
             return [[0.0] * len(request.candidates) for request in requests]
 
         served = Served("m", {}, score, lambda request: None)
-        loading = Loading(lambda: served, True, None, skip_bad=skip_bad)
-        _answer(loading, source, out, None, None, verb="ranking", unknown=None, part=2)
+        spec = AnswererSpec(lambda: served, None, skip_bad=skip_bad)
+        _answer(spec, source, out, None, None, verb="ranking", unknown=None, part=2)
         return capsys.readouterr().out, [json.loads(line) for line in out.read_text().splitlines()]
 
     return call

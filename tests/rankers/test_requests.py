@@ -14,7 +14,7 @@ import pytest
 
 from sirius_rec.errors import DataError, RunError, ScoringError
 from sirius_rec.rankers import request_files
-from sirius_rec.rankers.answers import PARTIAL, AnswerFile, Answering, Outcome, Unknown, answer_file, ranking
+from sirius_rec.rankers.answers import PARTIAL, Answerer, AnswerFile, Outcome, Unknown, answer_file, ranking
 from sirius_rec.rankers.requests import BadRequest, Request, parse_request, read_requests
 
 RECIPE = {"model": "lengths"}
@@ -29,8 +29,8 @@ def rank_file(
     path: Path, out: AnswerFile, score: Any, check: Any, *, top: int | None = None, unknown: Unknown | None = None,
     skip_bad: bool = False, **options: Any,
 ) -> Outcome:  # fmt: skip
-    answering = ranking(Answering(score, check, unknown, skip_bad), top)
-    return answer_file(path, out, partial(map, answering), **options)
+    answerer = ranking(Answerer(score, check, unknown, skip_bad), top)
+    return answer_file(path, out, partial(map, answerer), **options)
 
 
 def accept(request: Request) -> None:

@@ -21,7 +21,7 @@ from sirius_rec.errors import ConfigError, DataError, RunError, ScoringError
 from sirius_rec.extras import missing
 from sirius_rec.rankers.answers import AnswerFile, Outcome, answer_file
 from sirius_rec.rankers.requests import Request
-from sirius_rec.recipes.answering import Answerers, Loading, answerers, opened
+from sirius_rec.recipes.answering import AnswererSpec, Pool, answerer_pool, opened
 from sirius_rec.recipes.ranking import Served, load_run_ranker
 
 needs_ray = pytest.mark.skipif(missing("ray") is not None, reason="needs Ray (extra ray)")
@@ -39,12 +39,12 @@ def requests_of(run: Any, path: Path, n: int) -> Path:
     return path
 
 
-def sft(run: Any, **options: Any) -> Loading:
+def sft(run: Any, **options: Any) -> AnswererSpec:
     load = partial(opened, str(run.folder.path), load_run_ranker, method="sft", seed=0, checkpoint="best", titles=False)
-    return Loading(load, True, None, **options)
+    return AnswererSpec(load, None, **options)
 
 
-def answered(them: Answerers, source: Path, out: Path, part: int = 256) -> Outcome:
+def answered(them: Pool, source: Path, out: Path, part: int = 256) -> Outcome:
     with AnswerFile(out, {}) as answers:
         outcome = answer_file(source, answers, them.each, part=part)
         answers.finish()
@@ -55,7 +55,7 @@ def answered(them: Answerers, source: Path, out: Path, part: int = 256) -> Outco
 def whole(trained: Any, tmp_path: Path) -> tuple[Path, bytes]:
     """600 requests, three parts of them, and their answers by one process."""
     source = requests_of(trained, tmp_path / "requests.jsonl", 600)
-    with answerers(sft(trained), None) as them:
+    with answerer_pool(sft(trained), None) as them:
         assert answered(them, source, tmp_path / "whole.jsonl").answered == 600
     return source, (tmp_path / "whole.jsonl").read_bytes()
 
@@ -121,11 +121,11 @@ def ids(path: Path) -> list[int]:
 @pytest.mark.slow
 def test_a_bad_line_ends_it_behind_its_predecessors(tmp_path: Path) -> None:
     source, out = lengths(tmp_path / "in", 60, {33: "bad"}), tmp_path / "out"
-    with answerers(Loading(partial(slow_and_killed, str(tmp_path)), True, None), 2) as them:
+    with answerer_pool(AnswererSpec(partial(slow_and_killed, str(tmp_path)), None), 2) as them:
         stops_and_goes_on(them, source, out)
 
 
-def stops_and_goes_on(them: Answerers, source: Path, out: Path) -> None:
+def stops_and_goes_on(them: Pool, source: Path, out: Path) -> None:
     """60 requests of which number 33 is bad, then mended."""
     with pytest.raises(DataError, match="line 34: a bad one"):
         answered(them, source, out, part=4)
@@ -138,13 +138,13 @@ def stops_and_goes_on(them: Answerers, source: Path, out: Path) -> None:
 def test_errors_of_a_worker_are_those_of_one_process(tmp_path: Path) -> None:
     source = lengths(tmp_path / "in", 8, {})
     with (
-        answerers(Loading(partial(not_finite, ""), True, None), 2) as them,
+        answerer_pool(AnswererSpec(partial(not_finite, ""), None), 2) as them,
         pytest.raises(ScoringError, match="a score is not a finite number"),
     ):
         answered(them, source, tmp_path / "out")
     with (
         pytest.raises(RunError, match="no such method"),
-        answerers(Loading(partial(cannot_be_loaded, ""), True, None), 2),
+        answerer_pool(AnswererSpec(partial(cannot_be_loaded, ""), None), 2),
     ):
         pass
 
@@ -152,10 +152,10 @@ def test_errors_of_a_worker_are_those_of_one_process(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_killed_process_is_one_line_and_the_next_call_goes_on(tmp_path: Path) -> None:
     source, out = lengths(tmp_path / "in", 60, {41: "kill"}), tmp_path / "out"
-    loading = Loading(partial(slow_and_killed, str(tmp_path)), True, None)
-    with answerers(loading, 2) as them, pytest.raises(RunError, match=r"a worker process has died .*fewer --jobs"):
+    spec = AnswererSpec(partial(slow_and_killed, str(tmp_path)), None)
+    with answerer_pool(spec, 2) as them, pytest.raises(RunError, match=r"a worker process has died .*fewer --jobs"):
         answered(them, source, out, part=4)
-    with answerers(loading, 2) as them:
+    with answerer_pool(spec, 2) as them:
         outcome = answered(them, source, out, part=4)
     assert 20 <= outcome.answered <= 44  # what was answered before is not answered again
     assert ids(out) == list(range(60))
@@ -172,7 +172,7 @@ def test_no_more_parts_are_read_than_are_under_way(tmp_path: Path) -> None:
             read += 1
             yield part
 
-    with answerers(Loading(partial(slow_and_killed, str(tmp_path)), True, None), 2) as them:
+    with answerer_pool(AnswererSpec(partial(slow_and_killed, str(tmp_path)), None), 2) as them:
         seen = 0
         with AnswerFile(tmp_path / "out", {}) as answers:
 
@@ -210,11 +210,11 @@ def test_ray_writes_what_one_process_does_and_an_actor_may_die(
     trained: Any, whole: tuple[Path, bytes], tmp_path: Path
 ) -> None:
     source, wanted = whole
-    with answerers(sft(trained), 2, Cluster()) as them:
+    with answerer_pool(sft(trained), 2, Cluster()) as them:
         assert answered(them, source, tmp_path / "ray.jsonl").answered == 600
     assert (tmp_path / "ray.jsonl").read_bytes() == wanted
     source, out = lengths(tmp_path / "in", 60, {33: "bad", 41: "kill"}), tmp_path / "out"
-    with answerers(Loading(partial(slow_and_killed, str(tmp_path)), True, None), 2, Cluster()) as them:
+    with answerer_pool(AnswererSpec(partial(slow_and_killed, str(tmp_path)), None), 2, Cluster()) as them:
         stops_and_goes_on(them, source, out)
     assert (tmp_path / "killed").exists()
 
@@ -229,8 +229,8 @@ def test_a_node_leaves_and_every_row_is_answered_once(tmp_path: Path) -> None:
     try:
         leaving = cluster.add_node(num_cpus=1)
         cluster.wait_for_nodes()
-        loading = Loading(partial(slow_and_killed, str(tmp_path)), True, None)
-        with answerers(loading, 3, Cluster(cluster.address)) as them, AnswerFile(out, {}) as answers:
+        spec = AnswererSpec(partial(slow_and_killed, str(tmp_path)), None)
+        with answerer_pool(spec, 3, Cluster(cluster.address)) as them, AnswerFile(out, {}) as answers:
 
             def each(parts: Any) -> Iterator[Any]:
                 for n, found in enumerate(them.each(parts)):

@@ -19,9 +19,10 @@ from sirius_rec.prompts.templates import get_template
 from sirius_rec.rankers.requests import Request
 from sirius_rec.recipes.configuration import parse_config
 from sirius_rec.recipes.methods import build_methods
-from sirius_rec.recipes.ranking import TextRequests, chosen_method
+from sirius_rec.recipes.ranking import chosen_method
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.run_folder import RunFolder
+from sirius_rec.recipes.scorers import TitleScorer
 from sirius_rec.recipes.scoring import score_only
 
 SLATES = "test-uniform-6-s0"
@@ -131,7 +132,7 @@ def test_a_network_counts_by_the_epoch_that_was_kept(tmp_path: Path) -> None:
 
 def test_the_newest_of_the_history_are_shown_and_none_if_so_asked() -> None:
     def prompt(n: int) -> str:
-        served = TextRequests(
+        served = TitleScorer(
             SimpleNamespace(config=SimpleNamespace()), None, get_template("generic"), None, max_history=n
         )
         return served._prompt(Request(1, ("Abba", "Zappa"), ("c",)))

@@ -20,17 +20,11 @@ from sirius_rec.rankers.requests import Request
 from sirius_rec.recipes import ranking
 from sirius_rec.recipes.adoption import open_run
 from sirius_rec.recipes.methods import build_methods
-from sirius_rec.recipes.ranking import (
-    CatalogueRequests,
-    Served,
-    TextRequests,
-    chosen_method,
-    load_run_ranker,
-    text_requests,
-)
-from sirius_rec.recipes.recommending import Scored, Searched, Shelf
+from sirius_rec.recipes.ranking import Served, chosen_method, load_run_ranker, title_scorer
+from sirius_rec.recipes.recommending import Scored, Searched, Shelf, load_run_recommender
 from sirius_rec.recipes.reranking import Reranked
 from sirius_rec.recipes.run import Run
+from sirius_rec.recipes.scorers import CatalogueScorer, TitleScorer
 from sirius_rec.recipes.story import run_stages
 
 
@@ -72,6 +66,13 @@ def recommend(tmp_path: Path, model: Any, rows: list[dict[str, Any]], *arguments
 def all_scores(run: Run, method: str, history: list[str], candidates: list[str]) -> Any:
     served = load_run_ranker(run, method=method, seed=None, checkpoint="best", titles=False)
     return np.asarray(served.score([Request(1, tuple(history), tuple(candidates))])[0], dtype=np.float64)
+
+
+def test_a_recommender_has_no_scores_of_candidates(run: Run, ids: list[str]) -> None:
+    served = load_run_recommender(run, method="markov", seed=None, checkpoint="best", titles=False, top=1,
+                                  exclude_seen=False, max_opened=None)  # fmt: skip
+    with pytest.raises(TypeError, match="markov recommends from a catalogue: call respond"):
+        served.score([Request(1, (ids[0],), (ids[1],))])
 
 
 @pytest.mark.parametrize("method", ["sft", "markov"])
@@ -179,7 +180,7 @@ def test_a_plain_model_drops_what_its_table_lacks(run: Run, ids: list[str], tmp_
 
 
 def test_a_language_model_reads_any_title_and_unknown_is_no_option(run: Run, ids: list[str], tmp_path: Path) -> None:
-    rows, model = [{"history": ["Nobody Knows This", run.dataset.titles[0]]}], run.folder.path
+    rows, model = [{"history": ["Nobody Knows This", f" {run.dataset.titles[0]}"]}], run.folder.path
     table = items_table(tmp_path / "items.csv", ids, run.dataset.titles)
     assert recommend(tmp_path, model, rows, "--method", "sft", "--titles")[0].keys() & {"unknown", "by"} == set()
     for source in ((model, "--method", "sft"), (model / "sft/s0/best", "--items", table)):
@@ -223,7 +224,7 @@ class Given:
 @pytest.mark.parametrize("worst", [float("nan"), float("inf"), float("-inf")])
 def test_a_score_that_is_no_number_is_seen_also_where_it_is_not_shown(worst: float) -> None:
     shelf = Shelf(["a", "b", "c"], ["A", "B", "C"], titles_given=False, top=1, exclude_seen=False)
-    damaged, sound = (CatalogueRequests(Given(*s), "it", shelf.names) for s in ((worst, 2.0, 1.0), (3.0, 2.0, 1.0)))
+    damaged, sound = (CatalogueScorer(Given(*s), "it", shelf.names) for s in ((worst, 2.0, 1.0), (3.0, 2.0, 1.0)))
     asked = [Request(7, ("a",))]
     assert Scored(shelf, sound).respond(asked)[0]["items"] == ["a"]
     ranker = Served("it", {}, lambda requests: [[1.0, worst][: len(r.candidates)] for r in requests], lambda r: None)
@@ -235,7 +236,7 @@ def test_a_score_that_is_no_number_is_seen_also_where_it_is_not_shown(worst: flo
 def test_titles_with_control_characters_are_named_as_they_are() -> None:
     titles = ["Air", "Blur\x1fLive", "Can"]
     shelf = Shelf(["a", "b", "c"], titles, titles_given=True, top=3, exclude_seen=True)
-    scored = Scored(shelf, CatalogueRequests(Given(1.0, 3.0, 2.0), "it", shelf.names, titles=True))
+    scored = Scored(shelf, CatalogueScorer(Given(1.0, 3.0, 2.0), "it", shelf.names, titles=True))
     assert scored.respond([Request(1, ("Air",))])[0]["titles"] == ["Blur\x1fLive", "Can"]
     assert scored.respond([Request(1, (" Blur\x1fLive",))])[0]["titles"] == ["Can", "Air"]
 
@@ -258,7 +259,7 @@ def test_it_goes_on_where_it_was_stopped(
     rows = [{"history": [ids[n % 80], ids[(n + 7) % 80]]} for n in range(70)]
     whole = recommend(tmp_path, run.folder.path, rows, "--method", "sft")
     (tmp_path / "out.jsonl").unlink()
-    kept, calls = TextRequests.top_k, list[int]()
+    kept, calls = TitleScorer.top_k, list[int]()
 
     def dies(self: Any, requests: list[Request], *rest: Any, **options: Any) -> Any:
         calls.append(len(requests))
@@ -266,7 +267,7 @@ def test_it_goes_on_where_it_was_stopped(
             raise KeyboardInterrupt
         return kept(self, requests, *rest, **options)
 
-    monkeypatch.setattr(TextRequests, "top_k", dies)
+    monkeypatch.setattr(TitleScorer, "top_k", dies)
     asked = ["recommend", "--model", run.folder.path, "--input", tmp_path / "requests.jsonl", "--method", "sft",
              "--out", tmp_path / "out.jsonl"]  # fmt: skip
     CliRunner().invoke(cli.app, list(map(str, asked)))
@@ -305,7 +306,7 @@ def test_bad_requests_are_one_line_each(run: Run, trained: Run, ids: list[str], 
 
 def test_a_history_that_leaves_no_room_for_the_longest_title(run: Run, ids: list[str], tmp_path: Path) -> None:
     ranker = build_methods(run.config)["sft"].ranker(run, 0, "best")
-    requests = text_requests(run, ranker, titles=False)
+    requests = title_scorer(run, ranker, titles=False)
     shelf = Shelf(ids, run.dataset.titles, titles_given=False, top=1, exclude_seen=False)
     searched = Searched(shelf, requests, None)
     assert requests.check(Request(1, tuple(ids[:3]))) is None

@@ -19,7 +19,7 @@ pytest.importorskip("fastapi", reason="the service needs the extra serve")
 from sirius_rec.serving.app import create_app
 from sirius_rec.serving.engine import Engine
 from sirius_rec.serving.metrics import Metrics
-from sirius_rec.serving.models import Answers, Catalogue, Loaded, Model, Size
+from sirius_rec.serving.models import Catalogue, Loaded, Model, Responder, Size
 from sirius_rec.serving.options import Batching, Limits, Service
 
 TITLES = ["Air", "Blur", "Can", "Red House Painters", "Low & <b>High</b>", "Öx", "i1"]
@@ -53,9 +53,9 @@ def loaded_of(scripted: Scripted, key: str = "lm", tokens: int = 10) -> Loaded:
         return [{"items": IDS[: wish["top"]], "titles": TITLES[: wish["top"]], "exact": True} for _ in requests]
 
     popular = Unknown(lambda item: item in IDS, lambda requests: [np.arange(len(r.candidates)) for r in requests])
-    rank = Answers(scripted.score, scripted.check, popular, lambda request: Size(str(request.history), tokens, 1))
-    from_all = Answers(recommend, scripted.check, popular, ask=lambda top, seen: wish.update(top=top))
-    counts = Answers(lambda requests: [np.arange(len(r.candidates)) for r in requests], scripted.check, popular)
+    rank = Responder(scripted.score, scripted.check, popular, lambda request: Size(str(request.history), tokens, 1))
+    from_all = Responder(recommend, scripted.check, popular, ask=lambda top, seen: wish.update(top=top))
+    counts = Responder(lambda requests: [np.arange(len(r.candidates)) for r in requests], scripted.check, popular)
     models = [
         Model(key, {"method": key}, True, rank, from_all),
         Model("counts", {}, False, counts, None, "slates only"),

@@ -253,4 +253,4 @@ def test_workers_read_what_their_parent_serves(run: Run, monkeypatch: pytest.Mon
     assert serving.hand_on(given) == "sirius_rec.recipes.serving:worker"
     import os
 
-    assert serving._parsed(json.loads(os.environ["SIRIUS_SERVE_OPTIONS"])) == given
+    assert serving._SOURCE.validate_json(os.environ["SIRIUS_SERVE_OPTIONS"]) == given

@@ -99,24 +99,27 @@ def test_negatives_are_the_exact_list_of_the_policy(
     mined: Callable[..., SiriusTrainer], catalogue: tuple[str, ...]
 ) -> None:
     trainer = mined()
-    trainer.collator.ref_logps = trainer.train_dataset.miner.ref_logps = trainer.score(trainer.train_dataset.rows)
-    miner, encoder = trainer.train_dataset.miner, trainer.encoder
-    before = [list(row.completions) for row in trainer.train_dataset.rows]
-    draw = trainer.train_dataset[0]
+    data, encoder = trainer.train_dataset, trainer.encoder
+    miner, before = data.miner, [list(row.completions) for row in data.rows]
+    draw = data[0]
     assert len(draw.columns) <= 5 and draw.n_sampled == 2
-    changed = [r for r, row in enumerate(trainer.train_dataset.rows) if row.completions != before[r]]
     # two steps of four examples: the first round, and nothing of the next one
-    assert sorted(changed) == sorted(trainer.train_dataset.order[:8].tolist())
+    assert sorted(miner._rows) == sorted(data.order[:8].tolist())
     titles = [encoder.completion(title) for title in catalogue]
-    for r in changed:
-        row = trainer.train_dataset.rows[r]
+    for r in miner._rows:
+        row = miner.row(r)
         assert row.completions[0] == before[r][0]
         [scores] = score_rows(trainer.model, [type(row)(row.prompt, titles)], encoder.pad_id, mode="naive")
         left = np.setdiff1d(np.arange(len(catalogue)), miner.catalogue.leave_out_R[r])
         best = left[np.argsort(-scores[left], kind="stable")][1:5]
         assert row.completions[1:] == [titles[i] for i in best]
         [reference] = score_rows(trainer.model, [row], encoder.pad_id, mode="naive")
-        np.testing.assert_allclose(miner.ref_logps[r], reference, atol=1e-4)
+        np.testing.assert_allclose(miner.ref(r), reference, atol=1e-4)
+    assert [list(row.completions) for row in data.rows] == before
+    # before the first step the policy is the reference: what it reads is what the reference has read
+    batch = selected(trainer, range(4))
+    _, out = trainer.compute_loss(trainer.model, batch, return_outputs=True)
+    torch.testing.assert_close(out["logp_BC"].detach(), batch["ref_logp_BC"], rtol=0, atol=1e-4)
 
 
 def test_lists_are_made_anew_from_the_policy_as_it_is_then(mined: Callable[..., SiriusTrainer], tmp_path: Path) -> None:

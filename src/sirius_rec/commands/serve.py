@@ -15,7 +15,7 @@ from sirius_rec.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from sirius_rec.cluster import Cluster
     from sirius_rec.rankers.answers import Outcome
-    from sirius_rec.recipes.answering import Loading
+    from sirius_rec.recipes.answering import AnswererSpec
     from sirius_rec.recipes.ranking import Served
     from sirius_rec.remote import Place
 
@@ -93,7 +93,7 @@ def rank(
     from sirius_rec.extras import require
 
     require("train")
-    from sirius_rec.recipes.answering import Loading, opened
+    from sirius_rec.recipes.answering import AnswererSpec, opened
     from sirius_rec.recipes.ranking import load_plain_model, load_run_ranker
 
     source, target = _places(input, out)
@@ -104,8 +104,8 @@ def rank(
         load = partial(opened, model, load_run_ranker, method=method, seed=seed, checkpoint=checkpoint, titles=titles)
     else:
         load = partial(load_plain_model, model, **given(plain))
-    loading = Loading(load, True, top, unknown != "refuse", skip_bad)
-    _answer(loading, source, target, jobs, cluster_of(engine, address), verb="ranking", unknown=unknown)
+    spec = AnswererSpec(load, top, unknown != "refuse", skip_bad)
+    _answer(spec, source, target, jobs, cluster_of(engine, address), verb="ranking", unknown=unknown)
 
 
 @app.command(short_help="The best of the whole catalogue.")
@@ -160,7 +160,7 @@ def recommend(
 
     require("train")
     from sirius_rec.rankers.requests import RECOMMENDING
-    from sirius_rec.recipes.answering import Loading, opened
+    from sirius_rec.recipes.answering import AnswererSpec, opened
     from sirius_rec.recipes.recommending import load_plain_recommender, load_run_recommender
     from sirius_rec.recipes.reranking import load_run_reranker
 
@@ -184,10 +184,10 @@ def recommend(
         raise ConfigError(f"--items: {model} is no run folder: name its catalogue, a table of item_id and title")
     else:
         load = partial(load_plain_recommender, model, max_opened=max_opened, **given(plain), **asked)
-    loading = Loading(load, False, top, unknown != "refuse", skip_bad)
+    spec = AnswererSpec(load, top, unknown != "refuse", skip_bad)
     # A request takes a second or so: few at a time, so that little is lost with a kill.
     cluster = cluster_of(engine, address)
-    _answer(loading, source, target, jobs, cluster, verb="recommending", unknown=unknown, form=RECOMMENDING, part=32)
+    _answer(spec, source, target, jobs, cluster, verb="recommending", unknown=unknown, form=RECOMMENDING, part=32)
 
 
 def whole_path(model: str) -> str:
@@ -226,7 +226,7 @@ def given(plain: dict[str, Any]) -> dict[str, Any]:
 
 
 def _answer(
-    loading: Loading,
+    spec: AnswererSpec,
     source: Place,
     target: Place,
     jobs: int | None,
@@ -239,24 +239,24 @@ def _answer(
     """Answer a file, and say what came of it. options: of `answer_file`."""
     from sirius_rec.progress import byte_bar
     from sirius_rec.rankers.answers import AnswerFile, answer_file
-    from sirius_rec.recipes.answering import answerers
+    from sirius_rec.recipes.answering import answerer_pool
     from sirius_rec.remote import fetched, outbox
 
     with byte_bar("fetching") as advance:
         input = fetched(source, log, advance)
-    with answerers(loading, jobs, cluster) as them:
-        if unknown is not None and not them.about.knows:
+    with answerer_pool(spec, jobs, cluster) as pool:
+        if unknown is not None and not pool.about.knows:
             raise ConfigError(
                 f"--unknown {unknown}: a language model reads any title, in the catalogue or not: leave it out"
             )
-        log(f"{verb} with {them.about.name}")
+        log(f"{verb} with {pool.about.name}")
         at = str(source.resolve()) if isinstance(source, Path) else source
-        recipe = {**them.about.recipe, "input": at, "top": loading.top, "unknown": unknown or "drop"}
+        recipe = {**pool.about.recipe, "input": at, "top": spec.top, "unknown": unknown or "drop"}
         box = outbox(target)
         with AnswerFile(box.path, recipe) as answers, byte_bar(verb) as advance:
             if answers.answered:
                 log(f"going on behind line {answers.answered}")
-            outcome = answer_file(input, answers, them.each, advance=advance, named=str(source), **options)
+            outcome = answer_file(input, answers, pool.each, advance=advance, named=str(source), **options)
             answers.finish(box.send)
     if outcome.unread:
         log(f"warning: {len(outcome.unread):,} titles are not in the catalogue ({min(outcome.unread)!r}, …): this "

@@ -151,7 +151,7 @@ def refuse(path: str | Path, bad: BadRequest) -> DataError:
 
 
 Part = list[Request | BadRequest]
-Scorer = Callable[[list[Request]], list[Any]]  # scores per candidate, or what answers say
+Respond = Callable[[list[Request]], list[Any]]  # of each request scores per candidate, or what its answer says
 Check = Callable[[Request], str | None]
 
 
@@ -165,7 +165,7 @@ class Unknown:
     """
 
     known: Callable[[str], bool]
-    popular: Scorer | None
+    popular: Respond | None
 
 
 @dataclass
@@ -188,21 +188,21 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Answering:
-    """How requests are answered.
+class Answerer:
+    """Answers requests, a part of them per call.
 
     respond: requests → what each answer says, beside its line and "id". check: why a request cannot be answered, or
     None. unknown: drop history items that the ranker does not know; None leaves them to `check`. skip_bad: say of a bad
     line why it is none, and go on. unread: titles met since it was asked last that the ranker knows nothing of.
     """
 
-    respond: Scorer
+    respond: Respond
     check: Check
     unknown: Unknown | None = None
     skip_bad: bool = False
     unread: Callable[[], set[str]] = set
 
-    def __call__(self, requests: Part) -> Answered:
+    def __call__(self, requests: Part) -> AnsweredPart:
         """Answers to a part of the requests; without `skip_bad` to those before its first bad line."""
         checked, marks = prepared(requests, self.check, self.unknown)
         first_bad = None if self.skip_bad else next((r for r in checked if isinstance(r, BadRequest)), None)
@@ -214,11 +214,11 @@ class Answering:
         lines = [_headed(r, marks.get(r.line), said[r.line]) if isinstance(r, Request) else refusal(r) for r in checked]
         dropped = sum(marks.get(r.line, {}).get("unknown", 0) for r in good)
         outcome = Outcome(len(good), len(checked) - len(good), dropped, len(popular), self.unread())
-        return Answered(lines, [r.trail for r in checked], outcome, first_bad)
+        return AnsweredPart(lines, [r.trail for r in checked], outcome, first_bad)
 
 
 @dataclass(frozen=True)
-class Answered:
+class AnsweredPart:
     """lines: of the file of answers, one per request. trails: of the requests. first_bad: where answering stopped."""
 
     lines: list[dict[str, Any]]
@@ -228,19 +228,19 @@ class Answered:
 
 
 # Answers parts one after the other, or several at once, and hands them over in order.
-Each = Callable[[Iterable[Part]], Iterator[Answered]]
+Each = Callable[[Iterable[Part]], Iterator[AnsweredPart]]
 
 
-def ranking(answering: Answering, top: int | None) -> Answering:
-    """Of an answering whose `respond` gives scores per candidate: one that says the candidates in order."""
+def ranking(answerer: Answerer, top: int | None) -> Answerer:
+    """Of an answerer whose `respond` gives scores per candidate: one that says the candidates in order."""
 
-    def respond(scorer: Scorer) -> Scorer:
-        return lambda requests: [ordered(r, found, top) for r, found in zip(requests, scorer(requests), strict=True)]
+    def respond(score: Respond) -> Respond:
+        return lambda requests: [ordered(r, found, top) for r, found in zip(requests, score(requests), strict=True)]
 
-    unknown = answering.unknown
+    unknown = answerer.unknown
     if unknown is not None and unknown.popular is not None:
         unknown = Unknown(unknown.known, respond(unknown.popular))
-    return replace(answering, respond=respond(answering.respond), unknown=unknown)
+    return replace(answerer, respond=respond(answerer.respond), unknown=unknown)
 
 
 def answer_file(
@@ -255,8 +255,8 @@ def answer_file(
 ) -> Outcome:
     """Answer every request of `path` (in errors: `named`) behind those answered already.
 
-    each: `partial(map, answering)`, or the same in other processes. part: requests that are answered at once. Raises
-    DataError at the first bad line, after its predecessors are answered, unless the answering skips such.
+    each: `partial(map, answerer)`, or the same in other processes. part: requests that are answered at once. Raises
+    DataError at the first bad line, after its predecessors are answered, unless the answerer skips such.
     """
     total = Outcome()
     requests = read_requests(path, out.answered, advance, trail=out.trail, form=form)
@@ -299,10 +299,10 @@ def _without_unknown(request: Request, unknown: Unknown) -> tuple[Request, dict[
     return replace(request, history=history), {"unknown": dropped, **({} if history else {"by": "popularity"})}
 
 
-def bodies(requests: list[Request], popular: set[int], respond: Scorer, unknown: Unknown | None) -> dict[int, Any]:
+def bodies(requests: list[Request], popular: set[int], respond: Respond, unknown: Unknown | None) -> dict[int, Any]:
     """What answers say, by line: by the ranker or by popularity."""
     said: dict[int, Any] = {}
-    groups: list[tuple[Scorer, list[Request]]] = [(respond, [r for r in requests if r.line not in popular])]
+    groups: list[tuple[Respond, list[Request]]] = [(respond, [r for r in requests if r.line not in popular])]
     if unknown is not None and unknown.popular is not None:
         groups.append((unknown.popular, [r for r in requests if r.line in popular]))
     for responder, group in groups:

@@ -1,7 +1,7 @@
 """Who answers requests: this process, several on this machine, or actors on a Ray cluster; the answers are the same.
 
 One process reads the requests and writes the answers, in order. Each worker loads the ranker itself, from what it is
-sent (`Loading`), and answers whole parts; a part is answered alike wherever it is.
+sent (`AnswererSpec`), and answers whole parts; a part is answered alike wherever it is.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from sirius_rec.cluster import Cluster, result, room
 from sirius_rec.errors import ConfigError, RunError
-from sirius_rec.rankers.answers import Answered, Answering, Each, Part, ranking
+from sirius_rec.rankers.answers import AnsweredPart, Answerer, Each, Part, ranking
 from sirius_rec.recipes.ranking import Served
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.schedule import limit_threads
@@ -27,15 +27,14 @@ _AHEAD = 2  # parts that are handed out for each worker: one is answered while t
 
 
 @dataclass(frozen=True)
-class Loading:
+class AnswererSpec:
     """Which ranker, and how it answers: picklable, and all that a worker is sent.
 
-    load: makes the ranker. ranks: its `respond` gives scores of candidates, of which the first `top` are said; else it
-    says answers itself. drop_unknown: drop history items that it does not know, if it is one that can.
+    load: makes the ranker. top: how many candidates are said, where it ranks them. drop_unknown: drop history items
+    that it does not know, if it is one that can.
     """
 
     load: Callable[[], Served]
-    ranks: bool
     top: int | None
     drop_unknown: bool = True
     skip_bad: bool = False
@@ -45,11 +44,11 @@ class Loading:
         return self.load()
 
     @cached_property
-    def answering(self) -> Answering:
+    def answerer(self) -> Answerer:
         served = self.served
         unknown = served.unknown if self.drop_unknown else None
-        whole = Answering(served.score, served.check, unknown, self.skip_bad, served.unread)
-        return ranking(whole, self.top) if self.ranks else whole
+        answerer = Answerer(served.respond, served.check, unknown, self.skip_bad, served.unread)
+        return ranking(answerer, self.top) if served.says == "scores" else answerer
 
     @property
     def about(self) -> About:
@@ -66,7 +65,9 @@ class About:
 
 
 @dataclass(frozen=True)
-class Answerers:
+class Pool:
+    """Answerers of one ranker. each: answers parts of the requests, in order."""
+
     about: About
     each: Each
 
@@ -77,25 +78,25 @@ def opened(path: str, load: Callable[..., Served], **options: Any) -> Served:
 
 
 @contextmanager
-def answerers(loading: Loading, jobs: int | None, cluster: Cluster | None = None) -> Iterator[Answerers]:
+def answerer_pool(spec: AnswererSpec, jobs: int | None, cluster: Cluster | None = None) -> Iterator[Pool]:
     """Answerers for as long as the context lasts. jobs: how many; None is one here, and on a cluster one per GPU
     or core.
 
     ConfigError where Ray is not installed or the cluster not reached.
     """
     if cluster is not None:
-        with _on_ray(loading, jobs, cluster) as found:
+        with _on_ray(spec, jobs, cluster) as found:
             yield found
     elif jobs is None or jobs == 1:
-        yield Answerers(loading.about, partial(map, loading.answering))
+        yield Pool(spec.about, partial(map, spec.answerer))
     else:
-        with _processes(loading, jobs) as found:
+        with _processes(spec, jobs) as found:
             yield found
 
 
 def _in_order(
-    parts: Iterable[Part], submit: Callable[[Part], Any], result: Callable[[Any], Answered], ahead: int
-) -> Iterator[Answered]:
+    parts: Iterable[Part], submit: Callable[[Part], Any], result: Callable[[Any], AnsweredPart], ahead: int
+) -> Iterator[AnsweredPart]:
     """Answers in the order of the parts, with at most `ahead` of them under way."""
     waiting: deque[Any] = deque()
     for part in parts:
@@ -108,31 +109,31 @@ def _in_order(
 
 # On this machine
 
-_MINE: list[Loading] = []  # of a worker process
+_MINE: list[AnswererSpec] = []  # of a worker process
 
 
-def _begin(threads: int, loading: Loading, devices: list[str], turns: Any) -> None:
+def _begin(threads: int, spec: AnswererSpec, devices: list[str], turns: Any) -> None:
     limit_threads(threads)
     if devices:
         with turns.get_lock():
             os.environ["CUDA_VISIBLE_DEVICES"] = devices[turns.value % len(devices)]
             turns.value += 1
-    _MINE.append(loading)
+    _MINE.append(spec)
 
 
 def _tell() -> About:
     return _MINE[0].about
 
 
-def _answer(part: Part) -> Answered:
-    return _MINE[0].answering(part)
+def _answer(part: Part) -> AnsweredPart:
+    return _MINE[0].answerer(part)
 
 
 @contextmanager
-def _processes(loading: Loading, jobs: int) -> Iterator[Answerers]:
+def _processes(spec: AnswererSpec, jobs: int) -> Iterator[Pool]:
     threads = max(1, len(os.sched_getaffinity(0)) // jobs) if hasattr(os, "sched_getaffinity") else 1
     turns = multiprocessing.get_context("spawn").Value("i", 0)
-    pool = Workers(jobs, start=_begin, arguments=(threads, loading, _devices(), turns))
+    pool = Workers(jobs, start=_begin, arguments=(threads, spec, _devices(), turns))
 
     def result(future: Any) -> Any:
         try:
@@ -147,7 +148,7 @@ def _processes(loading: Loading, jobs: int) -> Iterator[Answerers]:
     try:
         about = result(pool.submit(_tell))
         each = partial(_in_order, submit=partial(pool.submit, _answer), result=result, ahead=_AHEAD * jobs)
-        yield Answerers(about, each)
+        yield Pool(about, each)
     finally:
         pool.end()
 
@@ -168,18 +169,18 @@ def _devices() -> list[str]:
 class _Actor:
     """Loads on its first task, and again where Ray had to start it anew."""
 
-    def __init__(self, loading: Loading) -> None:
-        self.loading = loading
+    def __init__(self, spec: AnswererSpec) -> None:
+        self.spec = spec
 
     def tell(self) -> About:
-        return self.loading.about
+        return self.spec.about
 
-    def answer(self, part: Part) -> Answered:
-        return self.loading.answering(part)
+    def answer(self, part: Part) -> AnsweredPart:
+        return self.spec.answerer(part)
 
 
 @contextmanager
-def _on_ray(loading: Loading, jobs: int | None, cluster: Cluster) -> Iterator[Answerers]:
+def _on_ray(spec: AnswererSpec, jobs: int | None, cluster: Cluster) -> Iterator[Pool]:
     with cluster.joined():
         import ray
         from ray.util import ActorPool
@@ -190,10 +191,10 @@ def _on_ray(loading: Loading, jobs: int | None, cluster: Cluster) -> Iterator[An
         count = jobs or places
         # An actor whose process or node has died is started elsewhere, and its part answered again.
         kind = ray.remote(num_cpus=1, num_gpus=int(what == "GPUs"), max_restarts=-1, max_task_retries=-1)(_Actor)
-        actors = [kind.remote(loading) for _ in range(count)]
+        actors = [kind.remote(spec) for _ in range(count)]
         about = result(lambda: ray.get(actors[0].tell.remote()))
 
-        def each(parts: Iterable[Part]) -> Iterator[Answered]:
+        def each(parts: Iterable[Part]) -> Iterator[AnsweredPart]:
             pool = ActorPool(actors)  # a new one: what an earlier call left unfinished is not this one's
 
             def submit(part: Part) -> None:
@@ -201,4 +202,4 @@ def _on_ray(loading: Loading, jobs: int | None, cluster: Cluster) -> Iterator[An
 
             return _in_order(parts, submit, lambda _: result(pool.get_next), _AHEAD * count)
 
-        yield Answerers(about, each)
+        yield Pool(about, each)

@@ -17,21 +17,20 @@ from sirius_rec.errors import ConfigError, PromptError
 from sirius_rec.rankers.answers import Unknown, finite
 from sirius_rec.rankers.catalogue.trie import catalogue_trie
 from sirius_rec.rankers.requests import Request
-from sirius_rec.rankers.trivial import Popularity
 from sirius_rec.recipes.methods import Method
 from sirius_rec.recipes.prompt_file import EXPORTED, in_words
 from sirius_rec.recipes.ranking import (
-    CatalogueRequests,
     Served,
-    TextRequests,
     chosen_method,
     described,
     item_ids,
     listed_titles,
-    plain_requests,
-    text_requests,
+    scorer_of_model,
+    title_scorer,
+    unknown_to,
 )
 from sirius_rec.recipes.run import Run, quiet
+from sirius_rec.recipes.scorers import CatalogueScorer, Scorer, TitleScorer
 from sirius_rec.schema import HISTORY, ITEM_ID
 from sirius_rec.training.inputs import embedding_count
 
@@ -81,22 +80,22 @@ class Shelf:
 class Searched:
     """A language model's recommendations, searched for in the trie of the catalogue."""
 
-    def __init__(self, shelf: Shelf, requests: TextRequests, max_opened: int | None) -> None:
+    def __init__(self, shelf: Shelf, scorer: TitleScorer, max_opened: int | None) -> None:
         """ConfigError for prompts that list candidates, PromptError for ids beyond the embeddings; as `build_trie`."""
-        if requests.form.shows_slate:
+        if scorer.form.shows_slate:
             raise ConfigError(
                 "this model's prompts list the candidates, and a catalogue is too long a list: train with "
                 "prompts.slate: false, or name another method"
             )
-        self.shelf, self.requests, self.max_opened = shelf, requests, max_opened
-        self.trie = catalogue_trie(requests.encoder, shelf.titles)
-        if (highest := int(self.trie.token_N.max())) >= (size := embedding_count(requests.model)):
+        self.shelf, self.scorer, self.max_opened = shelf, scorer, max_opened
+        self.trie = catalogue_trie(scorer.encoder, shelf.titles)
+        if (highest := int(self.trie.token_N.max())) >= (size := embedding_count(scorer.model)):
             raise PromptError(f"titles of the catalogue: token id {highest} lies outside the model's {size} embeddings")
-        requests.longest = self.trie.longest
+        scorer.longest = self.trie.longest
 
     def respond(self, requests: list[Request]) -> list[dict[str, Any]]:
-        out = self.shelf.left_out(requests, self.requests.name)
-        found = self.requests.top_k(requests, self.trie, self.shelf.top, leave_out=out, max_opened=self.max_opened)
+        out = self.shelf.left_out(requests, self.scorer.name)
+        found = self.scorer.top_k(requests, self.trie, self.shelf.top, leave_out=out, max_opened=self.max_opened)
         answers = []
         for request, result in zip(requests, found, strict=True):
             items = result.items.tolist()
@@ -116,16 +115,15 @@ def best_first(request: Request, scores: Any) -> np.ndarray:
 class Scored:
     """Recommendations of a ranker that scores every item."""
 
-    def __init__(self, shelf: Shelf, requests: CatalogueRequests) -> None:
-        self.shelf, self.requests = shelf, requests
+    def __init__(self, shelf: Shelf, scorer: CatalogueScorer) -> None:
+        self.shelf, self.scorer = shelf, scorer
 
     def respond(self, requests: list[Request]) -> list[dict[str, Any]]:
         left = [
-            np.setdiff1d(np.arange(len(self.shelf.ids)), out)
-            for out in self.shelf.left_out(requests, self.requests.name)
+            np.setdiff1d(np.arange(len(self.shelf.ids)), out) for out in self.shelf.left_out(requests, self.scorer.name)
         ]
         answers = []
-        for request, items, scores in zip(requests, left, self.requests.score_items(requests, left), strict=True):
+        for request, items, scores in zip(requests, left, self.scorer.score_items(requests, left), strict=True):
             best = best_first(request, scores)[: self.shelf.top]
             answers.append(self.shelf.answer(request, items[best].tolist(), np.asarray(scores)[best]))
         return answers
@@ -152,26 +150,24 @@ def load_run_recommender(
     name, recipe = described(run, chosen, seed, checkpoint, titles=titles)
     recipe |= {"exclude_seen": exclude_seen, "max_opened": max_opened}
     ranker = chosen.ranker(run, seed, checkpoint)
-    respond, popular, requests = run_recommender(run, chosen, ranker, shelf, max_opened)
-    if isinstance(requests, TextRequests):
-        unknown = None if titles else popular
-        return Served(name, recipe, respond.respond, requests.check, unknown, requests.unread)
-    return Served(name, recipe, respond.respond, requests.check, popular)
+    recommender = recommender_of_run(run, chosen, ranker, shelf, max_opened)
+    scorer = recommender.scorer
+    unknown = unknown_to_shelf(run, scorer, shelf)
+    return Served(name, recipe, recommender.respond, scorer.check, unknown, scorer.unread, says="answers")
 
 
-def run_recommender(
+def recommender_of_run(
     run: Run, method: Method, ranker: Any, shelf: Shelf, max_opened: int | None
-) -> tuple[Searched | Scored, Unknown, TextRequests | CatalogueRequests]:
-    """How a method's loaded ranker recommends from a run's catalogue, what popularity does, and the requests' form."""
-    titles = shelf.titles_given
-    popularity = Popularity().fit(run.dataset.train_sequences(), run.dataset.n_items)
-    popular = CatalogueRequests(popularity, "popularity", shelf.names, titles=titles)
-    unknown = Unknown(lambda item: popular.name(item) in popular.number, Scored(shelf, popular).respond)
+) -> Searched | Scored:
+    """What recommends from a run's catalogue with a method's loaded ranker."""
     if method.reads_titles:
-        requests = text_requests(run, ranker, titles=titles)
-        return Searched(shelf, requests, max_opened), unknown, requests
-    scored = CatalogueRequests(ranker, method.key, shelf.names, titles=titles)
-    return Scored(shelf, scored), unknown, scored
+        return Searched(shelf, title_scorer(run, ranker, titles=shelf.titles_given), max_opened)
+    return Scored(shelf, CatalogueScorer(ranker, method.key, shelf.names, titles=shelf.titles_given))
+
+
+def unknown_to_shelf(run: Run, scorer: Scorer, shelf: Shelf) -> Unknown | None:
+    """`unknown_to` where items are recommended, and popularity recommends them too."""
+    return unknown_to(run, scorer, titles=shelf.titles_given, respond=lambda popular: Scored(shelf, popular).respond)
 
 
 def ranks_catalogue(method: Method) -> bool:
@@ -182,16 +178,16 @@ def ranks_catalogue(method: Method) -> bool:
 def load_plain_recommender(
     name: str, items: Path, *, titles: bool, top: int, exclude_seen: bool, max_opened: int | None, **options: Any
 ) -> Served:
-    """Recommendations of any causal language model from a table of item_id and title. options: of `plain_requests`."""
+    """Recommendations of any causal language model from a table of item_id and title. options: of `scorer_of_model`."""
     ids, shown = listed_titles(items)
     shelf = Shelf(ids, shown, titles_given=titles, top=top, exclude_seen=exclude_seen)
-    requests, recipe = plain_requests(name, **options)
-    if requests.form.name == EXPORTED and requests.form.shows_slate:
+    scorer, recipe = scorer_of_model(name, **options)
+    if scorer.form.name == EXPORTED and scorer.form.shows_slate:
         raise ConfigError(f"{name}: its prompts list the candidates, and a catalogue is too long a list: rank slates")
-    requests.form, recipe["slate"] = replace(requests.form, shows_slate=False), False
+    scorer.form, recipe["slate"] = replace(scorer.form, shows_slate=False), False
     if not titles:
-        requests.texts = dict(zip(ids, shown, strict=True))
-    searched = Searched(shelf, requests, max_opened)
+        scorer.texts = dict(zip(ids, shown, strict=True))
+    searched = Searched(shelf, scorer, max_opened)
     # The trie's key says which titles there are, in which order, but not what they are called in requests and answers.
     named = table_fingerprint(pl.DataFrame({ITEM_ID: ids}))
     recipe |= {"items": str(items.resolve()), "trie": searched.trie.key, "ids": named, "titles": titles,
@@ -200,10 +196,10 @@ def load_plain_recommender(
     def check(request: Request) -> str | None:
         if not request.history:  # an empty one is refused as it is read: this one held unknown items alone
             return "history holds no item of the catalogue; there is nothing to recommend from"
-        return requests.check(request)
+        return scorer.check(request)
 
     unknown = None if titles else Unknown(shelf.number.__contains__, None)
-    return Served(in_words(name, recipe), recipe, searched.respond, check, unknown)
+    return Served(in_words(name, recipe), recipe, searched.respond, check, unknown, says="answers")
 
 
 def bench_task(run: Run, *, users: int, seed: int = 0) -> CatalogueTask:

@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 
 from sirius_rec.errors import ConfigError
-from sirius_rec.rankers.answers import Unknown
 from sirius_rec.rankers.requests import Request
-from sirius_rec.rankers.trivial import Popularity
 from sirius_rec.recipes.methods import build_methods
-from sirius_rec.recipes.ranking import CatalogueRequests, Served, chosen_method, described, item_ids, load_run_ranker
-from sirius_rec.recipes.recommending import Scored, Shelf, best_first
+from sirius_rec.recipes.ranking import Served, chosen_method, described, item_ids, load_run_ranker
+from sirius_rec.recipes.recommending import Shelf, best_first, unknown_to_shelf
 from sirius_rec.recipes.run import Run
+from sirius_rec.recipes.scorers import CatalogueScorer
 
 
 class Reranked:
@@ -24,7 +23,7 @@ class Reranked:
     The list is that of `size` candidates, not of the catalogue, so it is never called exact.
     """
 
-    def __init__(self, shelf: Shelf, retriever: CatalogueRequests, ranker: Served, size: int) -> None:
+    def __init__(self, shelf: Shelf, retriever: CatalogueScorer, ranker: Served, size: int) -> None:
         self.shelf, self.retriever, self.ranker, self.size = shelf, retriever, ranker, size
         # What candidates may take at most, so that a request which does not fit is refused before it is answered.
         self._longest = tuple(sorted(shelf.names, key=lambda n: -len(shelf.titles[shelf.number[n]]))[:size])
@@ -83,13 +82,10 @@ def load_run_reranker(
     ranker = load_run_ranker(run, method=method, seed=seed, checkpoint=checkpoint, titles=titles)
     finder, own_seed = chosen_method(run, retriever, None)
     name, recipe = described(run, finder, own_seed, "best", titles=titles)
-    found = CatalogueRequests(finder.ranker(run, own_seed, "best"), finder.key, shelf.names, titles=titles)
-    reranked = Reranked(shelf, found, ranker, retrieve)
-    popularity = Popularity().fit(data.train_sequences(), data.n_items)
-    popular = CatalogueRequests(popularity, "popularity", shelf.names, titles=titles)
-    unknown = Unknown(lambda item: popular.name(item) in popular.number, Scored(shelf, popular).respond)
+    scorer = CatalogueScorer(finder.ranker(run, own_seed, "best"), finder.key, shelf.names, titles=titles)
+    reranked = Reranked(shelf, scorer, ranker, retrieve)
     return Served(
         f"{ranker.name}, from the {retrieve} best of {name}",
         {"ranker": ranker.recipe, "retriever": recipe, "retrieve": retrieve, "exclude_seen": exclude_seen},
-        reranked.respond, reranked.check, unknown, ranker.unread,
+        reranked.respond, reranked.check, unknown_to_shelf(run, scorer, shelf), ranker.unread, says="answers",
     )  # fmt: skip

@@ -2,36 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from sirius_rec.errors import ConfigError
-from sirius_rec.rankers.answers import finite
+from sirius_rec.rankers.answers import Unknown, finite
 from sirius_rec.rankers.requests import Request
 from sirius_rec.recipes.methods import Method
 from sirius_rec.recipes.ranking import (
-    CatalogueRequests,
-    Served,
-    TextRequests,
     chosen_method,
-    described,
     item_ids,
     listed_titles,
-    plain_requests,
-    run_requests,
-    served_requests,
+    scorer_of_model,
+    scorer_of_run,
+    unknown_to,
 )
-from sirius_rec.recipes.recommending import Searched, Shelf, ranks_catalogue, run_recommender
+from sirius_rec.recipes.recommending import Searched, Shelf, ranks_catalogue, recommender_of_run, unknown_to_shelf
 from sirius_rec.recipes.run import Run, quiet
+from sirius_rec.recipes.scorers import Scorer, TitleScorer
 from sirius_rec.scoring.prefix_cache import PrefixCache
 from sirius_rec.serving.guard import App
-from sirius_rec.serving.models import Answers, Catalogue, Loaded, Model, Size
-from sirius_rec.serving.options import MIB, Batching, Limits, Service
+from sirius_rec.serving.models import Catalogue, Loaded, Model, Responder, Size
+from sirius_rec.serving.options import MIB, Batching, Service
 from sirius_rec.serving.server import application
 
 _OPTIONS = "SIRIUS_SERVE_OPTIONS"
@@ -42,7 +40,7 @@ _KEPT_TITLES = 100_000  # token ids of titles that an encoder keeps
 class Source:
     """What is served. model: a run folder, or a language model by hub id, folder or file. methods: keys of a run's
     methods, KEY@last or KEY@best for one checkpoint; () for the best on validation. plain: options of
-    `plain_requests`; None of a run. items: a plain model's catalogue."""
+    `scorer_of_model`; None of a run. items: a plain model's catalogue."""
 
     model: str
     methods: tuple[str, ...] = ()
@@ -89,49 +87,48 @@ def _of_run(source: Source) -> Loaded:
         ranker = method.ranker(run, seed, checkpoint)
         _own_weights(getattr(ranker, "model", None))
         name = method.key if checkpoint == source.checkpoint else f"{method.key}@{checkpoint}"
-        _, recipe = described(run, method, seed, checkpoint, titles=source.titles)
         about = {"method": method.key, "label": method.label, "seed": seed, "checkpoint": checkpoint}
-        requests = run_requests(run, method, ranker, titles=source.titles)
-        served = served_requests(run, name, recipe, requests, titles=source.titles)
+        scorer = scorer_of_run(run, method, ranker, titles=source.titles)
+        unknown = unknown_to(run, scorer, titles=source.titles)
         recommend, why_not = _recommending(run, method, ranker, source)
-        models[name] = _model(name, about, served, requests, recommend, why_not, source.service.batching, forgetting)
+        models[name] = _model(name, about, scorer, unknown, recommend, why_not, source.service.batching, forgetting)
     catalogue = Catalogue(item_ids(run.dataset), run.dataset.titles, open=source.titles)
     about = {"run": run.folder.path.name, "fingerprint": run.dataset.fingerprint}
     return _warm(Loaded(models, catalogue, about, partial(_all, forgetting)))
 
 
-def _recommending(run: Run, method: Method, ranker: Any, source: Source) -> tuple[Answers | None, str]:
+def _recommending(run: Run, method: Method, ranker: Any, source: Source) -> tuple[Responder | None, str]:
     if not ranks_catalogue(method):
         return None, f"{method.key} ranks slates only: it cannot recommend from the catalogue"
     shelf = Shelf(item_ids(run.dataset), run.dataset.titles, titles_given=source.titles, top=1, exclude_seen=False)
     try:
-        respond, popular, requests = run_recommender(run, method, ranker, shelf, None)
+        recommender = recommender_of_run(run, method, ranker, shelf, None)
     except ConfigError as error:  # its prompts list the candidates
         return None, str(error)
-    _quiet(requests)
-    unknown = None if source.titles and isinstance(requests, TextRequests) else popular
-    return Answers(respond.respond, requests.check, unknown, _size(requests), shelf.ask), ""
+    scorer = recommender.scorer
+    _quiet(scorer)
+    unknown = unknown_to_shelf(run, scorer, shelf)
+    return Responder(recommender.respond, scorer.check, unknown, _size(scorer), shelf.ask), ""
 
 
 def _of_plain_model(source: Source) -> Loaded:
     options = dict(source.plain or {})
-    requests, recipe = plain_requests(source.model, **options)
-    _own_weights(requests.model)
-    served = Served(source.model, recipe, requests.score, requests.check)
+    scorer, _ = scorer_of_model(source.model, **options)
+    _own_weights(scorer.model)
     name = Path(source.model).name
     forgetting: list[Callable[[], None]] = []
     recommend, why_not, ids, shown = None, "name a catalogue with --items to recommend from it", [], []
     if source.items is not None:
         ids, shown = listed_titles(Path(source.items))
         shelf = Shelf(ids, shown, titles_given=True, top=1, exclude_seen=False)
-        if requests.form.shows_slate:
+        if scorer.form.shows_slate:
             why_not = "its prompts list the candidates, and a catalogue is too long a list: give --no-slate"
         else:
-            own = TextRequests(requests.model, requests.encoder, requests.form, None, max_history=requests.max_history)
+            own = TitleScorer(scorer.model, scorer.encoder, scorer.form, None, max_history=scorer.max_history)
             searched = Searched(shelf, own, None)
-            recommend, why_not = Answers(searched.respond, own.check, None, _size(own), shelf.ask), ""
-    about = {"label": name, "template": requests.form.name}
-    models = {name: _model(name, about, served, requests, recommend, why_not, source.service.batching, forgetting)}
+            recommend, why_not = Responder(searched.respond, own.check, None, _size(own), shelf.ask), ""
+    about = {"label": name, "template": scorer.form.name}
+    models = {name: _model(name, about, scorer, None, recommend, why_not, source.service.batching, forgetting)}
     catalogue = Catalogue(ids, shown, open=True)
     return _warm(Loaded(models, catalogue, {"run": name}, partial(_all, forgetting)))
 
@@ -139,22 +136,22 @@ def _of_plain_model(source: Source) -> Loaded:
 def _model(
     name: str,
     about: Mapping[str, Any],
-    served: Served,
-    requests: TextRequests | CatalogueRequests,
-    recommend: Answers | None,
+    scorer: Scorer,
+    unknown: Unknown | None,
+    recommend: Responder | None,
     why_not: str,
     batching: Batching,
     forgetting: list[Callable[[], None]],
 ) -> Model:
     cache = None
-    if isinstance(requests, TextRequests):
-        _quiet(requests)
-        forgetting.append(partial(requests.encoder.forget, _KEPT_TITLES))
+    if isinstance(scorer, TitleScorer):
+        _quiet(scorer)
+        forgetting.append(partial(scorer.encoder.forget, _KEPT_TITLES))
         if batching.prefix_cache:
             cache = PrefixCache(batching.prefix_cache * MIB)
-            requests.scoring["prefixes"] = cache
-    rank = Answers(served.score, served.check, served.unknown, _size(requests))
-    return Model(name, about, isinstance(requests, TextRequests), rank, recommend, why_not, partial(_counts, cache))
+            scorer.scoring["prefixes"] = cache
+    rank = Responder(scorer.score, scorer.check, unknown, _size(scorer))
+    return Model(name, about, isinstance(scorer, TitleScorer), rank, recommend, why_not, partial(_counts, cache))
 
 
 def _all(calls: Sequence[Callable[[], None]]) -> None:
@@ -170,10 +167,10 @@ def _counts(cache: PrefixCache | None) -> dict[str, int]:
             "computed": counts.computed, "bytes": cache.n_bytes}  # fmt: skip
 
 
-def _quiet(requests: TextRequests | CatalogueRequests) -> None:
+def _quiet(scorer: Scorer) -> None:
     """Collect no titles for warnings: a service meets ever more of them."""
-    if isinstance(requests, TextRequests):
-        requests.catalogue = None
+    if isinstance(scorer, TitleScorer):
+        scorer.catalogue = None
 
 
 def _own_weights(model: Any) -> None:
@@ -187,10 +184,10 @@ def _own_weights(model: Any) -> None:
                 tensor.data = tensor.data.clone()
 
 
-def _size(requests: TextRequests | CatalogueRequests) -> Callable[[Request], Size]:
-    if not isinstance(requests, TextRequests):
+def _size(scorer: Scorer) -> Callable[[Request], Size]:
+    if not isinstance(scorer, TitleScorer):
         return lambda request: Size()
-    return lambda request: Size(*requests.size(request))
+    return lambda request: Size(*scorer.size(request))
 
 
 def _warm(loaded: Loaded) -> Loaded:
@@ -200,17 +197,18 @@ def _warm(loaded: Loaded) -> Loaded:
     request = Request(1, (names[0],), tuple(names[1:3]) or (names[0],))
     for model in loaded.models.values():
         if model.rank.check(request) is None:
-            for scores in model.rank.score([request]):
+            for scores in model.rank.respond([request]):
                 finite(request, scores, ())
     return loaded
 
 
 # Workers are processes of their own, which read what to serve from their environment.
+_SOURCE = TypeAdapter(Source)
 
 
 def worker() -> App:
     """The application of a worker; `hand_on` was called in its parent."""
-    source = _parsed(json.loads(os.environ[_OPTIONS]))
+    source = _SOURCE.validate_json(os.environ[_OPTIONS])
     if source.service.workers > 1:
         import torch
 
@@ -220,19 +218,5 @@ def worker() -> App:
 
 def hand_on(source: Source) -> str:
     """Put a source where workers find it; the name of what makes their application."""
-    os.environ[_OPTIONS] = json.dumps(asdict(source), default=str)
+    os.environ[_OPTIONS] = _SOURCE.dump_json(source).decode()
     return f"{__name__}:{worker.__name__}"
-
-
-def _parsed(given: dict[str, Any]) -> Source:
-    service = given.pop("service")
-    keys: Sequence[str] = ("limits", "batching", "api_keys", "cors")
-    rest = {name: value for name, value in service.items() if name not in keys}
-    return Source(
-        **{**given, "methods": tuple(given["methods"])},
-        service=Service(
-            **rest, cors=tuple(service["cors"]), limits=Limits(**service["limits"]),
-            batching=Batching(**service["batching"]),
-            api_keys=None if service["api_keys"] is None else Path(service["api_keys"]),
-        ),
-    )  # fmt: skip

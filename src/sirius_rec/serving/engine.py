@@ -16,7 +16,7 @@ from sirius_rec.rankers.answers import bodies, by_popularity, prepared
 from sirius_rec.rankers.requests import BadRequest, Request
 from sirius_rec.serving.bodies import Asked, Refused
 from sirius_rec.serving.metrics import Metrics
-from sirius_rec.serving.models import Answers, Loaded, Model, Size
+from sirius_rec.serving.models import Loaded, Model, Responder, Size
 from sirius_rec.serving.options import Batching
 
 Kind = Literal["rank", "recommend"]
@@ -101,7 +101,7 @@ class Engine:
         closed.
         """
         model = chosen(loaded, asked.model)
-        _answers(model, kind)
+        _responder(model, kind)
         loop = asyncio.get_running_loop()
         job = Job(kind, asked, model, loop.create_future(), loop)
         with self._some:
@@ -188,11 +188,11 @@ class Engine:
 
     def _prepared(self, job: Job) -> _Ready | None:
         try:
-            answers = _answers(job.model, job.kind)
-            (request,), marks = prepared([job.asked.request], answers.check, answers.unknown)
+            responder = _responder(job.model, job.kind)
+            (request,), marks = prepared([job.asked.request], responder.check, responder.unknown)
             if isinstance(request, BadRequest):
                 raise Refused(422, request.why)
-            return _Ready(job, request, marks.get(request.line, {}), answers.size(request))
+            return _Ready(job, request, marks.get(request.line, {}), responder.size(request))
         except Exception as error:
             self._deliver([(job, error)])
             return None
@@ -218,13 +218,13 @@ class Engine:
 
     def _said(self, group: Sequence[_Ready]) -> list[Answer]:
         first = group[0]
-        answers, started = _answers(first.job.model, first.job.kind), time.perf_counter()
+        responder, started = _responder(first.job.model, first.job.kind), time.perf_counter()
         if first.job.kind == "recommend":
-            answers.ask(first.job.asked.top or 1, first.job.asked.exclude_seen)
+            responder.ask(first.job.asked.top or 1, first.job.asked.exclude_seen)
         # Numbers of the engine's own: two event loops may count alike.
         requests = [replace(ready.request, line=n) for n, ready in enumerate(group)]
         marks = {n: ready.marks for n, ready in enumerate(group)}
-        said = bodies(requests, by_popularity(requests, marks), answers.score, answers.unknown)
+        said = bodies(requests, by_popularity(requests, marks), responder.respond, responder.unknown)
         self.metrics.tokens.labels("prompt").inc(sum(r.size.n_prompt for r in group))
         self.metrics.tokens.labels("candidates").inc(sum(r.size.n_candidates for r in group))
         return [
@@ -254,7 +254,7 @@ def chosen(loaded: Loaded, key: str | None) -> Model:
     return loaded.models[key]
 
 
-def _answers(model: Model, kind: Kind) -> Answers:
+def _responder(model: Model, kind: Kind) -> Responder:
     if kind == "rank":
         return model.rank
     if model.recommend is None:

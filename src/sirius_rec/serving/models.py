@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sirius_rec.rankers.answers import Check, Scorer, Unknown
+from sirius_rec.rankers.answers import Check, Respond, Unknown
 from sirius_rec.rankers.requests import Request
 
 
@@ -20,12 +20,12 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Answers:
-    """score: requests → scores per candidate, or what answers say. check: why a request cannot be answered. unknown:
-    history items that are dropped. ask: what the next batch of a catalogue asks for (items, whether without those of
-    the history)."""
+class Responder:
+    """How a model answers one kind of request. respond: of a list of them, scores per candidate to rank, or what
+    answers say to recommend. check: why a request cannot be answered. unknown: history items that are dropped. ask:
+    what the next batch of a catalogue asks for (items, whether without those of the history)."""
 
-    score: Scorer
+    respond: Respond
     check: Check
     unknown: Unknown | None
     size: Callable[[Request], Size] = lambda request: Size()
@@ -41,8 +41,8 @@ class Model:
     key: str
     about: Mapping[str, Any]
     log_probs: bool
-    rank: Answers
-    recommend: Answers | None = None
+    rank: Responder
+    recommend: Responder | None = None
     why_not: str = ""
     cache: Callable[[], Mapping[str, int]] = dict
 

@@ -65,8 +65,7 @@ class Miner:
     """Makes the lists of a round of steps when its first example is asked for.
 
     The policy is the one at that time. Batches are put together ahead, so it may be that of one step before the round.
-    rows: of the data set and its collator; ref_logps: of the collator; lists take the place of what they hold of a
-    record. say: gets a line for each round.
+    rows: of the records; their prompts and chosen completions stay what they are. say: gets a line for each round.
     """
 
     def __init__(
@@ -78,15 +77,23 @@ class Miner:
             raise ConfigError("negatives_from on_policy: hand over the `catalogue` that negatives are taken from")
         n = objective.negatives
         _check_enough(catalogue, len(rows), self.source.skip, n if isinstance(n, int) else 1)
-        self.model, self.catalogue, self.rows = model, catalogue, rows
-        self.chosen = [row.completions[0] for row in rows]
+        self.model, self.catalogue, self._records = model, catalogue, rows
         # The reference is the policy before its first step; it has to score titles that nobody knows beforehand.
         self.reference = copy.deepcopy(model).eval().requires_grad_(False) if objective.needs_reference else None
-        self.ref_logps: list[np.ndarray] | None = None
         self.folder, self.process, self.pad_id = Path(args.output_dir) / "mined", args.process_index, pad_id
         self.scoring = {"mode": args.scoring, "max_tokens": args.eval_batch_tokens, "bf16": bool(args.bf16)}
         self.say: Callable[[str], None] = lambda line: None
-        self._round: tuple[int, int] | None = None
+        self._round: tuple[int, int] | None = None  # epoch and first step
+        self._rows: dict[int, PromptCompletions] = {}
+        self._refs: dict[int, np.ndarray] = {}
+
+    def row(self, r: int) -> PromptCompletions:
+        """Record r of the round at hand: completion 0 is the chosen one, the others are its list, best first."""
+        return self._rows[r]
+
+    def ref(self, r: int) -> np.ndarray | None:
+        """log π_ref of the completions of `row(r)`, in nats; None where the loss needs no reference."""
+        return None if self.reference is None else self._refs[r]
 
     def restart(self) -> None:
         """Forget the lists of an earlier training in this folder."""
@@ -105,12 +112,12 @@ class Miner:
         file = self.folder / f"e{epoch}-s{step}-p{self.process}.npz"
         if not file.is_file():
             self._mine(wanted, file, f"epoch {epoch}, step {step}")
-        self._take(wanted, file)
+        self._read(wanted, file)
         self._round = (epoch, step)
 
     def _mine(self, wanted: np.ndarray, file: Path, when: str) -> None:
         started, trie = time.perf_counter(), self.catalogue.trie
-        prompts = [self.rows[r].prompt for r in wanted]
+        prompts = [self._records[r].prompt for r in wanted]
         k = min(self.source.skip + self.source.pool, trie.n_titles)
         found = top_k(
             self.model, trie, prompts, k, pad_id=self.pad_id,
@@ -124,7 +131,7 @@ class Miner:
             "logp": np.concatenate([one.scores[self.source.skip :] for one in found]),
         }  # fmt: skip
         if self.reference is not None:
-            rows = [self._row(r, own) for r, own in zip(wanted.tolist(), items, strict=True)]
+            rows = [self._with_list(r, own) for r, own in zip(wanted.tolist(), items, strict=True)]
             reference = self.reference.to(next(self.model.parameters()).device)
             count = _counted(Pace(f"{when}: reference log-probs of these", len(rows), self.say))
             # Of this process's rows: the others have their own.
@@ -133,21 +140,20 @@ class Miner:
         atomic.write_npz(file, arrays)
         self.say(f"{when}: negatives of {len(wanted):,} rows from the policy in {time.perf_counter() - started:.0f} s")
 
-    def _row(self, r: int, items: np.ndarray) -> PromptCompletions:
-        trie = self.catalogue.trie
+    def _with_list(self, r: int, items: np.ndarray) -> PromptCompletions:
+        """Record r with these items in the place of its rejected completions."""
+        record, trie = self._records[r], self.catalogue.trie
         leaves = trie.leaves()[trie.place_I[items]]
-        return PromptCompletions(self.rows[r].prompt, [self.chosen[r], *(trie.tokens(int(leaf)) for leaf in leaves)])
+        return PromptCompletions(record.prompt, [record.completions[0], *(trie.tokens(int(leaf)) for leaf in leaves)])
 
-    def _take(self, wanted: np.ndarray, file: Path) -> None:
-        """Put the lists in the place of the records' rejected completions."""
+    def _read(self, wanted: np.ndarray, file: Path) -> None:
         with np.load(file) as stored:
             if not np.array_equal(stored["row"], wanted):
                 raise TrainingError(f"{file}: lists of other rows than this training's: delete {self.folder}")
-            ends = np.cumsum(stored["length"])
+            ends, numbers = np.cumsum(stored["length"]), wanted.tolist()
             lists = np.split(stored["item"], ends[:-1])
-            # With the reference's log-prob of the target before each list.
-            logps = np.split(stored["ref_logp"], (ends + np.arange(1, len(ends) + 1))[:-1]) if self.reference else None
-        for n, r in enumerate(wanted.tolist()):
-            self.rows[r] = self._row(r, lists[n])
-            if logps is not None and self.ref_logps is not None:
-                self.ref_logps[r] = logps[n]
+            self._rows = {r: self._with_list(r, items) for r, items in zip(numbers, lists, strict=True)}
+            if self.reference is not None:
+                # With the reference's log-prob of the target before each list.
+                logps = np.split(stored["ref_logp"], (ends + np.arange(1, len(ends) + 1))[:-1])
+                self._refs = dict(zip(numbers, logps, strict=True))

@@ -177,15 +177,14 @@ class PreferenceDataset(Dataset[Draw]):
         fewest, number = min((len(row.completions) - 1, number) for number, row in enumerate(rows))
         check_enough(negatives, fewest, f"record {number}")
         self.rows = rows
-        # As they came: what a miner puts in the place of completions must not decide on the order of rows.
-        self._given = list(rows)
         self.negatives = negatives
         self.score_unsampled = score_unsampled
         self.seed = seed
         self.layout = layout or StepLayout()
         self._length = min(examples_per_epoch or len(rows), len(rows))
         self.users = users
-        # Makes the completions of a row before it is drawn from, where they come from the policy (`mining`).
+        # Has other completions of a row to draw from, where they come from the policy (`mining`). Orders and lengths
+        # rest on the rows as they came.
         self.miner: Miner | None = None
         self._user_R = None if users is None else _numbered(users)
         walk = np.random.Generator(np.random.Philox(key=[seed, _WALK]))
@@ -201,7 +200,7 @@ class PreferenceDataset(Dataset[Draw]):
             rng.permutation(rows) if self._user_R is None else np.sort(rows)[by_user(self._user_R[np.sort(rows)], rng)]
         )
         # Drawn once for the lengths and for training: a generator per row costs more than all else in a batch.
-        self._drawn = {r: self._draw(r, self._given[r], self.epoch) for r in rows.tolist()}
+        self._drawn = {r: self.draw(r) for r in rows.tolist()}
         if self._user_R is None and self.layout.batch > 1:
             rows = grouped(rows, self._drawn_lengths(rows), self.layout.batch, rng)
         self.order = rows
@@ -214,7 +213,7 @@ class PreferenceDataset(Dataset[Draw]):
         """Packed tokens of each row with the candidates drawn for it: what a row really takes up."""
         lengths = np.empty(len(rows), dtype=np.int64)
         for at, r in enumerate(rows.tolist()):
-            row = self._given[r]
+            row = self.rows[r]
             inputs = sum(len(row.completions[c]) - 1 for c in self._drawn[r].columns.tolist())
             lengths[at] = len(row.prompt) + inputs
         return lengths
@@ -222,7 +221,7 @@ class PreferenceDataset(Dataset[Draw]):
     def heaviest(self, scoring: str = "packed") -> list[PromptCompletions]:
         """The rows of this epoch's longest micro-batch in that mode of scoring, with the candidates drawn for them."""
         micro = self.layout.micro
-        drawn = [self._given[r].only(self._drawn[r].columns.tolist()) for r in self.order.tolist()]
+        drawn = [self.rows[r].only(self._drawn[r].columns.tolist()) for r in self.order.tolist()]
         lengths = np.array([row.length(scoring) for row in drawn])
         starts = np.arange(0, len(drawn), micro)
         sums = np.add.reduceat(lengths, starts)
@@ -247,9 +246,10 @@ class PreferenceDataset(Dataset[Draw]):
     def __getitem__(self, slot: int) -> Draw:
         """The example in a slot; slots behind the last example repeat earlier ones with weight 0."""
         row = int(self.order[slot % self._length])
+        drawn = self._drawn[row]
         if self.miner is not None:
             self.miner.prepare(self.epoch, slot, self.order, self.layout)
-        drawn = self._drawn[row] if self.miner is None else self.draw(row)
+            drawn = self._draw(row, self.miner.row(row), self.epoch)
         return Draw(drawn.row, drawn.columns, drawn.n_sampled, self.layout.weight(slot, self._length))
 
     def columns_drawn(self, epochs: int) -> list[np.ndarray]:
@@ -257,7 +257,7 @@ class PreferenceDataset(Dataset[Draw]):
         columns_R: list[set[int]] = [set() for _ in self.rows]
         for epoch in range(epochs):
             for row in self._rows_of(epoch).tolist():
-                columns_R[row].update(self._draw(row, self._given[row], epoch).columns.tolist())
+                columns_R[row].update(self._draw(row, self.rows[row], epoch).columns.tolist())
         return [np.array(sorted(columns), dtype=np.int64) for columns in columns_R]
 
     def draw(self, row: int) -> Draw:
@@ -335,22 +335,31 @@ def draw_options(args: SiriusConfig, fewest: int) -> dict[str, Any]:
 
 class TreeCollator:
     """Draws → a tree of candidates. Set before training: `ref_logps`, log π_ref per row and completion (nats), and
-    `observed`, the observed reward of each row."""
+    `observed`, the observed reward of each row; `miner`, where completions and their log π_ref are its own."""
 
     def __init__(self, rows: Sequence[PromptCompletions], *, with_rows: bool = False) -> None:
         self.rows = rows
         self.with_rows = with_rows
         self.ref_logps: Sequence[np.ndarray] | None = None
         self.observed: Sequence[float] | None = None
+        self.miner: Miner | None = None
+
+    def _row(self, r: int) -> PromptCompletions:
+        return self.rows[r] if self.miner is None else self.miner.row(r)
+
+    def _ref(self, r: int) -> np.ndarray | None:
+        if self.miner is not None:
+            return self.miner.ref(r)
+        return None if self.ref_logps is None else self.ref_logps[r]
 
     def __call__(self, draws: Sequence[Draw]) -> dict[str, Any]:
-        """tree, sampled_BC, row_B, weight_B; ref_logp_BC and observed_B where they are set.
+        """tree, sampled_BC, row_B, weight_B; ref_logp_BC and observed_B where there are any.
 
         TrainingError where a log-prob of the reference is not finite: a filter would pass over NaN in silence.
 
         n_real: examples that count; those of weight 0 stand behind them.
         """
-        chosen = [self.rows[d.row].only(d.columns.tolist()) for d in draws]
+        chosen = [self._row(d.row).only(d.columns.tolist()) for d in draws]
         tree = build_tree(chosen)
         batch: dict[str, Any] = {"tree": tree}
         shape = tuple(tree.valid_BC.shape)
@@ -361,10 +370,11 @@ class TreeCollator:
         # Draws of no step are a batch of their own: their mean.
         batch["weight_B"] = torch.tensor([1 / len(draws) if d.weight is None else d.weight for d in draws])
         batch["n_real"] = sum(d.weight != 0 for d in draws)
-        if self.ref_logps is not None:
+        refs = [ref for d in draws if (ref := self._ref(d.row)) is not None]
+        if refs:
             ref_logp_BC: Tensor = torch.zeros(shape)
-            for b, d in enumerate(draws):
-                logp_C = self.ref_logps[d.row][d.columns]
+            for b, (d, ref) in enumerate(zip(draws, refs, strict=True)):
+                logp_C = ref[d.columns]
                 if not np.isfinite(logp_C).all():
                     raise TrainingError(
                         f"record {d.row}: the reference log-probs are not finite: the reference model is damaged, or "

@@ -119,7 +119,7 @@ class SiriusTrainer(Trainer):
         self.collator.ref_logps, self.eval_ref_logps = ref_logps, eval_ref_logps
         self._scored_epochs: int | None = None  # for which the reference was scored here
         if self.source.kind == ON_POLICY:
-            dataset.miner = Miner(model, catalogue, dataset.rows, args, self.encoder.pad_id)
+            dataset.miner = self.collator.miner = Miner(model, catalogue, dataset.rows, args, self.encoder.pad_id)
         self.eval_hook = eval_hook
         # Number of rows → what gets the numbers of those just done, where somebody wants to see an evaluation move.
         self.progress_of: Callable[[int], Callable[[int], None]] | None = None
@@ -178,11 +178,11 @@ class SiriusTrainer(Trainer):
         at = -1
         if resume_from_checkpoint:
             at = step_of(Path(resume_from_checkpoint))
-        if self.objective.needs_reference:
-            self._ensure_reference(afresh=at < 0)
         miner = self.train_dataset.miner
-        if miner is not None and self.collator.ref_logps is not None:
-            self.collator.ref_logps = miner.ref_logps = list(self.collator.ref_logps)
+        if self.objective.needs_reference:
+            if miner is None:  # one scores what it finds itself: nobody knows it yet
+                self._ensure_reference(afresh=at < 0)
+            self._ensure_eval_reference()
         if at < 0 and miner is not None:
             miner.restart()
         if self.is_world_process_zero():
@@ -224,8 +224,7 @@ class SiriusTrainer(Trainer):
         afresh: what an earlier training left in this folder is another model's. (Only streamed records leave anything.)
         """
         data = self.train_dataset
-        # A miner scores what it finds itself: nobody knows it yet.
-        epochs = 0 if data.miner else epochs_of(self.args, len(data), data.layout)
+        epochs = epochs_of(self.args, len(data), data.layout)
         if self.collator.ref_logps is None:
             self._scored_epochs = epochs
             if self.args.stream:
@@ -242,7 +241,6 @@ class SiriusTrainer(Trainer):
                 f"the reference, the model before its first step, was scored for {self._scored_epochs} epochs: for "
                 "more of them make a new trainer, or give ref_logps"
             )
-        self._ensure_eval_reference()
 
     def _ensure_eval_reference(self) -> None:
         if self.eval_ref_logps is None and self.eval_rows:

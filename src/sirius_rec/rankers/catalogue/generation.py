@@ -11,11 +11,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from sirius_rec.errors import ConfigError
 from sirius_rec.rankers.catalogue.prefixes import prefixes_of
-from sirius_rec.rankers.catalogue.search import Found, Frontier, search
+from sirius_rec.rankers.catalogue.search import Found, Frontier, Step, search
 from sirius_rec.rankers.catalogue.top import USERS, check_found, check_request, evaluating, groups, places_of
 from sirius_rec.rankers.catalogue.trie import Ints, Trie
 from sirius_rec.scoring.scorer import resolve_mode
@@ -30,11 +29,11 @@ class Beam(Frontier):
 
     lost = -math.inf
 
-    def take(self, width: int) -> tuple[Ints, Ints, npt.NDArray[np.float64]]:
-        taken = super().take(self.k)
+    def take(self, width: int) -> Step:
+        step = super().take(self.k)
         self.lost = float(self.bounds.max(initial=self.lost))
         self.nodes, self.parents, self.bounds = self.nodes[:0], self.parents[:0], self.bounds[:0]
-        return taken
+        return step
 
     def found(self) -> Found:
         exact = self.lost < self.worst or self.lost == -math.inf

@@ -18,6 +18,8 @@ from sirius_rec.errors import ScoringError
 from sirius_rec.rankers.catalogue.prefixes import Prefixes
 from sirius_rec.rankers.catalogue.trie import ROOT, Ints, Trie
 
+Floats = npt.NDArray[np.float64]
+
 
 @dataclass(frozen=True)
 class Found:
@@ -29,10 +31,26 @@ class Found:
     """
 
     items: Ints
-    scores: npt.NDArray[np.float64]
+    scores: Floats
     exact: bool
     bound: float
     opened: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """The n prefixes that one user opens at once, and their M children, about which the model is asked.
+
+    node_n, child_M: nodes of the trie. parent_n: the place of the prefix that each is one token longer than, as
+    `Prefixes.open` numbers what the user has opened; −1 for the prompt. sum_n: log π of each, in nats. of_M: which of
+    the n each child is of, ascending.
+    """
+
+    node_n: Ints
+    parent_n: Ints
+    sum_n: Floats
+    child_M: Ints
+    of_M: Ints
 
 
 class Frontier:
@@ -57,25 +75,29 @@ class Frontier:
     def done(self) -> bool:
         return not len(self.nodes) or self.opened >= self.max_opened
 
-    def children(self, nodes: Ints) -> tuple[Ints, Ints]:
-        """`Trie.children` with a title left below them: what is left out is never opened."""
-        child_M, of_M = self.trie.children(nodes)
-        if not len(self.out):
-            return child_M, of_M
-        left = self.trie.left(child_M, self.out) > 0
-        return child_M[left], of_M[left]
+    def root(self) -> Step:
+        """The prompt, in the place of a prefix: its children are the first tokens of titles."""
+        return self._step(np.array([ROOT]), np.array([-1]), np.zeros(1))
 
-    def take(self, width: int) -> tuple[Ints, Ints, npt.NDArray[np.float64]]:
-        """The best open prefixes, now opened: their nodes, parents' places, and sums."""
+    def take(self, width: int) -> Step:
+        """The best open prefixes, now opened."""
         width = int(min(width, self.max_opened - self.opened))
         order = np.argsort(-self.bounds, kind="stable")
         best, rest = order[:width], order[width:]
-        taken = self.nodes[best], self.parents[best], self.bounds[best]
+        step = self._step(self.nodes[best], self.parents[best], self.bounds[best])
         self.nodes, self.parents, self.bounds = self.nodes[rest], self.parents[rest], self.bounds[rest]
         self.opened += len(best)
-        return taken
+        return step
 
-    def push(self, nodes: Ints, parents: Ints, sums: npt.NDArray[np.float64]) -> None:
+    def _step(self, node_n: Ints, parent_n: Ints, sum_n: Floats) -> Step:
+        """With the children that have a title left below them: what is left out is never opened."""
+        child_M, of_M = self.trie.children(node_n)
+        if len(self.out):
+            left = self.trie.left(child_M, self.out) > 0
+            child_M, of_M = child_M[left], of_M[left]
+        return Step(node_n, parent_n, sum_n, child_M, of_M)
+
+    def push(self, nodes: Ints, parents: Ints, sums: Floats) -> None:
         """Prefixes with their sums: whole titles go on the list, the others stay open while they may lead there.
 
         A prefix on the K-th score stays open: a title on it, of an earlier item, would stand before the K-th.
@@ -101,14 +123,17 @@ def search(
 ) -> list[Found]:
     """Search for many users at once, one frontier each, opening up to `width` prefixes of each per step.
 
+    The model reads at once what all users open in a step. Say user 0 opens A and B, user 1 opens C, and in the trie A
+    has the children Ab and Ac, B has Ba, C has Ca. Then the n = 3 prefixes A B C are of user_n = 0 0 1, and the M = 4
+    children Ab Ac Ba Ca of source_M = 0 0 1 2. The model gives the log-prob of each child's last token behind its
+    source; with the source's own sum this is the child's sum, with which it goes to its user's frontier.
+
     progress: gets how many users each step was the last one of, 0 as well.
     """
-    active = list(range(len(frontiers)))
-    root = np.array([ROOT])
-    grown = [(frontier.children(root), np.array([-1]), np.zeros(1)) for frontier in frontiers]
-    source_M = np.repeat(active, [len(child_M) for (child_M, _), _, _ in grown])
-    logp_M = prefixes.begin(source_M, _targets(frontiers[0].trie, grown))
-    _push(frontiers, grown, logp_M)
+    trie, active = frontiers[0].trie, list(range(len(frontiers)))
+    steps = [frontier.root() for frontier in frontiers]
+    logp_M = prefixes.begin(*_asked(trie, steps))
+    _push(frontiers, steps, np.full(len(steps), -1), logp_M)
     while active:
         still = [a for a, u in enumerate(active) if not frontiers[u].done]
         if progress:
@@ -119,40 +144,30 @@ def search(
             prefixes.keep(still)
             active = [active[a] for a in still]
         own = [frontiers[u] for u in active]
-        taken = [frontier.take(width) for frontier in own]
-        count_U = [len(nodes) for nodes, _, _ in taken]
-        children = [frontier.children(nodes) for frontier, (nodes, _, _) in zip(own, taken, strict=True)]
-        start_U = np.cumsum(count_U) - count_U
-        source_M = np.concatenate([of_M + start for (_, of_M), start in zip(children, start_U, strict=True)])
-        node_n, parent_n = (np.concatenate([t[i] for t in taken]) for i in (0, 1))
-        grown = [(edges, t[0], t[2]) for edges, t in zip(children, taken, strict=True)]
-        trie = own[0].trie
-        place_n, logp_M = prefixes.open(
-            np.repeat(np.arange(len(own)), count_U), parent_n, trie.token_N[node_n].astype(np.int64), source_M,
-            _targets(trie, grown),
-        )  # fmt: skip
-        grown = [
-            (edges, place_n[start : start + count], sums)
-            for (edges, _, sums), start, count in zip(grown, start_U, count_U, strict=True)
-        ]
-        _push(own, grown, logp_M)
+        steps = [frontier.take(width) for frontier in own]
+        user_n = np.repeat(np.arange(len(own)), [len(step.node_n) for step in steps])
+        parent_n = np.concatenate([step.parent_n for step in steps])
+        token_n = trie.token_N[np.concatenate([step.node_n for step in steps])].astype(np.int64)
+        place_n, logp_M = prefixes.open(user_n, parent_n, token_n, *_asked(trie, steps))
+        _push(own, steps, place_n, logp_M)
     return [frontier.found() for frontier in frontiers]
 
 
-# Of one user: (children, which opened prefix each is of), and of each opened prefix its place and sum.
-_Grown = tuple[tuple[Ints, Ints], Ints, npt.NDArray[np.float64]]
+def _asked(trie: Trie, steps: Sequence[Step]) -> tuple[Ints, Ints]:
+    """source_M and target_M of all users' children: which of all opened prefixes each is of, and its last token."""
+    count_U = [len(step.node_n) for step in steps]
+    start_U = np.cumsum(count_U) - count_U  # of each user's prefixes among those of all
+    source_M = np.concatenate([step.of_M + start for step, start in zip(steps, start_U, strict=True)])
+    target_M = trie.token_N[np.concatenate([step.child_M for step in steps])].astype(np.int64)
+    return source_M, target_M
 
 
-def _targets(trie: Trie, grown: Sequence[_Grown]) -> Ints:
-    """The tokens that lead to the children of all users."""
-    return np.asarray(trie.token_N[np.concatenate([child_M for (child_M, _), _, _ in grown])], dtype=np.int64)
-
-
-def _push(frontiers: Sequence[Frontier], grown: Sequence[_Grown], logp_M: npt.NDArray[np.float64]) -> None:
+def _push(frontiers: Sequence[Frontier], steps: Sequence[Step], place_n: Ints, logp_M: Floats) -> None:
+    """Give each frontier the children of its step. place_n: of all users' prefixes, as `Prefixes.open` gives them."""
     if np.isnan(logp_M).any():
         raise ScoringError("a log-prob is not a number: the model's weights are damaged")
-    at = 0
-    for frontier, ((child_M, of_M), place_n, sum_n) in zip(frontiers, grown, strict=True):
-        own_M = logp_M[at : at + len(child_M)]
-        at += len(child_M)
-        frontier.push(child_M, place_n[of_M], sum_n[of_M] + own_M)
+    n = m = 0
+    for frontier, step in zip(frontiers, steps, strict=True):
+        own_n, own_M = place_n[n : n + len(step.node_n)], logp_M[m : m + len(step.child_M)]
+        n, m = n + len(step.node_n), m + len(step.child_M)
+        frontier.push(step.child_M, own_n[step.of_M], step.sum_n[step.of_M] + own_M)
