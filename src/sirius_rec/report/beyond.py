@@ -20,7 +20,7 @@ _CURVES: Final = 8  # reliability curves on one pair of axes at most
 
 
 def beyond_sections(results: Mapping[str, Any], labels: Mapping[str, str], facts: Facts) -> list[dict[str, Any]]:
-    """One per set of slates and checkpoint: both tables and what the tests say in short; [] where none were measured."""
+    """One per set of slates and checkpoint: both tables and what the tests say in short; [] where none is."""
     beyond = results.get("beyond")
     if not beyond:
         return []
