@@ -29,12 +29,12 @@ def pair(method: str, against: str, difference: float, p: float, low: float, hig
     return {**names, "difference": difference, **ps, "low": low, "high": high, "against_base": base}
 
 
+_ARM = {"role": "arm", "random": True, "language_model": True}
 METHODS = {
-    "dpo": {"role": "arm", "random": True, "train_rows": 90},
-    "dpo_sirius": {"role": "arm", "random": True, "train_rows": 90},
-    "item_knn": {"role": "trivial", "random": False, "train_rows": 1200},
-    "softmax_dpo": {"role": "arm", "random": True}, "softmax_dpo_sirius": {"role": "arm", "random": True},
-    "softmax_ref_free": {"role": "arm", "random": True},
+    "dpo": {**_ARM, "train_rows": 90},
+    "dpo_sirius": {**_ARM, "train_rows": 90},
+    "item_knn": {"role": "trivial", "random": False, "language_model": False, "train_rows": 1200},
+    "softmax_dpo": _ARM, "softmax_dpo_sirius": _ARM, "softmax_ref_free": _ARM,
 }  # fmt: skip
 RESULTS: dict[str, Any] = {
     "methods": METHODS,
