@@ -142,5 +142,6 @@ def titles_alone(config: Config) -> list[str]:
 
 def _facts(run: Run, tables: Sequence[ScoreTable]) -> dict[str, Any]:
     """What each method is; a score table that somebody put beside the run's own is a baseline's."""
-    foreign = {t.method: {"label": t.label, "role": "baseline", "random": True, "base": None} for t in tables}
+    unknown = {"role": "baseline", "random": True, "base": None, "language_model": False}
+    foreign = {t.method: {"label": t.label, **unknown} for t in tables}
     return foreign | {key: method.facts(run) for key, method in build_methods(run.config).items()}
