@@ -22,7 +22,7 @@ from sirius_rec.scoring.packed import takes_logits_to_keep, tree_logps, unwrappe
 from sirius_rec.scoring.rows import PromptCompletions
 from sirius_rec.scoring.tree import build_tree, count_nodes
 
-_FEW = 4  # rows that are measured; more are continued in a straight line
+_FEW = 4  # rows that are measured, as far apart as can be: neighbours share most; more are continued in a straight line
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,18 @@ def allocated_peak(run: Callable[[], object], device: torch.device) -> int:
 
 
 def step_peak(
-    model: nn.Module, rows: Sequence[PromptCompletions], pad_id: int, *, scoring: str = "packed", bf16: bool = False
+    model: nn.Module,
+    rows: Sequence[PromptCompletions],
+    pad_id: int,
+    *,
+    scoring: str = "packed",
+    bf16: bool = False,
+    accumulates: bool = False,
 ) -> int:
-    """Bytes that a forward and backward pass over `rows` needs beside weights and optimiser; gradients are included."""
+    """Bytes that a forward and backward pass over `rows` needs beside weights and optimiser.
+
+    Gradients are included; with `accumulates` they are there before, as after another micro-batch, and do not count.
+    """
     device = next(model.parameters()).device
     tree = build_tree(rows).to(device)
 
@@ -108,7 +117,8 @@ def step_peak(
 
     was_training = model.training
     model.train()  # checkpointing acts in training only
-    model.zero_grad(set_to_none=True)
+    for weight in model.parameters():
+        weight.grad = torch.zeros_like(weight) if accumulates and weight.requires_grad else None
     peak = allocated_peak(run, device)
     model.zero_grad(set_to_none=True)
     model.train(was_training)
@@ -145,25 +155,27 @@ def estimate(
     rows: with as many candidates as are scored. scoring: `packed` or `naive`, as resolved.
     shards: over how many processes weights, gradients and optimiser are split (FSDP); 1 where each holds them all. The
     optimiser is AdamW: two numbers per trained weight, in the weight's precision. A few rows are measured, and what
-    they need beside gradients and logits is continued by their tokens.
+    they need beside gradients and logits is continued by their tokens. They are measured with gradients there: those of
+    a few rows come as their activations go, and what is left of a peak less the gradients would be next to nothing.
     """
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     n_tokens = _tokens(rows, scoring)
 
-    def rest(n: int) -> int:
-        peak = step_peak(model, rows[:n], pad_id, scoring=scoring, bf16=bf16)
-        return max(peak - trained - _logits(model, rows[:n], scoring), 0)
+    def rest(some: Sequence[PromptCompletions]) -> int:
+        peak = step_peak(model, some, pad_id, scoring=scoring, bf16=bf16, accumulates=True)
+        return max(peak - _logits(model, some, scoring), 0)
 
     dense = scoring == "packed" and use_tree_attention(model) == "eager"  # takes memory with the square of the tokens
-    few = len(rows) if dense else min(len(rows), _FEW)
+    few = rows if dense or len(rows) <= _FEW else [rows[len(rows) * n // _FEW] for n in range(_FEW)]
     activations = rest(few)
-    if len(rows) > few:
-        some, fewer = (_tokens(rows[:n], scoring) for n in (few, few // 2))
-        if some - fewer < some // 8:  # rows that share nearly all say nothing about what a token takes
-            activations = activations * n_tokens // some
+    if len(rows) > len(few):
+        fewer = few[: _FEW // 2]
+        tokens, less = _tokens(few, scoring), _tokens(fewer, scoring)
+        if tokens - less < tokens // 8:  # rows that share nearly all say nothing about what a token takes
+            activations = activations * n_tokens // tokens
         else:
-            activations += max(activations - rest(few // 2), 0) * (n_tokens - some) // (some - fewer)
+            activations += max(activations - rest(fewer), 0) * (n_tokens - tokens) // (tokens - less)
     return MemoryEstimate(
         weights=weights // shards,
         gradients=trained // shards,
