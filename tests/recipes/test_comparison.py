@@ -152,7 +152,9 @@ def test_a_folder_has_one_baseline(compared: tuple[Path, dict[str, Any], str], t
     collect(Run.open(folder.path))
     check()
     # one that cannot be read, or whose choice has no scores, did not choose
-    for text in ("{", "[]", '{"baseline": "gone"}'):
+    choice = json.loads(folder.comparison.read_text())["chosen"]
+    gone = {"chosen": {**choice, "baseline": "gone"}}
+    for text in ("{", "[]", '{"chosen": null}', json.dumps(gone)):
         folder.comparison.write_text(text)
         assert collect(Run.open(folder.path))["baseline"] == Run.open(run).config.evaluation.baseline
 
@@ -375,7 +377,9 @@ def test_the_chosen_baseline_yields_to_a_configured_one_and_to_other_slates(tmp_
     run = Run(open_run(tmp_path / "run", config), config)
     run_stages(run, STAGES, lambda line: None)
     chosen = compare(run)["baseline"]
-    assert json.loads(run.folder.comparison.read_text())["chosen_on"] == run.test_slates[0]
+    assert json.loads(run.folder.comparison.read_text())["chosen"] == {
+        "baseline": chosen, "slates": run.test_slates[0], "configured": "ease",
+    }  # fmt: skip
 
     def evaluated(**changes: Any) -> dict[str, Any]:
         now = Run(run.folder, config.changed(evaluation=config.evaluation.changed(**changes)))
@@ -393,6 +397,7 @@ def test_the_chosen_baseline_yields_to_a_configured_one_and_to_other_slates(tmp_
     configured = "markov" if chosen != "markov" else "popularity"
     results = evaluated(baseline=configured)
     assert results["baseline"] == configured and not any("chosen for its HR@1" in note for note in results["notes"])
+    assert evaluated()["baseline"] == chosen, "as it was configured, so it was chosen"
     for table in run.folder.scores.glob(f"{chosen}-s*{other}*"):
         table.unlink()
     assert evaluated(slates=(other,))["baseline"] == "ease"

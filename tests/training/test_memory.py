@@ -48,8 +48,8 @@ def test_within_a_fifth_of_what_is_allocated(adapter: bool, checkpointing: bool)
 
 
 def test_gradients_do_not_hide_the_activations_of_a_few_rows() -> None:
-    """Histories read title by title, under weights that take far more than a few such rows: what a backward pass frees of
-    these while gradients come is no measure of a whole step."""
+    """Histories read title by title, under weights that take far more than a few such rows: what a backward pass frees
+    of these while gradients come is no measure of a whole step."""
     rows = [
         PromptCompletions([u, *range(300, 310 + 5 * n)], [list(range(310 + 5 * n, 315 + 5 * n))])
         for u in range(100)

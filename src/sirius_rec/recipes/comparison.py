@@ -9,7 +9,7 @@ from typing import Any
 from sirius_rec.evaluation.results import write_results
 from sirius_rec.rankers.chat.ranker import SPENT
 from sirius_rec.recipes.methods import build_methods
-from sirius_rec.recipes.results import chosen_note, collect, gather
+from sirius_rec.recipes.results import chosen_note, collect, gather, read_choice
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.run_folder import DONE
 
@@ -40,25 +40,25 @@ def compare(run: Run) -> dict[str, Any]:
     if baseline != results["baseline"]:
         results = gather(run, baseline)
     results["notes"].append(chosen_note(results["methods"][baseline]["label"], slates[0]))
-    results["chosen_on"] = slates[0]
     write_results(results, run.folder.results)
-    return _write(run, results)
+    choice = {"baseline": baseline, "slates": slates[0], "configured": run.config.evaluation.baseline}
+    return _write(run, results, choice)
 
 
 def remeasure(run: Run) -> dict[str, Any]:
-    """results.json, and comparison.json where the folder has one: with the baseline that was chosen then, as long as it
-    is scored and none was configured since."""
-    results = collect(run)
+    """results.json, and comparison.json where the folder has one: against the baseline that was chosen then, as long as
+    it is scored and none was configured since. The choice stays known."""
+    choice, results = read_choice(run), collect(run)
     if run.folder.comparison.is_file():
-        _write(run, results)
+        _write(run, results, choice)
     return results
 
 
-def _write(run: Run, results: dict[str, Any]) -> dict[str, Any]:
-    """comparison.json."""
+def _write(run: Run, results: dict[str, Any], choice: dict[str, str] | None) -> dict[str, Any]:
+    """comparison.json. choice: `read_choice`."""
     costs = _costs(run)
     rows = [row | dict.fromkeys(_COSTS) | costs.get((row["method"], row["seed"]), {}) for row in results["rows"]]
-    compared = {key: value for key, value in results.items() if key != "curves"} | {"rows": rows}
+    compared = {key: value for key, value in results.items() if key != "curves"} | {"rows": rows, "chosen": choice}
     write_results(compared, run.folder.comparison)
     return compared
 

@@ -32,7 +32,6 @@ def collect(run: Run) -> dict[str, Any]:
     results = gather(run, chosen[0] if chosen else configured)
     if chosen is not None:
         results["notes"].append(chosen_note(results["methods"][chosen[0]]["label"], chosen[1]))
-    results["chosen_on"] = chosen[1] if chosen else None
     write_results(results, run.folder.results)
     return results
 
@@ -42,15 +41,21 @@ def _chosen(run: Run) -> tuple[str, str] | None:
 
     None where none was, where another was configured since, and where it has no scores of what is measured now.
     """
-    try:
-        made = json.loads(run.folder.comparison.read_text())
-        chosen, slates, configured = made["baseline"], made["chosen_on"], made["config"]["evaluation"]["baseline"]
-    except (OSError, ValueError, KeyError, TypeError):
+    choice = read_choice(run)
+    if choice is None or choice["configured"] != run.config.evaluation.baseline:
         return None
     scored = {table.method for table in tables_of(run)}
-    if slates is None or configured != run.config.evaluation.baseline or chosen not in scored:
+    return (choice["baseline"], choice["slates"]) if choice["baseline"] in scored else None
+
+
+def read_choice(run: Run) -> dict[str, str] | None:
+    """What `sirius compare` chose in this folder: the baseline, the slates that it was chosen on, and the one that was
+    configured then; None where it never did, or its file cannot be read."""
+    try:
+        choice = json.loads(run.folder.comparison.read_text())["chosen"]
+        return {key: str(choice[key]) for key in ("baseline", "slates", "configured")}
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    return chosen, slates
 
 
 def chosen_note(label: str, slates: str) -> str:

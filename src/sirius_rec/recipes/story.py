@@ -178,19 +178,28 @@ def finish(run: Run, log: Log, *, compared: bool = False) -> None:
     else:
         comparison.remeasure(run)
     audit_once(run, log)
-    try:
-        diagnosis.diagnose_run(run)
-    except DataError as error:
-        log(f"no diagnosis: {error}")
+    _diagnose(run, log)
     _report(run, log)
 
 
 def remeasure(run: Run, log: Log) -> dict[str, Any]:
-    """Results of what is scored by now; a comparison and a report of before are made anew with them."""
+    """Results of what is scored by now; a comparison, and a report with its diagnosis, are made anew where the folder
+    has them. What stands in the way of the report is said, and costs no results."""
     results = comparison.remeasure(run)
     if run.folder.report.is_file():
-        _report(run, log)
+        try:
+            _diagnose(run, log)
+            _report(run, log)
+        except SiriusError as error:
+            log(f"{run.folder.report} is of before: {error}")
     return results
+
+
+def _diagnose(run: Run, log: Log) -> None:
+    try:
+        diagnosis.diagnose_run(run)
+    except DataError as error:
+        log(f"no diagnosis: {error}")
 
 
 def _report(run: Run, log: Log) -> None:

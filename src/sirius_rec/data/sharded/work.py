@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -94,6 +95,9 @@ def _check(folder: Path, identity: dict[str, Any]) -> None:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """A lock that ends with its process; where the system has none, nothing is locked."""
+    if sys.platform == "win32":  # it would not let the folder go while a file in it is open
+        yield
+        return
     with (folder / ".lock").open("w") as file:
         if not atomic.lock(file):
             raise RunError(f"{folder}: another process is at work there; wait for it, or end it")
