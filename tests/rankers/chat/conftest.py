@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -47,17 +48,10 @@ class Endpoint:
 
             def do_POST(self) -> None:
                 with endpoint.lock:
-                    endpoint.active += 1
-                    endpoint.most_active = max(endpoint.most_active, endpoint.active)
                     endpoint.times.append(time.monotonic())
                     fault = endpoint.faults.pop(0) if endpoint.faults else None
-                try:
+                with suppress(OSError):  # the client has given up
                     self._answer(fault)
-                except OSError:  # the client has given up
-                    pass
-                finally:
-                    with endpoint.lock:
-                        endpoint.active -= 1
 
             def _answer(self, fault: Any) -> None:
                 assert self.path == "/v1/chat/completions", self.path
@@ -75,8 +69,19 @@ class Endpoint:
                     self._send(fault[0], fault[2], fault[1])
                 else:
                     prompt = body["messages"][0]["content"]
-                    text = json.dumps(completion(endpoint.answer(prompt), asked=len(prompt.split()))).encode()
+                    text = json.dumps(completion(self._thought(prompt), asked=len(prompt.split()))).encode()
                     self._misbehave(fault, text)
+
+            def _thought(self, prompt: str) -> Any:
+                """The answer, counted as active until it is there: once it is sent, the client may ask the next."""
+                with endpoint.lock:
+                    endpoint.active += 1
+                    endpoint.most_active = max(endpoint.most_active, endpoint.active)
+                try:
+                    return endpoint.answer(prompt)
+                finally:
+                    with endpoint.lock:
+                        endpoint.active -= 1
 
             def _misbehave(self, fault: str | None, text: bytes) -> None:
                 if fault == "truncated":
