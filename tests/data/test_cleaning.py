@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sirius_rec.data.checking import check_lines
 from sirius_rec.data.options import SlateOptions, SplitOptions, WindowOptions
 from sirius_rec.data.prepare import prepare
-from sirius_rec.data.sources.csv_table import ROW
+from sirius_rec.data.sources.csv_records import ROW
 from sirius_rec.data.sources.span import Days, iso, time_notes
 from sirius_rec.data.sources.table import load
 from sirius_rec.data.sources.timestamps import Evidence, evidence, to_seconds

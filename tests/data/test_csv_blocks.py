@@ -1,4 +1,4 @@
-"""Read block by block, a file has the records, line numbers, notes and faults that it has when read at once."""
+"""Read in small blocks, a file has the records, line numbers, notes and faults that it has when read at once."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sirius_rec.data.sources.csv_blocks import frames, look
-from sirius_rec.data.sources.csv_table import ROW, Dialect, read_csv
+from sirius_rec.data.sources.csv_records import ROW, Dialect
+from sirius_rec.data.sources.csv_table import frames, look, read_csv
 from sirius_rec.data.sources.files import file_note
 from sirius_rec.errors import DataError
 
@@ -33,8 +33,8 @@ def by_blocks(path: Path, dialect: Dialect, size: int) -> Any:
         layout = look(path, dialect, WANTED, size)
         parts, continued = [], 0
         for span in layout.spans:
-            for frame, inside in frames(path, layout, span, size):
-                assert frame.columns == [ROW, *layout.columns]
+            for frame, inside in frames(layout, span, size):
+                assert frame.columns == layout.empty.columns
                 parts += frame.rows(named=True)
                 continued += inside
     except DataError as error:
@@ -101,7 +101,7 @@ def test_a_plain_file_is_cut_and_its_parts_are_bounded(tmp_path: Path) -> None:
     path = tmp_path / "f.csv"
     path.write_text("user_id,item_id\n" + "".join(f"u{k},i{k}\n" for k in range(5000)))
     layout = look(path, Dialect(), WANTED, 4096)
-    parts = [pl.concat(frame for frame, _ in frames(path, layout, span, 4096)) for span in layout.spans]
+    parts = [pl.concat(frame for frame, _ in frames(layout, span, 4096)) for span in layout.spans]
     assert len(parts) > 10 and max(part.height for part in parts) < 600
     whole = pl.concat(parts)
     assert whole["user_id"].to_list() == [f"u{k}" for k in range(5000)] and whole[ROW].to_list() == [*range(2, 5002)]

@@ -14,7 +14,7 @@ from sirius_rec.audit.records import Record, read_records
 from sirius_rec.audit.slates import NONE, Catalogue, Int, SlateSet, joined
 from sirius_rec.audit.vocabulary import Vocabulary, read_id_columns, read_items
 from sirius_rec.audit.wording import mentions
-from sirius_rec.data.sources.csv_table import ROW
+from sirius_rec.data.sources.csv_records import ROW
 from sirius_rec.data.sources.files import TABLE_SUFFIXES, place, read_table, require_file, short_list
 from sirius_rec.data.sources.timestamps import to_seconds
 from sirius_rec.data.store import Dataset, open_dataset

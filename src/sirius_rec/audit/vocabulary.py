@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from sirius_rec.audit.slates import Catalogue, Floats, Int
-from sirius_rec.data.sources.csv_table import ROW
+from sirius_rec.data.sources.csv_records import ROW
 from sirius_rec.data.sources.files import place, read_table, require_file, short_list
 from sirius_rec.errors import DataError
 from sirius_rec.schema import ITEM_ID, TITLE

@@ -13,7 +13,8 @@ from typing import Any
 import polars as pl
 
 from sirius_rec.data.sources import SOURCES
-from sirius_rec.data.sources.csv_table import ROW, Dialect, Table, headerless
+from sirius_rec.data.sources.csv_records import ROW, Dialect, headerless
+from sirius_rec.data.sources.csv_table import Table
 from sirius_rec.data.sources.files import events_files, find_table, place, read_table
 from sirius_rec.data.sources.span import TIME, bounds, time_notes
 from sirius_rec.data.sources.timestamps import to_seconds

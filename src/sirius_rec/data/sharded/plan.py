@@ -13,7 +13,7 @@ from sirius_rec import atomic
 from sirius_rec.data.options import Preparation, Sharding
 from sirius_rec.data.sharded.source import LogFile
 from sirius_rec.data.sources.cleaning import Rules
-from sirius_rec.data.sources.csv_blocks import Span
+from sirius_rec.data.sources.csv_bytes import Span
 from sirius_rec.data.sources.events import Bits, Ties, item_hashes
 
 

@@ -25,7 +25,7 @@ from sirius_rec.data.sharded.passes import Passes, Say
 from sirius_rec.data.sharded.plan import Piece, Plan
 from sirius_rec.data.sharded.source import LogFile
 from sirius_rec.data.sharded.work import opened
-from sirius_rec.data.sources.csv_table import Dialect
+from sirius_rec.data.sources.csv_records import Dialect
 from sirius_rec.data.sources.events import Ties
 from sirius_rec.data.sources.files import check_choice, file_note
 from sirius_rec.data.sources.table import OpenTable, load, open_table

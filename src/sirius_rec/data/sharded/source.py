@@ -14,8 +14,9 @@ from typing import Any
 import polars as pl
 
 from sirius_rec.data.options import Sharding
-from sirius_rec.data.sources.csv_blocks import Layout, Span, frames, look
-from sirius_rec.data.sources.csv_table import ROW, Dialect
+from sirius_rec.data.sources.csv_bytes import Span
+from sirius_rec.data.sources.csv_records import ROW, Dialect
+from sirius_rec.data.sources.csv_table import Layout, frames, look
 from sirius_rec.data.sources.files import file_note
 from sirius_rec.errors import DataError
 
@@ -39,8 +40,7 @@ class LogFile:
         if path.suffix != ".parquet":
             layout = look(path, dialect, wanted, sharding.block)
             note = {"path": str(path), "sha256": layout.sha256, "bytes": layout.bytes}
-            empty = pl.DataFrame(schema={ROW: pl.Int64, **dict.fromkeys(layout.columns, pl.String)})
-            return cls(path, layout, empty, note, layout.spans)
+            return cls(path, layout, layout.empty, note, layout.spans)
         try:
             note = file_note(path)
             schema = pl.read_parquet_schema(path)
@@ -54,7 +54,7 @@ class LogFile:
     def read(self, span: Span, columns: Collection[str], size: int) -> Iterator[tuple[pl.DataFrame, int]]:
         """`ROW` and the columns of a piece, and how many lines lay inside quoted fields. size: bytes read at once."""
         if self.layout is not None:
-            for frame, continued in frames(self.path, self.layout, span, size):
+            for frame, continued in frames(self.layout, span, size):
                 yield frame.select(ROW, *columns), continued
             return
         rows = pl.scan_parquet(self.path).slice(span.start, span.stop - span.start).select(*columns)

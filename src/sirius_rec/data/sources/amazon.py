@@ -11,7 +11,8 @@ from pathlib import Path
 import polars as pl
 
 from sirius_rec.data.sources.catalogue import MissingTitles
-from sirius_rec.data.sources.csv_table import ROW, read_csv
+from sirius_rec.data.sources.csv_records import ROW
+from sirius_rec.data.sources.csv_table import read_csv
 from sirius_rec.data.sources.dumps import Dump, Fields, Record, file_in
 from sirius_rec.data.sources.events import TIME, Ties
 from sirius_rec.data.sources.files import check_choice, require_columns, require_file

@@ -14,7 +14,7 @@ from typing import Any
 
 import polars as pl
 
-from sirius_rec.data.sources.csv_table import ROW
+from sirius_rec.data.sources.csv_records import ROW
 from sirius_rec.data.sources.files import OnFault, bad_row, require_columns
 from sirius_rec.data.sources.lines import Account, keep
 from sirius_rec.data.sources.span import OUTSIDE, TIME, TimeSpan

@@ -1,57 +1,31 @@
-"""One CSV reader for events, catalogues and the audit: every line of the file is a record, part of one, or blank.
+"""A delimited file, at once or block by block in bounded memory, for events, catalogues and the audit.
 
-A quote escaped by a backslash (`"12\\" rack"`) closes the field for a reader that doubles its quotes, and the records
-up to the next such quote vanish into one field. So a file with quotes is read strictly (RFC 4180); where that fails and
-quotes are escaped by backslashes, it is read so throughout, and the notes say it. Encoding and separator are sniffed
-unless they are given, and what was found is in the notes.
+One look at the whole file finds how it is written, its checksum, and where it may be cut. A file without quotes is cut
+at the ends of lines and read by many hands; one that is packed, in UTF-16 or has quotes is read from its beginning.
 """
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
-import re
-import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from sirius_rec.errors import ConfigError, DataError
-
-ROW: str = "__row__"  # line on which the record begins (text) or row number (Parquet), from 1
-SEPARATORS: dict[str, str] = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
-MEND_QUOTES = "quote the whole field, and double the quotes inside it"
-_ATOMIC = re.compile(r"(.+):(?:token|float)(?:_seq)?")  # RecBole's name:type
-_ESCAPED = re.compile(r'\\([\\"])')
-_BLOCK = 100_000
-SNIFFED = 1 << 16  # characters by which the separator is found
-_LATE = 1e8  # a header of this size is a time, not a column number: 1973 in seconds
-
-
-@dataclass(frozen=True)
-class Dialect:
-    """How a text file is written; None is sniffed. names: of all columns, for a file without a header line."""
-
-    separator: str | None = None
-    names: Sequence[str] | None = None
-    encoding: str | None = None
-    quotes: bool = True
-
-    def __post_init__(self) -> None:
-        if self.separator is not None and (len(self.separator) != 1 or self.separator in '"\r\n'):
-            raise ConfigError(f"separator {self.separator!r} is not one character, such as ',' or \"\\t\"")
-        if self.names is not None and len(set(self.names)) < len(self.names):
-            raise ConfigError("names: a column is named twice")
-        if self.encoding is not None:
-            try:
-                "".encode(self.encoding)
-            except LookupError:
-                raise ConfigError(f"encoding {self.encoding!r} is unknown; use utf-8, utf-16 or cp1252") from None
+from sirius_rec.data.sources.csv_bytes import BLOCK, Span, Text, scan
+from sirius_rec.data.sources.csv_records import (
+    ROW,
+    SEPARATORS,
+    SNIFFED,
+    Dialect,
+    Records,
+    doubled,
+    escaped_quotes,
+    sniff_separator,
+    without_types,
+)
+from sirius_rec.errors import DataError
 
 
 @dataclass
@@ -66,7 +40,7 @@ class Table:
 
 
 def read_csv(path: Path, dialect: Dialect = Dialect(), wanted: Collection[str] = ()) -> Table:
-    """All columns as text, "" as null.
+    """All columns as text, "" as null, without blank lines.
 
     Args:
         wanted: columns of which the header must have some; by them the separator is sniffed.
@@ -75,266 +49,123 @@ def read_csv(path: Path, dialect: Dialect = Dialect(), wanted: Collection[str] =
         DataError: the file is empty or broken, has records with more fields than the header, or quotes that are neither
             doubled nor escaped throughout; naming file and line.
     """
-    text, encoding = _decoded(path, dialect)
-    if not text.strip():
-        raise DataError(f"{path}: the file is empty; a header line and rows are expected")
-    separator = dialect.separator or sniff_separator(text, wanted)
-    notes: dict[str, Any] = {"separator": SEPARATORS.get(separator, separator), "encoding": encoding}
-    quoted = dialect.quotes and '"' in text
-    lines = text.count("\n") + (not text.endswith("\n"))
-    if not quoted and (plain := _without_quotes(path, text, separator, dialect, lines)) is not None:
-        frame, header = plain, int(dialect.names is None)
-        blank_lines, continued = lines - header - frame.height, 0
-    else:
-        if quoted and (count := escaped_quotes(path, lambda: io.StringIO(text, newline="\n"), separator)):
-            text = doubled(text)
-            notes["quotes_escaped_by_backslash"] = count
-        records = Records(path, io.StringIO(text, newline="\n"), separator, dialect.names, quotes=dialect.quotes)
-        frame = pl.concat(records.frames())
-        header, blank_lines = int(records.header > 0), records.blank
-        continued = records.continued + lines - records.ended
-    blank = pl.all_horizontal(pl.exclude(ROW).is_null())
-    full = frame.filter(~blank)
-    blank_lines += frame.height - full.height
-    if lines != header + full.height + blank_lines + continued:
-        raise DataError(
-            f"{path}: {lines:,} lines, but {header} of header, {full.height:,} records, {blank_lines:,} blank and "
-            f"{continued:,} inside quoted fields: lines were lost; quote every field and double the quotes inside"
-        )
-    notes |= {"header": bool(header), "lines": lines, "records": full.height, "blank": blank_lines}
-    if continued:
-        notes["inside_quoted_fields"] = continued
-    if plain_names := without_types([name for name in full.columns if name != ROW]):
-        full, notes["header_types_removed"] = full.rename(plain_names), True
-    return Table(full, notes)
+    layout = look(path, dialect, wanted)
+    parts, inside = [layout.empty], 0
+    for span in layout.spans:
+        for records, continued in frames(layout, span):
+            parts.append(records)
+            inside += continued
+    whole = pl.concat(parts)
+    return Table(whole, layout.notes(whole.height, inside))
 
 
-def without_types(names: Sequence[str]) -> dict[str, str]:
-    """RecBole's `name:type` → name, if all columns are called so; else nothing."""
-    if len(names) > 0 and all(_ATOMIC.fullmatch(name) for name in names):
-        return {name: name.rpartition(":")[0] for name in names}
-    return {}
+@dataclass(frozen=True)
+class Layout:
+    """How a file is written. names: its columns, as in the header. header: on which line that stands, 0 if nowhere.
+
+    escaped: quotes that are escaped by a backslash. spans: the parts that can be read one by one. sha256, bytes: of the
+    file as it lies there.
+    """
+
+    text: Text
+    separator: str
+    names: list[str]
+    header: int
+    quoted: bool
+    escaped: int
+    lines: int
+    spans: list[Span]
+    sha256: str
+    bytes: int
+
+    @property
+    def empty(self) -> pl.DataFrame:
+        """A frame without records: `ROW` and the columns' names without RecBole's types."""
+        types = without_types(self.names)
+        return pl.DataFrame(schema={ROW: pl.Int64, **{types.get(name, name): pl.String for name in self.names}})
+
+    def notes(self, records: int, continued: int) -> dict[str, Any]:
+        """For dataset.json. records: that are not blank. continued: line breaks inside quoted fields."""
+        return {
+            "separator": SEPARATORS.get(self.separator, self.separator),
+            "encoding": self.text.encoding,
+            **({"quotes_escaped_by_backslash": self.escaped} if self.escaped else {}),
+            "header": bool(self.header),
+            "lines": self.lines,
+            "records": records,
+            "blank": self.lines - bool(self.header) - records - continued,
+            **({"inside_quoted_fields": continued} if continued else {}),
+            **({"header_types_removed": True} if without_types(self.names) else {}),
+        }
 
 
-def headerless(names: Sequence[str]) -> bool:
-    """Whether a first line holds data rather than names: a time, or several numbers that do not count the columns."""
-    numbers = [name for name in names if _number(name) is not None]
-    counting = [str(k) for k in range(len(names))]
-    return any(is_time(name) for name in names) or (len(numbers) > 1 and list(names) != counting)
-
-
-def is_time(name: str) -> bool:
-    """Whether a text is a date, or a number that can only be a moment."""
-    number = _number(name)
-    if number is not None:
-        return abs(number) >= _LATE
-    try:
-        datetime.fromisoformat(name.strip())
-    except ValueError:
-        return False
-    return True
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
-
-
-def _decoded(path: Path, dialect: Dialect) -> tuple[str, str]:
-    """Text with `\\n` at the ends of lines, and the encoding."""
-    try:
-        raw = path.read_bytes()
-        if raw[:2] == b"\x1f\x8b" or path.suffix == ".gz":
-            raw = gzip.decompress(raw)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: not a complete gzip file ({error}); fetch it again") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
-    if dialect.encoding is not None:
-        choices = [dialect.encoding]
-    elif raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        choices = ["utf-16"]
-    else:
-        choices = ["utf-8-sig" if raw[:3] == b"\xef\xbb\xbf" else "utf-8", *(["cp1252"] if b"\0" not in raw else [])]
-    reason = ""
-    for encoding in choices:
-        try:
-            text = raw.decode(encoding).removeprefix("\ufeff")
-        except UnicodeDecodeError as error:
-            line = raw.count(b"\n", 0, error.start) + 1
-            reason = reason or f"{path}, line {line}: not {encoding.upper()} text ({error.reason})"
-            continue
-        if "\r" in text:
-            text = text.replace("\r\n", "\n")
-            text = text if "\n" in text else text.replace("\r", "\n")
-        return text, encoding
-    raise DataError(f"{reason}; give option encoding, for example cp1252 or utf-16")
-
-
-def sniff_separator(text: str, wanted: Collection[str]) -> str:
-    """The separator that makes the first line hold the columns wanted, else the one that most lines agree on."""
-    first = [line for line in text[:SNIFFED].split("\n")[:20] if line.strip()]
-    fits = {}
-    for separator in SEPARATORS:
-        names = [name.strip().strip('"').rpartition(":")[0] or name.strip().strip('"') for name in
-                 first[0].split(separator)]  # fmt: skip
-        names += [name.strip().strip('"') for name in first[0].split(separator)]
-        widths = {line.count(separator) for line in first}
-        steady = widths.pop() if len(widths) == 1 else 0
-        fits[separator] = (sum(name in names for name in wanted), steady, -list(SEPARATORS).index(separator))
-    best = max(fits, key=lambda separator: fits[separator])
-    return best if fits[best][:2] > (0, 0) else ","
-
-
-def _without_quotes(path: Path, text: str, separator: str, dialect: Dialect, lines: int) -> pl.DataFrame | None:
-    """A file without quotes: every line is a record. None where the slow reader must find what is wrong."""
-    try:
-        frame = pl.read_csv(
-            io.BytesIO(text.encode()),
-            separator=separator,
-            quote_char=None,
-            infer_schema=False,
-            has_header=dialect.names is None,
-            new_columns=list(dialect.names) if dialect.names is not None else None,
-        )
-    except (pl.exceptions.PolarsError, UnicodeEncodeError):
-        return None
-    header = int(dialect.names is None)
-    if frame.height + header != lines or (header and _repeated(text.partition("\n")[0].split(separator))):
-        return None
-    if dialect.names is not None and len(dialect.names) != len(frame.columns):
-        return None
-    return frame.with_row_index(ROW, offset=1 + header).with_columns(pl.col(ROW).cast(pl.Int64))
-
-
-def _repeated(names: Sequence[str]) -> str | None:
-    return next((name for at, name in enumerate(names) if name in names[:at]), None)
-
-
-def escaped_quotes(path: Path, lines: Callable[[], Iterable[str]], separator: str) -> int:
-    """How many quotes are escaped by a backslash, if that is how the file is written; 0 if it is in order.
-
-    lines: gives all lines of the file anew.
+def look(path: Path, dialect: Dialect = Dialect(), wanted: Collection[str] = (), size: int = BLOCK) -> Layout:
+    """Read all of a file once.
 
     Raises:
-        DataError: it is in order neither way, naming the first fault.
+        DataError: as `read_csv`, but for the faults of single records without quotes.
     """
-    try:
-        _check_quotes(path, lines(), separator)
-        return 0
-    except DataError as error:
-        count = sum(line.count('\\"') for line in lines())
-        if not count:
-            raise
-        try:
-            _check_quotes(path, map(doubled, lines()), separator)
-        except DataError:
-            raise error from None
-        return count
+    seen = scan(path, dialect.encoding, size)
+    text, top = seen.text, min(size, SNIFFED)
+    first = text.start(SNIFFED, top)
+    if not first.strip():
+        raise DataError(f"{path}: the file is empty; a header line and rows are expected")
+    separator = dialect.separator or sniff_separator(first, wanted)
+    quoted = dialect.quotes and seen.quotes
+    escaped = escaped_quotes(path, lambda: text.lines(size), separator) if quoted else 0
+    names, header = list(dialect.names or ()), 0
+    if dialect.names is None:
+        lines = map(doubled, text.lines(top)) if escaped else text.lines(top)
+        records = Records(path, lines, separator, None, quotes=quoted)
+        next(records.frames(1))
+        names, header = records.names or [], records.header
+    spans = [Span(0, 0, 1)] if quoted else seen.spans
+    return Layout(text, separator, names, header, quoted, escaped, seen.lines, spans, seen.sha256, seen.bytes)
 
 
-def doubled(text: str) -> str:
-    """Text with its escaped quotes doubled."""
-    return _ESCAPED.sub(lambda found: '""' if found[1] == '"' else "\\", text)
+def frames(layout: Layout, span: Span, size: int = BLOCK) -> Iterator[tuple[pl.DataFrame, int]]:
+    """`ROW` and text columns of a part's records that are not blank, and how many lines lay inside quoted fields."""
+    renamed = without_types(layout.names)
+    for frame, continued in _quoted_frames(layout, size) if layout.quoted else _plain_frames(layout, span, size):
+        full = frame.filter(~pl.all_horizontal(pl.exclude(ROW).is_null()))
+        yield full.rename(renamed), continued
 
 
-def _check_quotes(path: Path, lines: Iterable[str], separator: str) -> None:
-    """Raise a `DataError` for the first record with a broken quote or another number of fields than the first."""
-    width = 0
-    for line, record in _records(path, lines, separator, quotes=True):
-        width = width or len(record)
-        if record and len(record) != width:
-            raise DataError(_misshapen(path, line, len(record), width, separator))
-
-
-def _misshapen(path: Path, line: int, has: int, width: int, separator: str) -> str:
-    return f"{path}, line {line}: {has} fields, the header has {width}; quote fields that hold {separator!r}"
-
-
-def _records(
-    path: Path, lines: Iterable[str], separator: str, *, quotes: bool, first: int = 1
-) -> Iterator[tuple[int, list[str]]]:
-    """Line on which each record begins, and its fields; none for a blank line. first: number of the first line."""
-    odd, escapes, where = False, False, first
-
-    def counted() -> Iterator[str]:
-        nonlocal odd, escapes
-        for line in lines:
-            odd ^= line.count('"') % 2 == 1
-            escapes |= '\\"' in line
-            yield line
-
-    reader = csv.reader(
-        counted(), delimiter=separator, quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE, strict=True
+def _quoted_frames(layout: Layout, size: int) -> Iterator[tuple[pl.DataFrame, int]]:
+    lines = layout.text.lines(size)
+    names = None if layout.header else layout.names
+    records = Records(
+        layout.text.path, map(doubled, lines) if layout.escaped else lines, layout.separator, names, quotes=True
     )
+    for frame in records.frames():
+        yield frame, 0
+    yield frame.clear(), records.continued + layout.lines - records.ended
+
+
+def _plain_frames(layout: Layout, span: Span, size: int) -> Iterator[tuple[pl.DataFrame, int]]:
+    line = span.line
+    for block in layout.text.encoded(span, size):
+        count = block.count(b"\n") + (not block.endswith(b"\n"))
+        if line <= layout.header:  # which may stand below blank lines
+            skipped = layout.header + 1 - line
+            block = b"".join(block.split(b"\n", skipped)[skipped:])
+            count, line = count - skipped, layout.header + 1
+        if block:
+            yield _parsed(layout, block, line, count), 0
+        line += count
+
+
+def _parsed(layout: Layout, block: bytes, line: int, count: int) -> pl.DataFrame:
+    """Whole lines as records; slowly where one of them is not as the others."""
+    schema = dict.fromkeys(layout.names, pl.String)
     try:
-        for record in reader:
-            if quotes and odd:
-                raise DataError(f"{path}, line {where}: a quote stands alone inside a field; {MEND_QUOTES}")
-            yield where, record
-            where = first + reader.line_num
-    except csv.Error as error:
-        escaped = "; its quotes are escaped by \\, write them twice" if escapes else ""
-        raise DataError(
-            f"{path}, line {where}: a quoted field that starts here is not closed properly ({error}); "
-            f"{MEND_QUOTES}{escaped}"
-        ) from error
-
-
-class Records:
-    """Lines read record by record, slowly: with quotes, or where a line is not as the others.
-
-    After `frames`: names, of the columns; header, the line on which they stand, 0 if they were given; blank, lines of
-    that kind; continued, lines inside quoted fields; ended, the line on which the last record begins.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        lines: Iterable[str],
-        separator: str,
-        names: Sequence[str] | None,
-        *,
-        quotes: bool,
-        first: int = 1,
-    ) -> None:
-        self.path, self.separator = path, separator
-        self.names = None if names is None else list(names)
-        self.header = self.blank = self.continued = 0
-        self.ended = first - 1
-        self._lines = _records(path, lines, separator, quotes=quotes, first=first)
-
-    def frames(self, size: int = _BLOCK) -> Iterator[pl.DataFrame]:
-        """`ROW` and text columns of up to `size` records each; at least one frame."""
-        numbers: list[int] = []
-        rows: list[list[str | None]] = []
-        for line, record in self._lines:
-            self.continued += max(line - self.ended - 1, 0)
-            self.ended = line
-            if not record:
-                self.blank += 1
-            elif self.names is None:
-                self.names, self.header = record, line
-                if (twice := _repeated(self.names)) is not None:
-                    raise DataError(
-                        f"{self.path}, line {line}: column {twice!r} is in the header twice; rename one of them"
-                    )
-            elif len(record) > len(self.names):
-                raise DataError(_misshapen(self.path, line, len(record), len(self.names), self.separator))
-            else:
-                rows.append([value or None for value in record] + [None] * (len(self.names) - len(record)))
-                numbers.append(line)
-                if len(rows) == size:
-                    yield self._frame(numbers, rows)
-                    numbers, rows = [], []
-        if self.names is None:
-            raise DataError(f"{self.path}: the file is empty; a header line and rows are expected")
-        yield self._frame(numbers, rows)
-
-    def _frame(self, numbers: list[int], rows: list[list[str | None]]) -> pl.DataFrame:
-        assert self.names is not None
-        columns = list(zip(*rows, strict=True)) or [()] * len(self.names)
-        data = {name: pl.Series(name, list(v), dtype=pl.String) for name, v in zip(self.names, columns, strict=True)}
-        return pl.DataFrame({ROW: pl.Series(ROW, numbers, dtype=pl.Int64), **data})
+        frame = pl.read_csv(block, separator=layout.separator, quote_char=None, has_header=False, schema=schema)
+        if frame.height == count:
+            rows = pl.int_range(line, line + count, dtype=pl.Int64, eager=True).alias(ROW)
+            return frame.select(rows, *layout.names)
+    except pl.exceptions.PolarsError:
+        pass
+    lines = (f"{text}\n" for text in block.decode().removesuffix("\n").split("\n"))
+    return pl.concat(
+        Records(layout.text.path, lines, layout.separator, layout.names, quotes=False, first=line).frames()
+    )

@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from sirius_rec.data.sources.csv_table import ROW
+from sirius_rec.data.sources.csv_records import ROW
 from sirius_rec.data.sources.lines import Account, blocks, frame_of, lines, short
 from sirius_rec.errors import DataError
 from sirius_rec.progress import Advance

@@ -12,7 +12,8 @@ from typing import IO, Any, Literal, get_args
 
 import polars as pl
 
-from sirius_rec.data.sources.csv_table import ROW, SEPARATORS, Dialect, Table, headerless, is_time, read_csv
+from sirius_rec.data.sources.csv_records import ROW, SEPARATORS, Dialect, headerless, is_time
+from sirius_rec.data.sources.csv_table import Table, read_csv
 from sirius_rec.data.titles import collapse_whitespace
 from sirius_rec.errors import ConfigError, DataError
 from sirius_rec.schema import ITEM, ITEM_ID, RATING, TIMESTAMP, TITLE, USER_ID

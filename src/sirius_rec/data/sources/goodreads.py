@@ -13,7 +13,7 @@ from typing import Literal
 import polars as pl
 
 from sirius_rec.data.sources.catalogue import MissingTitles
-from sirius_rec.data.sources.csv_table import ROW
+from sirius_rec.data.sources.csv_records import ROW
 from sirius_rec.data.sources.delimited import delimited
 from sirius_rec.data.sources.dumps import Dump, Fields, date_text, file_in
 from sirius_rec.data.sources.events import TIME, Ties

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from sirius_rec.data.sources.csv_table import ROW, Dialect
+from sirius_rec.data.sources.csv_records import ROW, Dialect
 from sirius_rec.data.sources.delimited import delimited
 from sirius_rec.data.sources.files import (
     OnFault,

@@ -17,7 +17,7 @@ from typing import Any
 
 import polars as pl
 
-from sirius_rec.data.sources.csv_table import ROW
+from sirius_rec.data.sources.csv_records import ROW
 from sirius_rec.data.sources.files import OnFault
 from sirius_rec.errors import ConfigError, DataError
 from sirius_rec.progress import Advance

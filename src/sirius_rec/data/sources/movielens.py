@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 
 from sirius_rec.data.sources.catalogue import MissingTitles, titled_items
-from sirius_rec.data.sources.csv_table import ROW
+from sirius_rec.data.sources.csv_records import ROW
 from sirius_rec.data.sources.delimited import delimited, text_rows
 from sirius_rec.data.sources.events import TIME, EventLog, Ties
 from sirius_rec.data.sources.files import check_choice, file_note, load_items

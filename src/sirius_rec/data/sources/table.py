@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from sirius_rec.data.sources.cleaning import Rules, Tally, Where
-from sirius_rec.data.sources.csv_table import Dialect
+from sirius_rec.data.sources.csv_records import Dialect
 from sirius_rec.data.sources.events import EventLog, Ties
 from sirius_rec.data.sources.files import (
     OnFault,

@@ -9,7 +9,7 @@ from typing import Literal
 
 import polars as pl
 
-from sirius_rec.data.sources.csv_table import ROW
+from sirius_rec.data.sources.csv_records import ROW
 from sirius_rec.data.sources.files import bad_row, place
 from sirius_rec.errors import DataError
 from sirius_rec.schema import TIMESTAMP
