@@ -40,7 +40,7 @@ def test_every_layout_reads_the_same(tmp_path: Path, layout: str) -> None:
     assert loaded.items.rows() == [("2", "Café, The (1999)"), ("3", "Heat (1995)"), ("10", "Toy Story (1995)")]
     account = loaded.notes["lines"][0]
     assert (account["read"], account["kept"]) == (5, 4)
-    assert account["dropped"] == {"user rated the movie before": 1}
+    assert account["dropped"] == {"user had the movie before": 1}
     assert loaded.notes["ties"] == {"broken_by": "order in the file", "groups": 1, "rows": 2}
     # one folder up, where an archive was unpacked
     assert load(tmp_path, ties="file").events.equals(loaded.events)

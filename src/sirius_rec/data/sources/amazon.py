@@ -15,8 +15,8 @@ from sirius_rec.data.sources.csv_records import ROW
 from sirius_rec.data.sources.csv_table import read_csv
 from sirius_rec.data.sources.dumps import Dump, Fields, Record, file_in
 from sirius_rec.data.sources.events import TIME, Ties
-from sirius_rec.data.sources.files import check_choice, require_columns, require_file
-from sirius_rec.data.sources.lines import MAX_MALFORMED, Account, check_share, keep, lines, number_of, only_one, reject
+from sirius_rec.data.sources.files import require_columns, require_file
+from sirius_rec.data.sources.lines import MAX_MALFORMED, Account, keep, lines, number_of, only_one, reject
 from sirius_rec.data.sources.literals import parse_either, parse_json
 from sirius_rec.data.sources.span import Moment, TimeSpan
 from sirius_rec.data.sources.timestamps import EARLIEST, LATEST
@@ -73,19 +73,19 @@ def load(
         ConfigError: an option is not what it may be.
         DataError: a file is missing or broken, has too many malformed lines, or nothing is left.
     """
-    check_choice("missing_titles", missing_titles, MissingTitles)
-    check_choice("ties", ties, Ties)
-    check_share(max_malformed)
     span = TimeSpan.of(min_time, max_time)
     reviews = _reviews(Path(path))
     titles_path = Path(metadata) if metadata is not None else _metadata_beside(reviews)
     if titles_path is not None:
         require_file(titles_path, "metadata file")
-    missing: MissingTitles = "id" if titles_path is None else missing_titles
     if fields and titles_path is None:
         raise ConfigError("option fields: there is no metadata file; name it with option metadata, or leave fields out")
     kept: dict[str, dict[str, str]] = {name: {} for name in fields or ()}
-    dump = Dump(reviews, titles_path, "reviews", "product", seed, missing, ties, max_malformed, advance, span, kept)
+    dump = Dump(
+        reviews, titles_path, "reviews", "product", seed, missing_titles, ties, max_malformed, advance, span, kept
+    )
+    if titles_path is None:
+        dump.missing_titles = "id"
     new = _is_2023(reviews)
     if reviews.name.endswith((".csv", ".csv.gz")):
         frames = _ratings(dump)

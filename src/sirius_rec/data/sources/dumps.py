@@ -1,4 +1,4 @@
-"""What the UCSD dumps (Amazon, Goodreads, Steam) share: one file of events and one of titles, a record per line."""
+"""What the dumps (Amazon, Goodreads, MovieLens, Steam) share: one file of events and one of titles."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import polars as pl
 
 from sirius_rec.data.sources.catalogue import MissingTitles, gather_titles, titled_items
 from sirius_rec.data.sources.events import TIME, EventLog, Ties
-from sirius_rec.data.sources.files import file_note, require_file
-from sirius_rec.data.sources.lines import Account, keep, number_of, only_one, records, reject, text_id
+from sirius_rec.data.sources.files import check_choice, file_note, require_file
+from sirius_rec.data.sources.lines import Account, check_share, keep, number_of, only_one, records, reject, text_id
 from sirius_rec.data.sources.span import OUTSIDE, TimeSpan
 from sirius_rec.errors import ConfigError, DataError
 from sirius_rec.progress import Advance
@@ -67,6 +67,9 @@ class Dump:
     fields: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_choice("missing_titles", self.missing_titles, MissingTitles)
+        check_choice("ties", self.ties, Ties)
+        check_share(self.max_malformed)
         self.account = Account(self.path)
 
     def frames(self, decode: Callable[[str], Any], fields: Fields) -> Iterator[pl.DataFrame]:

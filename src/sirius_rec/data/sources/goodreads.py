@@ -18,7 +18,7 @@ from sirius_rec.data.sources.delimited import delimited
 from sirius_rec.data.sources.dumps import Dump, Fields, date_text, file_in
 from sirius_rec.data.sources.events import TIME, Ties
 from sirius_rec.data.sources.files import check_choice, file_note, require_file
-from sirius_rec.data.sources.lines import MAX_MALFORMED, Account, check_share, keep, only_one
+from sirius_rec.data.sources.lines import MAX_MALFORMED, Account, keep, only_one
 from sirius_rec.data.sources.literals import parse_json
 from sirius_rec.data.sources.span import Moment, TimeSpan
 from sirius_rec.errors import ConfigError, DataError
@@ -74,14 +74,8 @@ def load(
         ConfigError: an option is not what it may be.
         DataError: a file is missing or broken, has too many malformed lines, or nothing is left.
     """
-    for name, value, choices in (
-        ("date", date, DateField),
-        ("undated", undated, Undated),
-        ("missing_titles", missing_titles, MissingTitles),
-        ("ties", ties, Ties),
-    ):
-        check_choice(name, value, choices)
-    check_share(max_malformed)
+    check_choice("date", date, DateField)
+    check_choice("undated", undated, Undated)
     span = TimeSpan.of(min_time, max_time)
     if min_user < 1:
         raise ConfigError(f"min_user={min_user} is not at least 1")

@@ -7,19 +7,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
-from sirius_rec.data.sources.catalogue import MissingTitles, titled_items
+from sirius_rec.data.sources.catalogue import MissingTitles
 from sirius_rec.data.sources.csv_records import ROW
 from sirius_rec.data.sources.delimited import delimited, text_rows
-from sirius_rec.data.sources.events import TIME, EventLog, Ties
-from sirius_rec.data.sources.files import check_choice, file_note, load_items
-from sirius_rec.data.sources.lines import MAX_MALFORMED, Account, blocks, check_share, keep, reject
-from sirius_rec.data.sources.span import OUTSIDE, Moment, TimeSpan
+from sirius_rec.data.sources.dumps import Dump
+from sirius_rec.data.sources.events import TIME, Ties
+from sirius_rec.data.sources.files import load_items
+from sirius_rec.data.sources.lines import MAX_MALFORMED, Account, blocks, keep, reject
+from sirius_rec.data.sources.span import Moment, TimeSpan
 from sirius_rec.data.sources.timestamps import EARLIEST, LATEST
 from sirius_rec.errors import DataError
 from sirius_rec.progress import Advance
@@ -77,53 +78,29 @@ def load(
         ConfigError: an option is not what it may be.
         DataError: no layout is recognised, a file is broken, or has too many malformed lines.
     """
-    check_choice("missing_titles", missing_titles, MissingTitles)
-    check_choice("ties", ties, Ties)
-    check_share(max_malformed)
     span = TimeSpan.of(min_time, max_time)
     layout, ratings_path, movies_path = _recognise(Path(path))
+    dump = Dump(ratings_path, movies_path, "ratings", "movie", seed, missing_titles, ties, max_malformed, advance, span)
     titles, of_movies = _movies(movies_path, LAYOUTS[layout], max_malformed, advance)
+    frames = dump.rated(_ratings(dump, LAYOUTS[layout], titles), min_rating)
+    loaded = dump.interactions(frames, lambda _: (titles, [of_movies] if of_movies else []))
+    loaded.notes["layout"] = layout
+    return loaded
 
-    account = Account(ratings_path)
-    log = EventLog(span)
-    listed = pl.Series(list(titles), dtype=pl.String).cast(pl.Int64, strict=False).drop_nulls().implode()
+
+def _ratings(dump: Dump, layout: Layout, titles: Iterable[str]) -> Iterator[pl.DataFrame]:
+    """user_id, item_id, `TIME` and rating of the ratings of movies that are listed, block by block."""
+    listed_movies = pl.Series(list(titles), dtype=pl.String).cast(pl.Int64, strict=False).drop_nulls().implode()
     wanted = {"userId": pl.Int64, "movieId": pl.Int64, RATING: pl.Float64, TIMESTAMP: pl.Int64}
-    form = LAYOUTS[layout]
-    for frame in delimited(ratings_path, wanted, account, separator=form.separator, names=form.names, advance=advance):
+    names = {USER_ID: pl.col("userId").cast(pl.String), ITEM_ID: pl.col("movieId").cast(pl.String)}
+    account = dump.account
+    for frame in delimited(
+        dump.path, wanted, account, separator=layout.separator, names=layout.names, advance=dump.advance
+    ):
         outside = ~pl.col(TIMESTAMP).is_between(EARLIEST, LATEST)
         frame = reject(frame, outside, TIMESTAMP, "timestamp outside the years 1 to 9999:", account)
-        if min_rating is not None:
-            frame = keep(frame, pl.col(RATING) >= min_rating, f"rating below {min_rating:g}", account)
-        frame = keep(frame, pl.col("movieId").is_in(listed), "movie not in the movies file", account)
-        log.add(
-            frame.select(
-                ROW,
-                pl.col("userId").cast(pl.String).alias(USER_ID),
-                pl.col("movieId").cast(pl.String).alias(ITEM_ID),
-                pl.col(TIMESTAMP).alias(TIME),
-            )
-        )
-    account.check(max_malformed)
-    if not len(log):
-        raise DataError(f"{ratings_path}: no ratings left of {account.read:,}; dropped: {dict(account.dropped)}")
-    ordered = log.finish(ties=ties, seed=seed)
-    account.drop(OUTSIDE, log.outside)
-    account.drop("user rated the movie before", ordered.repeated)
-    items, item_notes = titled_items(
-        ordered.events[ITEM_ID].unique(maintain_order=True), titles, missing_titles, movies_path
-    )
-    events = ordered.events.filter(pl.col(ITEM_ID).is_in(items[ITEM_ID].implode()))
-    account.drop("movie without title", ordered.events.height - events.height)
-    account.kept = events.height
-    notes: dict[str, Any] = {
-        "files": [file_note(ratings_path), file_note(movies_path)],
-        "layout": layout,
-        "lines": [account.note(), *([of_movies.note()] if of_movies else [])],
-        **item_notes,
-        "times": ordered.times,
-        "ties": ordered.ties,
-    }
-    return Interactions(events, items, notes)
+        frame = keep(frame, pl.col("movieId").is_in(listed_movies), "movie not in the movies file", account)
+        yield frame.select(ROW, RATING, pl.col(TIMESTAMP).alias(TIME), **names)
 
 
 def _recognise(path: Path) -> tuple[str, Path, Path]:

@@ -16,7 +16,7 @@ from sirius_rec.data.sources.catalogue import MissingTitles
 from sirius_rec.data.sources.dumps import Dump, Fields, date_text, file_in
 from sirius_rec.data.sources.events import Ties
 from sirius_rec.data.sources.files import check_choice, require_file
-from sirius_rec.data.sources.lines import MAX_MALFORMED, check_share, keep
+from sirius_rec.data.sources.lines import MAX_MALFORMED, keep
 from sirius_rec.data.sources.literals import parse_either
 from sirius_rec.data.sources.span import Moment, TimeSpan
 from sirius_rec.errors import ConfigError
@@ -67,13 +67,7 @@ def load(
         ConfigError: an option is not what it may be.
         DataError: a file is missing or broken, has too many malformed lines, or nothing is left.
     """
-    for name, value, choices in (
-        ("user", user, UserField),
-        ("missing_titles", missing_titles, MissingTitles),
-        ("ties", ties, Ties),
-    ):
-        check_choice(name, value, choices)
-    check_share(max_malformed)
+    check_choice("user", user, UserField)
     span = TimeSpan.of(min_time, max_time)
     if not 0 < games_share <= 1:
         raise ConfigError(f"games_share={games_share!r} is not above 0 and at most 1")
