@@ -14,7 +14,7 @@ from pydantic_core import PydanticUndefined
 from sirius_rec.config import Config
 from sirius_rec.data.recipe import NO_OPTIONS
 from sirius_rec.data.sources import SOURCES
-from sirius_rec.objectives.losses import LOSSES
+from sirius_rec.objectives.presets import LOSSES
 from sirius_rec.options import Options
 from sirius_rec.prompts.templates import TEMPLATES
 from sirius_rec.rankers.sequential.options import MoRecOptions, SequentialOptions

@@ -85,13 +85,13 @@ class Config(Options):
 
     def objective(self, arm: ArmSection) -> Any:
         """The arm's `Objective`: its own options over align's β and γ over the preset's."""
-        from sirius_rec.objectives.losses import build_objective
+        from sirius_rec.objectives.presets import build_objective
 
         return build_objective(arm.loss, **self.arm_options(arm))
 
     def arm_options(self, arm: ArmSection) -> dict[str, Any]:
         """The loss options of an arm; align.gamma reaches the SimPO family only (γ = 0 for the DPO family)."""
-        from sirius_rec.objectives.losses import LOSSES
+        from sirius_rec.objectives.presets import LOSSES
 
         others = ("loss", "name", "learning_rate", "negatives_from", "pool", "skip", "refresh")
         options = {k: v for k, v in arm.model_dump().items() if k not in others}

@@ -12,7 +12,7 @@ import torch
 from sirius_rec.diagnostics import influence
 from sirius_rec.diagnostics.influence import probe_influence, summarise_influence
 from sirius_rec.errors import DataError, ScoringError
-from sirius_rec.objectives.losses import build_objective
+from sirius_rec.objectives.presets import build_objective
 from sirius_rec.prompts.encoding import Encoder
 from sirius_rec.scoring.naive import naive_logps
 from sirius_rec.theory.preference import BRADLEY_TERRY

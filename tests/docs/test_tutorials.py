@@ -72,8 +72,8 @@ Runner = Callable[..., None]
 def run(monkeypatch: pytest.MonkeyPatch) -> Runner:
     """run(page, put={text: other}): its blocks in order, in the current folder, with texts replaced in them."""
     from sirius_rec.data.sources import SOURCES
-    from sirius_rec.objectives.losses import LOSSES
     from sirius_rec.objectives.parts import ANCHOR_LINKS, LINKS
+    from sirius_rec.objectives.presets import LOSSES
     from sirius_rec.recipes.methods import METHODS
 
     monkeypatch.setenv("SIRIUS_CACHE", str(Path.cwd() / "cache"))

@@ -9,7 +9,7 @@ import inspect
 import pytest
 
 MODULES = (
-    "data.slates", "evaluation.intervals", "evaluation.metrics", "evaluation.tables", "objectives.losses",
+    "data.slates", "evaluation.intervals", "evaluation.metrics", "evaluation.tables", "objectives.losses", "objectives.presets",
     "scoring.masks", "scoring.packed", "scoring.rows",
 )  # fmt: skip
 

@@ -11,7 +11,8 @@ import torch
 
 from sirius_rec.errors import ConfigError
 from sirius_rec.objectives.boundary import boundary_negatives, pair_scale
-from sirius_rec.objectives.losses import Objective, build_objective, compute_loss
+from sirius_rec.objectives.losses import Objective, compute_loss
+from sirius_rec.objectives.presets import build_objective
 
 
 def kept(*columns: int, width: int = 6) -> torch.Tensor:

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from sirius_rec.errors import ConfigError
-from sirius_rec.objectives.losses import LOSSES, Objective, build_objective, compute_loss
+from sirius_rec.objectives.losses import Objective, compute_loss
+from sirius_rec.objectives.presets import LOSSES, build_objective
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from sirius_rec.errors import ConfigError
-from sirius_rec.objectives.losses import LOSSES, LossOutput, Objective, build_objective, compute_loss
+from sirius_rec.objectives.losses import LossOutput, Objective, compute_loss
 from sirius_rec.objectives.parts import ANCHOR_LINKS, ANCHORS, COMPARISONS, LINKS, REWARDS, TAKES_SMOOTHING
+from sirius_rec.objectives.presets import LOSSES, build_objective
 
 # One positive, two sampled negatives, one unsampled candidate. DPO rewards at β = 1: −0.5, 0.25, −1.5, 1.
 LOGP = torch.tensor([[-5.0, -3.75, -6.5, -4.0]], dtype=torch.float64)

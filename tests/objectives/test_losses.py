@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from sirius_rec.errors import ConfigError
-from sirius_rec.objectives.losses import LOSSES, LossOutput, Objective, build_objective, compute_loss
+from sirius_rec.objectives.losses import LossOutput, Objective, compute_loss
+from sirius_rec.objectives.presets import LOSSES, build_objective
 
 # One example: the positive and three sampled negatives, plus one unsampled candidate.
 LOGP = torch.tensor([[-4.0, -5.0, -3.8, -7.0, -6.0]], dtype=torch.float64)

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from sirius_rec.objectives.losses import build_objective, compute_loss
+from sirius_rec.objectives.losses import compute_loss
+from sirius_rec.objectives.presets import build_objective
 from sirius_rec.training.config import SiriusConfig
 from sirius_rec.training.trainer import SiriusTrainer
 

@@ -13,7 +13,8 @@ import torch
 
 from sirius_rec import progress, stopping
 from sirius_rec.errors import ConfigError, Stopped
-from sirius_rec.objectives.losses import build_objective, compute_loss
+from sirius_rec.objectives.losses import compute_loss
+from sirius_rec.objectives.presets import build_objective
 from sirius_rec.prompts.encoding import Encoder
 from sirius_rec.rankers.catalogue.trie import build_trie
 from sirius_rec.scoring.scorer import score_rows

@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 
 from sirius_rec import SiriusConfig, SiriusTrainer
 from sirius_rec.errors import ConfigError
-from sirius_rec.objectives.losses import LOSSES
+from sirius_rec.objectives.presets import LOSSES
 from sirius_rec.scoring.naive import naive_logps
 from sirius_rec.training.checkpoints import MARKER, list_checkpoints, resume_point, step_of
 from sirius_rec.training.metrics_log import read_metrics

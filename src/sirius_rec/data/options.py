@@ -24,7 +24,7 @@ PAST, INTERACTED, INTERACTED_LEAKY = "past", "interacted", "interacted-LEAKY"
 class SplitOptions(Options):
     """kind: `user`, `time` or `leave_last_out` (see `splitting`); ratios of train (> 0), val, test for the first two.
 
-    Sources that bring ready-made windows bring their splits too; for them this is not used.
+    Sources that bring ready-made windows bring their splits too, and refuse options here.
     """
 
     kind: Literal["user", "time", "leave_last_out"] = "user"

@@ -255,7 +255,7 @@ def _retrievers(config: Config, methods: Mapping[str, Method]) -> Iterator[str]:
 
 def _baseline(config: Config) -> Iterator[str]:
     try:
-        from sirius_rec.objectives.losses import LOSSES
+        from sirius_rec.objectives.presets import LOSSES
     except ImportError:  # data-only installation
         return
     keys = [*(arm.key for arm in config.arms), *(entry.key for entry in config.methods), *reserved_keys(), *LOSSES]

@@ -9,7 +9,8 @@ from transformers import TrainingArguments
 
 from sirius_rec import processes
 from sirius_rec.errors import ConfigError
-from sirius_rec.objectives.losses import Objective, build_objective
+from sirius_rec.objectives.losses import Objective
+from sirius_rec.objectives.presets import build_objective
 from sirius_rec.training.negatives import ON_POLICY, POOL, REFRESH, SLATE, NegativeSource
 
 SHARES = ("none", "user")

@@ -138,7 +138,7 @@ class Arm(Finetuned):
 
 def _label(config: Config, arm: ArmSection) -> str:
     """`S-DPO (softmax), negatives=5`: what the arm overrides of its preset is not named as if it held."""
-    from sirius_rec.objectives.losses import LOSSES
+    from sirius_rec.objectives.presets import LOSSES
 
     preset = asdict(config.objective(ArmSection(loss=arm.loss)))
     own = {key: value for key, value in asdict(config.objective(arm)).items() if value != preset[key]}

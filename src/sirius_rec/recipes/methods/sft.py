@@ -34,7 +34,7 @@ class Sft(Finetuned):
         self.training = config.sft
 
     def facts(self, run: Run) -> dict[str, Any]:
-        from sirius_rec.objectives.losses import build_objective
+        from sirius_rec.objectives.presets import build_objective
 
         return {**super().facts(run), **build_objective(self.name).parts()}
 
