@@ -9,8 +9,8 @@ import inspect
 import pytest
 
 MODULES = (
-    "data.slates", "evaluation.intervals", "evaluation.metrics", "evaluation.tables", "objectives.losses", "objectives.presets",
-    "scoring.masks", "scoring.packed", "scoring.rows",
+    "data.slates", "evaluation.intervals", "evaluation.metrics", "evaluation.tables", "objectives.losses",
+    "objectives.presets", "scoring.masks", "scoring.packed", "scoring.rows",
 )  # fmt: skip
 
 

@@ -205,6 +205,7 @@ def compute_loss(
     length_BC: tokens per completion. sampled_BC: this step's negatives (False in column 0). valid_BC: real columns.
     observed_B: rewards that were observed, where the objective weights examples by them.
 
+    >>> from sirius_rec.objectives.presets import build_objective
     >>> logp, reference = torch.tensor([[-4.0, -6.0]]), torch.tensor([[-5.0, -5.0]])
     >>> drawn, every = torch.tensor([[False, True]]), torch.tensor([[True, True]])
     >>> out = compute_loss(build_objective("dpo"), logp, torch.tensor([[2, 2]]), drawn, every, reference)
