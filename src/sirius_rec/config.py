@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 from pathlib import Path
@@ -35,12 +36,15 @@ __all__ = ["ArmSection", "Config", "MethodSection", "read_config", "structure"]
 class Config(Options):
     """One run: data, backbone, SFT, arms, evaluation. `name` names the default run folder, runs/<name>.
 
+    plugins: Python modules that are imported first, in every process: they enter losses, sources and methods of your
+    own into `LOSSES`, `SOURCES` and `METHODS` (docs/tutorials/extend.md).
     methods: other recommenders on the same slates, some on the same backbone. With methods and `arms: []` there is no
     SFT but with `sft.always`, and a backbone only if a method asks for it.
     """
 
-    HOW: ClassVar[frozenset[str]] = frozenset({"tune"})
+    HOW: ClassVar[frozenset[str]] = frozenset({"tune", "plugins"})
 
+    plugins: tuple[str, ...] = ()
     name: str = "run"
     seeds: tuple[Seed, ...] = (0,)
     data: DataSection = DataSection()
@@ -54,6 +58,19 @@ class Config(Options):
     evaluation: EvaluationSection = EvaluationSection()
     compute: ComputeSection = ComputeSection()
     tune: TuneSection = TuneSection()
+
+    @field_validator("plugins")
+    @classmethod
+    def _imported(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for module in value:
+            try:
+                importlib.import_module(module)
+            except Exception as error:
+                raise ValueError(
+                    f"module '{module}' cannot be imported ({type(error).__name__}: {error}): install it, or name its "
+                    "folder in PYTHONPATH"
+                ) from None
+        return value
 
     @field_validator("arms", mode="before")
     @classmethod

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sirius_rec.errors import ScoringError
 from sirius_rec.scoring import chunks
 from sirius_rec.scoring.rows import PromptCompletions
 from sirius_rec.scoring.tree import CandidateTree, build_tree, count_nodes, padded
@@ -172,7 +173,7 @@ def test_padding_comes_in_few_sizes_and_sees_itself_alone() -> None:
 
 def test_what_cannot_be_a_tree() -> None:
     for rows in ([], [PromptCompletions([], [[2]])], [PromptCompletions([1], [])], [PromptCompletions([1], [[]])]):
-        with pytest.raises(ValueError, match="a tree needs rows"):
+        with pytest.raises(ScoringError, match="a tree needs rows"):
             build_tree(rows)
 
 

@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 
 from sirius_rec.errors import ConfigError, DataError, PromptError, SiriusError
 from sirius_rec.prompts.encoding import Encoder
-from sirius_rec.scoring.rows import PromptCompletions
+from sirius_rec.scoring.rows import PromptCompletions, check_context
 from sirius_rec.training.batching import StepLayout
-from sirius_rec.training.inputs import check_context
 from sirius_rec.training.records import Draw, PreferenceDataset, TreeCollator, encode_records
 
 GOOD = {"prompt": "Air\n", "chosen": "Red", "rejected": ["Blur", "Low"]}

@@ -58,14 +58,23 @@ class PairedTest:
 
 
 def _codes(groups: Any, rows: int) -> tuple[npt.NDArray[np.int64], int]:
-    """Dense group numbers [rows] and how many groups there are; every row its own group where groups is None."""
+    """Dense group numbers [rows] and how many groups there are.
+
+    A row without a group (None, NaN), and every row where groups is None, is a group of its own.
+    """
     if groups is None:
         return np.arange(rows), rows
     labels = np.asarray(groups)
     if labels.shape != (rows,):
         raise DataError(f"groups: {labels.size} group ids for {rows} rows; give one per row")
-    unique, codes = np.unique(labels, return_inverse=True)
-    return codes.reshape(-1).astype(np.int64), len(unique)
+    alone = labels != labels if labels.dtype.kind == "f" else np.zeros(rows, dtype=bool)
+    if labels.dtype == object:
+        alone = np.array([label is None or label != label for label in labels])
+        labels = labels.astype(str)
+    unique, codes = np.unique(labels[~alone], return_inverse=True)
+    number = np.empty(rows, dtype=np.int64)
+    number[~alone], number[alone] = codes.reshape(-1), len(unique) + np.arange(alone.sum())
+    return number, len(unique) + int(alone.sum())
 
 
 def _matrix(values: Any, what: str) -> Floats:
@@ -220,19 +229,28 @@ def _percentile(mean: float, drawn: Floats, level: float) -> Interval:
 
 
 def bootstrap_mean(
-    values: Any, groups: Any = None, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
+    values: Any,
+    groups: Any = None,
+    *,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    share: bool = False,
 ) -> Interval:
     """Percentile bootstrap interval of a mean over rows.
 
     values: [rows], or [seeds, rows] for several seeds of one method (see `GroupBootstrap.over_seeds`). groups: [rows]
-    user ids; None takes rows as independent.
+    user ids; None takes rows as independent, and so is a row whose id is None or NaN. share: values lie in 0 … 1, and
+    so does the interval, as tables have it; where all are 0 or all are 1, it is no point (`GroupBootstrap.of_share`).
 
     >>> found = bootstrap_mean([0, 1, 1, 0, 1, 1], groups=["u", "u", "v", "v", "w", "w"])
     >>> round(found.mean, 3), found.low, found.high
     (0.667, 0.5, 1.0)
     """
     matrix = _matrix(values, "values")
-    return GroupBootstrap(matrix.shape[1], groups, resamples=resamples, seed=seed).over_seeds(matrix, level)
+    plan = GroupBootstrap(matrix.shape[1], groups, resamples=resamples, seed=seed)
+    interval = plan.over_seeds(matrix, level)
+    return plan.of_share(interval, matrix, level) if share else interval
 
 
 def sign_flip_p(sums: Floats, *, flips: int = FLIPS, seed: int = 0) -> float:

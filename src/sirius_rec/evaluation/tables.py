@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -70,7 +71,10 @@ def _is_list_of(dtype: pl.DataType, integer: bool) -> bool:
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """Scores of one method. Raises DataError on construction when the frame is not a score table."""
+    """Scores of one method. Raises DataError on construction when the frame is not a score table.
+
+    facts: of a method that its run does not know: `random`, `language_model`.
+    """
 
     method: str
     label: str
@@ -78,6 +82,7 @@ class ScoreTable:
     slates: str
     checkpoint: str
     frame: pl.DataFrame
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         name, schema = self.name, self.frame.schema
@@ -132,7 +137,7 @@ def write_table(table: ScoreTable, folder: Path | str) -> Path:
     """Write the table into `folder` (made when absent), atomically; returns the file's path."""
     path = Path(folder) / table.name
     about = {"method": table.method, "label": table.label, "seed": table.seed, "slates": table.slates}
-    about["checkpoint"] = table.checkpoint
+    about |= {"checkpoint": table.checkpoint, **({"facts": dict(table.facts)} if table.facts else {})}
     with atomic.replacing(path) as partial:
         table.frame.write_parquet(partial, metadata={_KEY: json.dumps(about, sort_keys=True)})
     return path
@@ -159,7 +164,7 @@ def read_table(path: Path | str) -> ScoreTable:
     if inside != parsed:
         raise RunError(f"{path}: the file holds {table_name(*inside)}; give it back its name")
     method, seed, slates, checkpoint = parsed
-    return ScoreTable(method, about["label"], seed, slates, checkpoint, frame)
+    return ScoreTable(method, about["label"], seed, slates, checkpoint, frame, about.get("facts", {}))
 
 
 def read_tables(folder: Path | str) -> list[ScoreTable]:

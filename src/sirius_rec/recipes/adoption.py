@@ -17,7 +17,7 @@ from sirius_rec.errors import RunError
 from sirius_rec.options import Options
 from sirius_rec.recipes.environment import environment
 from sirius_rec.recipes.job import log
-from sirius_rec.recipes.methods import METHODS
+from sirius_rec.recipes.methods import kind_of
 from sirius_rec.recipes.run_folder import ENVIRONMENT, RunFolder
 
 # Every entry is computed for itself, so a longer list leaves what is done as it is.
@@ -126,7 +126,7 @@ def _held_entry(entry: ArmSection | MethodSection) -> dict[str, Any]:
     """What of an arm or method decides what comes out, with one seed."""
     held = _held(entry, leave_out=("seeds",))
     if isinstance(entry, MethodSection):
-        free = METHODS[entry.method].free_options
+        free = kind_of(entry.method).free_options
         held["options"] = {key: value for key, value in held["options"].items() if key not in free}
     return held
 

@@ -10,17 +10,17 @@ the same functions.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from sirius_rec.data.sources.files import load_items
 from sirius_rec.data.store import Dataset
 from sirius_rec.data.titles import distinct_titles
-from sirius_rec.errors import DataError, RunError
+from sirius_rec.errors import ConfigError, DataError, RunError
 from sirius_rec.option_errors import nearest
-from sirius_rec.rankers.answers import Check, Respond, Unknown
+from sirius_rec.rankers.answers import Answerer, Check, Respond, Unknown, ranking
 from sirius_rec.rankers.requests import Request
 from sirius_rec.rankers.trivial import Popularity
 from sirius_rec.recipes.job import log
@@ -53,18 +53,39 @@ class Served:
             raise TypeError(f"{self.name} recommends from a catalogue: call respond, which says the items")
         return self.respond(requests)
 
+    def answers(self, requests: Sequence[Request], top: int | None = None) -> list[dict[str, Any]]:
+        """What `sirius rank`, or `sirius recommend`, answers, in order of the requests, whose `line` does not matter.
 
-def load_run_ranker(run: Run, *, method: str | None, seed: int | None, checkpoint: str, titles: bool) -> Served:
+        History items that are not known are dropped and counted ("unknown"); where nothing is left of a history,
+        popularity answers ("by"). What cannot be answered is {"line": …, "error": why}. top: candidates in an answer,
+        None for all of them; a recommender was told when it was loaded.
+        """
+        answerer = Answerer(self.respond, self.check, self.unknown, skip_bad=True)
+        if self.says == "scores":
+            answerer = ranking(answerer, top)
+        return answerer([replace(request, line=number) for number, request in enumerate(requests, 1)]).lines
+
+
+def load_run_ranker(
+    run: Run, *, method: str | None = None, seed: int | None = None, checkpoint: str = "best", titles: bool = False
+) -> Served:
     """A ranker of a run: any method that is trained; by default what had the highest HR@1 on validation slates.
 
-    titles: requests hold titles (a language model also ranks titles that the catalogue lacks), not item ids.
-    Raises RunError if nothing of that name and seed is trained.
+    checkpoint: `best` or `last`. titles: requests hold titles (a language model also ranks titles that the catalogue
+    lacks), not item ids. Raises RunError if nothing of that name and seed is trained.
     """
     quiet()
+    check_checkpoint(checkpoint)
     chosen, seed = chosen_method(run, method, seed)
     scorer = scorer_of_run(run, chosen, chosen.ranker(run, seed, checkpoint), titles=titles)
     name, recipe = described(run, chosen, seed, checkpoint, titles=titles)
     return Served(name, recipe, scorer.score, scorer.check, unknown_to(run, scorer, titles=titles), scorer.unread)
+
+
+def check_checkpoint(checkpoint: str, where: str = "checkpoint") -> None:
+    """ConfigError for a checkpoint that no training leaves."""
+    if checkpoint not in ("best", "last"):
+        raise ConfigError(f"{where} '{checkpoint}': checkpoints are best and last")
 
 
 def scorer_of_run(run: Run, method: Method, ranker: Any, *, titles: bool) -> Scorer:

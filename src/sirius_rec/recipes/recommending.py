@@ -21,6 +21,7 @@ from sirius_rec.recipes.methods import Method
 from sirius_rec.recipes.prompt_file import EXPORTED, in_words
 from sirius_rec.recipes.ranking import (
     Served,
+    check_checkpoint,
     chosen_method,
     described,
     item_ids,
@@ -132,19 +133,21 @@ class Scored:
 def load_run_recommender(
     run: Run,
     *,
-    method: str | None,
-    seed: int | None,
-    checkpoint: str,
-    titles: bool,
-    top: int,
-    exclude_seen: bool,
-    max_opened: int | None,
+    method: str | None = None,
+    seed: int | None = None,
+    checkpoint: str = "best",
+    titles: bool = False,
+    top: int = 10,
+    exclude_seen: bool = False,
+    max_opened: int | None = None,
 ) -> Served:
     """Recommendations from a run's catalogue, by any method that can rank all of it; by default the best on validation.
 
-    RunError if none is trained.
+    checkpoint, titles: as in `load_run_ranker`. top: items of an answer. exclude_seen: leaves out what the history
+    holds. max_opened: prefixes that a search may open for a request, as in `top_k`. RunError if none is trained.
     """
     quiet()
+    check_checkpoint(checkpoint)
     shelf = Shelf(item_ids(run.dataset), run.dataset.titles, titles_given=titles, top=top, exclude_seen=exclude_seen)
     chosen, seed = chosen_method(run, method, seed, ranks_catalogue, "rank a whole catalogue")
     name, recipe = described(run, chosen, seed, checkpoint, titles=titles)

@@ -146,7 +146,7 @@ def titles_alone(config: Config) -> list[str]:
 
 
 def _facts(run: Run, tables: Sequence[ScoreTable]) -> dict[str, Any]:
-    """What each method is; a score table that somebody put beside the run's own is a baseline's."""
+    """What each method is; a score table that somebody put beside the run's own (`own_scores`) is a baseline's."""
     unknown = {"role": "baseline", "random": True, "base": None, "language_model": False}
-    foreign = {t.method: {"label": t.label, **unknown} for t in tables}
+    foreign = {t.method: {"label": t.label, **unknown, **t.facts} for t in tables}
     return foreign | {key: method.facts(run) for key, method in build_methods(run.config).items()}

@@ -92,7 +92,8 @@ def run_jobs(
             _run_in_pool(pool, jobs, workers, finished)
     except BrokenProcessPool as error:
         raise TrainingError(
-            "the process of a job was killed (out of memory?): start the same command again to go on"
+            "the process of a job was killed (out of memory?): start the same command again to go on. (With "
+            "compute.jobs above 1 a script of your own must keep what it runs under `if __name__ == '__main__':`.)"
         ) from error
 
 

@@ -23,6 +23,7 @@ from sirius_rec.recipes.job import Ticker, log
 from sirius_rec.recipes.methods import Method, build_methods
 from sirius_rec.recipes.methods.closed_form import ClosedForm
 from sirius_rec.recipes.models import on_cpu
+from sirius_rec.recipes.own_scores import score_frame
 from sirius_rec.recipes.run import Run, quiet
 from sirius_rec.recipes.run_folder import DONE
 from sirius_rec.schema import CANDIDATES, ROW_ID, TARGET, SlateName
@@ -148,6 +149,10 @@ def score(run: Run, method: Method, seed: int) -> None:
     if len(slates_of_method) < len(run.test_slates):
         log(f"{method.key} s{seed}: {method.no_catalogue}")
     if _all_scored(run, method, seed):
+        if not method.is_ours:
+            files = run.folder.scores / f"{method.key}-s{seed}-*"
+            log(f"{method.key} s{seed}: was scored before; if its code has changed, delete {files} and "
+                f"{method.folder(run, seed)}")  # fmt: skip
         return
     steps, scored = method.steps(run, seed), dict[int, str]()
     for checkpoint in run.config.evaluation.checkpoints:
@@ -210,12 +215,7 @@ def _has_answers(run: Run, method: Method, seed: int, slates: str, checkpoint: s
 
 
 def _write(run: Run, method: Method, seed: int, slates: str, checkpoint: str, scores: Any) -> None:
-    rows = [np.asarray(row) for row in scores]
-    # As precise as they were computed: in float32 seconds, say, would tie.
-    kind = pl.Float64 if any(row.dtype == np.float64 for row in rows) else pl.Float32
-    column = pl.Series("scores", [row.tolist() for row in rows], dtype=pl.List(kind))
-    ranked = run.slates(slates).select(ROW_ID, CANDIDATES)[run.tested_rows(slates)]
-    frame = ranked.with_columns(column)
+    frame = score_frame(run, method.key, slates, scores)
     write_table(ScoreTable(method.key, method.label, seed, slates, checkpoint, frame), run.folder.scores)
 
 

@@ -16,6 +16,7 @@ from sirius_rec.rankers.answers import Unknown, finite
 from sirius_rec.rankers.requests import Request
 from sirius_rec.recipes.methods import Method
 from sirius_rec.recipes.ranking import (
+    check_checkpoint,
     chosen_method,
     item_ids,
     listed_titles,
@@ -64,8 +65,7 @@ def check(source: Source) -> None:
         run = Run.open(source.model)
         for key, checkpoint in _wanted(source):
             chosen_method(run, key, source.seed)
-            if checkpoint not in ("best", "last"):
-                raise ConfigError(f"--method {key}@{checkpoint}: checkpoints are best and last")
+            check_checkpoint(checkpoint, f"--method {key}: checkpoint")
 
 
 def _wanted(source: Source) -> list[tuple[str | None, str]]:

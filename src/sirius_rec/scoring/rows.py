@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sirius_rec.errors import PromptError
+
 
 @dataclass(frozen=True)
 class PromptCompletions:
@@ -30,3 +32,16 @@ class PromptCompletions:
     def only(self, columns: Sequence[int]) -> PromptCompletions:
         """The row with these of its completions, in this order."""
         return PromptCompletions(self.prompt, [self.completions[c] for c in columns])
+
+
+def check_context(rows: Sequence[PromptCompletions], context: int | None) -> None:
+    """PromptError, with the count and the longest, if any row does not fit into the model's context (in tokens)."""
+    if context is None:
+        return
+    longest = [row.longest_path for row in rows]
+    too_long = sum(length > context for length in longest)
+    if too_long:
+        raise PromptError(
+            f"{too_long} of {len(rows)} prompts with their longest completion exceed the model's context of "
+            f"{context} tokens (longest: {max(longest)}): use shorter histories or smaller slates"
+        )

@@ -24,7 +24,7 @@ from sirius_rec.scoring.masks import can_be_forked, refusal
 from sirius_rec.scoring.naive import in_parts, naive_logps
 from sirius_rec.scoring.packed import in_half_precision, tree_logps, unwrapped, use_tree_attention
 from sirius_rec.scoring.prefix_cache import PrefixCache
-from sirius_rec.scoring.rows import PromptCompletions
+from sirius_rec.scoring.rows import PromptCompletions, check_context
 from sirius_rec.scoring.tree import build_tree
 
 MODES = ("auto", "packed", "naive")
@@ -76,8 +76,11 @@ def logps(
 ) -> Tensor:
     """log π(y|x), [B, C] in nats, by the resolved `mode`, on the model's device; with gradient where enabled.
 
-    size: of forked rows. Forked ones have no gradient.
+    C is the number of candidates of the row that has most; columns that a row lacks are 0. size: of forked rows. Forked
+    ones have no gradient. ScoringError for another mode than packed, naive and forked.
     """
+    if mode not in _BATCHES:
+        raise ScoringError(f"scoring '{mode}': log-probs are computed packed, naive or forked (`resolve_scoring`)")
     device = next(model.parameters()).device
     if mode == "forked":
         return forked_logps(model, rows, pad_id, device, size)
@@ -225,8 +228,11 @@ def score_rows(
 
     In a process group every process scores its share and all get all scores: call it in all of them, on the same rows.
     Not `together`, each scores what it is given, for itself; of a sharded model all must be given the same.
+
+    Raises PromptError for rows beyond the model's context, ScoringError for a mode that the model does not have.
     """
     mode = resolve_scoring(model, mode)
+    check_context(rows, getattr(unwrapped(model).config, "max_position_embeddings", None))
     was_training = model.training
     model.eval()
     rank, processes = place_in_group() if together else (0, 1)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sirius_rec.errors import ScoringError
 from sirius_rec.scoring.chunks import ChunkBorders, ChunkGroup, for_device
 from sirius_rec.scoring.rows import PromptCompletions
 
@@ -99,10 +100,11 @@ def count_nodes(rows: Sequence[PromptCompletions]) -> int:
 def build_tree(rows: Sequence[PromptCompletions]) -> CandidateTree:
     """The tree of rows of any lengths with any numbers of candidates.
 
-    Raises ValueError without rows, and for a prompt or a completion without a token.
+    Raises ScoringError without rows, and for a prompt or a completion without a token.
     """
-    if not rows or not all(len(row.prompt) and row.completions and all(row.completions) for row in rows):
-        raise ValueError("a tree needs rows, each with a prompt and completions of at least one token")
+    whole = all(len(row.prompt) and len(row.completions) and all(map(len, row.completions)) for row in rows)
+    if not rows or not whole:
+        raise ScoringError("a tree needs rows, each with a prompt and completions of at least one token")
     texts = _sorted_texts(rows)
     new_S = texts.length_S - texts.shared_S
     start_S = np.cumsum(new_S) - new_S

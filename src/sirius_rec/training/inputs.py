@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from sirius_rec.errors import ConfigError, DataError, PromptError
+from sirius_rec.errors import ConfigError, DataError
 from sirius_rec.scoring.packed import unwrapped
-from sirius_rec.scoring.rows import PromptCompletions
+from sirius_rec.scoring.rows import PromptCompletions, check_context
 
 
 def policy_of(model: Any) -> nn.Module:
@@ -77,17 +76,4 @@ def check_vocabulary(model: nn.Module, rows: Sequence[PromptCompletions], tokeni
         raise ConfigError(
             f"the tokenizer's id {highest} ({tokenizer.convert_ids_to_tokens(highest)!r}) lies outside the model's "
             f"{size} embeddings: resize them, or take the token out of the tokenizer"
-        )
-
-
-def check_context(rows: Sequence[PromptCompletions], context: int | None) -> None:
-    """PromptError, with the count and the longest, if any row does not fit into the model's context (in tokens)."""
-    if context is None:
-        return
-    lengths = np.array([row.longest_path for row in rows])
-    too_long = int((lengths > context).sum())
-    if too_long:
-        raise PromptError(
-            f"{too_long} of {len(rows)} prompts with their longest completion exceed the model's context of "
-            f"{context} tokens (longest: {lengths.max()}): use shorter histories or smaller slates"
         )

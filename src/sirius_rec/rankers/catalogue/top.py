@@ -71,6 +71,8 @@ def top_k(
     Scores of prefixes in half precision depend a little on what else is in a pass; exact is said of the computed ones.
     """
     check_request(model, trie, prompts, k)
+    if leave_out is not None and (len(leave_out) != len(prompts) or any(np.ndim(items) != 1 for items in leave_out)):
+        raise ConfigError(f"leave_out: a list of item numbers for each of the {len(prompts)} prompts is needed")
     naive = resolve_mode(model, scoring) == "naive"
     found: dict[int, Found] = {}
     out_U = [places_of(trie, () if leave_out is None else leave_out[u]) for u in range(len(prompts))]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from sirius_rec.config import Config, MethodSection
+from sirius_rec.errors import ConfigError
+from sirius_rec.option_errors import nearest
 from sirius_rec.recipes.methods.arms import Arm
 from sirius_rec.recipes.methods.base import Method, Prerequisite
 from sirius_rec.recipes.methods.chatrec import ChatRec
@@ -16,7 +18,7 @@ from sirius_rec.recipes.methods.sft import Sft
 from sirius_rec.recipes.methods.tallrec import TallRec, TallRecListwise
 from sirius_rec.recipes.methods.zero_shot import ZeroShot
 
-__all__ = ["METHODS", "Method", "Prerequisite", "build_methods", "reserved_keys"]
+__all__ = ["METHODS", "Method", "Prerequisite", "build_methods", "kind_of", "reserved_keys"]
 
 _METHODS: tuple[type[Method], ...] = (
     Recency, MarkovChain, ItemKnnShrunk, Ease,
@@ -25,6 +27,20 @@ _METHODS: tuple[type[Method], ...] = (
 )  # fmt: skip
 # What `methods:` of a configuration may name.
 METHODS: dict[str, type[Method]] = {method.name: method for method in _METHODS}
+
+
+def kind_of(name: str) -> type[Method]:
+    """What `methods:` calls by this name.
+
+    Raises:
+        ConfigError: nothing is called so, in this process: a script's own method that the script has not entered here.
+    """
+    if name not in METHODS:
+        raise ConfigError(
+            f"methods: no method is called '{name}' here{nearest(name, METHODS)}; if it is your own, name its module "
+            "in plugins, or put it into METHODS before the run is opened"
+        )
+    return METHODS[name]
 
 
 def reserved_keys() -> tuple[str, ...]:
@@ -40,7 +56,7 @@ def build_methods(config: Config) -> dict[str, Method]:
     methods: list[Method] = [kind(config, MethodSection(method=kind.name)) for kind in TRIVIAL]
     if config.trains_language_model:
         methods += [Sft(config), *(Arm(config, arm) for arm in config.arms)]
-    methods += [METHODS[entry.method](config, entry) for entry in config.methods]
+    methods += [kind_of(entry.method)(config, entry) for entry in config.methods]
     built: dict[str, Method] = {}
     for method in methods:
         method.join(built)

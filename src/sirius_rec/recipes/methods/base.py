@@ -104,6 +104,11 @@ class Method(ABC):
         """Key of the method that it is a variant of, and is compared with: + SIRIUS of what has no anchor."""
         return None
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether this package has its code, rather than a script or a plug-in, which may change under its scores."""
+        return type(self).__module__.startswith(f"{__package__.partition('.')[0]}.")
+
     def facts(self, run: Run) -> dict[str, Any]:
         """What results.json says of it; train_rows: that it learns from, None of what learns from none;
         language_model: whether it is one."""
