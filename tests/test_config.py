@@ -61,7 +61,7 @@ def test_all_problems_come_at_once() -> None:
         "'arms.0.loss' is missing",
         "unknown key 'arms.0.los', did you mean 'arms.0.loss'?",
         "arms.1: must be a section of key: value lines, got 5",
-        "unknown key 'foo' (known: name, seeds, data, prompts, backbone, training, sft, align, arms, methods, "
+        "unknown key 'foo' (known: plugins, name, seeds, data, prompts, backbone, training, sft, align, arms, methods, "
         "evaluation, compute, tune)",
     ]
     both = problem("seeds: [1, 1]\nprompts: {template: poetry}\narms: [dpo, dpo, {loss: simpo, gamma: -1}]")

@@ -34,7 +34,7 @@ def write_scores(
         scores: name of test slates (`run.test_slates`) → for each row of `run.slate_arrays(name)` a number per
             candidate. The larger, the higher it is ranked; ties count in expectation. They stand under each of
             `evaluation.checkpoints`.
-        seed, random: whether other seeds of yours would give other scores; then write them for each of the run's.
+        seed: of yours. random: whether another one would give other scores; then write them for each of the run's.
         language_model: whether one made them; tables mark those that are none.
 
     Returns:
