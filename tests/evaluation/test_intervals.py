@@ -260,3 +260,18 @@ def test_flips_are_pinned() -> None:
 def test_a_difference_far_below_its_error_has_p_one() -> None:
     a = np.array([[1.0, -1.0] * 20, [1.0, -1.0 + 1e-14] * 20])
     assert paired_test(a, np.zeros((2, 40)), flips=99).p == pytest.approx(1, abs=1e-9)
+
+
+@pytest.mark.parametrize("missing", [None, float("nan")])
+def test_a_row_without_a_user_is_a_group_of_its_own(missing: float | None) -> None:
+    values = [0.0, 1.0, 1.0, 0.0, 1.0]
+    users = ["u", missing, "v", missing, "u"] if missing is None else [1.0, missing, 2.0, missing, 1.0]
+    assert GroupBootstrap(5, users).n_groups == 4
+    alone = bootstrap_mean(values, groups=["u", "a", "v", "b", "u"])
+    found = bootstrap_mean(values, groups=users)
+    assert found.mean == alone.mean and (found.high - found.low) == pytest.approx(alone.high - alone.low, abs=0.1)
+
+
+def test_a_share_of_none_is_no_point_where_it_is_said_to_be_one() -> None:
+    assert bootstrap_mean(np.zeros(50)).high == 0.0
+    assert bootstrap_mean(np.zeros(50), share=True).high == pytest.approx(1 - 0.025 ** (1 / 50))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -348,3 +349,31 @@ def test_a_retriever_that_cannot_be_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         recommend(tmp_path, run.folder.path, [{"history": ids[:2]}], *arguments)
+
+
+def test_a_process_of_ones_own_answers_as_the_commands_do(run: Run, ids: list[str], tmp_path: Path) -> None:
+    """Unknown items are dropped and marked, popularity answers for nothing else, and what is wrong is said."""
+    rows = [{"history": [*ids[3:6], "an item of tomorrow"], "id": 7}, {"history": ["an item of tomorrow"]}]
+    lines = recommend(tmp_path, run.folder.path, rows, "--top", 3, "--method", "markov", "--exclude-seen")
+    asked = [Request(0, tuple(rows[0]["history"]), key=7, named=True), Request(0, tuple(rows[1]["history"]))]
+    recommender = load_run_recommender(run, method="markov", top=3, exclude_seen=True)
+    assert recommender.answers(asked) == lines
+    assert lines[0]["unknown"] == 1 and lines[1]["by"] == "popularity"
+
+    requests = write(tmp_path / "rank.jsonl", [row | {"candidates": ids[8:12]} for row in rows])
+    arguments = ["rank", "--model", run.folder.path, "--input", requests, "--out", tmp_path / "ranked.jsonl"]
+    result = CliRunner().invoke(cli.app, [*map(str, arguments), "--method", "markov", "--top", "2"])
+    assert result.exit_code == 0, result.output
+    ranker = load_run_ranker(run, method="markov")
+    slates = [replace(request, candidates=tuple(ids[8:12])) for request in asked]
+    assert ranker.answers(slates, top=2) == [
+        json.loads(x) for x in (tmp_path / "ranked.jsonl").read_text().splitlines()
+    ]
+    [refused] = ranker.answers([Request(0, (ids[0],), (ids[1], ids[1]))])
+    assert refused == {"line": 1, "error": f"candidate {ids[1]!r} is duplicated"}
+
+
+def test_a_checkpoint_that_no_training_leaves_is_named(run: Run) -> None:
+    for load in (load_run_ranker, load_run_recommender):
+        with pytest.raises(ConfigError, match="checkpoint 'final': checkpoints are best and last"):
+            load(run, method="markov", checkpoint="final")

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sirius_rec.errors import ScoringError
+from sirius_rec.errors import PromptError, ScoringError
 from sirius_rec.scoring import packed, scorer
 from sirius_rec.scoring.head import _TokenLogp
 from sirius_rec.scoring.naive import naive_logps
@@ -430,3 +430,20 @@ def test_padding_beyond_a_window_does_not_make_nan() -> None:
     rows = random_rows([(3, (2,)), (20, (4,))])
     for ours, row in zip(score_rows(model, rows, 0, mode="naive"), rows, strict=True):
         np.testing.assert_allclose(ours, separately(model, row), atol=2e-5)
+
+
+def test_rows_beyond_the_context_and_modes_that_are_none_are_refused(tiny_llama: Callable[..., Any]) -> None:
+    """Positions beyond those that a model was trained on have scores, too, that mean nothing."""
+    short = tiny_llama(Sized(), max_position_embeddings=12).eval()
+    fits, too_long = random_rows([(9, (2, 4))]), random_rows([(9, (2, 5))])
+    assert len(score_rows(short, fits, 0)) == 1
+    with pytest.raises(PromptError, match=r"1 of 2 prompts .* context of 12 tokens \(longest: 13\)"):
+        score_rows(short, [*fits, *too_long], 0)
+    with pytest.raises(ScoringError, match="scoring 'pakced': log-probs are computed packed, naive or forked"):
+        scorer.logps(short, fits, 0, "pakced")
+
+
+def test_ids_may_be_arrays(model: Any) -> None:
+    arrays = [PromptCompletions(np.array(r.prompt), [np.array(ids) for ids in r.completions]) for r in ROWS]
+    for ours, theirs in zip(score_rows(model, arrays, 0), score_rows(model, ROWS, 0), strict=True):
+        assert ours.tolist() == theirs.tolist()

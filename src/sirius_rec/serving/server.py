@@ -38,6 +38,7 @@ def application(load: Callable[[], Loaded], service: Service, log: Callable[[dic
     @asynccontextmanager
     async def lifespan(app: Any) -> AsyncIterator[None]:
         # The engine's thread would keep the interpreter for 5 ms at a time, and the front stand still meanwhile.
+        before = sys.getswitchinterval()
         sys.setswitchinterval(_SWITCH)
         engine.start()
         if threading.current_thread() is threading.main_thread():
@@ -45,6 +46,7 @@ def application(load: Callable[[], Loaded], service: Service, log: Callable[[dic
         log({"event": "ready", "models": list(engine.loaded.models)})
         yield
         await asyncio.to_thread(engine.stop)
+        sys.setswitchinterval(before)
         log({"event": "stopped"})
 
     return create_app(engine, service, lifespan, log)

@@ -325,6 +325,9 @@ def test_what_cannot_be_asked_for() -> None:
         top_k(model, trie, [[3] * 63], 1, pad_id=0)
     with pytest.raises(ConfigError, match="item number 2 is to be left out, the catalogue has 0 … 1"):
         top_k(model, trie, [[3]], 1, pad_id=0, leave_out=[np.array([2])])
+    for one_list in ([0, 1], [[0], [1]]):
+        with pytest.raises(ConfigError, match="leave_out: a list of item numbers for each of the 1 prompts is needed"):
+            top_k(model, trie, [[3]], 1, pad_id=0, leave_out=one_list)  # type: ignore[arg-type]
     with torch.no_grad():
         model.lm_head.weight[:] = math.nan
     for way in ("search", "exhaustive"):
