@@ -55,6 +55,6 @@ def held_out_evidence(
             None if ref_logps is None else ref_BC,
             None if observed is None else torch.tensor([observed[d.row] for d in part]),
         )
-        averages.add(evidence(out.reward_BC, logp_BC, sampled_BC, valid_BC, epsilons))
+        averages.add(evidence(out.reward_BC, logp_BC, sampled_BC, valid_BC, epsilons, objective.beta))
         averages.add({"loss": (out.loss_B.sum(), torch.tensor(float(len(part))))})
     return averages.means()

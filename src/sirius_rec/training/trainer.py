@@ -292,7 +292,8 @@ class SiriusTrainer(Trainer):
     def _record(self, out: LossOutput, logp_BC: Tensor, inputs: dict[str, Any], tree: CandidateTree) -> None:
         real = slice(inputs["n_real"])
         sampled_BC, valid_BC = inputs["sampled_BC"][real], tree.valid_BC[real]
-        parts = evidence(out.reward_BC[real], logp_BC[real], sampled_BC, valid_BC, self.args.epsilons)
+        epsilons, beta = self.args.epsilons, self.objective.beta
+        parts = evidence(out.reward_BC[real], logp_BC[real], sampled_BC, valid_BC, epsilons, beta)
         one = torch.ones((), device=logp_BC.device)
         if self.objective.filter:
             dropped = (sampled_BC & ~out.kept_BC[real]).sum().float()
