@@ -41,6 +41,21 @@ def records_of(data: Any, argument: str) -> Any:
     return data
 
 
+def check_logps(argument: str, logps: Sequence[np.ndarray], rows: Sequence[PromptCompletions]) -> None:
+    """DataError unless there is one log-prob for each completion of each row. (Of streamed rows and kept tables, which
+    are read when their steps come, their number alone is looked at.)"""
+    if len(logps) != len(rows):
+        raise DataError(f"{argument}: {len(logps)} entries for {len(rows)} records: give one per record")
+    if not (isinstance(logps, list | tuple | np.ndarray) and isinstance(rows, list)):
+        return
+    for number, (logp_C, row) in enumerate(zip(logps, rows, strict=True)):
+        if np.shape(logp_C) != (len(row.completions),):
+            raise DataError(
+                f"{argument}: record {number} has {list(np.shape(logp_C))} log-probs for {len(row.completions)} "
+                "completions: give log π of the chosen text and then of each rejected one"
+            )
+
+
 def check_trainable(model: nn.Module) -> None:
     """ConfigError where no weight would be trained, or weights in half precision would be."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]

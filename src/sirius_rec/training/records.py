@@ -144,7 +144,7 @@ class Draw:
     weight: float | None = None
 
 
-def _numbered(users: Sequence[Hashable]) -> np.ndarray:
+def numbered(users: Sequence[Hashable]) -> np.ndarray:
     """Users as numbers, in the order of their first rows."""
     numbers: dict[Hashable, int] = {}
     return np.array([numbers.setdefault(user, len(numbers)) for user in users])
@@ -186,7 +186,7 @@ class PreferenceDataset(Dataset[Draw]):
         # Has other completions of a row to draw from, where they come from the policy (`mining`). Orders and lengths
         # rest on the rows as they came.
         self.miner: Miner | None = None
-        self._user_R = None if users is None else _numbered(users)
+        self._user_R = None if users is None else numbered(users)
         walk = np.random.Generator(np.random.Philox(key=[seed, _WALK]))
         self._walk = walk.permutation(len(rows)) if self._user_R is None else by_user(self._user_R, walk)
         self.set_epoch(0)
