@@ -110,6 +110,10 @@ class RewardHackingMonitor(TrainerCallback):
         self.snapshots: list[Snapshot] = []
         self.metrics_log = MetricsLog(Path(folder) / "metrics.jsonl") if folder is not None else None
         self.held_out_log = HeldOutLog(Path(folder) / "held_out") if folder is not None else None
+        self._draw(negatives, seed)
+
+    def _draw(self, negatives: int, seed: int) -> None:
+        """Which columns of the rows are real, which count as sampled, and how many tokens each has."""
         width = max(len(row.completions) for row in self.rows)
         self._valid_RC, self._sampled_RC = np.zeros((2, len(self.rows), width), dtype=bool)
         self._length_RC = np.ones((len(self.rows), width))

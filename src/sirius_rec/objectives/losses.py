@@ -38,7 +38,7 @@ class Objective:
     comparison: `none`, `pairwise`, `softmax`, `mean` or `weighted_positive` (logistic link only).
     anchor: `none`, `reference` (DPO reward only), `constant`, `slate`; none for the links `squared` and `linear`.
     Parts that were entered in the tables of `objectives.parts` have their names there.
-    beta: reward scale, > 0. gamma: target margin ≥ 0; 0 for the DPO family.
+    beta: reward scale, > 0 (1.0; TRL's default is 0.1). gamma: target margin ≥ 0; 0 for the DPO family.
     negatives: how many are drawn from the slate anew each epoch, or "all".
     nll_weight: λ ≥ 0 of λ·(−log π_θ(y_i|x)), summed over tokens unless nll_per_token.
     filter: drop negatives with r_j − r_i > γ; an example that loses all of them contributes nothing (E.3.1).
@@ -223,19 +223,13 @@ def compute_loss(
     >>> out.reward_BC.tolist(), round(out.loss_B.item(), 4)  # −log σ(1 − (−1))
     ([[1.0, -1.0]], 0.1269)
     """
-    if objective.needs_reference and ref_logp_BC is None:
-        parts = f"reward '{objective.reward}', anchor '{objective.anchor}'"
-        raise ConfigError(f"{parts}: the objective needs reference log-probs, and none were given: ref_logp_BC")
-    if objective.needs_observed and observed_B is None:
-        raise ConfigError("reward_temperature weights examples by their observed rewards: none were given")
-    _check_tensors(logp_BC, length_BC, sampled_BC, valid_BC, ref_logp_BC, observed_B)
+    _check_tensors(objective, logp_BC, length_BC, sampled_BC, valid_BC, ref_logp_BC, observed_B)
     reward_BC = reward_of(objective.shown_reward, logp_BC, ref_logp_BC, length_BC, objective.beta)
     kept_BC = sampled_BC & valid_BC & (torch.arange(logp_BC.shape[1], device=logp_BC.device) > 0)
     contributes_B = None
     if objective.filter:
         kept_BC = kept_BC & (reward_BC.detach() - reward_BC.detach()[:, :1] <= objective.gamma)
         contributes_B = kept_BC.any(1)
-
     compared_BC = _guarded(reward_BC, objective.dpop_lambda)
     if objective.boundary:
         among_BC, kept_BC = kept_BC, boundary_negatives(logp_BC, kept_BC)
@@ -281,6 +275,7 @@ def _check_shape(what: str, tensor: Tensor, shape: torch.Size) -> None:
 
 
 def _check_tensors(
+    objective: Objective,
     logp_BC: Tensor,
     length_BC: Tensor,
     sampled_BC: Tensor,
@@ -288,7 +283,12 @@ def _check_tensors(
     ref_logp_BC: Tensor | None,
     observed_B: Tensor | None,
 ) -> None:
-    """ConfigError for shapes and types alone: values would make the host wait for the device."""
+    """ConfigError for what is missing, shapes and types alone: values would make the host wait for the device."""
+    if objective.needs_reference and ref_logp_BC is None:
+        parts = f"reward '{objective.reward}', anchor '{objective.anchor}'"
+        raise ConfigError(f"{parts}: the objective needs reference log-probs, and none were given: ref_logp_BC")
+    if objective.needs_observed and observed_B is None:
+        raise ConfigError("reward_temperature weights examples by their observed rewards: none were given")
     if logp_BC.dim() != 2 or logp_BC.shape[1] == 0 or not logp_BC.is_floating_point():
         raise ConfigError(f"logp_BC: give a float tensor [B, C], got {logp_BC.dtype} {list(logp_BC.shape)}")
     for name, mask in (("sampled_BC", sampled_BC), ("valid_BC", valid_BC)):

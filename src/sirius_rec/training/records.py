@@ -356,6 +356,7 @@ class TreeCollator:
         """tree, sampled_BC, row_B, weight_B; ref_logp_BC and observed_B where there are any.
 
         TrainingError where a log-prob of the reference is not finite: a filter would pass over NaN in silence.
+        DataError where a record has too few of them.
 
         n_real: examples that count; those of weight 0 stand behind them.
         """
@@ -374,6 +375,10 @@ class TreeCollator:
         if refs:
             ref_logp_BC: Tensor = torch.zeros(shape)
             for b, (d, ref) in enumerate(zip(draws, refs, strict=True)):
+                if d.columns.max() >= len(ref):
+                    raise DataError(
+                        f"record {d.row}: {len(ref)} log-probs of the reference are too few: one a completion"
+                    )
                 logp_C = ref[d.columns]
                 if not np.isfinite(logp_C).all():
                     raise TrainingError(
