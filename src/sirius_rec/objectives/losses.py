@@ -7,10 +7,9 @@ equations, are in `parts`; the objectives that have names, in `presets`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from itertools import chain
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -150,19 +149,20 @@ def _misfits(objective: Objective) -> Iterator[str]:
     if reward.needs_reference and o.gamma:
         yield f"gamma belongs to the SimPO family: a reward with a reference takes gamma 0, got {o.gamma}"
     if o.anchor == "reference" and not reward.takes_reference_anchor:
-        those = _names(REWARDS, lambda part: part.takes_reference_anchor)
+        those = _either(n for n, part in REWARDS.items() if part.takes_reference_anchor)
         yield f"the reference anchor needs reward {those}, not '{o.reward}': use anchor 'constant'"
     if o.anchor != "none" and link.anchor is None:
-        yield f"link '{o.link}' takes no anchor: use {_names(LINKS, lambda part: part.anchor is not None)}"
+        those = _either(n for n, part in LINKS.items() if part.anchor is not None)
+        yield f"link '{o.link}' takes no anchor: use {those}"
     if o.link == "linear" and o.gamma:
         yield f"gamma {o.gamma} shifts a linear loss and changes nothing: leave it at 0"
     if o.comparison == "weighted_positive" and o.link != "logistic":
         yield f"comparison 'weighted_positive' takes the logistic loss's own weights: link '{o.link}' has none here"
     if o.label_smoothing and not link.takes_smoothing:
-        those = _names(LINKS, lambda part: part.takes_smoothing)
+        those = _either(n for n, part in LINKS.items() if part.takes_smoothing)
         yield f"label_smoothing {o.label_smoothing} has no effect on link '{o.link}': use link {those}"
     if o.dpop_lambda and not REWARDS[o.shown_reward].needs_reference:
-        those = _names(REWARDS, lambda part: part.needs_reference)
+        those = _either(n for n, part in REWARDS.items() if part.needs_reference)
         yield f"dpop_lambda holds the positive at its reference: it needs reward {those} and a comparison"
     if o.boundary and o.comparison == "none":
         yield "boundary chooses among sampled negatives: it needs a comparison with them"
@@ -176,7 +176,7 @@ def _misfits(objective: Objective) -> Iterator[str]:
         yield "filter drops sampled negatives: it needs a comparison with them"
     for name, value in (("anchor_constant", o.anchor_constant), ("anchor_margin", o.anchor_margin)):
         if value and name not in anchor.takes:
-            those = _names(ANCHORS, lambda part, name=name: name in part.takes)
+            those = _either(n for n, part in ANCHORS.items() if name in part.takes)
             yield f"{name} {value} has no effect on anchor '{o.anchor}': use anchor {those}, or leave it at 0"
     if o.nll_per_token and not o.nll_weight:
         yield "nll_per_token has no effect without nll_weight: set one above 0, or nll_per_token: false"
@@ -184,9 +184,8 @@ def _misfits(objective: Objective) -> Iterator[str]:
         yield "nothing to train on: comparison 'none' needs an anchor or nll_weight > 0"
 
 
-def _names(table: Mapping[str, Any], fits: Callable[[Any], bool]) -> str:
-    """Those whose entries fit, for a message."""
-    return " or ".join(f"'{name}'" for name, part in table.items() if fits(part))
+def _either(names: Iterable[str]) -> str:
+    return " or ".join(f"'{name}'" for name in names)
 
 
 @dataclass(frozen=True)
