@@ -96,7 +96,7 @@ class RewardHackingMonitor(TrainerCallback):
         self.every, self.epsilons = every, tuple(epsilons)
         self._reward, self._beta = reward, beta
         self._given = None if ref_logps is None else [np.asarray(row, dtype=np.float32) for row in ref_logps]
-        self._users = None if users is None else numbered(users)
+        self._users: Any = None if users is None else numbered(users)
         self.reference, self.users = self._given, self._users
         self._begun = False
         self._scale_as(None)
