@@ -73,3 +73,9 @@ def test_what_cannot_be_fitted_is_said(d: list[float], gain: list[float], why: s
 def test_lengths_must_agree() -> None:
     with pytest.raises(ValueError, match="2 distances and 1 gains"):
         fit_golden([1, 2], [1])
+
+
+def test_the_reference_scored_twice_is_no_point() -> None:
+    """Its distance is rounding, which would count as a degree of freedom and as the nearest of all distances."""
+    d, gain = [0.5, 1.0, 1.5, 2.0], [0.1, 0.15, 0.15, 0.1]
+    assert fit_golden([3e-6, *d], [0.0, *gain]) == fit_golden(d, gain)

@@ -175,6 +175,8 @@ def test_the_command_reads_what_the_monitor_was_given(
         ({"beta": 0.0}, ConfigError, "beta positive"),
         ({"negatives": 4}, ConfigError, "between 1 and 3"),
         ({"users": [1, 2]}, DataError, "2 users for 3 records"),
+        ({"ref_logps": [np.zeros(5)] * 2}, DataError, "ref_logps: 2 entries for 3 records"),
+        ({"ref_logps": [np.zeros(4)] * 3}, DataError, r"ref_logps: record 0 has \[4\] log-probs for 5 completions"),
     ],
 )
 def test_bad_options(
@@ -182,3 +184,111 @@ def test_bad_options(
 ) -> None:
     with pytest.raises(error, match=message):
         RewardHackingMonitor(records(catalogue, 3), tokenizer, **options)
+
+
+def test_a_record_with_one_rejected_text_is_named(tokenizer: Any, catalogue: tuple[str, ...]) -> None:
+    held_out = [*records(catalogue, 2), *records(catalogue, 1, rejected=1)]
+    with pytest.raises(ConfigError, match="record 2 has 1 rejected texts: the monitor needs two or more"):
+        RewardHackingMonitor(held_out, tokenizer)
+
+
+@pytest.mark.parametrize("frame", ["pandas", "polars"])
+def test_records_of_a_data_frame(frame: str, tokenizer: Any, catalogue: tuple[str, ...]) -> None:
+    held_out = records(catalogue, 4)
+    table = pytest.importorskip(frame).DataFrame(held_out)
+    assert RewardHackingMonitor(table, tokenizer).rows == RewardHackingMonitor(held_out, tokenizer).rows
+
+
+def test_users_are_the_records_own(tokenizer: Any, tiny_llama: Callable[..., Any], catalogue: tuple[str, ...]) -> None:
+    """The onset is tested by user where records say whose they are: as many users flip as there are."""
+    names = ["heavy"] * 8 + ["a", "b", "c", "d"]
+    held_out = [{**record, "user": user} for record, user in zip(records(catalogue, 12), names, strict=True)]
+    asked = RewardHackingMonitor(records(catalogue, 12), tokenizer, users=names)
+    own = RewardHackingMonitor(held_out, tokenizer)
+    alone = RewardHackingMonitor(held_out, tokenizer, users=list(range(12)))
+    for monitor in (asked, own, alone):
+        monitor.evaluate(tiny_llama(tokenizer), 0, 0.0)
+        monitor.evaluate(tiny_llama(tokenizer, seed=1), 5, 1.0)
+    assert own.onset() == asked.onset() != alone.onset()
+    assert RewardHackingMonitor(records(catalogue, 3), tokenizer).users is None
+    with pytest.raises(DataError, match="record 1 has no 'user', others have"):
+        RewardHackingMonitor([held_out[0], {**held_out[1], "user": float("nan")}], tokenizer)
+
+
+def test_reward_and_beta_are_the_trainers(
+    tokenizer: Any, tiny_llama: Callable[..., Any], catalogue: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Nothing given: the margin is the one that SiriusTrainer logs, whatever its loss."""
+
+    class State:
+        global_step, epoch, is_world_process_zero = 0, 0.0, True
+
+    class DPOConfig:
+        beta = 0.3
+
+    held_out = records(catalogue, 3)
+    monitor = RewardHackingMonitor(held_out, tokenizer)
+    assert (monitor.reward, monitor.beta) == ("dpo", 1.0)
+    model, given = tiny_llama(tokenizer), {"output_dir": str(tmp_path), "use_cpu": True}
+    for args, scale in (
+        (SiriusConfig(loss="simpo", beta=2.5, **given), ("simpo", 2.5)),
+        (SiriusConfig(loss="sft", **given), ("simpo_no_ln", 1.0)),
+        (DPOConfig(), ("dpo", 0.3)),
+        (None, ("dpo", 1.0)),
+    ):
+        monitor.on_train_begin(args, State, None, model=model)
+        assert (monitor.reward, monitor.beta) == scale
+    own = RewardHackingMonitor(held_out, tokenizer, beta=0.1)
+    with pytest.warns(UserWarning, match=r"monitor: beta is 0\.1, but the trainer's 1\.0: margins") as caught:
+        own.on_train_begin(SiriusConfig(**given), State, None, model=model)
+    assert len(caught) == 1 and own.beta == 0.1
+
+
+def test_an_own_loop_writes_the_folder(
+    tokenizer: Any, tiny_llama: Callable[..., Any], catalogue: tuple[str, ...], tmp_path: Path
+) -> None:
+    held_out = records(catalogue, 6)
+    (tmp_path / "m" / "held_out").mkdir(parents=True)
+    (tmp_path / "m" / "metrics.jsonl").write_text('{"kind": "eval", "step": 9}\n')  # of an earlier loop
+    monitor = RewardHackingMonitor(held_out, tokenizer, folder=tmp_path / "m")
+    for step in (0, 3, 6):
+        monitor.evaluate(tiny_llama(tokenizer, seed=step), step, step / 6)
+    lines = read_metrics(tmp_path / "m" / "metrics.jsonl")
+    assert [{k: v for k, v in line.items() if k != "kind"} for line in lines] == monitor.points
+    assert diagnose_log(tmp_path / "m")["onset"]["m"]["all"]["looks"] == 3
+    with pytest.raises(ConfigError, match="step 6 comes after step 6, which is evaluated: steps increase"):
+        monitor.evaluate(tiny_llama(tokenizer), 6, 1.0)
+
+    # Begun again at step 6 after a kill: what was evaluated before stays, and the reference with it.
+    again = RewardHackingMonitor(held_out, tokenizer, folder=tmp_path / "m")
+    again.evaluate(tiny_llama(tokenizer, seed=6), 6, 1.0)
+    assert again.points == monitor.points
+
+
+def test_a_second_training_begins_anew(
+    tokenizer: Any, tiny_llama: Callable[..., Any], catalogue: tuple[str, ...], tmp_path: Path
+) -> None:
+    """A cell of a notebook that is run again: points, folder and reference are the second model's."""
+    folders = (None, tmp_path / "m")
+    for folder in folders:
+        monitor = RewardHackingMonitor(records(catalogue, 6), tokenizer, every=2, folder=folder)
+        for seed in (0, 1):
+            train(monitor, tiny_llama(tokenizer, seed=seed), tokenizer, catalogue, tmp_path / f"run{seed}")
+        assert [point["step"] for point in monitor.points] == [0, 2, 4]
+        assert monitor.points[0]["kl"] == 0.0 and monitor.onset().looks == 3
+    assert [line["step"] for line in read_metrics(tmp_path / "m" / "metrics.jsonl")] == [0, 2, 4]
+
+
+def test_one_monitor_goes_on_with_its_training(
+    tokenizer: Any, tiny_llama: Callable[..., Any], catalogue: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Resumed at step 2 in the same process: what came later is evaluated again, the reference stays."""
+
+    class State:
+        global_step, epoch, is_world_process_zero = 2, 0.5, True
+
+    monitor = RewardHackingMonitor(records(catalogue, 6), tokenizer, every=2)
+    train(monitor, tiny_llama(tokenizer), tokenizer, catalogue, tmp_path / "run")
+    first = monitor.points[:2]
+    monitor.on_train_begin(None, State, None, model=tiny_llama(tokenizer, seed=2))
+    assert monitor.points == first

@@ -72,15 +72,16 @@ Runner = Callable[..., None]
 def run(monkeypatch: pytest.MonkeyPatch) -> Runner:
     """run(page, put={text: other}): its blocks in order, in the current folder, with texts replaced in them."""
     from sirius_rec.data.sources import SOURCES
-    from sirius_rec.objectives.parts import ANCHOR_LINKS, LINKS
+    from sirius_rec.objectives.parts import ANCHORS, COMPARISONS, LINKS, REWARDS
     from sirius_rec.objectives.presets import LOSSES
     from sirius_rec.recipes.methods import METHODS
 
     monkeypatch.setenv("SIRIUS_CACHE", str(Path.cwd() / "cache"))
-    for table in (SOURCES, LOSSES, LINKS, ANCHOR_LINKS, METHODS):  # what a page adds is taken out again
+    tables = (SOURCES, LOSSES, REWARDS, LINKS, COMPARISONS, ANCHORS, METHODS)
+    for table in tables:  # what a page adds is taken out again
         for name, value in table.items():
             monkeypatch.setitem(table, name, value)  # type: ignore[arg-type]
-    before = [(table, set(table)) for table in (SOURCES, LOSSES, LINKS, ANCHOR_LINKS, METHODS)]
+    before = [(table, set(table)) for table in tables]
     yield lambda page, put=None: _run_page(page, monkeypatch, put or {})  # type: ignore[misc]
     for table, names in before:
         for name in set(table) - names:

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from sirius_rec.errors import ConfigError
 from sirius_rec.objectives.losses import Objective, compute_loss
+from sirius_rec.objectives.parts import ANCHORS, COMPARISONS, LINKS, REWARDS, Anchor, Link, Reward
 from sirius_rec.objectives.presets import LOSSES, build_objective
 
 
@@ -26,7 +28,7 @@ from sirius_rec.objectives.presets import LOSSES, build_objective
         ({"nll_weight": -1.0}, "nll_weight must not be negative"),
         ({"anchor_margin": -1.0}, "anchor_margin must not be negative"),
         ({"anchor_constant": math.nan}, "anchor_constant must be a finite number"),
-        ({"reward": "simpo", "anchor": "reference"}, "the reference anchor needs the DPO reward, not 'simpo'"),
+        ({"reward": "simpo", "anchor": "reference"}, "the reference anchor needs reward 'dpo', not 'simpo'"),
         ({"reward": "ppo"}, "unknown reward 'ppo': choose one of dpo, dpo_ln, simpo, simpo_no_ln"),
         ({"comparison": "max"}, "unknown comparison 'max'"),
         ({"anchor": "first"}, "unknown anchor 'first'"),
@@ -62,7 +64,7 @@ def test_overrides_go_through_the_same_checks() -> None:
     assert build_objective("simpo", gamma=None, beta=2.0) == Objective(reward="simpo", gamma=0.6, beta=2.0)
     with pytest.raises(ConfigError, match="gamma belongs to the SimPO family"):
         build_objective("dpo", gamma=0.4)
-    with pytest.raises(ConfigError, match="reference anchor needs the DPO reward"):
+    with pytest.raises(ConfigError, match="reference anchor needs reward 'dpo'"):
         build_objective("simpo", anchor="reference")
 
 
@@ -133,3 +135,93 @@ def test_parts_are_compared_by_value() -> None:
         for word in ("none", none)
     ]
     assert torch.equal(losses[0].loss_B, losses[1].loss_B)
+
+
+LENGTH = torch.ones(1, 3)
+LOGP = torch.tensor([[-4.0, -5.0, -3.8]])
+REF = torch.tensor([[-4.5, -4.0, -5.0]])
+SAMPLED = torch.tensor([[False, True, False]])
+VALID = torch.ones(1, 3, dtype=torch.bool)
+
+
+def softplus(x: float) -> float:
+    return math.log1p(math.exp(x))
+
+
+def clipped(logp_BC: Tensor, ref_logp_BC: Tensor | None, length_BC: Tensor, beta: float) -> Tensor:
+    assert ref_logp_BC is not None
+    return beta * (logp_BC - ref_logp_BC).clamp(-0.25, 0.25)
+
+
+def test_an_own_reward_with_a_reference_takes_the_sirius_anchor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rewards 2 · (0.25, −0.25): z = 1; r_i − r_0 = 0.5 + 2 · (−4.5)."""
+    monkeypatch.setitem(REWARDS, "clip", Reward(clipped, needs_reference=True, takes_reference_anchor=True))
+    objective = build_objective("dpo_sirius", reward="clip", beta=2.0)
+    assert objective.needs_reference
+    out = compute_loss(objective, LOGP, LENGTH, SAMPLED, VALID, REF)
+    assert out.loss_B.item() == pytest.approx(softplus(-1.0) + softplus(8.5))
+    with pytest.raises(ConfigError, match="reward 'clip', anchor 'reference': the objective needs reference log-probs"):
+        compute_loss(objective, LOGP, LENGTH, SAMPLED, VALID)
+    assert Objective(reward="clip", dpop_lambda=1.0).needs_reference
+    with pytest.raises(ConfigError, match="a reward with a reference takes gamma 0"):
+        Objective(reward="clip", gamma=0.5)
+    monkeypatch.setitem(REWARDS, "clip", Reward(clipped, needs_reference=True))
+    with pytest.raises(ConfigError, match="the reference anchor needs reward 'dpo', not 'clip': use anchor 'constant'"):
+        Objective(reward="clip", anchor="reference")
+
+
+def test_an_own_link_says_its_anchor_and_its_epsilon(monkeypatch: pytest.MonkeyPatch) -> None:
+    def tilted(margin: Tensor, objective: Any) -> Tensor:
+        return -margin * (1 - objective.label_smoothing)
+
+    monkeypatch.setitem(LINKS, "tilted", Link(tilted, anchor=LINKS["logistic"].function, takes_smoothing=True))
+    objective = Objective(link="tilted", anchor="reference", label_smoothing=0.25)
+    out = compute_loss(objective, LOGP, LENGTH, SAMPLED, VALID, REF)
+    assert out.loss_B.item() == pytest.approx(-0.75 * 1.5 + softplus(4.0))
+    monkeypatch.setitem(LINKS, "tilted", Link(tilted))
+    with pytest.raises(ConfigError, match="link 'tilted' takes no anchor: use 'logistic' or 'hinge'"):
+        Objective(link="tilted", anchor="reference")
+    with pytest.raises(ConfigError, match=r"label_smoothing 0\.2 has no effect on link 'tilted'"):
+        Objective(link="tilted", label_smoothing=0.2)
+
+
+def test_an_own_comparison_is_a_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hardest(reward_BC: Tensor, kept_BC: Tensor, gamma: float, link: Any) -> Tensor:
+        worst_B = reward_BC.masked_fill(~kept_BC, -math.inf).amax(1)
+        loss_B: Tensor = link(reward_BC[:, 0] - worst_B - gamma)
+        return loss_B
+
+    monkeypatch.setitem(COMPARISONS, "hardest", hardest)
+    out = compute_loss(Objective(comparison="hardest", negatives=2), LOGP, LENGTH, VALID, VALID, REF)
+    assert out.loss_B.item() == pytest.approx(softplus(0.7))  # r_i − r_j = 0.5 − 1.2; the positive is no negative
+
+
+def test_an_own_anchor_is_a_constant_for_the_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """r_0 = r_i + c: the margin is −c, whose gradient flows through r_i alone."""
+
+    def ahead(reward_BC: Tensor, ref_logp_BC: Tensor | None, valid_BC: Tensor, objective: Any) -> Tensor:
+        return reward_BC[:, 0] + objective.anchor_constant
+
+    monkeypatch.setitem(ANCHORS, "ahead", Anchor(ahead, takes=("anchor_constant",), needs_slate=True))
+    objective = Objective(reward="simpo", comparison="none", anchor="ahead", anchor_constant=1.0)
+    logp = LOGP.clone().requires_grad_()
+    out = compute_loss(objective, logp, LENGTH, SAMPLED, VALID)
+    assert objective.needs_slate and out.anchor_B is not None and not out.anchor_B.requires_grad
+    assert out.loss_B.item() == pytest.approx(softplus(1.0))
+    (grad,) = torch.autograd.grad(out.loss_B.sum(), logp)
+    assert grad[0].tolist() == pytest.approx([-1 / (1 + math.exp(-1.0)), 0, 0])
+    with pytest.raises(
+        ConfigError, match=r"anchor_margin 1\.0 has no effect on anchor 'ahead': use anchor 'slate', or"
+    ):
+        Objective(reward="simpo", anchor="ahead", anchor_margin=1.0)
+    monkeypatch.setitem(ANCHORS, "ahead", Anchor(lambda reward_BC, *others: reward_BC[:, :1]))
+    with pytest.raises(ConfigError, match=r"anchor 'ahead' has shape \[1, 1\] where \[1\] is needed"):
+        compute_loss(Objective(reward="simpo", anchor="ahead"), LOGP, LENGTH, SAMPLED, VALID)
+    monkeypatch.setitem(ANCHORS, "ahead", Anchor(ahead, needs_reference=True))
+    assert Objective(reward="simpo", anchor="ahead").needs_reference
+
+
+def test_a_bare_function_in_a_table_is_told_what_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(REWARDS, "clip", clipped)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"REWARDS\['clip'\] is a function: write REWARDS\['clip'\] = Reward\(…\)"):
+        Objective(reward="clip")

@@ -123,3 +123,14 @@ def test_evidence_is_outside_the_graph() -> None:
     sampled = torch.tensor([[False, True, False, False]] * 2)
     sums = evidence(logp * 2, logp, sampled, torch.ones(2, 4, dtype=torch.bool), (0.1,))
     assert not any(total.requires_grad for total, _ in sums.values())
+
+
+@pytest.mark.parametrize("beta", [0.1, 1.0, 5.0])
+def test_rounding_of_log_probs_is_no_misordered_pair(beta: float) -> None:
+    """log π_i = −30 and −0.5: a pair is out of order beyond β · 3e-4, and of short texts beyond β · 1e-5."""
+    logp = torch.tensor([[-30.0, -20.0, -20.0, -20.0], [-0.5, -0.5, -0.5, -0.5]])
+    reward = beta * torch.tensor([[0.0, 0.0, 2e-4, 4e-4], [0.0, 0.0, 8e-6, 1.2e-5]])
+    sampled = torch.tensor([[False, True, False, False]] * 2)
+    out = evidence(reward, logp, sampled, torch.ones(2, 4, dtype=torch.bool), (0.1,), beta)
+    assert tuple(map(float, out["misordered"])) == (2, 6)
+    assert float(out["insensitive_misordered@0.1"][1]) == 2

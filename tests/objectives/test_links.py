@@ -13,14 +13,14 @@ from torch import Tensor
 
 from sirius_rec.errors import ConfigError
 from sirius_rec.objectives.losses import LossOutput, Objective, compute_loss
-from sirius_rec.objectives.parts import ANCHOR_LINKS, ANCHORS, COMPARISONS, LINKS, REWARDS, TAKES_SMOOTHING
+from sirius_rec.objectives.parts import ANCHORS, COMPARISONS, LINKS, REWARDS
 from sirius_rec.objectives.presets import LOSSES, build_objective
 
 # One positive, two sampled negatives, one unsampled candidate. DPO rewards at β = 1: −0.5, 0.25, −1.5, 1.
 LOGP = torch.tensor([[-5.0, -3.75, -6.5, -4.0]], dtype=torch.float64)
 REF = torch.tensor([[-4.5, -4.0, -5.0, -5.0]], dtype=torch.float64)
 LENGTH = torch.tensor([[2, 4, 3, 5]])
-ANCHORED = [name for name, link in ANCHOR_LINKS.items() if link is not None]
+ANCHORED = [name for name, link in LINKS.items() if link.anchor is not None]
 
 
 def softplus(x: float) -> float:
@@ -45,7 +45,7 @@ def with_gradient(objective: Objective, n: int, observed: float | None = None) -
 
 
 def smoothing(link: str) -> dict[str, Any]:
-    return {"link": link, "label_smoothing": 0.2 if link in TAKES_SMOOTHING else 0.0}
+    return {"link": link, "label_smoothing": 0.2 if LINKS[link].takes_smoothing else 0.0}
 
 
 def by_hand(link: str, z: float, beta: float = 1.0) -> float:
@@ -143,7 +143,7 @@ def test_the_robust_link_is_right_on_average_over_flipped_labels(epsilon: float)
     """(1 − ε) ℓ(z) + ε ℓ(−z) = −log σ(z): the reason for it."""
     z = torch.linspace(-6, 6, 25, dtype=torch.float64)
     objective = Objective(link="robust", label_smoothing=epsilon)
-    mean = (1 - epsilon) * LINKS["robust"](z, objective) + epsilon * LINKS["robust"](-z, objective)
+    mean = (1 - epsilon) * LINKS["robust"].function(z, objective) + epsilon * LINKS["robust"].function(-z, objective)
     torch.testing.assert_close(mean, torch.nn.functional.softplus(-z))
 
 
@@ -151,7 +151,7 @@ def test_the_smoothed_link_is_least_where_the_label_is_as_sure_as_it_claims() ->
     """At σ(z) = 1 − ε, z = log 4 for ε = 0.2."""
     objective = Objective(link="smoothed", label_smoothing=0.2)
     z = torch.tensor(math.log(4), dtype=torch.float64, requires_grad=True)
-    (slope,) = torch.autograd.grad(LINKS["smoothed"](z, objective), z)
+    (slope,) = torch.autograd.grad(LINKS["smoothed"].function(z, objective), z)
     assert slope.item() == pytest.approx(0.0, abs=1e-12)
 
 
@@ -214,7 +214,7 @@ def test_the_guarded_reward_is_what_meets_the_anchor() -> None:
         ({"reward_temperature": math.inf}, "reward_temperature must be a finite number, got inf"),
         (
             {"link": "squared", "anchor": "reference"},
-            "link 'squared' takes no anchor: .*: logistic, hinge, smoothed, r",
+            "link 'squared' takes no anchor: use 'logistic' or 'hinge' or",
         ),
         ({"link": "linear", "anchor": "slate"}, "link 'linear' takes no anchor"),
         ({"link": "linear", "reward": "simpo", "gamma": 0.5}, "gamma 0.5 shifts a linear loss and changes nothing"),
@@ -222,7 +222,7 @@ def test_the_guarded_reward_is_what_meets_the_anchor() -> None:
             {"link": "hinge", "comparison": "weighted_positive"},
             "'weighted_positive' takes the logistic loss's own weig",
         ),
-        ({"reward": "dpo_ln", "anchor": "reference"}, "the reference anchor needs the DPO reward, not 'dpo_ln'"),
+        ({"reward": "dpo_ln", "anchor": "reference"}, "the reference anchor needs reward 'dpo', not 'dpo_ln'"),
         ({"reward": "dpo_ln", "gamma": 0.5}, "gamma belongs to the SimPO family"),
     ],
 )

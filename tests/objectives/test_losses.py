@@ -352,3 +352,30 @@ def test_padded_columns_have_no_influence(name: str) -> None:
 def test_reference_is_demanded() -> None:
     with pytest.raises(ConfigError, match="needs reference log-probs"):
         compute_loss(Objective(), LOGP, LENGTH, sampled(1), VALID)
+
+
+def test_the_positive_is_never_a_negative_of_itself() -> None:
+    """A mask that says so everywhere: the mean over the true pairs alone, without their half weight of log 2."""
+    out = compute_loss(Objective(), LOGP, LENGTH, sampled(3) | (torch.arange(5) == 0), VALID, REF)
+    assert out.loss_B.item() == pytest.approx((2 * softplus(-1.5) + softplus(0.7)) / 3, rel=1e-12)
+    assert out.kept_BC.tolist() == [[False, True, True, True, False]]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ref_logp_BC": REF[:, :1]}, r"ref_logp_BC has shape \[1, 1\] where \[1, 5\] is needed"),
+        ({"ref_logp_BC": REF[0]}, r"ref_logp_BC has shape \[5\]"),
+        ({"length_BC": LENGTH[:, :1]}, r"length_BC has shape \[1, 1\]"),
+        ({"sampled_BC": sampled(1).int()}, r"sampled_BC is torch.int32: give .*, sampled_BC.bool\(\)"),
+        ({"valid_BC": VALID.float()}, r"valid_BC is torch.float32: give a mask of torch.bool"),
+        ({"valid_BC": VALID[:, :4]}, r"valid_BC has shape \[1, 4\]"),
+        ({"logp_BC": LOGP[0]}, r"logp_BC: give a float tensor \[B, C\], got torch.float64 \[5\]"),
+        ({"logp_BC": LENGTH}, r"logp_BC: give a float tensor \[B, C\], got torch.int64"),
+        ({"observed_B": torch.ones(1, 1)}, r"observed_B has shape \[1, 1\] where \[1\] is needed"),
+    ],
+)
+def test_tensors_of_another_shape_or_type_are_refused(change: dict[str, Tensor], message: str) -> None:
+    given = {"logp_BC": LOGP, "length_BC": LENGTH, "sampled_BC": sampled(1), "valid_BC": VALID, "ref_logp_BC": REF}
+    with pytest.raises(ConfigError, match=message):
+        compute_loss(Objective(), **{**given, **change})

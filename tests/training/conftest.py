@@ -36,8 +36,8 @@ def build(
     """build(**options of SiriusConfig and SiriusTrainer) → a trainer on 12 records with a fresh, seeded model."""
 
     def make(**options: Any) -> SiriusTrainer:
-        own = ("model", "train_dataset", "eval_dataset", "peft_config", "ref_logps", "eval_hook", "callbacks",
-               "catalogue")  # fmt: skip
+        own = ("model", "train_dataset", "eval_dataset", "peft_config", "ref_logps", "eval_ref_logps", "eval_hook",
+               "callbacks", "catalogue")  # fmt: skip
         given = {name: options.pop(name) for name in own if name in options}
         config = {
             "output_dir": str(tmp_path / "run"),

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 
 from sirius_rec import SiriusTrainer
 from sirius_rec.errors import ConfigError, DataError, PromptError, ScoringError, TrainingError
 from sirius_rec.training.checkpoints import list_checkpoints, step_of
 from sirius_rec.training.metrics_log import read_metrics
+from sirius_rec.training.records import encode_records
 
 Build = Callable[..., SiriusTrainer]
 World = Callable[..., list[dict[str, Any]]]
@@ -68,9 +69,66 @@ def test_nan_gradients_of_a_finite_loss_are_never_saved(build: Build, tmp_path: 
     assert [step_of(p) for p in list_checkpoints(tmp_path / "run")] == [1, 2]
 
 
-def test_other_evaluation_records_need_their_own_reference(build: Build, world: World) -> None:
-    with pytest.raises(TrainingError, match="needs their reference log-probs"):
-        build().evaluate(world(3))
+def test_other_records_are_ranked_alone_where_the_loss_needs_a_reference(build: Build, world: World) -> None:
+    """log π_ref of records that come later is gone; HR@K needs none. The hook is of the trainer's own records."""
+    calls: list[int] = []
+
+    def hook(logps: list[np.ndarray]) -> dict[str, float]:
+        calls.append(len(logps))
+        return {}
+
+    trainer = build(eval_dataset=world(4, seed=1), eval_hook=hook)
+    own, other = trainer.evaluate(), trainer.evaluate(world(3), metric_key_prefix="test")
+    assert calls == [4] and "eval_reward_margin" in own
+    logps = trainer.score(encode_records(world(3), trainer.encoder))
+    assert other["test_hr@1"] == np.mean([row[0] > row[1:].max() for row in logps])
+    assert not any("reward" in name or "loss" in name for name in other)
+    assert [line["kind"] for line in read_metrics(trainer.metrics_log.path)] == ["eval", "other"]
+    assert "test_reward_margin" in build(loss="simpo").evaluate(world(3), metric_key_prefix="test")
+    with pytest.raises(TrainingError, match="the trainer has no eval_dataset: hand over records"):
+        build().evaluate()
+    with pytest.raises(TrainingError, match=r"predict: call evaluate\(records\) for metrics, and score"):
+        trainer.predict(world(3))
+
+
+def test_references_of_both_sets_or_of_none_and_of_the_records_shape(
+    build: Build, world: World, tmp_path: Path
+) -> None:
+    """Trained against one reference and evaluated against another, the margins of the two have nothing in common."""
+    train, held_out = [np.zeros(5)] * 12, [np.zeros(5)] * 3
+    with pytest.raises(ConfigError, match=r"ref_logps without eval_ref_logps: .* give both or none"):
+        build(ref_logps=train, eval_dataset=world(3))
+    with pytest.raises(ConfigError, match="eval_ref_logps without ref_logps"):
+        build(eval_ref_logps=held_out, eval_dataset=world(3))
+    with pytest.raises(DataError, match=r"^ref_logps: 13 entries for 12 records: give one per record"):
+        build(ref_logps=[*train, np.zeros(5)])
+    with pytest.raises(DataError, match=r"^ref_logps: record 11 has \[4\] log-probs for 5 completions"):
+        build(ref_logps=[*train[:11], np.zeros(4)])
+    with pytest.raises(DataError, match="eval_ref_logps: 2 entries for 3 records"):
+        build(ref_logps=train, eval_dataset=world(3), eval_ref_logps=held_out[:2])
+    with pytest.raises(DataError, match=r"^ref_logps: 11 entries for 12 records"):
+        build(ref_logps=train[:11], stream=True)
+    with pytest.raises(DataError, match=r"record \d+: 3 log-probs of the reference are too few"):  # read with its step
+        build(ref_logps=[np.zeros(3)] * 12, stream=True, output_dir=str(tmp_path / "streamed")).train()
+    build(ref_logps=train, eval_dataset=world(3), eval_ref_logps=held_out)
+
+
+def test_arguments_that_would_be_ignored_are_refused(
+    build: Build, world: World, tokenizer: Any, tmp_path: Path
+) -> None:
+    trainer = build()
+    for name, instead in (
+        ("ref_model", "or give log-probs as ref_logps"),
+        ("compute_metrics", "give an eval_hook"),
+        ("preprocess_logits_for_metrics", "leave it out"),
+        ("compute_loss_func", "register one of your own in objectives.parts"),
+        ("data_collator", "leave it out"),
+    ):
+        with pytest.raises(ConfigError, match=f"^{name}: .*{instead}"):
+            SiriusTrainer(trainer.model, trainer.args, world(3), tokenizer, **{name: print})
+    plain = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    with pytest.raises(ConfigError, match="args: got a TrainingArguments: give a SiriusConfig"):
+        SiriusTrainer(trainer.model, plain, world(3), tokenizer)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("reward", [None, "4", True, math.nan, math.inf])
@@ -83,8 +141,10 @@ def test_losses_that_weigh_by_observed_rewards_need_them(build: Build, world: Wo
     with pytest.raises(DataError, match=message):
         build(loss="reward_weighted_sft", train_dataset=good, eval_dataset=bad)
     build(train_dataset=bad)
-    with pytest.raises(TrainingError, match="needs their observed rewards: pass them as eval_dataset"):
-        build(loss="reward_weighted_sft", train_dataset=good, eval_dataset=good).evaluate(good)
+    trainer = build(loss="reward_weighted_sft", train_dataset=good, eval_dataset=good)
+    assert trainer.evaluate(good)["eval_loss"] == trainer.evaluate()["eval_loss"]
+    with pytest.raises(DataError, match=message):
+        trainer.evaluate(bad)
 
 
 def test_impossible_requests_are_refused_before_training(build: Build) -> None:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from scipy import stats
 
 LEVEL = 0.95
+_NEAREST = 1e-4  # √nats: the distance between two scorings of one model in float32 is smaller
 _LEAST = 4  # two parameters, and at least two degrees of freedom for their intervals
 
 
@@ -56,8 +57,9 @@ def _features(d: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 def fit_golden(d: npt.ArrayLike, gain: npt.ArrayLike, level: float = LEVEL) -> GoldenFit:
     """Fit gains of the golden reward (HR@1 minus HR@1 of the reference) at distances d ≥ 0 = √KL(π_θ‖π_ref).
 
-    Points at d = 0 carry nothing (the curve is 0 there) and are left out. Points of one run over epochs are not
-    independent; the intervals take them as if they were, and are therefore too narrow rather than too wide.
+    Points at d = 0 carry nothing (the curve is 0 there) and are left out, and with them those up to d = 1e-4, which is
+    rounding. Points of one run over epochs are not independent; the intervals take them as if they were, and are
+    therefore too narrow rather than too wide.
     `failed` says why there is no fit: fewer than four points, distances that hardly differ, values not finite.
     """
     x, y = np.asarray(d, dtype=np.float64).ravel(), np.asarray(gain, dtype=np.float64).ravel()
@@ -67,7 +69,7 @@ def fit_golden(d: npt.ArrayLike, gain: npt.ArrayLike, level: float = LEVEL) -> G
         return GoldenFit(0, failed="a distance or a gain is not a finite number")
     if (x < 0).any():
         return GoldenFit(0, failed="a distance is negative")
-    x, y = x[x > 0], y[x > 0]
+    x, y = x[x > _NEAREST], y[x > _NEAREST]
     n = len(x)
     if n < _LEAST:
         return GoldenFit(n, failed=f"{n} points away from the reference; at least {_LEAST} are needed")

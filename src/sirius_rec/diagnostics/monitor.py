@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,29 +20,39 @@ from sirius_rec.diagnostics.slates import hits, slate_measures
 from sirius_rec.diagnostics.trajectory import golden_of
 from sirius_rec.errors import ConfigError, DataError
 from sirius_rec.objectives.evidence import evidence
-from sirius_rec.objectives.parts import NEEDS_REFERENCE, REWARDS
+from sirius_rec.objectives.losses import Objective, reward_of
+from sirius_rec.objectives.parts import REWARDS
 from sirius_rec.prompts.encoding import Encoder
 from sirius_rec.scoring.scorer import check_once, score_rows
+from sirius_rec.training.config import SiriusConfig
 from sirius_rec.training.held_out import HeldOutLog, Snapshot, read_context, read_held_out
+from sirius_rec.training.inputs import check_logps, records_of
 from sirius_rec.training.metrics_log import MetricsLog, read_metrics
-from sirius_rec.training.records import encode_records
+from sirius_rec.training.records import encode_records, numbered
 
 
 class RewardHackingMonitor(TrainerCallback):
     """Scores the same held-out slates at chosen steps and records what reward hacking looks like.
 
-    records: held-out preference records (`prompt`, `chosen`, `rejected`: a list of at least two texts), never trained
-        on, nor used to choose the checkpoint that training starts from (the onset would be found twice as often as it
-        should where there is none). tokenizer: the policy's.
+    records: held-out preference records (`prompt`, `chosen`, `rejected`: a list of at least two texts; `user`), in any
+        container that `SiriusTrainer` takes. Never trained on, nor used to choose the checkpoint that training starts
+        from (the onset would be found twice as often as it should where there is none). tokenizer: the policy's.
     every: evaluate after every so many optimiser steps, besides the start and the end of training.
-    reward, beta: how log-probs become rewards: "dpo", "simpo" or "simpo_no_ln", scaled by beta.
-    ref_logps: log π_ref per record and completion (nats, the chosen first); None takes the model at the start of
-        training as the reference.
+    reward, beta: how log-probs become rewards (nats times β): a name in `objectives.parts.REWARDS` ("dpo", "dpo_ln",
+        "simpo", "simpo_no_ln", "inverse_perplexity", …) and β > 0. None takes the trainer's: those of a `SiriusConfig`,
+        β of TRL's `DPOConfig` (0.1 unless it says otherwise); anywhere else "dpo" and 1.0, as in `Objective`. What is
+        given stays, and a warning says where the trainer has another.
+    ref_logps: log π_ref per record and completion (nats, summed over tokens, the chosen first); None takes the model at
+        the start of training, or of the first evaluation, as the reference.
     negatives: how many of the rejected count as sampled, drawn once by `seed`; the others are the unsampled ones.
-    users: one id per record where records of one user depend on each other (for the test of the onset).
+    users: one id per record: records of one user depend on each other (for the test of the onset). None takes the
+        records' `user`, which all of them have or none.
     popularity: text → popularity, for the popularity of the top choice.
     generation_rows: answer so many prompts greedily each time, for `valid_ratio` (slow; 0: never).
     folder: where metrics.jsonl and held_out/ are written as training goes on; None keeps everything in memory.
+
+    A training that begins at step 0 begins points, folder and reference anew; one that goes on takes up what was
+    evaluated before its step. Without a Trainer call `evaluate`.
 
     `points` holds one dictionary per evaluation: step, epoch, hr@1, the evidence of `objectives.evidence` (margins,
     insensitive shares, misordered pairs) and `slate_measures` (rank, kl, distance, entropy, logp_drift, …).
@@ -49,12 +60,12 @@ class RewardHackingMonitor(TrainerCallback):
 
     def __init__(
         self,
-        records: Sequence[Mapping[str, Any]],
+        records: Any,
         tokenizer: Any,
         *,
         every: int = 100,
-        reward: str = "dpo",
-        beta: float = 0.1,
+        reward: str | None = None,
+        beta: float | None = None,
         ref_logps: Sequence[np.ndarray] | None = None,
         negatives: int = 1,
         epsilons: Sequence[float] = (0.1, 0.5),
@@ -67,37 +78,42 @@ class RewardHackingMonitor(TrainerCallback):
         batch_tokens: int = 8192,
         seed: int = 0,
     ) -> None:
-        if reward not in REWARDS:
+        if reward is not None and reward not in REWARDS:
             raise ConfigError(f"unknown reward '{reward}': choose one of {', '.join(REWARDS)}")
-        if every < 1 or not beta > 0:
+        if every < 1 or (beta is not None and not beta > 0):
             raise ConfigError(f"every must be at least 1 and beta positive, got {every} and {beta}")
         self.encoder = Encoder(tokenizer, chat=chat)
-        self.rows = encode_records(records, self.encoder)
-        fewest = min(len(row.completions) for row in self.rows) - 1
-        if not 1 <= negatives < fewest:
-            raise ConfigError(
-                f"negatives={negatives}: with {fewest} rejected texts it must lie between 1 and {fewest - 1}"
-            )
-        for name, values in (("users", users), ("ref_logps", ref_logps)):
-            if values is not None and len(values) != len(self.rows):
-                raise DataError(f"{len(values)} {name} for {len(self.rows)} records: give one per record")
-        self.records = list(records)
+        self.records = list(records_of(records, "records"))
+        self.rows = encode_records(self.records, self.encoder)
+        _check_negatives(negatives, [len(row.completions) - 1 for row in self.rows])
+        users = _users_of(self.records) if users is None else users
+        if users is not None and len(users) != len(self.rows):
+            raise DataError(f"{len(users)} users for {len(self.rows)} records: give one per record")
+        if ref_logps is not None:
+            check_logps("ref_logps", ref_logps, self.rows)
         if generation_rows and not isinstance(self.records[0]["prompt"], str):
             raise ConfigError("generation_rows: answers are generated for text prompts, not for chat messages")
-        self.every, self.reward, self.beta, self.epsilons = every, reward, beta, tuple(epsilons)
-        self.given = None if ref_logps is None else [np.asarray(row, dtype=np.float32) for row in ref_logps]
-        self.reference = self.given
-        self.users: Any = users
+        self.every, self.epsilons = every, tuple(epsilons)
+        self._reward, self._beta = reward, beta
+        self._given = None if ref_logps is None else [np.asarray(row, dtype=np.float32) for row in ref_logps]
+        self._users: Any = None if users is None else numbered(users)
+        self.reference, self.users = self._given, self._users
+        self._begun = False
+        self._scale_as(None)
         self.generation_rows = min(generation_rows, len(self.rows))
         self.scoring, self.batch_tokens = scoring, batch_tokens
         self.popularity_R = None
         if popularity is not None:
-            texts = [[r["chosen"], *_listed(r["rejected"])] for r in records]
+            texts = [[r["chosen"], *_listed(r["rejected"])] for r in self.records]
             self.popularity_R = [np.array([popularity.get(t, 0.0) for t in row], dtype=np.float64) for row in texts]
         self.points: list[dict[str, Any]] = []
         self.snapshots: list[Snapshot] = []
         self.metrics_log = MetricsLog(Path(folder) / "metrics.jsonl") if folder is not None else None
         self.held_out_log = HeldOutLog(Path(folder) / "held_out") if folder is not None else None
+        self._draw(negatives, seed)
+
+    def _draw(self, negatives: int, seed: int) -> None:
+        """Which columns of the rows are real, which count as sampled, and how many tokens each has."""
         width = max(len(row.completions) for row in self.rows)
         self._valid_RC, self._sampled_RC = np.zeros((2, len(self.rows), width), dtype=bool)
         self._length_RC = np.ones((len(self.rows), width))
@@ -111,32 +127,59 @@ class RewardHackingMonitor(TrainerCallback):
     # the Trainer's hooks
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        if not self.points:
-            self._take_up(int(state.global_step), main=state.is_world_process_zero)
-        self._look(model, state)
-
-    def _take_up(self, step: int, *, main: bool) -> None:
-        """Go on from what an interrupted training left in the folder; without any other, its first evaluation is the
-        reference."""
-        if self.metrics_log is not None and self.held_out_log is not None:
-            for log in (self.metrics_log, self.held_out_log) if main else ():
-                log.rewind(step if step else -1)
-            processes.wait()  # for the one that rewinds
-            self.snapshots = read_held_out(self.held_out_log.folder)
-            if self.snapshots:
-                lines = read_metrics(self.metrics_log.path)
-                self.points = [{k: v for k, v in line.items() if k != "kind"} for line in lines]
-                reference, users = read_context(self.held_out_log.folder)
-                self.given = self.given or reference
-                self.reference = self.given or self.snapshots[0].logp_R
-                self.users = users if self.users is None else self.users
-            if main:
-                self.held_out_log.note(self.given, self.users)
+        step = int(state.global_step)
+        self._scale_as(args)
+        self._begin(step, step if step else -1, main=state.is_world_process_zero)
         if step and self.reference is None:
             raise ConfigError(
                 f"monitor: training goes on at step {step}, so the reference is unknown: give ref_logps, or the folder "
                 "that the interrupted training wrote"
             )
+        self._look(model, state)
+
+    def _scale_as(self, args: Any) -> None:
+        """Reward and β: those given, or else the trainer's."""
+        theirs: dict[str, Any] = {}
+        if isinstance(args, SiriusConfig):
+            objective = args.objective()
+            theirs = {"reward": objective.shown_reward, "beta": objective.beta}
+        elif any(kind.__name__ == "DPOConfig" for kind in type(args).__mro__):  # TRL need not be installed
+            theirs = {"beta": float(args.beta)}
+        for name, given in (("reward", self._reward), ("beta", self._beta)):
+            if given is not None and theirs.get(name, given) != given:
+                warnings.warn(
+                    f"monitor: {name} is {given}, but the trainer's {theirs[name]}: margins, insensitive shares and "
+                    f"onset are on another scale than its loss; leave {name} out to take the trainer's",
+                    stacklevel=3,
+                )
+        self.reward: str = self._reward or theirs.get("reward", Objective.reward)
+        self.beta: float = theirs.get("beta", Objective.beta) if self._beta is None else self._beta
+
+    def _begin(self, step: int, kept: int, *, main: bool) -> None:
+        """Start anew at step 0; at a later one go on from the evaluations up to step `kept`, here or in the folder that
+        an interrupted training left; without any other, the first of them is the reference."""
+        self._begun = True
+        reference, users = self._given, self._users
+        if self.metrics_log is not None and self.held_out_log is not None:
+            for log in (self.metrics_log, self.held_out_log) if main else ():
+                log.rewind(kept)
+            processes.wait()  # for the one that rewinds
+            self.snapshots = read_held_out(self.held_out_log.folder)
+            self.points = []
+            if self.snapshots:
+                lines = read_metrics(self.metrics_log.path)
+                self.points = [{k: v for k, v in line.items() if k != "kind"} for line in lines]
+                stored = read_context(self.held_out_log.folder)
+                reference = stored[0] if reference is None else reference
+                users = stored[1] if users is None else users
+            if main:
+                self.held_out_log.note(reference, users)
+        # A kill may have come between the point and its snapshot.
+        whole = {s.step for s in self.snapshots} & {p["step"] for p in self.points} if step else set()
+        self.points = [point for point in self.points if point["step"] in whole and point["step"] <= kept]
+        self.snapshots = [snapshot for snapshot in self.snapshots if snapshot.step in whole and snapshot.step <= kept]
+        self.users = users
+        self.reference = self.snapshots[0].logp_R if reference is None and self.snapshots else reference
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         if state.global_step % self.every == 0:
@@ -146,15 +189,25 @@ class RewardHackingMonitor(TrainerCallback):
         self._look(model, state)
 
     def _look(self, model: Any, state: Any) -> None:
-        if self.points and self.points[-1]["step"] == state.global_step:
-            return
-        point = self.evaluate(model, state.global_step, float(state.epoch or 0.0))
-        if state.is_world_process_zero and self.metrics_log is not None and self.held_out_log is not None:
-            self.metrics_log.write({"kind": "eval", **point})
-            self.held_out_log.write(point["step"], point["epoch"], self.snapshots[-1].logp_R)
+        if not self.points or self.points[-1]["step"] != state.global_step:
+            self._evaluate(model, int(state.global_step), float(state.epoch or 0.0), main=state.is_world_process_zero)
 
     def evaluate(self, model: Any, step: int, epoch: float) -> dict[str, Any]:
-        """Score the held-out slates now and append the point; needs no Trainer."""
+        """Score the held-out slates now, append the point and write it to the folder; needs no Trainer.
+
+        The first call of a monitor begins at step 0, or goes on from what the folder has of earlier steps. Steps
+        increase: ConfigError for one that does not. DataError where log-probs are not finite.
+        """
+        if not self._begun:
+            self._begin(step, step - 1, main=processes.is_main())
+        if self.points and step <= self.points[-1]["step"]:
+            raise ConfigError(
+                f"monitor: step {step} comes after step {self.points[-1]['step']}, which is evaluated: steps increase; "
+                "for another training make a new monitor"
+            )
+        return self._evaluate(model, step, epoch, main=processes.is_main())
+
+    def _evaluate(self, model: Any, step: int, epoch: float, *, main: bool) -> dict[str, Any]:
         check_once(model, self.rows, self.encoder.pad_id, self.scoring)
         logp_R = score_rows(model, self.rows, self.encoder.pad_id, mode=self.scoring, max_tokens=self.batch_tokens)
         if not all(np.isfinite(row).all() for row in logp_R):
@@ -168,6 +221,9 @@ class RewardHackingMonitor(TrainerCallback):
             point["valid_ratio"] = self._valid_ratio(model)
         self.points.append(point)
         self.snapshots.append(Snapshot(step, epoch, logp_R))
+        if main and self.metrics_log is not None and self.held_out_log is not None:
+            self.metrics_log.write({"kind": "eval", **point})
+            self.held_out_log.write(step, epoch, logp_R)
         return point
 
     def _evidence(self, logp_R: list[np.ndarray]) -> dict[str, float]:
@@ -176,9 +232,9 @@ class RewardHackingMonitor(TrainerCallback):
         assert self.reference is not None
         ref_RC[self._valid_RC] = np.concatenate(self.reference)
         logp, ref, length = (torch.from_numpy(a) for a in (logp_RC, ref_RC, self._length_RC))
-        reward_RC = REWARDS[self.reward](logp, ref if self.reward in NEEDS_REFERENCE else None, length, self.beta)
+        reward_RC = reward_of(self.reward, logp, ref, length, self.beta)
         valid, sampled = torch.from_numpy(self._valid_RC), torch.from_numpy(self._sampled_RC)
-        sums = evidence(reward_RC, logp, sampled, valid, self.epsilons)
+        sums = evidence(reward_RC, logp, sampled, valid, self.epsilons, self.beta)
         return {name: float(total / count) for name, (total, count) in sums.items() if float(count) > 0}
 
     def _valid_ratio(self, model: Any) -> float:
@@ -223,3 +279,28 @@ class RewardHackingMonitor(TrainerCallback):
 
 def _listed(rejected: Any) -> list[str]:
     return [rejected] if isinstance(rejected, str) else list(rejected)
+
+
+def _check_negatives(negatives: int, rejected_R: Sequence[int]) -> None:
+    """ConfigError where no rejected text would be left unsampled."""
+    fewest = min(rejected_R)
+    if fewest < 2:
+        raise ConfigError(
+            f"record {list(rejected_R).index(fewest)} has {fewest} rejected texts: the monitor needs two or more, of "
+            "which some count as sampled and the others as unsampled"
+        )
+    if not 1 <= negatives < fewest:
+        raise ConfigError(f"negatives={negatives}: with {fewest} rejected texts it must lie between 1 and {fewest - 1}")
+
+
+def _users_of(records: Sequence[Mapping[str, Any]]) -> list[Any] | None:
+    """The `user` of each record; None where none has one, DataError where only some have."""
+    users = [record.get("user") for record in records]
+    unknown = [number for number, user in enumerate(users) if user is None or user != user]  # data frames say NaN
+    if len(unknown) == len(users):
+        return None
+    if unknown:
+        raise DataError(
+            f"record {unknown[0]} has no 'user', others have: give every record one, or hand over users, one per record"
+        )
+    return users

@@ -20,7 +20,8 @@ class Onset:
     """step: where hacking set in, None if nowhere. The rest describes that evaluation, else the last one.
 
     peak_step: that of the highest HR@1 before it. fall: HR@1 at the peak minus HR@1 then. p: of that fall,
-    one-sided, corrected for every pair of evaluations that could have been compared. margin_rise: since the peak.
+    one-sided, corrected for every pair of evaluations that could have been compared. margin_rise: since the peak, in
+    rewards. looks: how many evaluations there were, whose pairs p is corrected for.
     """
 
     step: int | None
@@ -48,7 +49,7 @@ def find_onset(
     """The first interim evaluation t with HR@1 significantly below its earlier peak and a margin above the peak's.
 
     steps_T: increasing. hits_TR: [T, R], 1 where row r's target ranked first (means over seeds are welcome).
-    margin_T: mean reward margin on sampled pairs. groups_R: users; their rows are flipped together.
+    margin_T: mean reward margin on sampled pairs (β · nats). groups_R: users; their rows are flipped together.
 
     Testing at every evaluation and picking the highest one both invite chance. So all pairs s < t are tested
     together: T_st = Σ_g D_g / √Σ_g D_g² with D_g the fall summed over the rows of user g, against the distribution of

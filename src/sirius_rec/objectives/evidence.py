@@ -13,6 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# How far float32 log-probs of one completion differ by the order of their sums, as a share of |log π| (of 1 nat at
+# least): a pair is out of order only beyond that, or policy and reference as one would show rounding as a share.
+RESOLUTION = 1e-5
+
 
 def log_slope(difference: Tensor) -> Tensor:
     """log σ'(x), any shape."""
@@ -26,6 +30,7 @@ def evidence(
     sampled_BC: Tensor,
     valid_BC: Tensor,
     epsilons: Sequence[float],
+    beta: float = 1.0,
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """name → (sum, count), to be added up over steps and devices and divided at the end.
 
@@ -34,6 +39,10 @@ def evidence(
     insensitive_misordered@ε: the same among the triples with r_k > r_i, the ones that still need correction;
     misordered: share of pairs (i, k) over all negatives with r_k > r_i; misranked: the same by log π, which is what
     ranks at inference; logp_positive: log π_θ(y_i|x) in nats.
+
+    reward_BC in nats times β, summed or per token; logp_BC in nats, summed over tokens. beta: the rewards' scale.
+    r_k > r_i means by more than β · 1e-5 · max(1, |log π_i|, |log π_k|), the rounding of float32 log-probs. Those of
+    bfloat16 differ by 1e-2 nats: there `misordered` says nothing while policy and reference are one.
     """
     reward_BC = reward_BC.float()
     logp_BC = logp_BC.float()
@@ -43,6 +52,8 @@ def evidence(
     negative_BC = valid_BC & ~positive_BC
     unsampled_BC = negative_BC & ~sampled_BC
     margin_BC = reward_BC[:, :1] - reward_BC
+    size_BC = torch.maximum(logp_BC.abs(), logp_BC[:, :1].abs()).clamp(min=1.0)
+    misordered_BC = margin_BC < -beta * RESOLUTION * size_BC
 
     def masked(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         return values.masked_fill(~mask, 0.0).sum(), mask.sum().to(values.dtype)
@@ -54,13 +65,13 @@ def evidence(
         "reward_unsampled": masked(reward_BC, unsampled_BC),
         "reward_margin": masked(margin_BC, sampled_BC),
         "reward_margin_unsampled": masked(margin_BC, unsampled_BC),
-        "misordered": masked((margin_BC < 0).to(reward_BC.dtype), negative_BC),
+        "misordered": masked(misordered_BC.to(reward_BC.dtype), negative_BC),
         "misranked": masked((logp_BC > logp_BC[:, :1]).to(reward_BC.dtype), negative_BC),
         "logp_positive": (logp_BC[:, 0].sum(), rows),
     }
     slope_BC = log_slope(margin_BC)
     triple_BJK = sampled_BC[:, :, None] & unsampled_BC[:, None, :]
-    wrong_BJK = triple_BJK & (margin_BC < 0)[:, None, :]
+    wrong_BJK = triple_BJK & misordered_BC[:, None, :]
     log_ratio_BJK = slope_BC[:, None, :] - slope_BC[:, :, None]
     for epsilon in epsilons:
         inside_BJK = (log_ratio_BJK < math.log(epsilon)).to(reward_BC.dtype)

@@ -7,7 +7,7 @@ equations, are in `parts`; the objectives that have names, in `presets`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from itertools import chain
 
@@ -17,21 +17,14 @@ from torch import Tensor
 
 from sirius_rec.errors import ConfigError
 from sirius_rec.objectives.boundary import boundary_negatives, pair_scale
-from sirius_rec.objectives.parts import (
-    ANCHOR_LINKS,
-    ANCHORS,
-    COMPARISONS,
-    LINKS,
-    NEEDS_REFERENCE,
-    REWARDS,
-    TAKES_SMOOTHING,
-)
+from sirius_rec.objectives.parts import ANCHORS, COMPARISONS, LINKS, REWARDS, Anchor, Link, Reward
 
-_PARTS: dict[str, Mapping[str, object]] = {
-    "reward": REWARDS,
-    "link": LINKS,
-    "comparison": COMPARISONS,
-    "anchor": ANCHORS,
+# Each part's table, and what its entries are.
+_PARTS: dict[str, tuple[Mapping[str, object], type | None]] = {
+    "reward": (REWARDS, Reward),
+    "link": (LINKS, Link),
+    "comparison": (COMPARISONS, None),
+    "anchor": (ANCHORS, Anchor),
 }
 
 
@@ -43,7 +36,8 @@ class Objective:
     link: what a margin costs: `logistic`, `hinge`, `squared`, `smoothed`, `robust` or `linear`.
     comparison: `none`, `pairwise`, `softmax`, `mean` or `weighted_positive` (logistic link only).
     anchor: `none`, `reference` (DPO reward only), `constant`, `slate`; none for the links `squared` and `linear`.
-    beta: reward scale, > 0. gamma: target margin ≥ 0; 0 for the DPO family.
+    Parts that were entered in the tables of `objectives.parts` have their names there.
+    beta: reward scale, > 0 (1.0; TRL's default is 0.1). gamma: target margin ≥ 0; 0 for the DPO family.
     negatives: how many are drawn from the slate anew each epoch, or "all".
     nll_weight: λ ≥ 0 of λ·(−log π_θ(y_i|x)), summed over tokens unless nll_per_token.
     filter: drop negatives with r_j − r_i > γ; an example that loses all of them contributes nothing (E.3.1).
@@ -81,12 +75,17 @@ class Objective:
     @property
     def needs_reference(self) -> bool:
         """Whether log π_ref enters the loss."""
-        return self.reward in NEEDS_REFERENCE and (self.comparison != "none" or self.anchor != "none")
+        return REWARDS[self.shown_reward].needs_reference or ANCHORS[self.anchor].needs_reference
+
+    @property
+    def shown_reward(self) -> str:
+        """The reward that is computed and logged: β log π_θ(y|x) where it plays no part in the loss."""
+        return self.reward if self.comparison != "none" or self.anchor != "none" else "simpo_no_ln"
 
     @property
     def needs_slate(self) -> bool:
         """Whether every candidate of the slate must be scored in each step."""
-        return self.anchor == "slate" or (self.negatives == "all" and self.comparison != "none")
+        return ANCHORS[self.anchor].needs_slate or (self.negatives == "all" and self.comparison != "none")
 
     @property
     def needs_observed(self) -> bool:
@@ -114,10 +113,13 @@ class Objective:
 
 
 def _unknown_parts(objective: Objective) -> Iterator[str]:
-    for name, allowed in _PARTS.items():
+    for name, (table, kind) in _PARTS.items():
         value = getattr(objective, name)
-        if value not in allowed:
-            yield f"unknown {name} '{value}': choose one of {', '.join(allowed)}"
+        if value not in table:
+            yield f"unknown {name} '{value}': choose one of {', '.join(table)}"
+        elif kind is not None and not isinstance(table[value], kind):
+            where = f"{name.upper()}S['{value}']"
+            yield f"{where} is a {type(table[value]).__name__}: write {where} = {kind.__name__}(…), of objectives.parts"
 
 
 def _bad_numbers(objective: Objective) -> Iterator[str]:
@@ -143,21 +145,25 @@ def _bad_numbers(objective: Objective) -> Iterator[str]:
 def _misfits(objective: Objective) -> Iterator[str]:
     """Parts and numbers that have no meaning together."""
     o = objective
-    if o.reward in NEEDS_REFERENCE and o.gamma:
-        yield f"gamma belongs to the SimPO family: the DPO reward takes gamma 0, got {o.gamma}"
-    if o.anchor == "reference" and o.reward != "dpo":
-        yield f"the reference anchor needs the DPO reward, not '{o.reward}': use anchor 'constant'"
-    if o.anchor != "none" and ANCHOR_LINKS[o.link] is None:
-        ends = [name for name, link in ANCHOR_LINKS.items() if link is not None]
-        yield f"link '{o.link}' takes no anchor: its pull does not end beyond one; links that do: {', '.join(ends)}"
+    reward, link, anchor = REWARDS[o.reward], LINKS[o.link], ANCHORS[o.anchor]
+    if reward.needs_reference and o.gamma:
+        yield f"gamma belongs to the SimPO family: a reward with a reference takes gamma 0, got {o.gamma}"
+    if o.anchor == "reference" and not reward.takes_reference_anchor:
+        those = _either(n for n, part in REWARDS.items() if part.takes_reference_anchor)
+        yield f"the reference anchor needs reward {those}, not '{o.reward}': use anchor 'constant'"
+    if o.anchor != "none" and link.anchor is None:
+        those = _either(n for n, part in LINKS.items() if part.anchor is not None)
+        yield f"link '{o.link}' takes no anchor: use {those}"
     if o.link == "linear" and o.gamma:
         yield f"gamma {o.gamma} shifts a linear loss and changes nothing: leave it at 0"
     if o.comparison == "weighted_positive" and o.link != "logistic":
         yield f"comparison 'weighted_positive' takes the logistic loss's own weights: link '{o.link}' has none here"
-    if o.label_smoothing and o.link not in TAKES_SMOOTHING:
-        yield f"label_smoothing {o.label_smoothing} has no effect on link '{o.link}': use link 'smoothed' or 'robust'"
-    if o.dpop_lambda and not o.needs_reference:
-        yield "dpop_lambda holds the positive at its reference: it needs reward 'dpo' or 'dpo_ln' and a comparison"
+    if o.label_smoothing and not link.takes_smoothing:
+        those = _either(n for n, part in LINKS.items() if part.takes_smoothing)
+        yield f"label_smoothing {o.label_smoothing} has no effect on link '{o.link}': use link {those}"
+    if o.dpop_lambda and not REWARDS[o.shown_reward].needs_reference:
+        those = _either(n for n, part in REWARDS.items() if part.needs_reference)
+        yield f"dpop_lambda holds the positive at its reference: it needs reward {those} and a comparison"
     if o.boundary and o.comparison == "none":
         yield "boundary chooses among sampled negatives: it needs a comparison with them"
     if o.boundary and o.filter:
@@ -168,16 +174,18 @@ def _misfits(objective: Objective) -> Iterator[str]:
         yield f"beta_margin {o.beta_margin} has no effect without beta_spread: set one above 0, or leave it at 0"
     if o.filter and o.comparison == "none":
         yield "filter drops sampled negatives: it needs a comparison with them"
-    for name, value, anchor in (
-        ("anchor_constant", o.anchor_constant, "constant"),
-        ("anchor_margin", o.anchor_margin, "slate"),
-    ):
-        if value and o.anchor != anchor:
-            yield f"{name} {value} has no effect on anchor '{o.anchor}': use anchor '{anchor}', or leave it at 0"
+    for name, value in (("anchor_constant", o.anchor_constant), ("anchor_margin", o.anchor_margin)):
+        if value and name not in anchor.takes:
+            those = _either(n for n, part in ANCHORS.items() if name in part.takes)
+            yield f"{name} {value} has no effect on anchor '{o.anchor}': use anchor {those}, or leave it at 0"
     if o.nll_per_token and not o.nll_weight:
         yield "nll_per_token has no effect without nll_weight: set one above 0, or nll_per_token: false"
     if o.comparison == "none" and o.anchor == "none" and not o.nll_weight:
         yield "nothing to train on: comparison 'none' needs an anchor or nll_weight > 0"
+
+
+def _either(names: Iterable[str]) -> str:
+    return " or ".join(f"'{name}'" for name in names)
 
 
 @dataclass(frozen=True)
@@ -202,8 +210,10 @@ def compute_loss(
     """The objective's loss per example, Eq. 5, 7, 11 of the paper and METHOD 3.
 
     logp_BC, ref_logp_BC: log π(y|x) in nats, summed over tokens with the end of sequence; column 0 the positive.
-    length_BC: tokens per completion. sampled_BC: this step's negatives (False in column 0). valid_BC: real columns.
-    observed_B: rewards that were observed, where the objective weights examples by them.
+    length_BC: tokens per completion. sampled_BC: bool, this step's negatives; column 0 is none, whatever it says.
+    valid_BC: bool, real columns. observed_B: rewards that were observed, where the objective weights examples by them.
+
+    Raises ConfigError for tensors of another shape or type, and where the objective needs a tensor that is missing.
 
     >>> from sirius_rec.objectives.presets import build_objective
     >>> logp, reference = torch.tensor([[-4.0, -6.0]]), torch.tensor([[-5.0, -5.0]])
@@ -212,21 +222,13 @@ def compute_loss(
     >>> out.reward_BC.tolist(), round(out.loss_B.item(), 4)  # −log σ(1 − (−1))
     ([[1.0, -1.0]], 0.1269)
     """
-    if objective.needs_reference and ref_logp_BC is None:
-        raise ConfigError(f"reward '{objective.reward}' needs reference log-probs: none were given")
-    if objective.needs_observed and observed_B is None:
-        raise ConfigError("reward_temperature weights examples by their observed rewards: none were given")
-    if objective.comparison == "none" and objective.anchor == "none":
-        # The reward plays no part in the loss; keep a reference-free one for the logs.
-        reward_BC = REWARDS["simpo_no_ln"](logp_BC, None, length_BC, objective.beta)
-    else:
-        reward_BC = REWARDS[objective.reward](logp_BC, ref_logp_BC, length_BC, objective.beta)
-    kept_BC = sampled_BC & valid_BC
+    _check_tensors(objective, logp_BC, length_BC, sampled_BC, valid_BC, ref_logp_BC, observed_B)
+    reward_BC = reward_of(objective.shown_reward, logp_BC, ref_logp_BC, length_BC, objective.beta)
+    kept_BC = sampled_BC & valid_BC & (torch.arange(logp_BC.shape[1], device=logp_BC.device) > 0)
     contributes_B = None
     if objective.filter:
         kept_BC = kept_BC & (reward_BC.detach() - reward_BC.detach()[:, :1] <= objective.gamma)
         contributes_B = kept_BC.any(1)
-
     compared_BC = _guarded(reward_BC, objective.dpop_lambda)
     if objective.boundary:
         among_BC, kept_BC = kept_BC, boundary_negatives(logp_BC, kept_BC)
@@ -236,15 +238,17 @@ def compute_loss(
             # A negative's margin is scaled by moving it, whatever the comparison does with margins.
             compared_BC = compared_BC[:, :1] - scale_BC * (compared_BC[:, :1] - compared_BC)
 
-    def link(margin: Tensor) -> Tensor:
-        return LINKS[objective.link](margin, objective)
-
-    loss_B = COMPARISONS[objective.comparison](compared_BC, kept_BC, objective.gamma, link)
-    anchor_B = ANCHORS[objective.anchor](reward_BC, ref_logp_BC, valid_BC, objective)
+    link, anchor = LINKS[objective.link], ANCHORS[objective.anchor]
+    loss_B = COMPARISONS[objective.comparison](
+        compared_BC, kept_BC, objective.gamma, lambda margin: link.function(margin, objective)
+    )
+    _check_shape(f"comparison '{objective.comparison}'", loss_B, logp_BC.shape[:1])
+    anchor_B = anchor.function(reward_BC, ref_logp_BC, valid_BC, objective)
     if anchor_B is not None:
-        name = ANCHOR_LINKS[objective.link]
-        assert name is not None, "refused when the objective is made"
-        loss_B = loss_B + LINKS[name](compared_BC[:, 0] - anchor_B - objective.gamma, objective)
+        _check_shape(f"anchor '{objective.anchor}'", anchor_B, logp_BC.shape[:1])
+        anchor_B = anchor_B.detach()
+        assert link.anchor is not None, "refused when the objective is made"
+        loss_B = loss_B + link.anchor(compared_BC[:, 0] - anchor_B - objective.gamma, objective)
     if objective.nll_weight:
         nll_B = -logp_BC[:, 0] / length_BC[:, 0] if objective.nll_per_token else -logp_BC[:, 0]
         loss_B = loss_B + objective.nll_weight * nll_B
@@ -253,6 +257,52 @@ def compute_loss(
     if contributes_B is not None:
         loss_B = loss_B.masked_fill(~contributes_B, 0.0)
     return LossOutput(loss_B, reward_BC, kept_BC, anchor_B)
+
+
+def reward_of(name: str, logp_BC: Tensor, ref_logp_BC: Tensor | None, length_BC: Tensor, beta: float) -> Tensor:
+    """The reward `name` of `REWARDS`, [B, C]: nats times β, summed or per token as it says (Eq. 3 and 6)."""
+    reward = REWARDS[name]
+    reward_BC = reward.function(logp_BC, ref_logp_BC if reward.needs_reference else None, length_BC, beta)
+    _check_shape(f"reward '{name}'", reward_BC, logp_BC.shape)
+    return reward_BC
+
+
+def _check_shape(what: str, tensor: Tensor, shape: torch.Size) -> None:
+    """What would broadcast in silence."""
+    if tensor.shape != shape:
+        raise ConfigError(f"{what} has shape {list(tensor.shape)} where {list(shape)} is needed")
+
+
+def _check_tensors(
+    objective: Objective,
+    logp_BC: Tensor,
+    length_BC: Tensor,
+    sampled_BC: Tensor,
+    valid_BC: Tensor,
+    ref_logp_BC: Tensor | None,
+    observed_B: Tensor | None,
+) -> None:
+    """ConfigError for what is missing, shapes and types alone: values would make the host wait for the device."""
+    if objective.needs_reference and ref_logp_BC is None:
+        parts = f"reward '{objective.reward}', anchor '{objective.anchor}'"
+        raise ConfigError(f"{parts}: the objective needs reference log-probs, and none were given: ref_logp_BC")
+    if objective.needs_observed and observed_B is None:
+        raise ConfigError("reward_temperature weights examples by their observed rewards: none were given")
+    if logp_BC.dim() != 2 or logp_BC.shape[1] == 0 or not logp_BC.is_floating_point():
+        raise ConfigError(f"logp_BC: give a float tensor [B, C], got {logp_BC.dtype} {list(logp_BC.shape)}")
+    for name, mask in (("sampled_BC", sampled_BC), ("valid_BC", valid_BC)):
+        if mask.dtype != torch.bool:
+            raise ConfigError(f"{name} is {mask.dtype}: give a mask of torch.bool, {name}.bool()")
+    for name, tensor in (
+        ("length_BC", length_BC),
+        ("sampled_BC", sampled_BC),
+        ("valid_BC", valid_BC),
+        ("ref_logp_BC", ref_logp_BC),
+    ):
+        if tensor is not None:
+            _check_shape(name, tensor, logp_BC.shape)
+    if observed_B is not None:
+        _check_shape("observed_B", observed_B, logp_BC.shape[:1])
 
 
 def _guarded(reward_BC: Tensor, dpop_lambda: float) -> Tensor:

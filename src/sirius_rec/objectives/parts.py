@@ -2,16 +2,21 @@
 
 Tensors are [B, C]: B examples, C scored candidates, column 0 the positive y_i. log-probs in nats. A comparison and an
 anchor make margins z, how far the positive is ahead; a link turns a margin into a loss.
+
+A part of your own is a function and an entry in its table: `REWARDS["mine"] = Reward(mine, needs_reference=True)`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from sirius_rec.errors import ConfigError
 
 
 class Numbers(Protocol):
@@ -32,10 +37,26 @@ class Numbers(Protocol):
 RewardFn = Callable[[Tensor, Tensor | None, Tensor, float], Tensor]
 
 
+@dataclass(frozen=True)
+class Reward:
+    """function: [B, C], with gradient. needs_reference: whether it reads log π_ref; without, it is given None.
+    takes_reference_anchor: whether r_0 = −β log π_ref(y_i|x) belongs to it (Theorem 2): log π_ref is in it as in Eq. 3.
+    """
+
+    function: RewardFn
+    needs_reference: bool = False
+    takes_reference_anchor: bool = False
+
+
+def _given(ref_logp_BC: Tensor | None) -> Tensor:
+    if ref_logp_BC is None:
+        raise ConfigError("this reward or anchor needs reference log-probs: give ref_logp_BC")
+    return ref_logp_BC
+
+
 def dpo_reward(logp_BC: Tensor, ref_logp_BC: Tensor | None, length_BC: Tensor, beta: float) -> Tensor:
     """β (log π_θ(y|x) − log π_ref(y|x)), Eq. 3 without β log Z(x), which is the same for every y."""
-    assert ref_logp_BC is not None, "the DPO reward needs reference log-probs"
-    return beta * (logp_BC - ref_logp_BC)
+    return beta * (logp_BC - _given(ref_logp_BC))
 
 
 def dpo_ln_reward(logp_BC: Tensor, ref_logp_BC: Tensor | None, length_BC: Tensor, beta: float) -> Tensor:
@@ -61,18 +82,26 @@ def inverse_perplexity_reward(logp_BC: Tensor, ref_logp_BC: Tensor | None, lengt
     return beta * torch.exp(logp_BC / length_BC)
 
 
-REWARDS: dict[str, RewardFn] = {
-    "dpo": dpo_reward,
-    "dpo_ln": dpo_ln_reward,
-    "simpo": simpo_reward,
-    "simpo_no_ln": simpo_no_ln_reward,
-    "inverse_perplexity": inverse_perplexity_reward,
+REWARDS: dict[str, Reward] = {
+    "dpo": Reward(dpo_reward, needs_reference=True, takes_reference_anchor=True),
+    "dpo_ln": Reward(dpo_ln_reward, needs_reference=True),
+    "simpo": Reward(simpo_reward),
+    "simpo_no_ln": Reward(simpo_no_ln_reward),
+    "inverse_perplexity": Reward(inverse_perplexity_reward),
 }
-NEEDS_REFERENCE = frozenset({"dpo", "dpo_ln"})
 
 # Links ℓ(z): (margin, objective) → loss, any shape. The margin z = r_i − r_j − γ is in rewards, so β is in it.
 
 LinkFn = Callable[[Tensor, Numbers], Tensor]
+
+
+@dataclass(frozen=True)
+class Link:
+    """anchor: what the anchor's margin costs; None refuses anchors. takes_smoothing: whether ε is in it."""
+
+    function: LinkFn
+    anchor: LinkFn | None = None
+    takes_smoothing: bool = False
 
 
 def logistic(margin: Tensor, objective: Numbers) -> Tensor:
@@ -110,26 +139,17 @@ def linear(margin: Tensor, objective: Numbers) -> Tensor:
     return -margin
 
 
-LINKS: dict[str, LinkFn] = {
-    "logistic": logistic,
-    "hinge": hinge,
-    "squared": squared,
-    "smoothed": smoothed,
-    "robust": robust,
-    "linear": linear,
+# The anchor's term: the pseudo-negative is below the positive by construction, so its label cannot be wrong and ε has
+# no place there. `squared` would hold the positive at r_0 + 1/2 and `linear` pulls alike whatever r_0 is, so neither
+# ends where the anchor is passed.
+LINKS: dict[str, Link] = {
+    "logistic": Link(logistic, anchor=logistic),
+    "hinge": Link(hinge, anchor=hinge),
+    "squared": Link(squared),
+    "smoothed": Link(smoothed, anchor=logistic, takes_smoothing=True),
+    "robust": Link(robust, anchor=logistic, takes_smoothing=True),
+    "linear": Link(linear),
 }
-# The link of the anchor's term. The pseudo-negative is below the positive by construction, so its label cannot be wrong
-# and ε has no place there. None: `squared` would hold the positive at r_0 + 1/2 and `linear` pulls alike whatever r_0
-# is, so neither ends where the anchor is passed.
-ANCHOR_LINKS: dict[str, str | None] = {
-    "logistic": "logistic",
-    "hinge": "hinge",
-    "squared": None,
-    "smoothed": "logistic",
-    "robust": "logistic",
-    "linear": None,
-}
-TAKES_SMOOTHING = frozenset({"smoothed", "robust"})
 
 # Comparisons of the positive with its sampled negatives: (reward_BC, kept_BC, γ, link) → [B], where the link takes
 # margins. `kept_BC` marks the negatives that count; a row without any gives 0 and no gradient.
@@ -190,9 +210,21 @@ COMPARISONS: dict[str, ComparisonFn] = {
 }
 
 # Anchors, the pseudo-negative's reward r_0 (Theorem 2, section 4.3): (reward_BC, ref_logp_BC, valid_BC, objective) →
-# [B], a constant for the gradient, or None. They add ℓ(r_i − r_0 − γ) to the loss (Eq. 11, where ℓ is −log σ).
+# [B], which the loss takes as a constant for the gradient, or None. They add ℓ(r_i − r_0 − γ) (Eq. 11, ℓ = −log σ).
 
 AnchorFn = Callable[[Tensor, Tensor | None, Tensor, Numbers], Tensor | None]
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """takes: which of anchor_constant and anchor_margin it reads. needs_slate: whether every candidate must be scored.
+    needs_reference: whether it reads log π_ref, which may be None otherwise.
+    """
+
+    function: AnchorFn
+    takes: tuple[str, ...] = ()
+    needs_slate: bool = False
+    needs_reference: bool = False
 
 
 def no_anchor(reward_BC: Tensor, ref_logp_BC: Tensor | None, valid_BC: Tensor, objective: Numbers) -> Tensor | None:
@@ -203,9 +235,8 @@ def no_anchor(reward_BC: Tensor, ref_logp_BC: Tensor | None, valid_BC: Tensor, o
 def reference_anchor(
     reward_BC: Tensor, ref_logp_BC: Tensor | None, valid_BC: Tensor, objective: Numbers
 ) -> Tensor | None:
-    """r_0 = −β log π_ref(y_i|x), so that r_i − r_0 = β log π_θ(y_i|x). For the DPO reward only."""
-    assert ref_logp_BC is not None, "the reference anchor needs reference log-probs"
-    return (-objective.beta * ref_logp_BC[:, 0]).detach()
+    """r_0 = −β log π_ref(y_i|x), so that r_i − r_0 = β log π_θ(y_i|x) with the DPO reward."""
+    return -objective.beta * _given(ref_logp_BC)[:, 0]
 
 
 def constant_anchor(
@@ -217,12 +248,12 @@ def constant_anchor(
 
 def slate_anchor(reward_BC: Tensor, ref_logp_BC: Tensor | None, valid_BC: Tensor, objective: Numbers) -> Tensor | None:
     """r_0 = max over the slate of r, plus a margin ≥ 0 (Algorithm 1 to the letter)."""
-    return reward_BC.detach().masked_fill(~valid_BC, float("-inf")).amax(1) + objective.anchor_margin
+    return reward_BC.masked_fill(~valid_BC, float("-inf")).amax(1) + objective.anchor_margin
 
 
-ANCHORS: dict[str, AnchorFn] = {
-    "none": no_anchor,
-    "reference": reference_anchor,
-    "constant": constant_anchor,
-    "slate": slate_anchor,
+ANCHORS: dict[str, Anchor] = {
+    "none": Anchor(no_anchor),
+    "reference": Anchor(reference_anchor, needs_reference=True),
+    "constant": Anchor(constant_anchor, takes=("anchor_constant",)),
+    "slate": Anchor(slate_anchor, takes=("anchor_margin",), needs_slate=True),
 }

@@ -129,7 +129,7 @@ def margin_figure(
                 upper.annotate("onset", (onsets[method], 1), xytext=(3, -2), xycoords=("data", "axes fraction"),
                                textcoords="offset points", va="top", fontsize=8.5,
                                color=text_colour(colours[method]))  # fmt: skip
-        upper.set(ylabel="reward margin (nats)")
+        upper.set(ylabel="reward margin (β · nats)")
         lower.set(xlabel=EPOCHS, ylabel="held-out HR@1")
         lower.xaxis.set_major_locator(MaxNLocator(integer=True))
         figure.align_ylabels()

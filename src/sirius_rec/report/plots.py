@@ -72,7 +72,7 @@ PANELS: Final = (
     Panel(
         "reward_margin",
         "Reward margin on sampled pairs",
-        "positive − sampled negative (nats)",
+        "positive − sampled negative (reward, β · nats)",
         "What the loss pushes up. Rewards carry each loss's own scale (β, length normalisation), so compare the "
         "course of a line, not the height of two. A margin that rises while HR@1 falls is the sign of reward hacking.",
     ),

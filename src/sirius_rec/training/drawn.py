@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sirius_rec import processes
 from sirius_rec.scoring.rows import PromptCompletions
 from sirius_rec.training.logp_shards import LogpShards
 
@@ -40,6 +43,22 @@ def score_streamed(data: StreamedDataset, epochs: int, shards: LogpShards, score
         return score_columns(rows, columns_R, score)
 
     return shards.fill(score_some)
+
+
+def score_drawn(data: Any, epochs: int, args: Any, score: Score, *, afresh: bool) -> Sequence[np.ndarray]:
+    """log π(y|x) of what these epochs will draw with the model as it stands, float32 in nats; of streamed rows in files
+    of the output folder. args: the trainer's.
+
+    afresh: what an earlier training left in the folder is another model's.
+    """
+    if not args.stream:
+        return score_columns(data.rows, data.columns_drawn(epochs), score)
+    key = f"{data.rows.fingerprint()} {data.draws_key(epochs)}"
+    shards = LogpShards(Path(args.output_dir) / "reference", len(data.rows), key)
+    if afresh and processes.is_main():
+        shutil.rmtree(shards.folder, ignore_errors=True)
+    processes.wait()
+    return score_streamed(data, epochs, shards, score)
 
 
 def epochs_of(args: Any, n_slots: int, layout: StepLayout) -> int:

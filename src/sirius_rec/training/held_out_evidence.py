@@ -8,12 +8,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from sirius_rec.evaluation.metrics import METRICS, per_example
 from sirius_rec.objectives.evidence import evidence
 from sirius_rec.objectives.losses import Objective, compute_loss
 from sirius_rec.training.averages import Averages
 from sirius_rec.training.records import PreferenceDataset
 
 _AT_ONCE = 512  # rows
+
+
+def rank_metrics(logps: Sequence[np.ndarray]) -> dict[str, float]:
+    """Means of HR@K, NDCG@K and MRR of completion 0 by log π."""
+    return dict(per_example(list(logps), np.zeros(len(logps), dtype=np.int64)).select(METRICS).mean().to_dicts()[0])
 
 
 @torch.no_grad()
@@ -55,6 +61,6 @@ def held_out_evidence(
             None if ref_logps is None else ref_BC,
             None if observed is None else torch.tensor([observed[d.row] for d in part]),
         )
-        averages.add(evidence(out.reward_BC, logp_BC, sampled_BC, valid_BC, epsilons))
+        averages.add(evidence(out.reward_BC, logp_BC, sampled_BC, valid_BC, epsilons, objective.beta))
         averages.add({"loss": (out.loss_B.sum(), torch.tensor(float(len(part))))})
     return averages.means()

@@ -11,6 +11,28 @@ from torch import nn
 from sirius_rec.errors import ConfigError, DataError
 from sirius_rec.scoring.packed import unwrapped
 from sirius_rec.scoring.rows import PromptCompletions, check_context
+from sirius_rec.training.config import SiriusConfig
+
+# Options of Trainer that would be taken and then ignored, and what is to be done instead.
+_IGNORED = {
+    "ref_model": "the reference is the model as it is before its first step, scored once: leave it out, or give "
+    "log-probs as ref_logps",
+    "compute_metrics": "an evaluation has no logits of tokens: give an eval_hook, which gets log-probs of candidates",
+    "preprocess_logits_for_metrics": "an evaluation has no logits of tokens: leave it out",
+    "compute_loss_func": "the loss is composed of SiriusConfig's parts: register one of your own in objectives.parts",
+    "data_collator": "records become trees of candidates here: leave it out",
+}
+
+
+def check_arguments(args: Any, further: dict[str, Any]) -> None:
+    """ConfigError for arguments that are no `SiriusConfig`, for options that would train something else than they say,
+    and for further ones of Trainer that nothing would read (those that are None are taken out)."""
+    if not isinstance(args, SiriusConfig):
+        raise ConfigError(f"args: got a {type(args).__name__}: give a SiriusConfig, which has its options and the loss")
+    args.check()
+    for name, instead in _IGNORED.items():
+        if further.pop(name, None) is not None:
+            raise ConfigError(f"{name}: {instead}")
 
 
 def policy_of(model: Any) -> nn.Module:
@@ -38,6 +60,40 @@ def records_of(data: Any, argument: str) -> Any:
     if isinstance(data, str) or not (hasattr(data, "__iter__") or hasattr(data, "__getitem__")):
         raise DataError(f"{argument}: got {data!r}: hand over records, a list of {{'prompt', 'chosen', 'rejected'}}")
     return data
+
+
+def check_logps(argument: str, logps: Sequence[np.ndarray], rows: Sequence[PromptCompletions]) -> None:
+    """DataError unless there is one log-prob for each completion of each row. (Of streamed rows and kept tables, which
+    are read when their steps come, their number alone is looked at.)"""
+    if len(logps) != len(rows):
+        raise DataError(f"{argument}: {len(logps)} entries for {len(rows)} records: give one per record")
+    if not (isinstance(logps, list | tuple | np.ndarray) and isinstance(rows, list)):
+        return
+    for number, (logp_C, row) in enumerate(zip(logps, rows, strict=True)):
+        if np.shape(logp_C) != (len(row.completions),):
+            raise DataError(
+                f"{argument}: record {number} has {list(np.shape(logp_C))} log-probs for {len(row.completions)} "
+                "completions: give log π of the chosen text and then of each rejected one"
+            )
+
+
+def check_reference(
+    ref_logps: Sequence[np.ndarray] | None,
+    eval_ref_logps: Sequence[np.ndarray] | None,
+    rows: Sequence[PromptCompletions],
+    eval_rows: Sequence[PromptCompletions],
+) -> None:
+    """ConfigError where only one of the sets would be measured by the reference that is given; DataError where it does
+    not fit its records."""
+    if eval_rows and (ref_logps is None) != (eval_ref_logps is None):
+        given, missing = ("eval_ref_logps", "ref_logps") if ref_logps is None else ("ref_logps", "eval_ref_logps")
+        raise ConfigError(
+            f"{given} without {missing}: the other records would be measured by another reference, the "
+            "model before its first step: give both or none"
+        )
+    for name, logps, its in (("ref_logps", ref_logps, rows), ("eval_ref_logps", eval_ref_logps, eval_rows)):
+        if logps is not None:
+            check_logps(name, logps, its)
 
 
 def check_trainable(model: nn.Module) -> None:

@@ -144,7 +144,7 @@ class Draw:
     weight: float | None = None
 
 
-def _numbered(users: Sequence[Hashable]) -> np.ndarray:
+def numbered(users: Sequence[Hashable]) -> np.ndarray:
     """Users as numbers, in the order of their first rows."""
     numbers: dict[Hashable, int] = {}
     return np.array([numbers.setdefault(user, len(numbers)) for user in users])
@@ -186,7 +186,7 @@ class PreferenceDataset(Dataset[Draw]):
         # Has other completions of a row to draw from, where they come from the policy (`mining`). Orders and lengths
         # rest on the rows as they came.
         self.miner: Miner | None = None
-        self._user_R = None if users is None else _numbered(users)
+        self._user_R = None if users is None else numbered(users)
         walk = np.random.Generator(np.random.Philox(key=[seed, _WALK]))
         self._walk = walk.permutation(len(rows)) if self._user_R is None else by_user(self._user_R, walk)
         self.set_epoch(0)
@@ -356,6 +356,7 @@ class TreeCollator:
         """tree, sampled_BC, row_B, weight_B; ref_logp_BC and observed_B where there are any.
 
         TrainingError where a log-prob of the reference is not finite: a filter would pass over NaN in silence.
+        DataError where a record has too few of them.
 
         n_real: examples that count; those of weight 0 stand behind them.
         """
@@ -374,6 +375,10 @@ class TreeCollator:
         if refs:
             ref_logp_BC: Tensor = torch.zeros(shape)
             for b, (d, ref) in enumerate(zip(draws, refs, strict=True)):
+                if d.columns.max() >= len(ref):
+                    raise DataError(
+                        f"record {d.row}: {len(ref)} log-probs of the reference are too few: one a completion"
+                    )
                 logp_C = ref[d.columns]
                 if not np.isfinite(logp_C).all():
                     raise TrainingError(

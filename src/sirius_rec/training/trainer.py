@@ -7,7 +7,6 @@ One forward pass scores the positives and all their candidates (`scoring.packed`
 from __future__ import annotations
 
 import copy
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -20,14 +19,14 @@ from torch import Tensor
 from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
-from sirius_rec.errors import ConfigError, TrainingError
-from sirius_rec.evaluation.metrics import METRICS, per_example
+from sirius_rec.errors import TrainingError
 from sirius_rec.objectives.evidence import evidence
 from sirius_rec.objectives.losses import LossOutput, compute_loss
 from sirius_rec.prompts.encoding import Encoder
 from sirius_rec.scoring.masks import first_range
 from sirius_rec.scoring.naive import naive_logps
 from sirius_rec.scoring.packed import tree_logps, unwrapped
+from sirius_rec.scoring.rows import PromptCompletions
 from sirius_rec.scoring.scorer import resolve_scoring, score_rows, self_check, training_mode
 from sirius_rec.scoring.tree import CandidateTree
 from sirius_rec.training.averages import Averages
@@ -41,12 +40,19 @@ from sirius_rec.training.checkpoints import (
     writing,
 )
 from sirius_rec.training.config import SiriusConfig
-from sirius_rec.training.drawn import epochs_of, score_columns, score_streamed
+from sirius_rec.training.drawn import epochs_of, score_drawn
 from sirius_rec.training.dropout import check_no_noise, disable_dropout
+from sirius_rec.training.finite import check_weights, stop_on_nan
 from sirius_rec.training.held_out import HeldOutLog
-from sirius_rec.training.held_out_evidence import held_out_evidence
-from sirius_rec.training.inputs import check_rows, check_trainable, policy_of, records_of
-from sirius_rec.training.logp_shards import LogpShards
+from sirius_rec.training.held_out_evidence import held_out_evidence, rank_metrics
+from sirius_rec.training.inputs import (
+    check_arguments,
+    check_reference,
+    check_rows,
+    check_trainable,
+    policy_of,
+    records_of,
+)
 from sirius_rec.training.memory import MemoryEstimate, estimate
 from sirius_rec.training.metrics_log import MetricsLog
 from sirius_rec.training.mining import Catalogue, Miner
@@ -66,15 +72,18 @@ class SiriusTrainer(Trainer):
     processing_class: its tokenizer.
     train_dataset, eval_dataset: records: lists, Hugging Face data sets, pandas or polars frames.
     peft_config: wrap the model in a new adapter first.
-    ref_logps, eval_ref_logps: log π_ref per record and completion (nats), where they are cached already; otherwise
-        the model as it is before the first step is the reference, and its log-probs are computed once.
-    eval_hook: gets the log-probs of every evaluation record (completion 0 the chosen one) and returns more metrics.
+    ref_logps, eval_ref_logps: log π_ref per record and completion (nats, summed over tokens, the chosen first), where
+        they are cached already, of both sets or of none; otherwise the model as it is before the first step is the
+        reference, and its log-probs are computed once.
+    eval_hook: gets the log-probs of every record of `eval_dataset` (completion 0 the chosen one), returns more metrics.
     encoder: how texts become ids, where that is not `processing_class` as it is.
     catalogue: what negatives are taken from with `negatives_from: on_policy`; evaluation stays on the records' own.
 
     Evaluation ranks the chosen text among the rejected ones by log π(y|x): HR@K, NDCG@K, MRR and the evidence of
     `objectives.evidence`. Everything logged also goes to `metrics_file` (default: metrics.jsonl in the output folder),
     and the log-probs behind every evaluation to held_out/ beside it.
+
+    Raises ConfigError or DataError for options and records that would train something else than they say.
     """
 
     def __init__(
@@ -95,12 +104,7 @@ class SiriusTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
         **kwargs: Any,
     ) -> None:
-        args.check()
-        if kwargs.pop("ref_model", None) is not None:
-            raise ConfigError(
-                "ref_model: the reference is the model as it is before its first step, scored once: leave it out, or "
-                "give log-probs as ref_logps"
-            )
+        check_arguments(args, kwargs)
         self.objective = args.objective()
         model = policy_of(model)
         if peft_config is not None:
@@ -116,6 +120,8 @@ class SiriusTrainer(Trainer):
         self.encoder = encoder or Encoder(processing_class, chat=args.chat)
         self.scoring = training_mode(model, args.scoring)
         dataset = self._read(model, args, train_dataset, eval_dataset)
+        if self.source.kind != ON_POLICY:  # which scores what it finds itself
+            check_reference(ref_logps, eval_ref_logps, dataset.rows, self.eval_rows)
         self.collator.ref_logps, self.eval_ref_logps = ref_logps, eval_ref_logps
         self._scored_epochs: int | None = None  # for which the reference was scored here
         if self.source.kind == ON_POLICY:
@@ -153,15 +159,22 @@ class SiriusTrainer(Trainer):
         context = args.max_length or getattr(unwrapped(model).config, "max_position_embeddings", None)
         if self.scoring == "packed":
             context = min((n for n in (context, first_range(unwrapped(model).config)) if n), default=None)
-        check = partial(check_rows, model=model, context=context, tokenizer=self.encoder.tokenizer)
-        evaluated = [] if eval_dataset is None else list(records_of(eval_dataset, "eval_dataset"))
-        self.eval_rows = [] if eval_dataset is None else encode_records(evaluated, self.encoder)
-        check(self.eval_rows)
-        self.eval_observed = observed_rewards(evaluated) if self.objective.needs_observed else None
-        dataset, observed = training_data(records_of(train_dataset, "train_dataset"), args, self.encoder, check)
+        self._check_rows = partial(check_rows, model=model, context=context, tokenizer=self.encoder.tokenizer)
+        self.eval_rows, self.eval_observed = [], None
+        if eval_dataset is not None:
+            self.eval_rows, self.eval_observed = self._evaluated(eval_dataset)
+        records = records_of(train_dataset, "train_dataset")
+        dataset, observed = training_data(records, args, self.encoder, self._check_rows)
         self.collator = TreeCollator(dataset.rows, with_rows=self.scoring == "naive")
         self.collator.observed = observed
         return dataset
+
+    def _evaluated(self, eval_dataset: Any) -> tuple[list[PromptCompletions], list[float] | None]:
+        """Rows of records, and the observed reward of each where the loss needs it."""
+        records = list(records_of(eval_dataset, "eval_dataset"))
+        rows = encode_records(records, self.encoder)
+        self._check_rows(rows)
+        return rows, observed_rewards(records) if self.objective.needs_observed else None
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Train; `resume_from_checkpoint=True` goes on from the newest whole checkpoint, or starts afresh."""
@@ -192,7 +205,7 @@ class SiriusTrainer(Trainer):
         if at < 0 and self.eval_rows and self.args.eval_strategy != "no":
             self.evaluate()
         result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-        self._check_weights()
+        check_weights(self.model, self.state.global_step)
         return result
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
@@ -219,23 +232,12 @@ class SiriusTrainer(Trainer):
         )
 
     def _ensure_reference(self, *, afresh: bool) -> None:
-        """Score what the epochs will draw with the model as it stands, unless cached log-probs were given.
-
-        afresh: what an earlier training left in this folder is another model's. (Only streamed records leave anything.)
-        """
+        """Score what the epochs will draw, unless cached log-probs were given; `afresh` as `score_drawn` has it."""
         data = self.train_dataset
         epochs = epochs_of(self.args, len(data), data.layout)
         if self.collator.ref_logps is None:
             self._scored_epochs = epochs
-            if self.args.stream:
-                key = f"{data.rows.fingerprint()} {data.draws_key(epochs)}"
-                shards = LogpShards(Path(self.args.output_dir) / "reference", len(data.rows), key)
-                if afresh and self.is_world_process_zero():
-                    shutil.rmtree(shards.folder, ignore_errors=True)
-                self.accelerator.wait_for_everyone()
-                self.collator.ref_logps = score_streamed(data, epochs, shards, self.score)
-            else:
-                self.collator.ref_logps = score_columns(data.rows, data.columns_drawn(epochs), self.score)
+            self.collator.ref_logps = score_drawn(data, epochs, self.args, self.score, afresh=afresh)
         elif self._scored_epochs is not None and epochs > self._scored_epochs:
             raise TrainingError(
                 f"the reference, the model before its first step, was scored for {self._scored_epochs} epochs: for "
@@ -292,7 +294,8 @@ class SiriusTrainer(Trainer):
     def _record(self, out: LossOutput, logp_BC: Tensor, inputs: dict[str, Any], tree: CandidateTree) -> None:
         real = slice(inputs["n_real"])
         sampled_BC, valid_BC = inputs["sampled_BC"][real], tree.valid_BC[real]
-        parts = evidence(out.reward_BC[real], logp_BC[real], sampled_BC, valid_BC, self.args.epsilons)
+        epsilons, beta = self.args.epsilons, self.objective.beta
+        parts = evidence(out.reward_BC[real], logp_BC[real], sampled_BC, valid_BC, epsilons, beta)
         one = torch.ones((), device=logp_BC.device)
         if self.objective.filter:
             dropped = (sampled_BC & ~out.kept_BC[real]).sum().float()
@@ -304,28 +307,7 @@ class SiriusTrainer(Trainer):
         self._tokens = self._tokens.to(logp_BC.device) + sum(separate)
 
     def _stop_on_nan(self) -> None:
-        """Raise with the step and the first quantity that was not finite."""
-        means = self._averages.means()
-        bad = [name.removeprefix("nonfinite ") for name, v in means.items() if name.startswith("nonfinite ") and v > 0]
-        cause = {
-            "log-probs": "the model's log-probs are not finite: the weights have diverged, lower the learning rate",
-            "loss": "the loss overflowed: lower beta or the learning rate"
-            + (", or raise reward_temperature" if self.objective.needs_observed else ""),
-        }[bad[0] if bad else "loss"]
-        raise TrainingError(
-            f"NaN or infinite loss after step {self.state.global_step} (epoch {self.state.epoch or 0:.2f}): {cause}; "
-            "nothing was saved after it, earlier checkpoints are kept"
-        )
-
-    def _check_weights(self) -> None:
-        """A NaN gradient of a finite loss shows in the weights only: they must not be saved or handed out."""
-        # Of sharded weights every process sees its own part; the one that finds a NaN ends all.
-        own = (getattr(p, "to_local", lambda p=p: p)() for p in self.model.parameters() if p.requires_grad)
-        if not all(bool(torch.isfinite(p).all()) for p in own):
-            raise TrainingError(
-                f"the weights are not finite after step {self.state.global_step}: lower the learning rate; "
-                "nothing was saved after it, earlier checkpoints are kept"
-            )
+        stop_on_nan(self._averages.means(), self.state, observed=self.objective.needs_observed)
 
     # logs and evaluation
 
@@ -353,35 +335,35 @@ class SiriusTrainer(Trainer):
             self.metrics_log.write({**line, **values})
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
-        """Rank every evaluation record's chosen text among its candidates; metrics by name with the prefix."""
+        """Rank every evaluation record's chosen text among its candidates; metrics by name with the prefix.
+
+        eval_dataset: other records than those of the trainer. With a loss that needs a reference they are ranked alone
+        (HR@K, NDCG@K, MRR): their log π_ref would be of the model before its first step, which is gone.
+        """
         started = time.perf_counter()
-        self._check_weights()
-        rows = self.eval_rows if eval_dataset is None else encode_records(eval_dataset, self.encoder)
-        if self.objective.needs_reference and eval_dataset is None:
+        check_weights(self.model, self.state.global_step)
+        own = eval_dataset is None
+        rows, observed = (self.eval_rows, self.eval_observed) if own else self._evaluated(eval_dataset)
+        if not rows:
+            raise TrainingError("evaluate: the trainer has no eval_dataset: hand over records")
+        if self.objective.needs_reference and own:
             self._ensure_eval_reference()
-        ref_logps = self.eval_ref_logps
-        for needed, what in (
-            (self.objective.needs_reference, "reference log-probs"),
-            (self.objective.needs_observed, "observed rewards"),
-        ):
-            if eval_dataset is not None and needed:
-                raise TrainingError(f"evaluating other records needs their {what}: pass them as eval_dataset")
         logps = self.score(rows, self.progress_of(len(rows)) if self.progress_of else None)
-        ranks = per_example(logps, np.zeros(len(logps), dtype=np.int64)).select(METRICS).mean().to_dicts()[0]
-        metrics: dict[str, float] = dict(ranks)
-        metrics |= held_out_evidence(
-            self.objective,
-            rows,
-            logps,
-            ref_logps=ref_logps,
-            observed=self.eval_observed,
-            epsilons=self.args.epsilons,
-            seed=self.args.seed,
-        )
-        if self.eval_hook is not None:
+        metrics: dict[str, float] = rank_metrics(logps)
+        if own or not self.objective.needs_reference:
+            metrics |= held_out_evidence(
+                self.objective,
+                rows,
+                logps,
+                ref_logps=self.eval_ref_logps if own else None,
+                observed=observed,
+                epsilons=self.args.epsilons,
+                seed=self.args.seed,
+            )
+        if self.eval_hook is not None and own:
             metrics |= self.eval_hook(logps)
-        self._write("eval", metrics)
-        if eval_dataset is None and self.is_world_process_zero():
+        self._write("eval" if own else "other", metrics)
+        if own and self.is_world_process_zero():
             self.held_out_log.write(self.state.global_step, self.state.epoch or 0.0, logps)
         # Evaluation is not training time.
         self._since += time.perf_counter() - started
@@ -390,11 +372,18 @@ class SiriusTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, prefixed)
         return prefixed
 
+    def predict(self, test_dataset: Any, ignore_keys: Any = None, metric_key_prefix: str = "test") -> Any:
+        """Refused: there are no logits of tokens to hand out."""
+        raise TrainingError(
+            "predict: call evaluate(records) for metrics, and score(encode_records(records, trainer.encoder)) of "
+            "training.records for log-probs"
+        )
+
     # checkpoints
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save, mark complete, and only then remove what is no longer needed (the best is kept)."""
-        self._check_weights()
+        check_weights(self.model, self.state.global_step)
         folder = Path(self.args.output_dir)
         checkpoint = folder / f"{PREFIX}{self.state.global_step}"
         with writing(checkpoint):
