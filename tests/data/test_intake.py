@@ -129,7 +129,7 @@ def test_titles_are_tidied_and_other_columns_are_text() -> None:
         (
             {"timestamp": pl.lit(1_600_000_000_000)},
             {},
-            r"outside the years 1 to 9999 \(20 such rows\); .*divide milliseconds by 1,000",
+            r"years 1 to 9999 \(20 such rows\); .*divide milliseconds by",
         ),
         ({"timestamp": pl.lit(2**64 - 1, pl.UInt64)}, {}, "timestamp 18446744073709551615 lies outside"),
     ],
@@ -165,11 +165,9 @@ def test_windows_from_code_are_checked_too(tmp_path: Path) -> None:
         {"history": [[1, 2], [3, 4]], "target": [0, 5], "split": ["train", "test"], "candidates": [[0, 7], [5, 6]]}
     )
     catalogue = items().with_columns(pl.col("item_id").str.slice(1).cast(pl.Int64))
-    dataset = prepare(Examples(catalogue, frame), None, tmp_path / "out", **{**OPTIONS, "slates": "given"} | {
-        "slates": [{"protocol": "given", "size": 2}]})  # fmt: skip
-    assert list(dataset.titled("test-given-2-s0")) == [
-        (["Title 3", "Title 4"], "Title 5", ["Title 5", "Title 6"])
-    ]  # fmt: skip
+    slates = {"protocol": "given", "size": 2}
+    dataset = prepare(Examples(catalogue, frame), None, tmp_path / "out", **{**OPTIONS, "slates": slates})
+    assert list(dataset.titled("test-given-2-s0")) == [(["Title 3", "Title 4"], "Title 5", ["Title 5", "Title 6"])]
     for change, message in (
         ({"split": pl.lit("dev")}, r"rows\[0\]: split 'dev' is unknown \(2 such rows\); use one of train, val, test"),
         ({"target": pl.lit(99)}, "item '99' is not among the items"),
@@ -252,7 +250,7 @@ def test_a_source_that_names_its_files_is_not_called_again(tmp_path: Path, monke
         prepare("mine", file, tmp_path / "out", **OPTIONS)
     assert len(calls) == 1
     events(at=5000).write_csv(file)
-    with pytest.raises(RunError, match="log.csv has changed"):
+    with pytest.raises(RunError, match=r"log\.csv has changed"):
         prepare("mine", file, tmp_path / "out", **OPTIONS)
 
 
