@@ -69,7 +69,7 @@ _LEARNING = ("popularity", "hard")  # protocols that need the train rows
 def prepare(
     source: str | Interactions | Examples,
     input: Place | None,
-    out: Path,
+    out: Path | str,
     *,
     options: Mapping[str, Any] | None = None,
     filter: FilterOptions | Mapping[str, Any] = FilterOptions(),
