@@ -10,17 +10,26 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sirius_rec.data.prepare import prepare
+    from sirius_rec.data.store import open_dataset
+    from sirius_rec.schema import Interactions
     from sirius_rec.training.config import SiriusConfig
     from sirius_rec.training.trainer import SiriusTrainer
 
 __version__ = "0.1.0"
-__all__ = ["SiriusConfig", "SiriusTrainer", "__version__"]
+__all__ = ["Interactions", "SiriusConfig", "SiriusTrainer", "__version__", "open_dataset", "prepare"]
 
-_HOMES = {"SiriusConfig": "sirius_rec.training.config", "SiriusTrainer": "sirius_rec.training.trainer"}
+_HOMES = {
+    "Interactions": "sirius_rec.schema",
+    "SiriusConfig": "sirius_rec.training.config",
+    "SiriusTrainer": "sirius_rec.training.trainer",
+    "open_dataset": "sirius_rec.data.store",
+    "prepare": "sirius_rec.data.prepare",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """The trainer is imported when it is first asked for: it brings torch and transformers."""
+    """Each is imported when it is first asked for: the trainer brings torch and transformers."""
     if name in _HOMES:
         from importlib import import_module
 

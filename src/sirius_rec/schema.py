@@ -20,8 +20,11 @@ other its parts are the table.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
+
+from sirius_rec.errors import DataError
 
 if TYPE_CHECKING:
     import polars as pl
@@ -50,10 +53,13 @@ SPLITS: Final = ("train", "val", "test")
 class Interactions:
     """What a source of events hands over.
 
-    events: user_id (str), item_id (str), timestamp (int64 seconds); one row per interaction, and within one user in
-        time order. Rows of equal time stand in the order they are to be used in (the source says how ties were broken).
+    events: user_id (str), item_id (str), timestamp (int64 seconds since 1970, UTC); one row per interaction, each
+        user's together and in time order. Rows of equal time stand in the order they are to be used in (the source says
+        how ties were broken: an order by item id tells the next item by its id).
     items: item_id (str), title (str); unique item_id. May hold items without events.
     notes: provenance for dataset.json: files with sha256, rows read and dropped with the reason, tie-breaking.
+
+    In frames of your own ids may be numbers, times datetimes, and users interleaved: `data.intake` sees to that.
     """
 
     events: pl.DataFrame
@@ -78,6 +84,7 @@ class Examples:
 # Protocols that give the target away on purpose, kept to repeat published figures.
 LEAKY_PROTOCOLS: Final = ("sdpo-legacy",)
 _LEAKY_MARK: Final = "-LEAKY"
+_SLATE_NAME = re.compile(r"([^-]+)-(.+)-(\d+)-s(\d+)")
 # Protocols of slates that a run makes itself: the candidates of a retriever, `retrieved_<its key>`.
 RETRIEVED: Final = "retrieved_"
 
@@ -111,9 +118,13 @@ class SlateName:
 
         >>> SlateName.parse("test-uniform-20-s0")
         SlateName(split='test', protocol='uniform', size=20, seed=0)
+
+        Raises:
+            DataError: the text is no such name.
         """
-        split, rest = text.split("-", 1)
-        protocol, size, seed = rest.rsplit("-", 2)
+        if (parts := _SLATE_NAME.fullmatch(text)) is None:
+            raise DataError(f"slates {text!r}: names are SPLIT-PROTOCOL-SIZE-sSEED, as test-uniform-20-s0")
+        split, protocol, size, seed = parts.groups()
         plain = protocol.removesuffix(_LEAKY_MARK)
         marked = plain != protocol and plain not in LEAKY_PROTOCOLS
-        return cls(split, plain, int(size), int(seed.removeprefix("s")), marked)
+        return cls(split, plain, int(size), int(seed), marked)

@@ -209,6 +209,38 @@ def test_bad_options() -> None:
             make()
 
 
+def test_options_may_be_dicts_and_words(table: Path, tmp_path: Path) -> None:
+    plain = small(table, tmp_path / "out", split=SplitOptions(kind="leave_last_out"))
+    dicts: dict[str, Any] = {"window": {"max_history": 3, "min_history": 2}, "split": "leave_last_out", "filter": {}}
+    for number, slates in enumerate((SlateOptions(size=4), {"size": 4}, [{"size": 4}], ({"size": 4},))):
+        made = prepare("table", table, tmp_path / f"out{number}", slates=slates, **dicts)  # type: ignore[arg-type]
+        assert made.fingerprint == plain.fingerprint and made.info["recipe"]["slates"] == plain.info["recipe"]["slates"]
+    full = prepare("table", table, tmp_path / "full", slates="full", **dicts)
+    assert full.slate_names[0].startswith("train-full-")
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"window": {"max_histroy": 3}}, "window: unknown key 'max_histroy', did you mean 'max_history'"),
+        ({"window": 10}, "window=10: give WindowOptions, a dict of its options, or leave it out"),
+        ({"split": "users"}, "split: kind: must be 'user', 'time' or 'leave_last_out', got 'users'"),
+        ({"split": None}, "split=None: give SplitOptions, a dict of its options, a word for kind, or leave it out"),
+        ({"slates": [{"size": 1}]}, "slates: size: must be at least 2"),
+        ({"slates": 20}, "slates=20: give SlateOptions"),
+        ({"slates": "random"}, "slates: protocol: must be"),
+        ({"filter": [5]}, r"filter=\[5\]: give FilterOptions"),
+        ({"held_out": 0.5}, "held_out=0.5: give HoldOutOptions"),
+        ({"unusable": "skip"}, "unusable='skip' is not one of refuse, drop"),
+        ({"max_title": 0}, "max_title=0 is not a whole number of at least 1"),
+    ],
+)
+def test_options_that_do_not_fit_are_one_line(asked: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        prepare("simulated", None, tmp_path / "out", **asked)
+    assert "\n" not in str(caught.value)
+
+
 def test_ready_made_windows(tmp_path: Path) -> None:
     rows = [
         {"history": ["a", "b", "c"], "target": "d", "split": "train", "candidates": ["d", "e"]},
@@ -259,7 +291,7 @@ def test_ready_made_windows(tmp_path: Path) -> None:
         ("table", {"items": 5}, "option items=5 is not a path or null"),
         ("table", {"min_rating": "4"}, "option min_rating='4' is not a number or null"),
         ("table", {"min_rating": float("nan")}, "option min_rating=nan is not a number or null"),
-        ("table", {"timestamp_unit": "us"}, "option timestamp_unit='us' is not one of auto, s, ms, iso"),
+        ("table", {"timestamp_unit": "h"}, "option timestamp_unit='h' is not one of auto, s, ms, us, ns, iso"),
         ("lastfm", {"min_year": "abc"}, "option min_year='abc' is not a whole number"),
         ("windows", {"items": ["x"]}, r"option items=\['x'\] is not a path or null"),
     ],

@@ -73,6 +73,9 @@ def test_unknown_columns_are_named_with_the_nearest(tmp_path: Path) -> None:
     [
         (("1395273600", "1395273601", "0"), [1395273600, 1395273601, 0], "s"),
         (("1395273600999", "1395273601000", "1395273602000"), [1395273600, 1395273601, 1395273602], "ms"),
+        (("1395273600999001", "1395273601000000"), [1395273600, 1395273601], "us"),
+        (("1395273600999000001", "1395273601000000000"), [1395273600, 1395273601], "ns"),
+        (("253402300799000", "100000000000"), [253402300799, 100000000], "ms"),
         (("1970-01-02", "1970-01-01T00:00:07Z", "1970-01-01 01:00:00+01:00"), [86400, 7, 0], "iso"),
     ],
 )
@@ -81,6 +84,27 @@ def test_timestamp_units_are_told_apart(tmp_path: Path, times: tuple[str, ...], 
     loaded = load(write(tmp_path, f"user_id,item_id,timestamp\n{rows}"))
     assert loaded.events["timestamp"].to_list() == seconds
     assert loaded.notes["timestamp_unit"] == unit
+
+
+def test_ids_that_are_floats_in_parquet_are_whole_numbers(tmp_path: Path) -> None:
+    events = {"user_id": [1.0, 1.0, 2.5], "item_id": [24.0, 7.0, 7.0], "timestamp": [1, 2, 3]}
+    pl.DataFrame(events).write_parquet(tmp_path / "interactions.parquet")
+    pl.DataFrame({"item_id": [24, 7], "title": ["A", "B"]}).write_parquet(tmp_path / "items.parquet")
+    assert load(tmp_path).events.rows() == [("1", "24", 1), ("1", "7", 2), ("2.5", "7", 3)]
+    pl.DataFrame({**events, "user_id": [1.0, float("nan"), None]}).write_parquet(tmp_path / "interactions.parquet")
+    with pytest.raises(DataError, match="row 2: empty user_id; 2 such rows"):
+        load(tmp_path)
+
+
+def test_the_reason_is_told_where_pandas_wrote_ids_as_floats(tmp_path: Path) -> None:
+    (tmp_path / "items.csv").write_text("item_id,title\n24,A\n")
+    (tmp_path / "interactions.csv").write_text("user_id,item_id,timestamp\nu,24.0,1\n")
+    with pytest.raises(DataError, match=r"items.csv: '24.0'; '24' is: write this file's ids as whole numbers"):
+        load(tmp_path)
+    (tmp_path / "items.csv").write_text("item_id,title\n24.0,A\n")
+    (tmp_path / "interactions.csv").write_text("user_id,item_id,timestamp\nu,24,1\n")
+    with pytest.raises(DataError, match=r"'24.0' is: write that file's ids as whole numbers"):
+        load(tmp_path)
 
 
 def test_milliseconds_order_events_of_one_second(tmp_path: Path) -> None:
@@ -131,8 +155,8 @@ HEAD = "user_id,item_id,timestamp\n"
         (EVENTS, "item_id,name\na,Red\n", "items.csv: no column 'title'"),
         (f"{HEAD}u,a,1\nu,b,{'9' * 26}\n", ITEMS, "line 3: timestamps 1 and 9+ cannot be in one unit"),
         (f"{HEAD}u,a,{'9' * 26}\nu,b,{'9' * 26}\n", ITEMS, "line 2: .* outside the years 1 to 9999: '9{26}'; 2 such"),
-        (f"{HEAD}u,a,{'9' * 400}\n", ITEMS, "interactions.csv, line 2: timestamp taken as ms lies outside"),
-        (f"{HEAD}u,a,1395273600000000\n", ITEMS, "line 2: .* outside the years 1 to 9999: '1395273600000000'"),
+        (f"{HEAD}u,a,{'9' * 400}\n", ITEMS, "interactions.csv, line 2: timestamp taken as ns lies outside"),
+        (f"{HEAD}u,a,{10**22}\n", ITEMS, f"line 2: .* outside the years 1 to 9999: '{10**22}'"),
         (HEAD + 'u,a,1\nu,"b,2\nv,a,3\n', ITEMS, "interactions.csv, line 3: a quoted field .* is not closed"),
         (HEAD + 'u,a,1\nu,b",2\n', ITEMS, "interactions.csv, line 3: a quote stands alone inside a field"),
         ('user_id,item_id,"timestamp\nu,a,1\n', ITEMS, "interactions.csv, line 1: a quoted field .* is not closed"),

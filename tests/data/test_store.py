@@ -14,6 +14,7 @@ from sirius_rec.data.options import SlateOptions, WindowOptions
 from sirius_rec.data.prepare import prepare
 from sirius_rec.data.store import Dataset, check_slates, open_dataset
 from sirius_rec.errors import DataError
+from sirius_rec.schema import SlateName
 
 
 def test_opening_what_is_no_dataset(world: Dataset, tmp_path: Path) -> None:
@@ -132,3 +133,27 @@ def test_each_slate_fault_names_its_row() -> None:
         check([0, 1], [2, 3], [2, 3], row_ids=(4, 7, 9))
     with pytest.raises(DataError, match="row 7 has two slates"):
         check([0, 1], [2, 3], [2, 4], row_ids=(4, 7, 7))
+
+
+def test_a_dataset_is_shown_in_one_line(world: Dataset) -> None:
+    shown = repr(world)
+    assert shown.startswith(f"Dataset(path='{world.path}', rows={{'train': ") and len(shown.splitlines()) == 1
+    assert "test-uniform-50-s3" in shown and "fingerprint" not in shown
+
+
+def test_rows_in_titles(world: Dataset) -> None:
+    rows = list(world.titled("test-uniform-50-s3"))
+    assert len(rows) == world.n_rows("test")
+    first, target = world.examples("test").row(0, named=True), world.examples("test")["target"][0]
+    history, title, candidates = rows[0]
+    assert history == [world.titles[item] for item in first["history"]] and title == world.titles[target]
+    assert candidates == [world.titles[item] for item in world.slates("test-uniform-50-s3")["candidates"][0]]
+    assert title in candidates and len(candidates) == 50
+
+
+@pytest.mark.parametrize("text", ["whatever", "", "test-uniform-20", "test-uniform-x-s0", "test--20-s"])
+def test_what_is_no_name_of_slates_is_refused(text: str, world: Dataset) -> None:
+    with pytest.raises(DataError, match="names are SPLIT-PROTOCOL-SIZE-sSEED, as test-uniform-20-s0"):
+        SlateName.parse(text)
+    with pytest.raises(DataError, match="there are train-uniform-20-s0"):
+        next(world.titled(text))

@@ -127,3 +127,13 @@ def test_the_first_item_of_a_catalogue_without_a_header_is_not_lost(tmp_path: Pa
     drop = {"item_columns": {"item_id": "0", "title": "T0"}, "unknown_items": "drop", "bad_rows": "drop"}
     with pytest.raises(DataError, match=r"items.csv, line 1: '0' is the id of an item .* item_names"):
         prepared(tmp_path, "table", "out", options=drop)
+
+
+def test_dropping_is_no_advice_where_every_row_is_short(tmp_path: Path) -> None:
+    rows = "".join(f"u{u},{k},{100 + k}\n" for u in range(8) for k in range(4))
+    (tmp_path / "interactions.csv").write_text(f"user_id,item_id,timestamp\n{rows}")
+    (tmp_path / "items.csv").write_text("item_id,title\n0,A\n1,B\n2,C\n3,D\n")
+    asked: dict[str, Any] = {"window": WindowOptions(max_history=2, min_history=1), "slates": [SlateOptions(size=3)]}
+    for unusable in ("refuse", "drop"):
+        with pytest.raises(DataError, match=r"such rows, which is all\); use a smaller size$"):
+            prepare("table", tmp_path, tmp_path / "out", unusable=unusable, **asked)  # type: ignore[arg-type]

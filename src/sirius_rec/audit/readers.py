@@ -15,7 +15,7 @@ from sirius_rec.audit.slates import NONE, Catalogue, Int, SlateSet, joined
 from sirius_rec.audit.vocabulary import Vocabulary, read_id_columns, read_items
 from sirius_rec.audit.wording import mentions
 from sirius_rec.data.sources.csv_records import ROW
-from sirius_rec.data.sources.files import TABLE_SUFFIXES, place, read_table, require_file, short_list
+from sirius_rec.data.sources.files import TABLE_SUFFIXES, id_text, place, read_table, require_file, short_list
 from sirius_rec.data.sources.timestamps import to_seconds
 from sirius_rec.data.store import Dataset, open_dataset
 from sirius_rec.data.windows import sliding_windows
@@ -220,7 +220,7 @@ def _interactions(path: Path, vocabulary: Vocabulary) -> SlateSet:
         if name not in frame.columns:
             has = short_list([column for column in frame.columns if column != ROW])
             raise DataError(f"{path}: no column {name!r} (found {has}); give user_id, item_id, timestamp")
-    frame = frame.with_columns(pl.col(USER_ID, ITEM_ID).cast(pl.String))
+    frame = frame.with_columns(id_text(frame[USER_ID]), id_text(frame[ITEM_ID]))
     for name in needed:
         if (empty := frame[name].is_null()).any():
             raise DataError(f"{place(path, frame[ROW][int(empty.arg_true()[0])])}: empty {name}; fill it in")

@@ -10,7 +10,7 @@ import polars as pl
 
 from sirius_rec.audit.slates import Catalogue, Floats, Int
 from sirius_rec.data.sources.csv_records import ROW
-from sirius_rec.data.sources.files import place, read_table, require_file, short_list
+from sirius_rec.data.sources.files import id_text, place, read_table, require_file, short_list
 from sirius_rec.errors import DataError
 from sirius_rec.schema import ITEM_ID, TITLE
 
@@ -97,7 +97,7 @@ def _as_number(text: str | None) -> float:
 def _read(path: Path) -> pl.DataFrame:
     """A table of items as `prepare` reads it, ids and titles as text."""
     frame = read_table(require_file(path, "file"), wanted=(ITEM_ID, TITLE)).frame
-    return frame.with_columns(pl.col(name).cast(pl.String) for name in (ITEM_ID, TITLE) if name in frame.columns)
+    return frame.with_columns(id_text(frame[name]) for name in (ITEM_ID, TITLE) if name in frame.columns)
 
 
 def _names(frame: pl.DataFrame) -> str:

@@ -15,9 +15,9 @@ import polars as pl
 from sirius_rec.data.sources import SOURCES
 from sirius_rec.data.sources.csv_records import ROW, Dialect, headerless
 from sirius_rec.data.sources.csv_table import Table
-from sirius_rec.data.sources.files import events_files, find_table, place, read_table
+from sirius_rec.data.sources.files import events_files, find_table, id_text, place, read_table
 from sirius_rec.data.sources.span import TIME, bounds, time_notes
-from sirius_rec.data.sources.timestamps import to_seconds
+from sirius_rec.data.sources.timestamps import PER_SECOND, to_seconds
 from sirius_rec.data.statistics import read_lines
 from sirius_rec.data.titles import collapse_whitespace
 from sirius_rec.data.usable import source_options
@@ -188,7 +188,7 @@ def _first(check: Check, path: Path, bad: pl.DataFrame, what: str) -> None:
 
 def _items(check: Check, path: Path, frame: pl.DataFrame) -> pl.Series:
     """Ids of the items that have a title."""
-    ids = frame[ITEM_ID].cast(pl.String).str.strip_chars().fill_null("")
+    ids = id_text(frame[ITEM_ID]).fill_null("")
     titles, _ = collapse_whitespace(frame[TITLE].cast(pl.String).fill_null(""))
     frame = frame.with_columns(ids.alias(ITEM_ID), titles.alias(TITLE))
     _first(check, path, frame.filter(pl.col(ITEM_ID) == ""), "items without an id")
@@ -208,7 +208,7 @@ def _items(check: Check, path: Path, frame: pl.DataFrame) -> pl.Series:
 def _events(
     check: Check, path: Path, frame: pl.DataFrame, listed: pl.Series | None, options: Mapping[str, Any]
 ) -> None:
-    frame = frame.with_columns(pl.col(USER_ID, ITEM_ID).cast(pl.String).str.strip_chars())
+    frame = frame.with_columns(id_text(frame[USER_ID]), id_text(frame[ITEM_ID]))
     for column in (USER_ID, ITEM_ID):
         _first(check, path, frame.filter(pl.col(column).fill_null("") == ""), f"rows without {column}")
     seconds, unit = to_seconds(frame, path, options.get("timestamp_unit", "auto"), bad="null")
@@ -216,7 +216,7 @@ def _events(
     _first(check, path, frame.filter(pl.col(TIME).is_null()), f"times that do not parse as {unit}")
     if unit == "iso":
         check.remarks += _zones(path, frame)
-    elif unit in ("s", "ms") and frame[TIME].null_count() and options.get("timestamp_unit", "auto") == "auto":
+    elif unit in PER_SECOND and frame[TIME].null_count() and options.get("timestamp_unit", "auto") == "auto":
         check.options["timestamp_unit"] = unit
     times = time_notes(frame[TIME].drop_nulls().to_numpy())
     if times["first"] is not None:

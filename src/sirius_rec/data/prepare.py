@@ -23,6 +23,7 @@ from sirius_rec.data.example_set import (
 from sirius_rec.data.fingerprint import combined_fingerprint, table_fingerprint
 from sirius_rec.data.freezing import description, excludes, freeze, slate_names, too_few_negatives
 from sirius_rec.data.holding_out import HeldOut, hold_out
+from sirius_rec.data.intake import checked, content_fingerprint
 from sirius_rec.data.options import (
     FilterOptions,
     HoldOutOptions,
@@ -35,16 +36,16 @@ from sirius_rec.data.options import (
 )
 from sirius_rec.data.protocols import train_counts
 from sirius_rec.data.recipe import adopted, make_recipe, reusable
-from sirius_rec.data.request import check_request
+from sirius_rec.data.request import check_request, options_from, slates_from
 from sirius_rec.data.sharded.work import clear
-from sirius_rec.data.sources import SOURCES
+from sirius_rec.data.sources import FRAMES, is_ours, source_of
 from sirius_rec.data.sources.simulated import SimulatedWorld
 from sirius_rec.data.splitting import chosen
 from sirius_rec.data.statistics import paper_statistics, row_statistics
 from sirius_rec.data.store import ALL_TRAIN, Dataset, check_slates, full_slates, write_dataset
 from sirius_rec.data.usable import short_titles, source_options
 from sirius_rec.data.windows import as_lists
-from sirius_rec.errors import ConfigError, DataError
+from sirius_rec.errors import ConfigError, DataError, RunError
 from sirius_rec.progress import Advance
 from sirius_rec.remote import Place, fetched, is_address, located
 from sirius_rec.schema import (
@@ -61,40 +62,43 @@ from sirius_rec.schema import (
     SlateName,
 )
 
+Slates = SlateOptions | Mapping[str, Any] | str
 _LEARNING = ("popularity", "hard")  # protocols that need the train rows
 
 
 def prepare(
-    source: str,
+    source: str | Interactions | Examples,
     input: Place | None,
-    out: Path,
+    out: Path | str,
     *,
     options: Mapping[str, Any] | None = None,
-    filter: FilterOptions = FilterOptions(),
-    split: SplitOptions = SplitOptions(),
-    window: WindowOptions = WindowOptions(),
-    slates: Sequence[SlateOptions] = (SlateOptions(),),
+    filter: FilterOptions | Mapping[str, Any] = FilterOptions(),
+    split: SplitOptions | Mapping[str, Any] | str = SplitOptions(),
+    window: WindowOptions | Mapping[str, Any] = WindowOptions(),
+    slates: Slates | Sequence[Slates] = (SlateOptions(),),
     seed: int = 0,
     limits: Mapping[str, int] | None = None,
     unusable: Unusable = "refuse",
     max_title: int | None = None,
     prepared: Path | None = None,
     sharding: Sharding | None = None,
-    held_out: HoldOutOptions = HoldOutOptions(),
+    held_out: HoldOutOptions | Mapping[str, Any] = HoldOutOptions(),
     cluster: Cluster | None = None,
     progress: Callable[[str], None] | None = None,
     advance: Advance | None = None,
 ) -> Dataset:
     """Write a dataset folder, or open the one that this very recipe has written before.
 
+    Options may be objects or dicts: `window={"max_history": 4, "min_history": 2}`.
+
     Args:
-        source: a name in `SOURCES`.
-        input: the source's file or folder, or the address of one; None for a simulated world.
+        source: a name in `SOURCES`; or the events and items themselves, in frames of polars or pandas.
+        input: the source's file or folder, or the address of one; None for a simulated world and for frames.
         options: of the source.
         filter: least events per item, user and sequence.
-        split: who or what is trained on, validated and tested.
+        split: who or what is trained on, validated and tested; a word is its `kind`.
         window: how much history a row has.
-        slates: what is frozen, one entry for each set.
+        slates: what is frozen, one entry for each set; a word is its `protocol`. An empty list: rows without slates.
         out: the folder to write; it appears only when it is complete.
         seed: of the source (ties, simulated world) and of the rows that limits choose.
         limits: at most so many rows per split, drawn at random; the rows kept are the same rows, with the same slates,
@@ -115,17 +119,30 @@ def prepare(
     Raises:
         ConfigError: an option is unknown or out of range, or a cluster is to hold all of a log.
         DataError: the input is not what it should be.
-        RunError: out holds something else, or the input has changed since it was prepared.
+        RunError: out holds something else, or the input has changed since it was prepared: its files, or, where a
+            source of yours names none in its notes, what it returns.
     """
     say = progress or (lambda line: None)
     out, input = Path(out).expanduser(), None if input is None else located(input)
+    handed = None if isinstance(source, str) else checked(source, FRAMES)
+    if handed is not None and input is not None:
+        raise ConfigError(f"source {FRAMES!r} reads no input (got {input}); give None")
     asked = Preparation(
-        source=source, input=input, options=dict(options or {}), filter=filter, split=split, window=window,
-        slates=tuple(slates), seed=seed, limits=dict(limits or {}), unusable=unusable, max_title=max_title,
-        held_out=held_out,
-    )  # fmt: skip
+        source=source if isinstance(source, str) else FRAMES,
+        input=input,
+        options=dict(options or {}),
+        filter=options_from(FilterOptions, filter, "filter"),
+        split=options_from(SplitOptions, split, "split", "kind"),
+        window=options_from(WindowOptions, window, "window"),
+        slates=slates_from(slates),
+        seed=seed,
+        limits=dict(limits or {}),
+        unusable=unusable,
+        max_title=max_title,
+        held_out=options_from(HoldOutOptions, held_out, "held_out"),
+    )
     check_request(asked if prepared is None else replace(asked, input=prepared), sharded=sharding is not None)
-    asked = replace(asked, options=source_options(source, asked.options, unusable))
+    asked = replace(asked, options=source_options(asked.source, asked.options, unusable))
     recipe = make_recipe(asked)
     if cluster is not None and sharding is None:
         raise ConfigError("--engine ray: works on shards: add --shards N, or data.shards")
@@ -133,6 +150,7 @@ def prepare(
         say(f"{out}: as {prepared}")
         return adopted(Path(prepared), out, recipe)
     if (known := reusable(out, recipe)) is not None:
+        _check_content(known, asked, handed, say)
         say(f"{out} is already prepared" + (f"; {input} was not looked at again" if is_address(input) else ""))
         clear(out)
         return known
@@ -144,27 +162,58 @@ def prepare(
             "`sirius data download` (`sirius data list` has the names)"
         )
     if sharding is None:
-        return _prepare_whole(asked, path, out, recipe, say, advance)
-    if source != "table" or path is None:
-        raise ConfigError(f"data.shards: source {source} is read at once; leave shards out, or make tables of it")
+        say(f"reading source {asked.source}")
+        loaded = _loaded(asked, path, advance) if handed is None else handed
+        return _prepare_whole(asked, loaded, out, recipe, say)
+    if asked.source != "table" or path is None:
+        raise ConfigError(f"data.shards: source {asked.source} is read at once; leave shards out, or make tables of it")
     from sirius_rec.data.sharded.prepare import prepare_sharded
 
     return prepare_sharded(asked, path, out, recipe, sharding, cluster, say)
 
 
+def _loaded(asked: Preparation, path: Path | None, advance: Advance | None = None) -> Interactions | Examples:
+    """What the source hands over, checked unless the source is ours. path: where the input is on this machine."""
+    source = source_of(asked.source)
+    bar = {"advance": advance} if "advance" in inspect.signature(source).parameters else {}
+    loaded = source(path, seed=asked.seed, **asked.options, **bar)
+    return loaded if is_ours(source) else checked(loaded, f"source {asked.source!r}")
+
+
+def _goes_by_content(asked: Preparation, notes: Mapping[str, Any]) -> bool:
+    """Whether only what the source hands over says that it has changed, since its notes name no files."""
+    return not is_ours(source_of(asked.source)) and not notes.get("files")
+
+
+def _check_content(
+    known: Dataset, asked: Preparation, handed: Interactions | Examples | None, say: Callable[[str], None]
+) -> None:
+    """Raise a `RunError` where a dataset goes by content, and that is another one now."""
+    noted, input = known.info["source"], asked.input
+    if not _goes_by_content(asked, noted["notes"]) or is_address(input):
+        return
+    if handed is None and input is not None and not Path(input).exists():  # as files that are gone by now
+        return
+    if handed is None:
+        say(f"reading source {asked.source}, which names no files, to see whether it has changed")
+        handed = _loaded(asked, None if input is None else Path(input))
+    if content_fingerprint(handed) != noted.get("content"):
+        raise RunError(
+            f"{known.path}: source {asked.source} hands over other events, rows or items than when it was prepared; "
+            "choose another folder or remove it"
+        )
+
+
 def _prepare_whole(
     asked: Preparation,
-    path: Path | None,
+    loaded: Interactions | Examples,
     out: Path,
     recipe: dict[str, Any],
     say: Callable[[str], None],
-    advance: Advance | None,
 ) -> Dataset:
-    """`prepare` with all events in memory. path: where the input is on this machine."""
-    source, window, slates, held_out = SOURCES[asked.source], asked.window, asked.slates, asked.held_out
-    say(f"reading source {asked.source}")
-    bar = {"advance": advance} if "advance" in inspect.signature(source).parameters else {}
-    loaded = source(path, seed=asked.seed, **asked.options, **bar)
+    """`prepare` with all events in memory."""
+    window, slates, held_out = asked.window, asked.slates, asked.held_out
+    content = {"content": content_fingerprint(loaded)} if _goes_by_content(asked, loaded.notes) else {}
     loaded = short_titles(loaded, asked.max_title, asked.unusable)
     say("filtering, splitting and windowing")
     example_set = _example_set(loaded, asked.filter, asked.split, window)
@@ -192,7 +241,7 @@ def _prepare_whole(
     frozen, described = _frozen_slates(example_set, names, train, base, world, held, say)
     info = {
         "recipe": recipe,
-        "source": {"name": asked.source, "notes": notes},
+        "source": {"name": asked.source, "notes": notes, **content},
         "statistics": {**example_set.statistics, **row_statistics(examples), **paper_statistics(asked.source)},
         "filters": example_set.filters,
         "titles": example_set.titles,

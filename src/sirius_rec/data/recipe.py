@@ -12,7 +12,7 @@ from typing import Any
 
 from sirius_rec import atomic
 from sirius_rec.data.options import Preparation
-from sirius_rec.data.sources import SOURCES
+from sirius_rec.data.sources import source_of
 from sirius_rec.data.sources.files import events_files
 from sirius_rec.data.store import FORMAT, INFO_FILE, Dataset, open_dataset
 from sirius_rec.errors import ConfigError, DataError, RunError
@@ -105,7 +105,7 @@ def _differences(dataset: Dataset, recipe: dict[str, Any]) -> str:
 
 
 def _with_defaults(source: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    parameters = inspect.signature(SOURCES[source]).parameters
+    parameters = inspect.signature(source_of(source)).parameters
     empty = inspect.Parameter.empty
     defaults = {name: p.default for name, p in parameters.items() if name not in NO_OPTIONS and p.default is not empty}
     return dict(json.loads(json.dumps({**defaults, **options}, default=str)))

@@ -4,35 +4,71 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from sirius_rec.data.freezing import excludes
 from sirius_rec.data.holding_out import check_hold_out
-from sirius_rec.data.options import INTERACTED_LEAKY, Preparation
+from sirius_rec.data.options import INTERACTED_LEAKY, Preparation, SlateOptions, Unusable
 from sirius_rec.data.recipe import NO_OPTIONS
-from sirius_rec.data.sources import SOURCES
+from sirius_rec.data.sources import FRAMES, SOURCES, is_ours, source_of
+from sirius_rec.data.sources.files import check_choice
 from sirius_rec.errors import ConfigError
+from sirius_rec.options import Options
 from sirius_rec.schema import SPLITS, SlateName
+
+Kind = TypeVar("Kind", bound=Options)
+
+
+def options_from(kind: type[Kind], value: object, name: str, word: str | None = None) -> Kind:
+    """`value`, or the options that a dict of them gives; a bare word is that of the option `word`.
+
+    Raises:
+        ConfigError: it is nothing of the kind, or an option in it is unknown or out of range.
+    """
+    if isinstance(value, kind):
+        return value
+    if isinstance(value, str) and word is not None:
+        value = {word: value}
+    if not isinstance(value, Mapping):
+        either = f", a word for {word}" if word else ""
+        raise ConfigError(f"{name}={value!r}: give {kind.__name__}, a dict of its options{either}, or leave it out")
+    try:
+        return kind(**{str(key): one for key, one in value.items()})
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from None
+
+
+def slates_from(value: object) -> tuple[SlateOptions, ...]:
+    """One set of slates or several (or none), each as `options_from` takes it; a `ConfigError` as there."""
+    several = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    return tuple(options_from(SlateOptions, one, "slates", "protocol") for one in several)
 
 
 def check_request(asked: Preparation, *, sharded: bool) -> None:
     """ConfigError for what is unknown, out of range, or does not go together."""
     source, slates = asked.source, asked.slates
-    if source not in SOURCES:
+    if source != FRAMES and source not in SOURCES:
         raise ConfigError(f"source {source!r} is unknown; use one of {', '.join(SOURCES)}")
-    parameters = inspect.signature(SOURCES[source]).parameters
+    parameters = inspect.signature(source_of(source)).parameters
+    for name in ("path", "seed"):
+        if name not in parameters:
+            raise ConfigError(f"source {source!r} has no parameter {name}; make it load(path, *, seed, **options)")
     if asked.input is None and parameters["path"].default is inspect.Parameter.empty:
-        raise ConfigError(f"source {source!r} needs an input; name its file or folder")
+        instead = "" if is_ours(source_of(source)) else ", or write load(path=None, …) if it reads none"
+        raise ConfigError(f"source {source!r} needs an input; name its file or folder{instead}")
     known = [name for name in parameters if name not in NO_OPTIONS]
     for name in asked.options:
         if name not in known:
             raise ConfigError(f"source {source!r} has no option {name!r}; it has {', '.join(known) or 'none'}")
     _check_option_types(source, asked.options)
     _check_whole("seed", asked.seed, 0)
+    check_choice("unusable", asked.unusable, Unusable)
+    if asked.max_title is not None:
+        _check_whole("max_title", asked.max_title, 1)
     for name, limit in asked.limits.items():
         if name not in SPLITS:
             raise ConfigError(f"limit for split {name!r}: use some of {', '.join(SPLITS)}")
@@ -57,7 +93,7 @@ def _check_whole(name: str, value: object, least: int) -> None:
 
 def _check_option_types(source: str, options: Mapping[str, Any]) -> None:
     """Raise a `ConfigError` for the first option whose value is not of the type in the signature of the source."""
-    hints = get_type_hints(SOURCES[source])
+    hints = get_type_hints(source_of(source))
     for name, value in options.items():
         if name not in hints:  # of a source that says no types
             continue

@@ -76,17 +76,22 @@ class ExcludedItems:
 
 @dataclass(frozen=True)
 class Shortage:
-    """Rows that leave too few items for their negatives: the first one, how many it leaves, and how many such rows."""
+    """Rows that leave too few items for their negatives: the first one, how many it leaves, and how many such rows.
+
+    every: whether all rows that were looked at are such.
+    """
 
     row: int
     available: int
     rows: int
+    every: bool = False
 
     def error(self, name: SlateName, n_items: int) -> DataError:
+        drop = ", or drop such rows with data.unusable: drop, which leaves those that have enough"
         return DataError(
             f"slates {name}: row {self.row} needs {name.size - 1} negatives, but its user leaves only "
-            f"{self.available} of {n_items} items to draw from ({self.rows} such rows); use a smaller size, "
-            "or drop such rows with data.unusable: drop, which leaves those that have enough"
+            f"{self.available} of {n_items} items to draw from ({self.rows} such rows{', which is all' * self.every}); "
+            f"use a smaller size{'' if self.every else drop}"
         )
 
 
@@ -94,7 +99,9 @@ def shortage(excluded: ExcludedItems, row_id_R: Int, n_items: int, name: SlateNa
     """None if every row leaves enough."""
     available_R = n_items - excluded.count_R
     short = np.flatnonzero(available_R < name.size - 1)
-    return Shortage(int(row_id_R[short[0]]), int(available_R[short[0]]), short.size) if short.size else None
+    if not short.size:
+        return None
+    return Shortage(int(row_id_R[short[0]]), int(available_R[short[0]]), short.size, short.size == row_id_R.size)
 
 
 def check_enough(excluded: ExcludedItems, row_id_R: Int, n_items: int, name: SlateName) -> Int:

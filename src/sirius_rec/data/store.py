@@ -50,6 +50,11 @@ class Dataset:
     path: Path
     info: dict[str, Any]
 
+    def __repr__(self) -> str:
+        """One line: the folder, rows of each split, names of the slates."""
+        rows, slates = self.info.get("statistics", {}).get("rows"), list(self.info.get("slates", {}))
+        return f"Dataset(path={str(self.path)!r}, rows={rows}, slates={slates})"
+
     @cached_property
     def _kept(self) -> dict[str, pl.DataFrame]:
         return {}
@@ -154,6 +159,17 @@ class Dataset:
             ordered = examples.select(ROW_ID).join(slates, on=ROW_ID, how="left", maintain_order="left")
             self._kept[table] = ordered
         return self._kept[table]
+
+    def titled(self, name: str | SlateName) -> Iterator[tuple[list[str], str, list[str]]]:
+        """The rows of a frozen set in titles: history (oldest first), target, candidates in the order shown.
+
+        Raises:
+            DataError: as `slates`.
+        """
+        candidates, titles = self.slates(name)[CANDIDATES], self.titles
+        examples = self.examples(SlateName.parse(str(name)).split)
+        for history, target, slate in zip(examples[HISTORY], examples[TARGET], candidates, strict=True):
+            yield [titles[item] for item in history], titles[target], [titles[item] for item in slate]
 
     def truth(self, name: str | SlateName) -> pl.DataFrame | None:
         """row_id, utility (list[float64], aligned with the candidates) for a simulated world, else None."""

@@ -11,7 +11,7 @@ from typing import Any, get_args, get_type_hints
 import polars as pl
 
 from sirius_rec.data.options import Unusable
-from sirius_rec.data.sources import SOURCES
+from sirius_rec.data.sources import source_of
 from sirius_rec.errors import DataError
 from sirius_rec.schema import CANDIDATES, HISTORY, ITEM_ID, TARGET, TITLE, Examples, Interactions
 
@@ -24,8 +24,8 @@ def source_options(source: str, options: Mapping[str, Any], unusable: Unusable) 
 
     With `drop`, options that could refuse a row or item drop it, unless they were given.
     """
-    known = inspect.signature(SOURCES[source]).parameters
-    hints = get_type_hints(SOURCES[source])
+    known = inspect.signature(source_of(source)).parameters
+    hints = get_type_hints(source_of(source))
     options = {
         name: str(Path(value).expanduser()) if isinstance(value, str) and Path in get_args(hints.get(name)) else value
         for name, value in options.items()

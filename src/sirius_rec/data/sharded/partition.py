@@ -150,20 +150,10 @@ def _found(saved: dict[str, Any], plan: Plan) -> Partitioned:
     tally.below, tally.untitled, tally.unknown = about["below"], about["untitled"], about["unknown"]
     tally.header = about["header"]
     evidence = about["evidence"]
-    sides = {
-        side: None if evidence[side] is None else Seen(Path(evidence[side]["path"]), *_place(evidence[side]))
-        for side in ("small", "large")
-    }
     tally.evidence = Evidence(
         {name: Path(path) for name, path in evidence["types"].items()},
         evidence["starts_numeric"],
-        sides["small"],
-        sides["large"],
-        evidence["large_last"],
-        tuple(evidence["counts"]),
+        {unit: Seen(Path(seen["path"]), seen["row"], seen["value"]) for unit, seen in evidence["firsts"].items()},
+        evidence["counts"],
     )
     return Partitioned(tally, saved["records"], saved["continued"], saved["events"])
-
-
-def _place(seen: dict[str, Any]) -> tuple[int, object]:
-    return seen["row"], seen["value"]

@@ -172,7 +172,7 @@ class Passes:
             calls.append((number, names, fingerprint, n_items, dict(before), limited, "train" in limited))
             before = {split: count + part["rows"][split] for split, count in before.items()}
         frozen = self._map("freezing slates of parts", freeze_part, calls)
-        raise_first({part: one["faults"] for part, one in enumerate(frozen)}, names, n_items)
+        raise_first(frozen, names, n_items)
         return Frozen(names, [one["counts"] for one in frozen], bool(limited), "train" in limited)
 
     def assemble(self, items: pl.DataFrame, frozen: Frozen) -> dict[str, str]:

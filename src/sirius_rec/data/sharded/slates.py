@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -119,13 +119,14 @@ def _within_limits(
     return keep
 
 
-def raise_first(faults: Mapping[int, Mapping[SlateName, Fault]], names: Mapping[SlateName, Any], n_items: int) -> None:
-    """Raise a `DataError` for the first set of slates that some part cannot have. faults: by part."""
+def raise_first(parts: Sequence[Mapping[str, Any]], names: Mapping[SlateName, Any], n_items: int) -> None:
+    """Raise a `DataError` for the first set of slates that some part cannot have. parts: what `freeze_part` returns."""
     for name in names:
-        found = [faults[part][name] for part in sorted(faults) if name in faults[part]]
+        found = [part["faults"][name] for part in parts if name in part["faults"]]
         if not found:
             continue
         if isinstance(found[0], str):
             raise DataError(found[0])
-        rows = sum(fault.rows for fault in found if isinstance(fault, Shortage))
-        raise replace(found[0], rows=rows).error(name, n_items)
+        short = sum(fault.rows for fault in found if isinstance(fault, Shortage))
+        every = short == sum(part["counts"]["rows"][name.split] for part in parts)
+        raise replace(found[0], rows=short, every=every).error(name, n_items)

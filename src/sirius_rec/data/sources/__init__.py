@@ -2,11 +2,13 @@
 
 Each source is a function `load(path, *, seed, **options) -> Interactions | Examples`; its keyword parameters are the
 options that `prepare` accepts for it, but for `advance`, which it calls as it reads (see `progress.Advance`).
+`data.intake` checks what sources added in code return.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from sirius_rec.data.sources import (
     amazon,
@@ -20,9 +22,12 @@ from sirius_rec.data.sources import (
     table,
     windows,
 )
+from sirius_rec.errors import ConfigError
 from sirius_rec.schema import Examples, Interactions
 
-SOURCES: dict[str, Callable[..., Interactions | Examples]] = {
+Source = Callable[..., Interactions | Examples]
+
+SOURCES: dict[str, Source] = {
     "table": table.load,
     "windows": windows.load,
     "lastfm": lastfm.load,
@@ -34,3 +39,23 @@ SOURCES: dict[str, Callable[..., Interactions | Examples]] = {
     "llara": llara.load,
     "simulated": simulated.load,
 }
+
+_OURS = tuple(SOURCES.values())
+FRAMES = "frames"  # what recipes call frames that were handed to `prepare` in place of a source
+
+
+def source_of(name: str) -> Source:
+    """The function of a source."""
+    return _frames if name == FRAMES else SOURCES[name]
+
+
+def is_ours(source: Source) -> bool:
+    """Whether this package brings a source, and thus vouches for what it returns."""
+    return source in _OURS
+
+
+def _frames(path: Path | None = None, *, seed: int = 0) -> Interactions:
+    raise ConfigError(
+        f"source {FRAMES!r}: give prepare() the frames in place of the name, or name what it made of them with "
+        "data.prepared"
+    )

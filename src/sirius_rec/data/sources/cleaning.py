@@ -15,7 +15,7 @@ from typing import Any
 import polars as pl
 
 from sirius_rec.data.sources.csv_records import ROW
-from sirius_rec.data.sources.files import OnFault, bad_row, require_columns
+from sirius_rec.data.sources.files import OnFault, bad_row, id_text, require_columns
 from sirius_rec.data.sources.lines import Account, keep
 from sirius_rec.data.sources.span import OUTSIDE, TIME, TimeSpan
 from sirius_rec.data.sources.timestamps import Evidence, Unit, evidence, parsed
@@ -136,7 +136,7 @@ class Rules:
             meant = texts.is_in(wanted) | texts.cast(pl.Float64, strict=False).is_in(numbers).fill_null(False)
             frame = keep(frame, meant, f"{column} is not {' or '.join(wanted)}", tally.account)
         frame = frame.select(ROW, *(pl.col(theirs).alias(ours) for ours, theirs in self.names.items()))
-        frame = frame.with_columns(pl.col(USER_ID, ITEM_ID).cast(pl.String).str.strip_chars())
+        frame = frame.with_columns(id_text(frame[USER_ID]), id_text(frame[ITEM_ID]))
         for number, column in enumerate((USER_ID, ITEM_ID, TIMESTAMP)):
             empty = pl.col(column).is_null()  # polars panics when it turns a date of the year 5 million into text
             if frame.schema[column] == pl.String:
@@ -184,7 +184,7 @@ class Rules:
         frame = keep(frame, ~pl.col(ITEM_ID).is_in(self.untitled), "item without title", tally.account)
         tally.untitled += before - frame.height
         if self.unknown_items == "error":
-            rule = _Rule(_HEADER + 1, ITEM_ID, f"item is not in {self.items_path}:", "add it")
+            rule = _Rule(_HEADER + 1, ITEM_ID, f"item is not in {self.items_path}:", self._mend(frame, known))
             return self._refuse(frame, ~known, rule, "set unknown_items: drop", path, tally)
         before = frame.height
         if tally.stranger is None:
@@ -192,6 +192,14 @@ class Rules:
         frame = keep(frame, known, "item not listed", tally.account)
         tally.unknown += before - frame.height
         return frame
+
+    def _mend(self, frame: pl.DataFrame, known: pl.Expr) -> str:
+        """What to do about the first item that is not listed: pandas may have written its id as a float."""
+        stranger = next(iter(frame.filter(~known)[ITEM_ID].head(1)), "")
+        for other, whose in ((stranger.removesuffix(".0"), "this file's"), (f"{stranger}.0", "that file's")):
+            if other != stranger and other in self.listed:
+                return f"{other!r} is: write {whose} ids as whole numbers (pandas writes floats if one is missing)"
+        return "add it"
 
     def span_of(self, frame: pl.DataFrame, tally: Tally) -> pl.DataFrame:
         """The events in the span; the others never happened: not even a later one is a repetition."""

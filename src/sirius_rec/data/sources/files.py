@@ -189,6 +189,22 @@ def check_fields(fields: Sequence[str], where: Path | str, known: Sequence[str])
             raise ConfigError(f"option fields: {name!r} is asked for twice")
 
 
+def id_text(ids: pl.Series) -> pl.Series:
+    """Ids (or other text) as text without white space around it; of floats, whole ones without their `.0`.
+
+    Whole numbers become floats in pandas where some are missing.
+
+    >>> id_text(pl.Series([24.0, 2.5, None])).to_list()
+    ['24', '2.5', None]
+    """
+    if not ids.dtype.is_float():
+        return ids.cast(pl.String).str.strip_chars()
+    ids = ids.fill_nan(None)
+    whole = (ids == ids.floor()) & (ids.abs() < 2**53)  # larger ones have neighbours that are the same float
+    texts = pl.when(whole).then(ids.cast(pl.Int64, strict=False).cast(pl.String)).otherwise(ids.cast(pl.String))
+    return pl.select(texts).to_series().alias(ids.name)
+
+
 def field_texts(values: pl.Series) -> pl.Series:
     """A column beside the titles, as text of one line; null where there is nothing."""
     tidy, _ = collapse_whitespace(values.cast(pl.String).fill_null(""))
@@ -222,7 +238,7 @@ def load_items(
     check_fields(fields, path, [name for name in raw.columns if name not in (ROW, *names.values())])
     kept = {**names, **{name: name for name in fields}}
     frame = raw.select(ROW, *(pl.col(theirs).cast(pl.String).alias(ours) for ours, theirs in kept.items()))
-    frame = frame.with_columns(pl.col(ITEM_ID).str.strip_chars())
+    frame = frame.with_columns(id_text(raw[names[ITEM_ID]]).alias(ITEM_ID))
     if bad_rows == "drop":
         titled = pl.col(TITLE).fill_null("").str.strip_chars() != ""
         frame = frame.filter(pl.col(ITEM_ID).fill_null("") != "").sort(~titled, ROW)

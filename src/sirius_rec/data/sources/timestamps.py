@@ -1,7 +1,8 @@
-"""Timestamps of event tables: integers in seconds or milliseconds, or ISO-8601 text."""
+"""Timestamps of event tables: integers in seconds, milliseconds, microseconds or nanoseconds, or ISO-8601 text."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,14 +15,20 @@ from sirius_rec.data.sources.files import bad_row, place
 from sirius_rec.errors import DataError
 from sirius_rec.schema import TIMESTAMP
 
-Unit = Literal["auto", "s", "ms", "iso"]
+Unit = Literal["auto", "s", "ms", "us", "ns", "iso"]
 
-# 1e11 s is the year 5138, 1e11 ms is 1973-03-03: no event of a real data set is on the wrong side of it.
-MILLISECONDS_FROM = 1e11
 _NUMBER = r"^\s*-?\d+(\.\d*)?\s*$"
 # The years 1 to 9999, which is also what ISO-8601 text can say; a number outside is in some other unit.
 EARLIEST, LATEST = -62_135_596_800, 253_402_300_799
-_FIX = "give integer seconds, milliseconds or ISO-8601 text"
+PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
+# From which absolute value on a number is taken to be in a unit. 1e11 s is the year 5138, 1e11 ms is 1973-03-03: no
+# event of a real data set is on the wrong side of it. Beyond the year 9999 in ms begins us, with 1978; so does ns.
+_FROM = {"s": 0.0, "ms": 1e11, "us": LATEST * 1e3 + 1, "ns": LATEST * 1e6 + 1}
+_TO = dict(zip(_FROM, [*list(_FROM.values())[1:], float("inf")], strict=True))
+_FIX = "give whole seconds, milli-, micro- or nanoseconds, or ISO-8601 text"
+
+
+_BY_COUNT = ("s", "ms", "iso", "us", "ns")  # of units that are as frequent, the first
 
 
 @dataclass(frozen=True)
@@ -38,37 +45,28 @@ class Evidence:
     """What timestamps say about their unit. That of parts of a column, added in order, is that of the whole column.
 
     types: of the column, a date type's name or "", each with a file that has it. starts_numeric: whether the first
-    value is a number. small, large: the first number on each side of 1e11; large_last: which of them came second.
-    counts: of values that are ISO-8601 text, milliseconds and seconds (looked for where bad values may be dropped).
+    value is a number. firsts: for each unit the first number that is taken to be in it, in the column's order.
+    counts: of values that are ISO-8601 text, and in each unit (looked for where bad values may be dropped).
     """
 
     types: dict[str, Path] = field(default_factory=dict)
     starts_numeric: bool | None = None
-    small: Seen | None = None
-    large: Seen | None = None
-    large_last: bool = False
-    counts: tuple[int, int, int] = (0, 0, 0)
+    firsts: Mapping[str, Seen] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
 
     def __add__(self, later: Evidence) -> Evidence:
-        if self.small and self.large:
-            large_last = self.large_last
-        else:
-            large_last = bool(self.small) or (not self.large and later.large_last)
-        a, b, c = (one + other for one, other in zip(self.counts, later.counts, strict=True))
         return Evidence(
             later.types | self.types,
             later.starts_numeric if self.starts_numeric is None else self.starts_numeric,
-            self.small or later.small,
-            self.large or later.large,
-            large_last,
-            (a, b, c),
+            {**self.firsts, **{unit: seen for unit, seen in later.firsts.items() if unit not in self.firsts}},
+            {unit: self.counts.get(unit, 0) + later.counts.get(unit, 0) for unit in _BY_COUNT},
         )
 
     def unit(self, asked: Unit, bad: Literal["error", "null"] = "error") -> str:
         """The unit of the whole column, or the name of its date type.
 
         Raises:
-            DataError: numbers on both sides of 1e11 where the unit is not given; files of different types.
+            DataError: numbers in several units where the unit is not given; files of different types.
         """
         if len(self.types) > 1 and any(self.types):
             (one, here), (other, there) = list(self.types.items())[:2]
@@ -81,17 +79,17 @@ class Evidence:
         if asked != "auto":
             return asked
         if bad == "null":
-            units: tuple[Unit, ...] = ("iso", "ms", "s")
-            return max(zip(self.counts, units, strict=True))[1]
+            return max(_BY_COUNT, key=lambda unit: self.counts.get(unit, 0))
         if not self.starts_numeric:
             return "iso"
-        if self.small and self.large:
-            last = self.large if self.large_last else self.small
+        if len(self.firsts) > 1:
+            last = list(self.firsts.values())[1]
+            fine, coarse = sorted(list(self.firsts)[:2], key=list(PER_SECOND).index)
             raise DataError(
-                f"{place(last.path, last.row)}: timestamps {self.small.value} and {self.large.value} cannot be in one "
-                "unit; set timestamp_unit to s or ms"
+                f"{place(last.path, last.row)}: timestamps {self.firsts[fine].value} and {self.firsts[coarse].value} "
+                f"cannot be in one unit; set timestamp_unit to {fine} or {coarse}"
             )
-        return "ms" if self.large else "s"
+        return next(iter(self.firsts), "s")
 
 
 def evidence(frame: pl.DataFrame, path: Path, unit: Unit, bad: Literal["error", "null"] = "error") -> Evidence:
@@ -106,14 +104,20 @@ def evidence(frame: pl.DataFrame, path: Path, unit: Unit, bad: Literal["error", 
         return found
     if bad == "null":
         numbers, moments = _numbers(column), _moments(_where_not_numeric(column))
-        large = numbers.filter(numbers.abs() >= MILLISECONDS_FROM).len()
-        counts = (moments.drop_nulls().len(), large, numbers.drop_nulls().len() - large)
+        counts = {unit: int(_in_unit(numbers, unit).sum()) for unit in PER_SECOND}
+        counts["iso"] = moments.drop_nulls().len()
         return Evidence(found.types, counts=counts)
     numeric, numbers = _strictly_numeric(column)
-    sides = numbers.abs() >= MILLISECONDS_FROM
-    small, large_ = (_first(frame, path, side & numeric) for side in (~sides, sides))
-    last = bool(small and large_ and large_.row > small.row)
-    return Evidence(found.types, bool(numeric[0]), small, large_, last)
+    most = numbers.abs().max() or 0
+    units = [unit for unit, least in _FROM.items() if least <= most]  # type: ignore[operator]
+    seen = [(unit, _first(frame, path, _in_unit(numbers, unit) & numeric)) for unit in units]
+    firsts = sorted(((unit, first) for unit, first in seen if first), key=lambda one: one[1].row)
+    return Evidence(found.types, bool(numeric[0]), dict(firsts))
+
+
+def _in_unit(numbers: pl.Series, unit: str) -> pl.Series:
+    """Which numbers are taken to be in a unit; null where there is none."""
+    return numbers.abs().is_between(_FROM[unit], _TO[unit], closed="left" if unit != "ns" else "both")
 
 
 def _first(frame: pl.DataFrame, path: Path, condition: pl.Series) -> Seen | None:
@@ -148,7 +152,7 @@ def parsed(
         seconds = _moments(column.cast(pl.String))
         return seconds, _bad(frame, seconds.is_null(), "timestamp does not parse:")
     numeric, values = _strictly_numeric(column)
-    seconds = (values / 1000 if found == "ms" else values).alias(TIMESTAMP)
+    seconds = (values / PER_SECOND[found]).alias(TIMESTAMP)
     inside = seconds.is_between(EARLIEST, LATEST).fill_null(False)
     faults = _bad(frame, ~numeric, "timestamp does not parse:")
     faults += _bad(frame, numeric & ~inside, f"timestamp taken as {found} lies outside the years 1 to 9999:")
@@ -164,12 +168,13 @@ def to_seconds(
 ) -> tuple[pl.Series, str]:
     """Exact times of `frame`'s timestamp column as float64 seconds since 1970 UTC, and the unit that was found.
 
-    `unit='auto'`: a column whose first value is a number is in milliseconds if every absolute value is at least 1e11,
-    in seconds if every one is below; otherwise it is ISO-8601 text (text without an offset is taken as UTC).
+    `unit='auto'`: a column whose first value is a number is in seconds if every absolute value is below 1e11, else
+    in the first of milli-, micro- and nanoseconds in which all lie before the year 10000; otherwise it is ISO-8601
+    text (without an offset it is taken as UTC).
     `bad='null'`: values that do not parse become null; the unit is that of most values.
 
     Raises:
-        DataError: a value does not parse or lies outside the years 1 to 9999, or numbers lie on both sides of 1e11 and
+        DataError: a value does not parse or lies outside the years 1 to 9999, or numbers look like several units and
             `unit` does not settle it.
     """
     found = evidence(frame, path, unit, bad).unit(unit, bad)
@@ -185,7 +190,7 @@ def _lenient(column: pl.Series, asked: Unit, found: str) -> pl.Series:
     if column.dtype.is_temporal():
         numbers = column.to_physical().cast(pl.Float64)
         scale = getattr(column.dtype, "time_unit", None)
-        seconds = numbers / _PER_SECOND[scale] if scale else numbers * 86_400
+        seconds = numbers / PER_SECOND[scale] if scale else numbers * 86_400
     elif found == "iso":
         # 20140321 and 1395273600 are numbers, whatever ISO's basic form says, unless the unit is given
         text = column.cast(pl.String).str.strip_chars()
@@ -193,21 +198,17 @@ def _lenient(column: pl.Series, asked: Unit, found: str) -> pl.Series:
     else:
         numbers = _numbers(column)
         if asked == "auto":
-            fits = (numbers.abs() >= MILLISECONDS_FROM) == (found == "ms")
-            numbers = pl.select(pl.when(fits).then(numbers)).to_series()
-        seconds = numbers / 1000 if found == "ms" else numbers
+            numbers = pl.select(pl.when(_in_unit(numbers, found)).then(numbers)).to_series()
+        seconds = numbers / PER_SECOND[found]
     inside = seconds.is_between(EARLIEST, LATEST)
     return pl.select(pl.when(inside).then(seconds)).to_series().alias(TIMESTAMP)
-
-
-_PER_SECOND = {"ms": 1e3, "us": 1e6, "ns": 1e9}
 
 
 def _from_dates(frame: pl.DataFrame, column: pl.Series) -> tuple[pl.Series, list[BadTimes]]:
     """From a Parquet date or time column. Read as numbers: polars' own conversions fail on years beyond 9999."""
     numbers = column.to_physical().cast(pl.Float64)
     unit = getattr(column.dtype, "time_unit", None)
-    seconds = (numbers / _PER_SECOND[unit] if unit else numbers * 86_400).alias(TIMESTAMP)
+    seconds = (numbers / PER_SECOND[unit] if unit else numbers * 86_400).alias(TIMESTAMP)
     empty, inside = column.is_null(), seconds.is_between(EARLIEST, LATEST).fill_null(False)
     faults: list[BadTimes] = []
     if empty.any():
