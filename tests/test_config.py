@@ -120,8 +120,7 @@ def test_wrong_types_and_ranges(text: str, message: str) -> None:
         ("arms: [{loss: simpo, gamma: -1}]", "arms.0 (simpo): gamma must not be negative, got -1.0"),
         (
             "arms: [{loss: ipo, anchor: slate}]",
-            "arms.0 (ipo): link 'squared' takes no anchor: its pull does not end beyond "
-            "one; links that do: logistic, hinge, smoothed, robust",
+            "arms.0 (ipo): link 'squared' takes no anchor: use 'logistic' or 'hinge' or 'smoothed' or 'robust'",
         ),
         (
             "arms: [{loss: dpo, link: hinges}]",
