@@ -69,7 +69,7 @@ class Config(Options):
                 raise ValueError(
                     f"module '{module}' cannot be imported ({type(error).__name__}: {error}): install it, or name its "
                     "folder in PYTHONPATH"
-                ) from None
+                ) from error
         return value
 
     @field_validator("arms", mode="before")

@@ -214,7 +214,7 @@ class AlignSection(StartableOptions):
 
 
 class ArmSection(Options):
-    """One arm: a preset of `objectives.LOSSES` and what differs from it. docs/losses.md explains parts and numbers.
+    """One arm: a preset of `objectives.presets.LOSSES` and what differs from it; docs/losses.md explains all of it.
 
     `name` is how tables and folders call it: letters, digits, _ and . only.
     negatives_from: slate, the strongest of `pool` drawn ones of it (hard), or the policy's own list of the whole

@@ -58,6 +58,8 @@ class Interactions:
         how ties were broken: an order by item id tells the next item by its id).
     items: item_id (str), title (str); unique item_id. May hold items without events.
     notes: provenance for dataset.json: files with sha256, rows read and dropped with the reason, tie-breaking.
+    repeats: whether a user may have an item more than once. Then targets may stand in their own histories, which
+        negatives, that leave out what the user had, do not.
 
     In frames of your own ids may be numbers, times datetimes, and users interleaved: `data.intake` sees to that.
     """
@@ -65,6 +67,7 @@ class Interactions:
     events: pl.DataFrame
     items: pl.DataFrame
     notes: dict[str, Any] = field(default_factory=dict)
+    repeats: bool = False
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,7 @@ def test_the_code_of_the_page_on_extending_runs(sirius: Sirius, finished: Path, 
     shutil.copytree(finished, tmp_path / "runs" / "mine")
     page = (Path(__file__).resolve().parents[2] / "docs" / "extending.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     here = os.getcwd()
     os.chdir(tmp_path)
     try:

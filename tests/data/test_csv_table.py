@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from sirius_rec.data.sources.csv_records import ROW, Dialect
-from sirius_rec.data.sources.csv_table import read_csv
+from sirius_rec.data.sources.csv_table import frames, look, read_csv
 from sirius_rec.data.sources.movielens import load as load_movielens
 from sirius_rec.data.sources.table import load
 from sirius_rec.data.sources.windows import load as load_windows
@@ -167,3 +167,17 @@ def test_parquet_rows_are_counted_from_one(tmp_path: Path) -> None:
     written(tmp_path, "item_id,title\na,Red\n", "items.csv")
     with pytest.raises(DataError, match=r"e\.parquet, row 2: empty user_id"):
         load(tmp_path / "e.parquet")
+
+
+def test_a_mark_inside_the_file_is_a_character_of_its_field(tmp_path: Path) -> None:
+    """polars takes U+FEFF off the beginning of whatever it is given, also where a block begins with it."""
+    file = written(tmp_path, "\ufeffa,b\n\ufeff,\n\ufeffx,2\n")
+    for size in (1, 1 << 20):
+        layout = look(file, size=size)
+        whole = pl.concat([layout.empty, *(part for span in layout.spans for part, _ in frames(layout, span, size))])
+        assert whole["a"].to_list() == ["\ufeff", "\ufeffx"], size
+
+
+def test_a_carriage_return_inside_a_line_is_named_as_one(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="line 1: a carriage return stands inside it; end all lines alike"):
+        read_csv(written(tmp_path, "a,b\rc\n1,2\n"), Dialect(quotes=False))

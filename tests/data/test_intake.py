@@ -273,3 +273,53 @@ def test_ties_and_times_of_frames_are_told(tmp_path: Path) -> None:
 def test_the_way_in_brings_no_torch() -> None:
     code = "import sys, sirius_rec; sirius_rec.prepare; sirius_rec.Interactions; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_user_who_has_an_item_twice_is_refused_unless_that_is_meant(tmp_path: Path) -> None:
+    """A target that stands in its own history is told from the negatives, which leave out what the user had."""
+    again = pl.concat([events(), pl.DataFrame({"user_id": ["u3"], "item_id": ["i6"], "timestamp": [9000]})])
+    with pytest.raises(DataError, match=r"events\[20\]: user 'u3' has item 'i6' a second time; give events.unique"):
+        made(Interactions(again, items()), tmp_path / "out")
+    meant = made(Interactions(again, items(), repeats=True), tmp_path / "meant")
+    assert sum(meant.n_rows(split) for split in ("train", "val", "test")) == 4 * 3 + 1
+    assert meant.info["filters"]["targets_in_own_history"] == 1
+
+
+def test_frames_go_by_what_they_hold_whatever_their_notes(tmp_path: Path) -> None:
+    notes = {"files": [{"path": "log.csv", "sha256": "0" * 64, "bytes": 1}]}
+    made(Interactions(events(), items(), notes), tmp_path / "out")
+    made(Interactions(events(), items(), notes), tmp_path / "out")
+    with pytest.raises(RunError, match="hands over other events, rows or items"):
+        made(Interactions(events(3), items(), notes), tmp_path / "out")
+    with pytest.raises(ConfigError, match="frames are prepared themselves; leave one of the two out"):
+        made(Interactions(events(3), items()), tmp_path / "new", prepared=tmp_path / "out")
+
+
+def test_a_run_takes_prepared_frames(tmp_path: Path) -> None:
+    made(Interactions(events(), items()), tmp_path / "frames")
+    window, slates = "{max_history: 3, min_history: 2}", "[{size: 3}]"
+    data = f"{{source: frames, prepared: {tmp_path / 'frames'}, window: {window}, slates: {slates}}}"
+    (tmp_path / "c.yaml").write_text(f"data: {data}\narms: []\nmethods: [markov]\n")
+    command = [
+        sys.executable,
+        "-m",
+        "sirius_rec",
+        "prepare",
+        str(tmp_path / "c.yaml"),
+        "--out",
+        str(tmp_path / "again"),
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    assert rows(sirius_rec.open_dataset(tmp_path / "again")) == rows(sirius_rec.open_dataset(tmp_path / "frames"))
+    (tmp_path / "c.yaml").write_text("data: {source: frames}\narms: []\nmethods: [markov]\n")
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 2 and "no source is called 'frames'" in done.stderr
+
+
+def test_dates_are_the_seconds_of_their_days_and_ties_are_of_the_exact_time(tmp_path: Path) -> None:
+    days = events(at=0).with_columns(timestamp=pl.date(1970, 1, 1) + pl.duration(days=pl.col("timestamp")))
+    assert check_interactions(Interactions(days, items()), "x").events["timestamp"].to_list() == [
+        day * 86_400 for day in events(at=0)["timestamp"]
+    ]
+    halves = events().with_columns(timestamp=pl.datetime(2020, 1, 1) + pl.duration(milliseconds=pl.int_range(pl.len())))
+    assert check_interactions(Interactions(halves, items()), "x").notes["ties"]["groups"] == 0

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -292,3 +294,41 @@ def test_one_monitor_goes_on_with_its_training(
     first = monitor.points[:2]
     monitor.on_train_begin(None, State, None, model=tiny_llama(tokenizer, seed=2))
     assert monitor.points == first
+
+
+def test_the_trainers_own_folder_and_a_beta_that_is_not_understood_are_said(
+    tokenizer: Any, tiny_llama: Callable[..., Any], catalogue: tuple[str, ...], tmp_path: Path
+) -> None:
+    """The trainer logs there, too, and a training that begins anew would remove it."""
+
+    class State:
+        global_step, epoch, is_world_process_zero = 0, 0.0, True
+
+    @dataclass
+    class CPOConfig:
+        output_dir: str
+        beta: float = 0.1
+
+    monitor = RewardHackingMonitor(records(catalogue, 3), tokenizer, folder=tmp_path / "out")
+    with pytest.raises(ConfigError, match="is the trainer's output_dir, which writes there: name another"):
+        monitor.on_train_begin(CPOConfig(str(tmp_path / "out")), State(), None, model=tiny_llama(tokenizer))
+    with pytest.warns(UserWarning, match=r"CPOConfig has a beta of its own \(0.1\).*measured with 1.0"):
+        monitor.on_train_begin(CPOConfig(str(tmp_path / "other")), State(), None, model=tiny_llama(tokenizer))
+    given = RewardHackingMonitor(records(catalogue, 3), tokenizer, beta=0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        given.on_train_begin(CPOConfig(str(tmp_path / "other")), State(), None, model=tiny_llama(tokenizer))
+
+
+def test_a_point_whose_snapshot_a_kill_prevented_is_measured_again(
+    tokenizer: Any, tiny_llama: Callable[..., Any], catalogue: tuple[str, ...], tmp_path: Path
+) -> None:
+    first = RewardHackingMonitor(records(catalogue, 3), tokenizer, folder=tmp_path)
+    for step in (0, 5):
+        first.evaluate(tiny_llama(tokenizer, seed=step), step, float(step))
+    last = max((tmp_path / "held_out").glob("*5*"), key=lambda path: path.name)
+    last.unlink()
+    again = RewardHackingMonitor(records(catalogue, 3), tokenizer, folder=tmp_path)
+    again.evaluate(tiny_llama(tokenizer, seed=5), 6, 6.0)
+    assert [point["step"] for point in again.points] == [0, 6]
+    assert [snapshot.step for snapshot in again.snapshots] == [0, 6]

@@ -275,3 +275,7 @@ def test_a_row_without_a_user_is_a_group_of_its_own(missing: float | None) -> No
 def test_a_share_of_none_is_no_point_where_it_is_said_to_be_one() -> None:
     assert bootstrap_mean(np.zeros(50)).high == 0.0
     assert bootstrap_mean(np.zeros(50), share=True).high == pytest.approx(1 - 0.025 ** (1 / 50))
+
+
+def test_numbers_and_texts_are_users_as_they_are() -> None:
+    assert GroupBootstrap(5, np.array([1, 1.0, None, "1", "a"], dtype=object)).n_groups == 4

@@ -225,3 +225,14 @@ def test_a_bare_function_in_a_table_is_told_what_to_be(monkeypatch: pytest.Monke
     monkeypatch.setitem(REWARDS, "clip", clipped)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"REWARDS\['clip'\] is a function: write REWARDS\['clip'\] = Reward\(…\)"):
         Objective(reward="clip")
+
+
+def test_a_link_that_means_over_pairs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its one number would be every example's loss in silence."""
+    monkeypatch.setitem(
+        LINKS, "mean", Link(lambda margin, objective: -margin.mean(), anchor=LINKS["logistic"].function)
+    )
+    logp = torch.tensor([[-1.0, -2.0], [-3.0, -5.0]])
+    drawn, every = torch.tensor([[False, True]] * 2), torch.ones(2, 2, dtype=torch.bool)
+    with pytest.raises(ConfigError, match=r"link 'mean' has shape \[\] where \[2"):
+        compute_loss(Objective(reward="simpo_no_ln", link="mean"), logp, torch.ones(2, 2), drawn, every)

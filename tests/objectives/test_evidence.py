@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sirius_rec.objectives.evidence import evidence, log_slope
+from sirius_rec.objectives.losses import reward_of, rounding_of
 from sirius_rec.theory.preference import BRADLEY_TERRY
 
 
@@ -134,3 +135,14 @@ def test_rounding_of_log_probs_is_no_misordered_pair(beta: float) -> None:
     out = evidence(reward, logp, sampled, torch.ones(2, 4, dtype=torch.bool), (0.1,), beta)
     assert tuple(map(float, out["misordered"])) == (2, 6)
     assert float(out["insensitive_misordered@0.1"][1]) == 2
+
+
+def test_only_rewards_that_begin_at_zero_are_given_room_for_rounding() -> None:
+    """exp(log π / |y|) of long texts lies far below the rounding of their log-probs, and is no rounding."""
+    assert rounding_of("dpo", 0.5) == rounding_of("dpo_ln", 0.5) == 0.5
+    assert rounding_of("simpo", 0.5) == rounding_of("inverse_perplexity", 0.5) == 0.0
+    logp, length = torch.tensor([[-60.0, -50.0, -48.0]]), torch.full((1, 3), 6)
+    reward = reward_of("inverse_perplexity", logp, None, length, 1.0)
+    drawn, every = torch.tensor([[False, True, False]]), torch.ones(1, 3, dtype=torch.bool)
+    out = evidence(reward, logp, drawn, every, (0.1,), rounding_of("inverse_perplexity", 1.0))
+    assert tuple(map(float, out["misordered"])) == tuple(map(float, out["misranked"])) == (2, 2)

@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 
 from sirius_rec.config import Config
-from sirius_rec.errors import ConfigError, DataError
+from sirius_rec.errors import ConfigError, DataError, RunError
 from sirius_rec.evaluation.results import read_results
 from sirius_rec.evaluation.tables import SCORES, read_table
 from sirius_rec.recipes.adoption import open_run
@@ -162,3 +162,12 @@ def test_a_method_that_nobody_entered_is_named(mini: Callable[..., Config], monk
     monkeypatch.delitem(METHODS, "own")
     with pytest.raises(ConfigError, match=r"no method is called 'own' here.*name its module in plugins"):
         build_methods(config)
+
+
+def test_tables_of_one_method_that_contradict_each_other_are_refused(run: Run) -> None:
+    slates = run.test_slates[0]
+    scores = {slates: [-slate for slate in run.slate_arrays(slates)[1]]}
+    write_scores(run, "mine", "Mine", scores, random=True)
+    write_scores(run, "mine", "Mine", scores, seed=1)
+    with pytest.raises(RunError, match=r"says of its method .* and another table of it"):
+        remeasure(run, lambda line: None)

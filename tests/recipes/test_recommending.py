@@ -359,6 +359,8 @@ def test_a_process_of_ones_own_answers_as_the_commands_do(run: Run, ids: list[st
     recommender = load_run_recommender(run, method="markov", top=3, exclude_seen=True)
     assert recommender.answers(asked) == lines
     assert lines[0]["unknown"] == 1 and lines[1]["by"] == "popularity"
+    with pytest.raises(TypeError, match="answers with as many items as it was loaded for: leave top out"):
+        recommender.answers(asked, top=2)
 
     requests = write(tmp_path / "rank.jsonl", [row | {"candidates": ids[8:12]} for row in rows])
     arguments = ["rank", "--model", run.folder.path, "--input", requests, "--out", tmp_path / "ranked.jsonl"]

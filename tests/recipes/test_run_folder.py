@@ -201,4 +201,4 @@ def test_which_keys_may_change_under_way() -> None:
         assert not held.HOW
     # Trackers and trials say nothing about what a run computes.
     assert {"report_to"} == sections.TrainingSection.HOW
-    assert {"tune"} == Config.HOW
+    assert {"plugins", "tune"} == Config.HOW

@@ -61,7 +61,7 @@ def check_interactions(loaded: Interactions, where: str) -> Interactions:
 
     Raises:
         DataError: a column is missing or of another type; an id, time or title is empty; an item is listed twice or not
-            at all; a user's events are out of order.
+            at all; a user's events are out of order; a user has an item twice, and `repeats` does not allow it.
     """
     items, at = _items(loaded.items, f"{where}: items"), f"{where}: events"
     given = _frame(loaded.events, at, (USER_ID, ITEM_ID, TIMESTAMP))
@@ -82,6 +82,10 @@ def check_interactions(loaded: Interactions, where: str) -> Interactions:
             f"{given[TIMESTAMP][before]} ({back.sum():,} such rows), so that histories would hold later events; give "
             "events.sort('timestamp', maintain_order=True)"
         )
+    if not loaded.repeats:
+        fix = "events.unique(['user_id', 'item_id'], keep='first', maintain_order=True), or set repeats=True"
+        twice = pl.select(~pl.struct(user, item).is_first_distinct()).to_series()
+        _refuse(twice, at, lambda row: f"user {user[row]!r} has item {item[row]!r} a second time", f"give {fix}")
     notes = {
         "times": time_notes(events[TIMESTAMP].to_numpy()),
         "ties": tie_notes("file", 0, *count_ties(user_E, moment_E)),

@@ -146,6 +146,8 @@ def prepare(
     recipe = make_recipe(asked)
     if cluster is not None and sharding is None:
         raise ConfigError("--engine ray: works on shards: add --shards N, or data.shards")
+    if prepared is not None and handed is not None:
+        raise ConfigError(f"prepared={prepared}: frames are prepared themselves; leave one of the two out")
     if prepared is not None:
         say(f"{out}: as {prepared}")
         return adopted(Path(prepared), out, recipe)
@@ -181,8 +183,8 @@ def _loaded(asked: Preparation, path: Path | None, advance: Advance | None = Non
 
 
 def _goes_by_content(asked: Preparation, notes: Mapping[str, Any]) -> bool:
-    """Whether only what the source hands over says that it has changed, since its notes name no files."""
-    return not is_ours(source_of(asked.source)) and not notes.get("files")
+    """Whether what the source hands over says whether it has changed: of frames, and where its notes name no files."""
+    return asked.source == FRAMES or (not is_ours(source_of(asked.source)) and not notes.get("files"))
 
 
 def _check_content(
@@ -197,7 +199,12 @@ def _check_content(
     if handed is None:
         say(f"reading source {asked.source}, which names no files, to see whether it has changed")
         handed = _loaded(asked, None if input is None else Path(input))
-    if content_fingerprint(handed) != noted.get("content"):
+    if "content" not in noted:
+        raise RunError(
+            f"{known.path}: was prepared by a version that did not note what source {asked.source} hands over; "
+            "remove it, and it is prepared again"
+        )
+    if content_fingerprint(handed) != noted["content"]:
         raise RunError(
             f"{known.path}: source {asked.source} hands over other events, rows or items than when it was prepared; "
             "choose another folder or remove it"

@@ -90,7 +90,7 @@ class Shortage:
         drop = ", or drop such rows with data.unusable: drop, which leaves those that have enough"
         return DataError(
             f"slates {name}: row {self.row} needs {name.size - 1} negatives, but its user leaves only "
-            f"{self.available} of {n_items} items to draw from ({self.rows} such rows{', which is all' * self.every}); "
+            f"{self.available} of {n_items} items to draw from ({'all ' * self.every}{self.rows} such rows); "
             f"use a smaller size{'' if self.every else drop}"
         )
 

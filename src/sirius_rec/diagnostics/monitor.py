@@ -20,7 +20,7 @@ from sirius_rec.diagnostics.slates import hits, slate_measures
 from sirius_rec.diagnostics.trajectory import golden_of
 from sirius_rec.errors import ConfigError, DataError
 from sirius_rec.objectives.evidence import evidence
-from sirius_rec.objectives.losses import Objective, reward_of
+from sirius_rec.objectives.losses import Objective, reward_of, rounding_of
 from sirius_rec.objectives.parts import REWARDS
 from sirius_rec.prompts.encoding import Encoder
 from sirius_rec.scoring.scorer import check_once, score_rows
@@ -49,7 +49,8 @@ class RewardHackingMonitor(TrainerCallback):
         records' `user`, which all of them have or none.
     popularity: text → popularity, for the popularity of the top choice.
     generation_rows: answer so many prompts greedily each time, for `valid_ratio` (slow; 0: never).
-    folder: where metrics.jsonl and held_out/ are written as training goes on; None keeps everything in memory.
+    folder: where metrics.jsonl and held_out/ are written as training goes on, of one training at a time: one that
+        begins at step 0 removes what is there. None keeps everything in memory.
 
     A training that begins at step 0 begins points, folder and reference anew; one that goes on takes up what was
     evaluated before its step. Without a Trainer call `evaluate`.
@@ -127,7 +128,9 @@ class RewardHackingMonitor(TrainerCallback):
     # the Trainer's hooks
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        step = int(state.global_step)
+        step, theirs = int(state.global_step), getattr(args, "output_dir", None)
+        if self.metrics_log is not None and theirs and self.metrics_log.path.parent.resolve() == Path(theirs).resolve():
+            raise ConfigError(f"monitor: folder {theirs} is the trainer's output_dir, which writes there: name another")
         self._scale_as(args)
         self._begin(step, step if step else -1, main=state.is_world_process_zero)
         if step and self.reference is None:
@@ -145,6 +148,12 @@ class RewardHackingMonitor(TrainerCallback):
             theirs = {"reward": objective.shown_reward, "beta": objective.beta}
         elif any(kind.__name__ == "DPOConfig" for kind in type(args).__mro__):  # TRL need not be installed
             theirs = {"beta": float(args.beta)}
+        elif self._beta is None and getattr(args, "beta", None) is not None:
+            warnings.warn(
+                f"monitor: {type(args).__name__} has a beta of its own ({args.beta}), whose meaning is not known here: "
+                f"margins are measured with {Objective.beta}; give the monitor beta and reward",
+                stacklevel=3,
+            )
         for name, given in (("reward", self._reward), ("beta", self._beta)):
             if given is not None and theirs.get(name, given) != given:
                 warnings.warn(
@@ -234,7 +243,7 @@ class RewardHackingMonitor(TrainerCallback):
         logp, ref, length = (torch.from_numpy(a) for a in (logp_RC, ref_RC, self._length_RC))
         reward_RC = reward_of(self.reward, logp, ref, length, self.beta)
         valid, sampled = torch.from_numpy(self._valid_RC), torch.from_numpy(self._sampled_RC)
-        sums = evidence(reward_RC, logp, sampled, valid, self.epsilons, self.beta)
+        sums = evidence(reward_RC, logp, sampled, valid, self.epsilons, rounding_of(self.reward, self.beta))
         return {name: float(total / count) for name, (total, count) in sums.items() if float(count) > 0}
 
     def _valid_ratio(self, model: Any) -> float:

@@ -68,9 +68,10 @@ def _codes(groups: Any, rows: int) -> tuple[npt.NDArray[np.int64], int]:
     if labels.shape != (rows,):
         raise DataError(f"groups: {labels.size} group ids for {rows} rows; give one per row")
     alone = labels != labels if labels.dtype.kind == "f" else np.zeros(rows, dtype=bool)
-    if labels.dtype == object:
+    if labels.dtype == object:  # numbers and texts may stand side by side
         alone = np.array([label is None or label != label for label in labels])
-        labels = labels.astype(str)
+        known: dict[Any, int] = {}
+        labels = np.array([known.setdefault(label, len(known)) for label in labels])
     unique, codes = np.unique(labels[~alone], return_inverse=True)
     number = np.empty(rows, dtype=np.int64)
     number[~alone], number[alone] = codes.reshape(-1), len(unique) + np.arange(alone.sum())

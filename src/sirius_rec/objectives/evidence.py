@@ -30,7 +30,7 @@ def evidence(
     sampled_BC: Tensor,
     valid_BC: Tensor,
     epsilons: Sequence[float],
-    beta: float = 1.0,
+    rounding: float = 0.0,
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """name → (sum, count), to be added up over steps and devices and divided at the end.
 
@@ -40,9 +40,10 @@ def evidence(
     misordered: share of pairs (i, k) over all negatives with r_k > r_i; misranked: the same by log π, which is what
     ranks at inference; logp_positive: log π_θ(y_i|x) in nats.
 
-    reward_BC in nats times β, summed or per token; logp_BC in nats, summed over tokens. beta: the rewards' scale.
-    r_k > r_i means by more than β · 1e-5 · max(1, |log π_i|, |log π_k|), the rounding of float32 log-probs. Those of
-    bfloat16 differ by 1e-2 nats: there `misordered` says nothing while policy and reference are one.
+    reward_BC in nats times β, summed or per token; logp_BC in nats, summed over tokens. rounding: how far rewards move
+    with a nat of log π where they are differences from a reference, which begin at 0 (`losses.rounding_of`): there
+    r_k > r_i means by more than rounding · 1e-5 · max(1, |log π_i|, |log π_k|), the rounding of float32 log-probs.
+    Those of bfloat16 differ by 1e-2 nats: `misordered` says nothing while policy and reference are one.
     """
     reward_BC = reward_BC.float()
     logp_BC = logp_BC.float()
@@ -53,7 +54,7 @@ def evidence(
     unsampled_BC = negative_BC & ~sampled_BC
     margin_BC = reward_BC[:, :1] - reward_BC
     size_BC = torch.maximum(logp_BC.abs(), logp_BC[:, :1].abs()).clamp(min=1.0)
-    misordered_BC = margin_BC < -beta * RESOLUTION * size_BC
+    misordered_BC = margin_BC < -rounding * RESOLUTION * size_BC
 
     def masked(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         return values.masked_fill(~mask, 0.0).sum(), mask.sum().to(values.dtype)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sirius_rec.errors import ConfigError
 from sirius_rec.objectives.boundary import boundary_negatives, pair_scale
-from sirius_rec.objectives.parts import ANCHORS, COMPARISONS, LINKS, REWARDS, Anchor, Link, Reward
+from sirius_rec.objectives.parts import ANCHORS, COMPARISONS, LINKS, REWARDS, Anchor, Link, LinkFn, Reward
 
 # Each part's table, and what its entries are.
 _PARTS: dict[str, tuple[Mapping[str, object], type | None]] = {
@@ -239,8 +239,14 @@ def compute_loss(
             compared_BC = compared_BC[:, :1] - scale_BC * (compared_BC[:, :1] - compared_BC)
 
     link, anchor = LINKS[objective.link], ANCHORS[objective.anchor]
+
+    def linked(function: LinkFn, margin: Tensor) -> Tensor:
+        loss = function(margin, objective)
+        _check_shape(f"link '{objective.link}'", loss, margin.shape)
+        return loss
+
     loss_B = COMPARISONS[objective.comparison](
-        compared_BC, kept_BC, objective.gamma, lambda margin: link.function(margin, objective)
+        compared_BC, kept_BC, objective.gamma, lambda margin: linked(link.function, margin)
     )
     _check_shape(f"comparison '{objective.comparison}'", loss_B, logp_BC.shape[:1])
     anchor_B = anchor.function(reward_BC, ref_logp_BC, valid_BC, objective)
@@ -248,7 +254,7 @@ def compute_loss(
         _check_shape(f"anchor '{objective.anchor}'", anchor_B, logp_BC.shape[:1])
         anchor_B = anchor_B.detach()
         assert link.anchor is not None, "refused when the objective is made"
-        loss_B = loss_B + link.anchor(compared_BC[:, 0] - anchor_B - objective.gamma, objective)
+        loss_B = loss_B + linked(link.anchor, compared_BC[:, 0] - anchor_B - objective.gamma)
     if objective.nll_weight:
         nll_B = -logp_BC[:, 0] / length_BC[:, 0] if objective.nll_per_token else -logp_BC[:, 0]
         loss_B = loss_B + objective.nll_weight * nll_B
@@ -265,6 +271,12 @@ def reward_of(name: str, logp_BC: Tensor, ref_logp_BC: Tensor | None, length_BC:
     reward_BC = reward.function(logp_BC, ref_logp_BC if reward.needs_reference else None, length_BC, beta)
     _check_shape(f"reward '{name}'", reward_BC, logp_BC.shape)
     return reward_BC
+
+
+def rounding_of(name: str, beta: float) -> float:
+    """How far the reward `name` moves with a nat of log π where it is a difference from a reference, which policy and
+    reference as one make 0 but for rounding; 0 for other rewards. Per token it is less, by |y|."""
+    return beta if REWARDS[name].needs_reference else 0.0
 
 
 def _check_shape(what: str, tensor: Tensor, shape: torch.Size) -> None:

@@ -64,10 +64,10 @@ def _lists(config: Config) -> Iterator[str]:
 
 
 def _data(config: Config) -> Iterator[str]:
-    from sirius_rec.data.sources import SOURCES
+    from sirius_rec.data.sources import FRAMES, SOURCES
 
     data = config.data
-    if data.source not in SOURCES:
+    if data.source not in SOURCES and not (data.source == FRAMES and data.prepared):
         yield f"data.source: no source is called '{data.source}'{nearest(data.source, SOURCES)}"
     train = sum("train" in slate.splits for slate in data.slates)
     if train != 1:

@@ -58,8 +58,10 @@ class Served:
 
         History items that are not known are dropped and counted ("unknown"); where nothing is left of a history,
         popularity answers ("by"). What cannot be answered is {"line": …, "error": why}. top: candidates in an answer,
-        None for all of them; a recommender was told when it was loaded.
+        None for all of them; a recommender was told when it was loaded (TypeError).
         """
+        if self.says != "scores" and top is not None:
+            raise TypeError(f"{self.name} answers with as many items as it was loaded for: leave top out")
         answerer = Answerer(self.respond, self.check, self.unknown, skip_bad=True)
         if self.says == "scores":
             answerer = ranking(answerer, top)

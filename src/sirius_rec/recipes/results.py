@@ -148,5 +148,9 @@ def titles_alone(config: Config) -> list[str]:
 def _facts(run: Run, tables: Sequence[ScoreTable]) -> dict[str, Any]:
     """What each method is; a score table that somebody put beside the run's own (`own_scores`) is a baseline's."""
     unknown = {"role": "baseline", "random": True, "base": None, "language_model": False}
-    foreign = {t.method: {"label": t.label, **unknown, **t.facts} for t in tables}
+    foreign: dict[str, Any] = {}
+    for t in tables:
+        about = {"label": t.label, **unknown, **t.facts}
+        if (other := foreign.setdefault(t.method, about)) != about:
+            raise RunError(f"{t.name}: says of its method {about}, and another table of it {other}: write both alike")
     return foreign | {key: method.facts(run) for key, method in build_methods(run.config).items()}

@@ -25,7 +25,7 @@ class TitleScorer:
     def __init__(
         self, model: Any, encoder: Any, form: Any, texts: dict[str, str] | None, *, max_history: int, **scoring: Any
     ) -> None:
-        from sirius_rec.scoring.packed import unwrapped
+        from sirius_rec.scoring.packed import context_of
 
         self.model, self.encoder, self.form, self.texts = model, encoder, form, texts
         self.max_history, self.scoring = max_history, scoring
@@ -35,7 +35,7 @@ class TitleScorer:
         self.catalogue: set[str] | None = None
         self._never_read: set[str] = set()
         self._last: tuple[str, list[int]] = ("", [])
-        self.context = getattr(unwrapped(model).config, "max_position_embeddings", None)
+        self.context = context_of(model)
         # Tokens of the longest title that an answer may hold, where it is not one of the request's candidates.
         self.longest: int | None = None
 

@@ -26,6 +26,13 @@ def unwrapped(model: Any) -> Any:
     return getattr(model, "_orig_mod", model)
 
 
+def context_of(model: Any) -> int | None:
+    """Positions that the model was made for; None where its configuration names none."""
+    config = unwrapped(model).config
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config  # of several modes, that of text
+    return getattr(text, "max_position_embeddings", None)
+
+
 def in_half_precision(model: Any) -> bool:
     """Whether the products of the model round to 16 bits: those of its weights, or of a quantized base unpacked to it.
 

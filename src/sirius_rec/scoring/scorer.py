@@ -22,7 +22,7 @@ from sirius_rec.scoring.forked import Passes, common, forked_logps, passes
 from sirius_rec.scoring.kept import KeptScores
 from sirius_rec.scoring.masks import can_be_forked, refusal
 from sirius_rec.scoring.naive import in_parts, naive_logps
-from sirius_rec.scoring.packed import in_half_precision, tree_logps, unwrapped, use_tree_attention
+from sirius_rec.scoring.packed import context_of, in_half_precision, tree_logps, unwrapped, use_tree_attention
 from sirius_rec.scoring.prefix_cache import PrefixCache
 from sirius_rec.scoring.rows import PromptCompletions, check_context
 from sirius_rec.scoring.tree import build_tree
@@ -232,7 +232,7 @@ def score_rows(
     Raises PromptError for rows beyond the model's context, ScoringError for a mode that the model does not have.
     """
     mode = resolve_scoring(model, mode)
-    check_context(rows, getattr(unwrapped(model).config, "max_position_embeddings", None))
+    check_context(rows, context_of(model))
     was_training = model.training
     model.eval()
     rank, processes = place_in_group() if together else (0, 1)

@@ -20,7 +20,7 @@ SHARES = ("none", "user")
 class SiriusConfig(TrainingArguments):
     """Options of `SiriusTrainer`; everything of TrainingArguments applies.
 
-    loss: a name in `objectives.LOSSES`. The next options override its parts; None keeps the preset's value.
+    loss: a name in `objectives.presets.LOSSES`. The next options override its parts; None keeps the preset's value.
     beta (> 0; 1.0 in every preset, 0.1 in TRL), gamma (≥ 0; 0 for the DPO family), negatives (a number or "all"),
     reward, link, comparison, anchor, anchor_constant, anchor_margin (≥ 0), nll_weight (λ ≥ 0), nll_per_token, filter,
     label_smoothing (0 ≤ ε < 0.5), dpop_lambda (λ ≥ 0), boundary, beta_spread, beta_margin, reward_temperature (λ > 0):

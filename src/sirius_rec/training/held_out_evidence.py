@@ -10,7 +10,7 @@ import torch
 
 from sirius_rec.evaluation.metrics import METRICS, per_example
 from sirius_rec.objectives.evidence import evidence
-from sirius_rec.objectives.losses import Objective, compute_loss
+from sirius_rec.objectives.losses import Objective, compute_loss, rounding_of
 from sirius_rec.training.averages import Averages
 from sirius_rec.training.records import PreferenceDataset
 
@@ -61,6 +61,7 @@ def held_out_evidence(
             None if ref_logps is None else ref_BC,
             None if observed is None else torch.tensor([observed[d.row] for d in part]),
         )
-        averages.add(evidence(out.reward_BC, logp_BC, sampled_BC, valid_BC, epsilons, objective.beta))
+        rounding = rounding_of(objective.shown_reward, objective.beta)
+        averages.add(evidence(out.reward_BC, logp_BC, sampled_BC, valid_BC, epsilons, rounding))
         averages.add({"loss": (out.loss_B.sum(), torch.tensor(float(len(part))))})
     return averages.means()

@@ -11,7 +11,7 @@ from sirius_rec.errors import RunError
 
 
 class MetricsLog:
-    """Appends lines {"kind": "train"|"eval", "step": …, "epoch": …, …} and flushes each."""
+    """Appends lines {"kind": "train"|"eval"|"other", "step": …, "epoch": …, …} and flushes each."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

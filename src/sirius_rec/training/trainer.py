@@ -21,11 +21,11 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from sirius_rec.errors import TrainingError
 from sirius_rec.objectives.evidence import evidence
-from sirius_rec.objectives.losses import LossOutput, compute_loss
+from sirius_rec.objectives.losses import LossOutput, compute_loss, rounding_of
 from sirius_rec.prompts.encoding import Encoder
 from sirius_rec.scoring.masks import first_range
 from sirius_rec.scoring.naive import naive_logps
-from sirius_rec.scoring.packed import tree_logps, unwrapped
+from sirius_rec.scoring.packed import context_of, tree_logps, unwrapped
 from sirius_rec.scoring.rows import PromptCompletions
 from sirius_rec.scoring.scorer import resolve_scoring, score_rows, self_check, training_mode
 from sirius_rec.scoring.tree import CandidateTree
@@ -156,7 +156,7 @@ class SiriusTrainer(Trainer):
 
     def _read(self, model: Any, args: SiriusConfig, train_dataset: Any, eval_dataset: Any) -> Any:
         """Encode and check all records; what is trained on. Sets the collator and the rows of evaluation."""
-        context = args.max_length or getattr(unwrapped(model).config, "max_position_embeddings", None)
+        context = args.max_length or context_of(model)
         if self.scoring == "packed":
             context = min((n for n in (context, first_range(unwrapped(model).config)) if n), default=None)
         self._check_rows = partial(check_rows, model=model, context=context, tokenizer=self.encoder.tokenizer)
@@ -294,8 +294,8 @@ class SiriusTrainer(Trainer):
     def _record(self, out: LossOutput, logp_BC: Tensor, inputs: dict[str, Any], tree: CandidateTree) -> None:
         real = slice(inputs["n_real"])
         sampled_BC, valid_BC = inputs["sampled_BC"][real], tree.valid_BC[real]
-        epsilons, beta = self.args.epsilons, self.objective.beta
-        parts = evidence(out.reward_BC[real], logp_BC[real], sampled_BC, valid_BC, epsilons, beta)
+        rounding = rounding_of(self.objective.shown_reward, self.objective.beta)
+        parts = evidence(out.reward_BC[real], logp_BC[real], sampled_BC, valid_BC, self.args.epsilons, rounding)
         one = torch.ones((), device=logp_BC.device)
         if self.objective.filter:
             dropped = (sampled_BC & ~out.kept_BC[real]).sum().float()

@@ -134,8 +134,7 @@ class _Seen:
         self.zero = newline = carriage = False
         try:
             self.bytes = path.stat().st_size
-            with path.open("rb") as raw:
-                self.sha256 = hashlib.file_digest(raw, "sha256").hexdigest()
+            digest = hashlib.sha256()
             with _opened(path) as file:
                 self.packed = isinstance(file, gzip.GzipFile)
                 decoder = codecs.getincrementaldecoder("utf-8")()
@@ -144,6 +143,7 @@ class _Seen:
                     chunk += file.readline()
                     self.start = self.start or chunk[:4]
                     self.spans.append(Span(offset, offset + len(chunk), self.lines + 1))
+                    digest.update(b"" if self.packed else chunk)
                     self._utf8(decoder, chunk)
                     self.lines += chunk.count(b"\n")
                     self.quotes |= b'"' in chunk
@@ -152,6 +152,10 @@ class _Seen:
                     offset, last = offset + len(chunk), chunk[-1:]
                 self._utf8(decoder, b"", final=True)
                 self.lines += last != b"\n"
+            if self.packed:  # the checksum is of the file as it lies there
+                with path.open("rb") as raw:
+                    digest = hashlib.file_digest(raw, "sha256")
+            self.sha256 = digest.hexdigest()
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise DataError(f"{path}: not a complete gzip file ({error}); fetch it again") from error
         except OSError as error:

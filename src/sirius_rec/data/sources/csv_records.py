@@ -165,6 +165,8 @@ def _records(
             yield where, record
             where = first + reader.line_num
     except csv.Error as error:
+        if not quotes:
+            raise DataError(f"{path}, line {where}: a carriage return stands inside it; end all lines alike") from error
         escaped = "; its quotes are escaped by \\, write them twice" if escapes else ""
         raise DataError(
             f"{path}, line {where}: a quoted field that starts here is not closed properly ({error}); "

@@ -6,6 +6,7 @@ at the ends of lines and read by many hands; one that is packed, in UTF-16 or ha
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -159,6 +160,8 @@ def _parsed(layout: Layout, block: bytes, line: int, count: int) -> pl.DataFrame
     """Whole lines as records; slowly where one of them is not as the others."""
     schema = dict.fromkeys(layout.names, pl.String)
     try:
+        if block.startswith(codecs.BOM_UTF8):  # a character of the first field: of the file's own mark it is free
+            raise pl.exceptions.ComputeError("polars would take it off")
         frame = pl.read_csv(block, separator=layout.separator, quote_char=None, has_header=False, schema=schema)
         if frame.height == count:
             rows = pl.int_range(line, line + count, dtype=pl.Int64, eager=True).alias(ROW)

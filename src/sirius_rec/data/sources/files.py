@@ -189,6 +189,10 @@ def check_fields(fields: Sequence[str], where: Path | str, known: Sequence[str])
             raise ConfigError(f"option fields: {name!r} is asked for twice")
 
 
+# Whole numbers from here on have neighbours that are the same float.
+_WHOLE: dict[Any, int] = {pl.Float32: 2**24, pl.Float64: 2**53}
+
+
 def id_text(ids: pl.Series) -> pl.Series:
     """Ids (or other text) as text without white space around it; of floats, whole ones without their `.0`.
 
@@ -197,10 +201,12 @@ def id_text(ids: pl.Series) -> pl.Series:
     >>> id_text(pl.Series([24.0, 2.5, None])).to_list()
     ['24', '2.5', None]
     """
+    if ids.dtype.is_decimal():
+        ids = ids.cast(pl.Float64)
     if not ids.dtype.is_float():
         return ids.cast(pl.String).str.strip_chars()
     ids = ids.fill_nan(None)
-    whole = (ids == ids.floor()) & (ids.abs() < 2**53)  # larger ones have neighbours that are the same float
+    whole = (ids == ids.floor()) & (ids.abs() < _WHOLE[ids.dtype])
     texts = pl.when(whole).then(ids.cast(pl.Int64, strict=False).cast(pl.String)).otherwise(ids.cast(pl.String))
     return pl.select(texts).to_series().alias(ids.name)
 

@@ -17,7 +17,7 @@ from sirius_rec.rankers.catalogue.prefixes import prefixes_of
 from sirius_rec.rankers.catalogue.search import Found, Frontier, search
 from sirius_rec.rankers.catalogue.trie import Ints, Trie
 from sirius_rec.scoring.naive import naive_logps
-from sirius_rec.scoring.packed import unwrapped
+from sirius_rec.scoring.packed import context_of, unwrapped
 from sirius_rec.scoring.rows import PromptCompletions
 from sirius_rec.scoring.scorer import require_agreement, resolve_mode, resolve_scoring, score_rows
 
@@ -113,7 +113,7 @@ def check_request(model: Any, trie: Trie, prompts: Sequence[Sequence[int]], k: i
     """ConfigError for a K that the catalogue does not have; PromptError for a prompt that leaves no room for titles."""
     if not 1 <= k <= trie.n_titles:
         raise ConfigError(f"top {k} of a catalogue of {trie.n_titles} items: ask for 1 to {trie.n_titles}")
-    context = getattr(unwrapped(model).config, "max_position_embeddings", None)
+    context = context_of(model)
     longest = max(map(len, prompts), default=0) + trie.longest - 1
     if context is not None and longest > context:
         raise PromptError(
