@@ -279,3 +279,5 @@ def test_a_share_of_none_is_no_point_where_it_is_said_to_be_one() -> None:
 
 def test_numbers_and_texts_are_users_as_they_are() -> None:
     assert GroupBootstrap(5, np.array([1, 1.0, None, "1", "a"], dtype=object)).n_groups == 4
+    values, users = np.random.default_rng(0).normal(size=6), ["c", "a", "c", "b", "a", "d"]
+    assert bootstrap_mean(values, np.array(users)) == bootstrap_mean(values, np.array(users, dtype=object))

@@ -70,8 +70,8 @@ def _codes(groups: Any, rows: int) -> tuple[npt.NDArray[np.int64], int]:
     alone = labels != labels if labels.dtype.kind == "f" else np.zeros(rows, dtype=bool)
     if labels.dtype == object:  # numbers and texts may stand side by side
         alone = np.array([label is None or label != label for label in labels])
-        known: dict[Any, int] = {}
-        labels = np.array([known.setdefault(label, len(known)) for label in labels])
+        place = {label: n for n, label in enumerate(sorted(set(labels[~alone]), key=lambda x: (str(x), repr(x))))}
+        labels = np.array([place.get(label, -1) for label in labels])
     unique, codes = np.unique(labels[~alone], return_inverse=True)
     number = np.empty(rows, dtype=np.int64)
     number[~alone], number[alone] = codes.reshape(-1), len(unique) + np.arange(alone.sum())
