@@ -125,7 +125,7 @@ def test_an_adapter_as_backbone_is_merged_into_its_base(
     """Its base is written in it; a relative one is found beside the adapter from any directory."""
     from peft import LoraConfig, get_peft_model
 
-    from sirius_rec.recipes.models import context_of
+    from sirius_rec.recipes.models import configured_context
     from sirius_rec.training.backbones import load_backbone, load_tokenizer
 
     torch.manual_seed(0)
@@ -140,7 +140,7 @@ def test_an_adapter_as_backbone_is_merged_into_its_base(
     torch.testing.assert_close(merged(ids).logits, adapted(ids).logits, atol=1e-5, rtol=0)
     assert (merged(ids).logits - load_backbone(folder).eval()(ids).logits).abs().max() > 1e-3
     assert load_tokenizer(tmp_path / "adapter").get_vocab() == tokenizer.get_vocab()
-    assert context_of(mini(f"backbone.name={tmp_path / 'adapter'}")) == 1024
+    assert configured_context(mini(f"backbone.name={tmp_path / 'adapter'}")) == 1024
     # Its base would be loaded in full precision: said before anything, with CUDA or without.
     with pytest.raises(
         ConfigError, match=r"^backbone\.quantization: '.*adapter' is an adapter, which cannot be merged"

@@ -24,7 +24,7 @@ Check = Callable[..., None]
 @pytest.fixture
 def check(mini: Callable[..., Config], tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Check:
     """check(titles, *overrides): the checks of one row with a history of two items and a slate of two."""
-    monkeypatch.setattr(finetuned, "context_of", lambda config: None)
+    monkeypatch.setattr(finetuned, "configured_context", lambda config: None)
     monkeypatch.setattr(Run, "tokenizer", tokenizer)
     monkeypatch.setattr(Run, "validation_slates", SlateName("val", "uniform", 2, 0))
 

@@ -14,7 +14,7 @@ import torch
 from sirius_rec import cache
 from sirius_rec.errors import ConfigError
 from sirius_rec.training import gguf
-from sirius_rec.training.backbones import context_of, load_backbone, load_tokenizer
+from sirius_rec.training.backbones import backbone_context, load_backbone, load_tokenizer
 from sirius_rec.training.gguf_tokenizer import SPLITTINGS
 
 Write = Callable[..., Path]
@@ -36,7 +36,7 @@ def test_a_model_comes_back_as_it_was(tmp_path: Path, write_gguf: Write, llama: 
     torch.testing.assert_close(found(ids).logits, llama(ids).logits)
     folder = Path(gguf.model_folder(file))
     assert "quantization_config" not in json.loads((folder / "config.json").read_text())
-    assert context_of(file) == 256 and found.dtype == torch.float32
+    assert backbone_context(file) == 256 and found.dtype == torch.float32
     assert (found.config.eos_token_id, found.config.pad_token_id) == (tokenizer.eos_token_id, tokenizer.pad_token_id)
     assert not found.generation_config.do_sample and found.generation_config.temperature is None
     assert gguf.fingerprint(file) == cache.fingerprint(file) and gguf.fingerprint(folder) is None
@@ -190,7 +190,7 @@ def test_a_file_that_is_cut_off_is_one_line(
 ) -> None:
     file = write_gguf(tmp_path / "tiny.gguf", llama, tokenizer)
     file.write_bytes(file.read_bytes()[: int(kept * file.stat().st_size)])
-    for load in (load_backbone, load_tokenizer, context_of):
+    for load in (load_backbone, load_tokenizer, backbone_context):
         with pytest.raises(ConfigError, match=f"^{file}: cannot be read as a GGUF model .*get it again") as caught:
             load(file)
         assert "\n" not in str(caught.value)

@@ -108,7 +108,7 @@ def test_its_configuration(model: Any, tokenizer: Any) -> None:
     config = model.config
     assert (config.num_hidden_layers, config.hidden_size, config.num_key_value_heads) == (30, 576, 3)
     assert config.rope_parameters["rope_theta"] == 100_000 and config.rms_norm_eps == pytest.approx(1e-5)
-    assert backbones.context_of("smollm2") == config.max_position_embeddings == tokenizer.model_max_length == 8192
+    assert backbones.backbone_context("smollm2") == config.max_position_embeddings == tokenizer.model_max_length == 8192
     for chosen in (config, model.generation_config, tokenizer):
         assert (chosen.bos_token_id, chosen.eos_token_id, chosen.pad_token_id) == (1, 2, 2)
     sampling = model.generation_config.to_diff_dict()

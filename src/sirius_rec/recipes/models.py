@@ -190,10 +190,10 @@ def place(model: Any, config: Config) -> Any:
     return model.to("cpu" if on_cpu(config) else f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
 
 
-def context_of(config: Config) -> int | None:
+def configured_context(config: Config) -> int | None:
     """The backbone's context in tokens; None where its configuration names none."""
     if config.backbone.name == "tiny":
         return config.backbone.tiny.context
     from sirius_rec.training import backbones
 
-    return backbones.context_of(config.backbone.model)
+    return backbones.backbone_context(config.backbone.model)

@@ -25,7 +25,7 @@ from sirius_rec.rankers.requests import Request
 from sirius_rec.rankers.trivial import Popularity
 from sirius_rec.recipes.job import log
 from sirius_rec.recipes.methods import Method, build_methods
-from sirius_rec.recipes.models import context_of
+from sirius_rec.recipes.models import configured_context
 from sirius_rec.recipes.prompt_file import in_words, prompt_form
 from sirius_rec.recipes.run import Run, quiet
 from sirius_rec.recipes.scorers import CatalogueScorer, Scorer, TitleScorer
@@ -97,7 +97,7 @@ def scorer_of_run(run: Run, method: Method, ranker: Any, *, titles: bool) -> Sco
     names = names_of(run, titles=titles)
     scorer = CatalogueScorer(ranker, method.key, names, titles=titles, length=method.request_length(run))
     if method.uses_backbone:
-        scorer.max_history, scorer.context = run.config.data.window.max_history, context_of(run.config)
+        scorer.max_history, scorer.context = run.config.data.window.max_history, configured_context(run.config)
     return scorer
 
 

@@ -129,7 +129,7 @@ def name_base(folder: Path, base: str) -> None:
         atomic.write_json(file, {**json.loads(file.read_text()), "base_model_name_or_path": base})
 
 
-def context_of(name: str | Path) -> int | None:
+def backbone_context(name: str | Path) -> int | None:
     """A backbone's context in tokens; None where its configuration names none."""
     folder = Path(name)
     name = model_folder(adapter_base(folder) if is_adapter(folder) else name)

@@ -17,7 +17,7 @@ from sirius_rec.option_errors import in_one_line
 from sirius_rec.options import Flag, Options, options_of, unknown_option
 from sirius_rec.rankers.catalogue.trie import catalogue_trie
 from sirius_rec.recipes.methods.base import Method, Prerequisite, no_preset
-from sirius_rec.recipes.models import computes_in_bf16, context_of, load_stage_model, place, select_attention
+from sirius_rec.recipes.models import computes_in_bf16, configured_context, load_stage_model, place, select_attention
 from sirius_rec.recipes.records import SFT_STREAM, train_records, training_rows, validation_set
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.run_folder import DONE
@@ -66,7 +66,7 @@ class LanguageModel(Method):
     def check(self, run: Run) -> None:
         """PromptError if titles cannot be told apart, or if a prompt of any slates that it meets does not fit into
         the context with its longest candidate."""
-        context = context_of(run.config)  # first: it says where there is no such model
+        context = configured_context(run.config)  # first: it says where there is no such model
         encoder = self.encoder(run)
         encoder.check_distinct(run.dataset.titles)
         if context is None:
@@ -144,7 +144,7 @@ class LanguageModel(Method):
     def scores(self, run: Run, ranker: Any, slates: str, seed: int, checkpoint: str) -> Any:
         """Of the whole catalogue, the exact best; all others are at −inf. PromptError as `check`: since that was asked
         others of the rows may have been chosen to be ranked."""
-        context = context_of(run.config)
+        context = configured_context(run.config)
         if context is not None and slates in run.dataset.slate_names and slates in run.sized_test_slates:
             self._check_lengths(run, self.encoder(run), slates, context)
         if SlateName.parse(slates).protocol != "full":
