@@ -263,7 +263,7 @@ def print_tuning(content: Mapping[str, Any], console: Console | None = None) -> 
     console.print(
         f"\nchosen, configured: {content['metric']} of the best trial and of the configuration's own values, one seed, "
         "on validation; fresh seeds: the winner's, their mean; "
-        f"trials cut short {lost['pruned']}, failed {lost['failed']}", markup=False, soft_wrap=True,
+        f"trials pruned {lost['pruned']}, failed {lost['failed']}", markup=False, soft_wrap=True,
     )  # fmt: skip
 
 

@@ -14,10 +14,10 @@ import torch
 
 from sirius_rec.config import Config
 from sirius_rec.errors import PromptError
-from sirius_rec.evaluation.tables import table_name
+from sirius_rec.evaluation.tables import ScoreTable, read_table, table_name, write_table
 from sirius_rec.recipes import scoring
 from sirius_rec.recipes.adoption import adopt, open_run
-from sirius_rec.recipes.methods import build_methods
+from sirius_rec.recipes.methods import build_methods, fusion
 from sirius_rec.recipes.results import collect
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.run_folder import RunFolder
@@ -38,6 +38,46 @@ def test_a_table_of_other_rows_is_made_again_and_no_other(trained: Any, tmp_path
     whole[1:].write_parquet(file)
     score_only(str(folder.path), "popularity", 0)
     assert pl.read_parquet(file).equals(whole)
+
+
+def test_a_table_of_another_training_is_made_again(trained: Run, mini: Callable[..., Config], tmp_path: Path) -> None:
+    """Deleted and trained anew, a model is not judged by what its predecessor scored, nor is a fusion with it. A table
+    of before this was kept stays as it is: hours may lie in it."""
+    folder = RunFolder(tmp_path / "run")
+    shutil.copytree(trained.folder.path, folder.path)
+    fused = "methods=[{method: fusion, options: {of: [sft, popularity]}}]"
+    adopt(folder, mini("evaluation.generation_rows=2", fused))
+    run = Run.open(folder.path)
+    [slates], method = run.test_slates, build_methods(run.config)["sft"]
+    file = folder.scores / table_name("sft", 0, slates, "best")
+    answers = scoring.answers_file(run, method, 0, slates, "best")
+    score_only(str(folder.path), "sft", 0)
+    wrong = pl.read_parquet(file).with_columns(pl.col("scores") * 0)
+    answered = json.loads(answers.read_text())
+
+    def spoil(training: str | None) -> None:
+        write_table(ScoreTable("sft", "SFT", 0, slates, "best", wrong, {}, training), folder.scores)
+        of = {} if training is None else {"training": training}
+        kept = {key: value for key, value in answered.items() if key != "training"}
+        answers.write_text(json.dumps({**kept, **of, "text": ["spoilt", "spoilt"]}))
+
+    def stored_part() -> Any:
+        return fusion._stored(run, method, 0, slates)
+
+    for training in (None, method.trained_as(run, 0)):
+        spoil(training)
+        score_only(str(folder.path), "sft", 0)
+        assert pl.read_parquet(file).equals(wrong)
+        assert json.loads(answers.read_text())["text"] == ["spoilt", "spoilt"]
+        assert stored_part() is not None
+    done = folder.sft(0) / "done.json"
+    done.write_text(json.dumps({**json.loads(done.read_text()), "seconds": 1.5}))
+    assert stored_part() is None
+    score_only(str(folder.path), "sft", 0)
+    assert not pl.read_parquet(file).equals(wrong)
+    assert json.loads(answers.read_text())["text"] == answered["text"]
+    assert read_table(file).training == method.trained_as(run, 0) == json.loads(answers.read_text())["training"]
+    assert stored_part() is not None
 
 
 def test_results_are_of_what_is_measured_now(tmp_path: Path, mini: Callable[..., Config]) -> None:

@@ -14,11 +14,12 @@ from typer.testing import CliRunner
 from sirius_rec import cli
 from sirius_rec.config import Config
 from sirius_rec.config_sections import Range
-from sirius_rec.errors import ConfigError, TrainingError
+from sirius_rec.errors import ConfigError, RunError, TrainingError
 from sirius_rec.recipes.configuration import parse_config
 from sirius_rec.recipes.methods import build_methods
 from sirius_rec.recipes.methods.arms import Arm
 from sirius_rec.recipes.run import Run
+from sirius_rec.recipes.run_folder import RunFolder
 from sirius_rec.training.metrics_log import read_metrics
 
 optuna = pytest.importorskip("optuna")
@@ -187,6 +188,57 @@ def test_a_stopped_tuning_tries_what_an_unstopped_one_does(
     assert len(set(values["at once"])) == 8
 
 
+def test_a_failure_that_is_no_verdict_on_the_values_leaves_the_trial_to_go_on_from(
+    tuned: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk, Ctrl-C: what was trained is neither lost nor thrown away while it is called done."""
+    out = tmp_path / "out"
+    out.mkdir()
+    shutil.copytree(tuned[0] / "out" / "trials", out / "trials")
+    shutil.rmtree(out / "trials" / "methods")
+    measured, fails = studies.measured, ["now"]
+
+    def full(*args: Any) -> float:
+        if fails:
+            raise OSError(28, fails.pop())
+        return measured(*args)
+
+    monkeypatch.setattr(studies, "measured", full)
+    with pytest.raises(OSError, match="now"):
+        studies.tune_one(str(out), "sasrec")
+    trained = out / "trials" / "methods" / "sasrec.t000" / "s0"
+    [weights] = trained.glob("*.safetensors")
+    before = weights.stat().st_mtime_ns
+    monkeypatch.setattr(studies, "_without_weights", lambda folder: None)
+    studies.tune_one(str(out), "sasrec")
+    assert weights.stat().st_mtime_ns == before
+    assert [t.state.name for t in studies.open_study(out, config(), "sasrec").trials] == ["COMPLETE"] * 3
+
+
+def test_two_tunings_in_one_folder(tmp_path: Path) -> None:
+    """The second would go on with the first one's trials, as if these had been killed."""
+    out = tmp_path / "out"
+    out.mkdir()
+    with RunFolder(out).lock(), pytest.raises(RunError, match="another process is working in this run folder"):
+        tuning.tune(config(), out)
+
+
+def test_pruning_compares_trials_at_equal_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of trials whose batches differ in size are no common measure, and one trial is no median."""
+    study = studies.open_study(tmp_path, config(), "dpo")
+    for number in range(4):
+        trial = study.ask()
+        for epoch in (1, 2):
+            trial.report(0.5, epoch)
+        study.tell(trial, 0.5)
+        assert number < 3 or len(study.trials) == 4
+    at_one, elsewhere = study.ask(), study.ask()
+    at_one.report(0.1, 1)
+    assert at_one.should_prune()
+    elsewhere.report(0.1, 3)  # where no other was
+    assert not elsewhere.should_prune()
+
+
 def test_a_trial_below_the_median_is_cut_short(
     tuned: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,14 +252,13 @@ def test_a_trial_below_the_median_is_cut_short(
 
     def fit(self: Arm, opened: Run, seed: int) -> None:
         """Four evaluations; from the third trial on all of them are poor."""
-        from sirius_rec.recipes.training import _WATCHES
-
         poor = int(self.key[-3:]) >= 2
         folder = self.folder(opened, seed)
         folder.mkdir(parents=True, exist_ok=True)
         for step in range(5):
             watched.append((self.key, step))
-            _WATCHES[-1](step, {"hr@1": 0.1 if poor else 0.5})
+            assert opened.watch is not None
+            opened.watch(step, {"hr@1": 0.1 if poor else 0.5})
         line = {"kind": "eval", "step": 4, "hr@1": 0.5}
         (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
         (folder / "done.json").write_text(json.dumps({"best_step": 4}))

@@ -73,7 +73,8 @@ def _is_list_of(dtype: pl.DataType, integer: bool) -> bool:
 class ScoreTable:
     """Scores of one method. Raises DataError on construction when the frame is not a score table.
 
-    facts: of a method that its run does not know: `random`, `language_model`.
+    facts: of a method that its run does not know: `random`, `language_model`. training: what tells the training that
+    made them from another; None where nobody knows.
     """
 
     method: str
@@ -83,6 +84,7 @@ class ScoreTable:
     checkpoint: str
     frame: pl.DataFrame
     facts: Mapping[str, Any] = field(default_factory=dict)
+    training: str | None = None
 
     def __post_init__(self) -> None:
         name, schema = self.name, self.frame.schema
@@ -138,6 +140,7 @@ def write_table(table: ScoreTable, folder: Path | str) -> Path:
     path = Path(folder) / table.name
     about = {"method": table.method, "label": table.label, "seed": table.seed, "slates": table.slates}
     about |= {"checkpoint": table.checkpoint, **({"facts": dict(table.facts)} if table.facts else {})}
+    about |= {} if table.training is None else {"training": table.training}
     with atomic.replacing(path) as partial:
         table.frame.write_parquet(partial, metadata={_KEY: json.dumps(about, sort_keys=True)})
     return path
@@ -150,7 +153,7 @@ def read_table(path: Path | str) -> ScoreTable:
         raise RunError(f"{path}: no such score table; run `sirius evaluate` first")
     parsed = parse_name(path.name)
     try:
-        about = json.loads(pl.read_parquet_metadata(path).get(_KEY, "null"))
+        about = _about(path)
         frame = pl.read_parquet(path)
     except (pl.exceptions.PolarsError, OSError, ValueError) as error:
         raise RunError(
@@ -164,7 +167,18 @@ def read_table(path: Path | str) -> ScoreTable:
     if inside != parsed:
         raise RunError(f"{path}: the file holds {table_name(*inside)}; give it back its name")
     method, seed, slates, checkpoint = parsed
-    return ScoreTable(method, about["label"], seed, slates, checkpoint, frame, about.get("facts", {}))
+    return ScoreTable(
+        method, about["label"], seed, slates, checkpoint, frame, about.get("facts", {}), about.get("training")
+    )
+
+
+def training_of(path: Path) -> str | None:
+    """`ScoreTable.training` of a table, without its scores."""
+    return (_about(path) or {}).get("training")
+
+
+def _about(path: Path) -> dict[str, Any] | None:
+    return json.loads(pl.read_parquet_metadata(path).get(_KEY, "null"))  # type: ignore[no-any-return]
 
 
 def read_tables(folder: Path | str) -> list[ScoreTable]:

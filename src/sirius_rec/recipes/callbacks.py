@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
@@ -12,6 +12,9 @@ from transformers.trainer_callback import ExportableState
 from sirius_rec import processes, stopping
 from sirius_rec.errors import Stopped
 from sirius_rec.progress import duration
+
+if TYPE_CHECKING:
+    from sirius_rec.recipes.run import WatchFn
 
 # Asking the others costs a synchronisation; batch systems leave seconds, not one step.
 _AGREE = 5
@@ -67,14 +70,14 @@ class Clock(TrainerCallback, ExportableState):
 
 
 class Watch(TrainerCallback):
-    """Hands the step and the metrics of every evaluation to a function, which may raise to end the training."""
+    """Hands the epoch and the metrics of every evaluation to a function, which may raise to end the training."""
 
-    def __init__(self, watch: Callable[[int, dict[str, float]], None]) -> None:
+    def __init__(self, watch: WatchFn) -> None:
         self._watch = watch
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         named = {name.removeprefix("eval_"): value for name, value in (metrics or {}).items()}
-        self._watch(state.global_step, named)
+        self._watch(round(state.epoch or 0), named)
 
 
 class EpochLines(TrainerCallback):

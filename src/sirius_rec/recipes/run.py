@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from sirius_rec.prompts.templates import Template
 
 ItemLists = list[np.ndarray]
+# Gets the epoch (0: before the first step) and the metrics of an evaluation, without their prefix.
+WatchFn = Callable[[int, Mapping[str, float]], None]
 
 
 def _spread(users: Any) -> np.ndarray:
@@ -33,7 +36,12 @@ def _spread(users: Any) -> np.ndarray:
 
 
 class Run:
-    """A run folder with its configuration. Data, tokenizer and encoder are loaded when they are first asked for."""
+    """A run folder with its configuration. Data, tokenizer and encoder are loaded when they are first asked for.
+
+    watch: is told of each evaluation of its trainings; what it raises ends them.
+    """
+
+    watch: WatchFn | None = None
 
     def __init__(self, folder: RunFolder, config: Config) -> None:
         self.folder, self.config = folder, config

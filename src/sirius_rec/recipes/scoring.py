@@ -17,7 +17,7 @@ from sirius_rec.config import Config
 from sirius_rec.config_sections import EvaluationSection
 from sirius_rec.errors import ConfigError, RunError
 from sirius_rec.evaluation.results import read_results
-from sirius_rec.evaluation.tables import ScoreTable, read_table, read_tables, table_name, write_table
+from sirius_rec.evaluation.tables import ScoreTable, read_table, read_tables, table_name, training_of, write_table
 from sirius_rec.processes import is_main
 from sirius_rec.recipes.job import Ticker, log
 from sirius_rec.recipes.methods import Method, build_methods
@@ -25,7 +25,6 @@ from sirius_rec.recipes.methods.closed_form import ClosedForm
 from sirius_rec.recipes.models import on_cpu
 from sirius_rec.recipes.own_scores import score_frame
 from sirius_rec.recipes.run import Run, quiet
-from sirius_rec.recipes.run_folder import DONE
 from sirius_rec.schema import CANDIDATES, ROW_ID, TARGET, SlateName
 from sirius_rec.scoring.kept import KeptScores
 
@@ -189,9 +188,9 @@ def _table(run: Run, method: Method, seed: int, slates: str, checkpoint: str) ->
 def _kept(run: Run, method: Method, seed: int, slates: str, checkpoint: str) -> KeptScores:
     """What a language model has scored of a table that is not whole yet, for these rows and of this very training."""
     table = _table(run, method, seed, slates, checkpoint)
-    trained = [done.read_text() for folder in method.made_in(run, seed) if (done := folder / DONE).is_file()]
-    of = [__version__, run.dataset.fingerprint, method.steps(run, seed)[checkpoint], trained, run.tested_ids(slates),
-          run.config.backbone.model_dump(), run.config.prompts.model_dump(), on_cpu(run.config)]  # fmt: skip
+    of = [__version__, run.dataset.fingerprint, method.steps(run, seed)[checkpoint], method.trained_as(run, seed),
+          run.tested_ids(slates), run.config.backbone.model_dump(), run.config.prompts.model_dump(),
+          on_cpu(run.config)]  # fmt: skip
     digest = hashlib.sha256(json.dumps(of, default=str).encode()).hexdigest()
     return KeptScores(table.with_name(f".{table.name}.coming"), digest)
 
@@ -202,21 +201,27 @@ def answers_file(run: Run, method: Method, seed: int, slates: str, checkpoint: s
 
 
 def _has_scores(run: Run, method: Method, seed: int, slates: str, checkpoint: str) -> bool:
-    """Whether the table of scores is there, and of the rows that are ranked: another number of rows, or another
-    version of this package, chooses others."""
+    """Whether the table of scores is there, of the rows that are ranked (another number of rows, or another version of
+    this package, chooses others) and of this training."""
     table = _table(run, method, seed, slates, checkpoint)
-    return table.is_file() and pl.read_parquet(table, columns=[ROW_ID])[ROW_ID].to_list() == run.tested_ids(slates)
+    if not table.is_file() or training_of(table) not in (None, method.trained_as(run, seed)):
+        return False
+    return pl.read_parquet(table, columns=[ROW_ID])[ROW_ID].to_list() == run.tested_ids(slates)
 
 
 def _has_answers(run: Run, method: Method, seed: int, slates: str, checkpoint: str) -> bool:
     file, row_ids = answers_file(run, method, seed, slates, checkpoint), run.tested_ids(slates)
     wanted = [row_ids[r] for r in answered_rows(run.config.evaluation.generation_rows, len(row_ids))]
-    return file.is_file() and json.loads(file.read_text())["row_id"] == wanted
+    if not file.is_file():
+        return False
+    entry = json.loads(file.read_text())
+    return entry["row_id"] == wanted and entry.get("training") in (None, method.trained_as(run, seed))
 
 
 def _write(run: Run, method: Method, seed: int, slates: str, checkpoint: str, scores: Any) -> None:
     frame = score_frame(run, method.key, slates, scores)
-    write_table(ScoreTable(method.key, method.label, seed, slates, checkpoint, frame), run.folder.scores)
+    training = method.trained_as(run, seed)
+    write_table(ScoreTable(method.key, method.label, seed, slates, checkpoint, frame, {}, training), run.folder.scores)
 
 
 def _copy(run: Run, method: Method, seed: int, slates: str, source: str, checkpoint: str, generates: bool) -> None:
@@ -243,6 +248,7 @@ def _generate(run: Run, method: Method, seed: int, slates: str, checkpoint: str,
         "seed": seed,
         "slates": slates,
         "checkpoint": checkpoint,
+        "training": method.trained_as(run, seed),
         "row_id": [row_ids[r] for r in rows],
         "valid": [int(answer.valid) for answer in answers],
         "hit": [int(answer.hit) for answer in answers],

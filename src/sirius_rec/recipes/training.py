@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,21 +26,6 @@ from sirius_rec.recipes.run_folder import DONE
 from sirius_rec.recipes.streamed import StreamedRecords
 from sirius_rec.training.held_out import remember_rows
 from sirius_rec.training.options import StageOptions
-
-# Gets the step and the metrics of an evaluation, without their prefix.
-WatchFn = Callable[[int, Mapping[str, float]], None]
-
-_WATCHES: list[WatchFn] = []
-
-
-@contextmanager
-def watching(watch: WatchFn) -> Iterator[None]:
-    """Trainings inside hand their metrics to `watch` after each evaluation; what it raises ends them."""
-    _WATCHES.append(watch)
-    try:
-        yield
-    finally:
-        _WATCHES.remove(watch)
 
 
 def pretrains(config: Config) -> bool:
@@ -151,44 +135,46 @@ def train_stage(
         callbacks=[EpochLines(name, log), SaveOnStop(), clock, *tracking],
         **further,
     )
-    _watch(trainer, name)
+    _watch(run, trainer, name)
     heaviest = trainer.train_dataset.heaviest(trainer.scoring)
     select_attention(run.folder, run.config, model.to(args.device), heaviest, trainer.encoder.pad_id)
     log(f"{name}: {trainer.estimate_memory().line()}")
-    with stopping.after_a_checkpoint():
-        trainer.train(resume_from_checkpoint=True)
-    trackers.close(run.config.training.report_to)
+    try:
+        with stopping.after_a_checkpoint():
+            trainer.train(resume_from_checkpoint=True)
+    finally:  # also after a failure: the next training of this process is not a part of this one's record
+        trackers.close(run.config.training.report_to)
     if trainer.is_world_process_zero():
-        _finish(trainer, folder, clock.seconds)
+        _keep_weights(trainer, folder)
         for checkpoint in ("best", "last"):
             name_base(folder / checkpoint, run.config.backbone.model)
             if card:
                 write_card(folder / checkpoint, run, loss, records, **card)
+        _say_done(trainer, folder, clock.seconds)
+        shutil.rmtree(checkpoints)
     trainer.accelerator.wait_for_everyone()
 
 
-def _watch(trainer: Any, name: str) -> None:
+def _watch(run: Run, trainer: Any, name: str) -> None:
     """What is said while it trains, beside the lines of epochs."""
     from sirius_rec.recipes.callbacks import Watch
 
     if trainer.train_dataset.miner is not None:
         trainer.train_dataset.miner.say = lambda line: log(f"{name}  {line}")
-    for watch in _WATCHES:
-        trainer.add_callback(Watch(watch))
+    if run.watch is not None:
+        trainer.add_callback(Watch(run.watch))
     trainer.progress_of = partial(Ticker, f"{name} validation")
 
 
-def _finish(trainer: Any, folder: Path, seconds: float) -> None:
-    """Turn checkpoints into best/ and last/ (weights only), then say done."""
+def _keep_weights(trainer: Any, folder: Path) -> None:
+    """Of the checkpoints best/ and last/, weights only."""
     from sirius_rec.training.checkpoints import PREFIX, list_checkpoints, writing
-    from sirius_rec.training.metrics_log import read_metrics
 
     checkpoints = list_checkpoints(folder / "checkpoints")
     if not checkpoints:
         raise TrainingError(f"{folder}: training ended without a checkpoint: delete the folder and start again")
     last = checkpoints[-1]
     best_step = trainer.state.best_global_step
-    evaluated = [line for line in read_metrics(folder / "metrics.jsonl") if line["kind"] == "eval"]
     best = folder / "checkpoints" / f"{PREFIX}{best_step}" if best_step else last
     for source, target in ((best, folder / "best"), (last, folder / "last")):
         if target.exists():
@@ -198,6 +184,14 @@ def _finish(trainer: Any, folder: Path, seconds: float) -> None:
         )
         with writing(target):
             shutil.copytree(source, target, ignore=ignored)
+
+
+def _say_done(trainer: Any, folder: Path, seconds: float) -> None:
+    """The last word of a training, of which nothing is missing then."""
+    from sirius_rec.training.metrics_log import read_metrics
+
+    best_step = trainer.state.best_global_step
+    evaluated = [line for line in read_metrics(folder / "metrics.jsonl") if line["kind"] == "eval"]
     write_json(
         folder / DONE,
         {
@@ -210,4 +204,3 @@ def _finish(trainer: Any, folder: Path, seconds: float) -> None:
             "seconds": round(seconds, 1),
         },
     )
-    shutil.rmtree(folder / "checkpoints")

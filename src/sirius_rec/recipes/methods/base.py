@@ -6,6 +6,7 @@ a subclass of `Method` (or of its family's class) and an entry in `methods.METHO
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -154,6 +155,12 @@ class Method(ABC):
     def made_in(self, run: Run, seed: int) -> list[Path]:
         """Folders of all the trainings that it took, its own last."""
         return [self.folder(run, seed)]
+
+    def trained_as(self, run: Run, seed: int) -> str:
+        """What tells these trainings from others of the same folders: a hash of their `DONE`, which hold the seconds
+        that they took."""
+        trained = [done.read_text() for folder in self.made_in(run, seed) if (done := folder / DONE).is_file()]
+        return hashlib.sha256("\n".join(trained).encode()).hexdigest()
 
     # What it does
 

@@ -56,6 +56,12 @@ class ChatRec(Method):
         client = ChatClient(self.options, self._answers(run, seed))
         return ChatRanker(client, run.template, run.dataset.titles)
 
+    def trained_as(self, run: Run, seed: int) -> str:
+        """What its answers took, but for the price, which may be corrected under them."""
+        done = self.folder(run, seed) / DONE
+        saved = json.loads(done.read_text()) if done.is_file() else {}
+        return json.dumps({key: value for key, value in saved.items() if key != "cost"}, sort_keys=True)
+
     def _answers(self, run: Run, seed: int) -> Path:
         return self.folder(run, seed) / "answers"
 

@@ -171,9 +171,11 @@ class Fusion(Method):
 
 
 def _stored(run: Run, part: Method, seed: int, slates: str) -> list[Any] | None:
-    """A part's scores of the rows that are ranked; None where there is no table of them."""
+    """A part's scores of the rows that are ranked; None where there is no table of them, of this training."""
     file = run.folder.scores / table_name(part.key, seed, slates, _CHECKPOINT)
-    frame = read_table(file).frame if file.is_file() else None
-    if frame is None or frame[ROW_ID].to_list() != run.tested_ids(slates):
+    table = read_table(file) if file.is_file() else None
+    if table is None or table.frame[ROW_ID].to_list() != run.tested_ids(slates):
         return None
-    return [row.to_numpy() for row in frame[SCORES]]
+    if table.training not in (None, part.trained_as(run, seed)):
+        return None
+    return [row.to_numpy() for row in table.frame[SCORES]]

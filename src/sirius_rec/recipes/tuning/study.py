@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from sirius_rec import stopping
 from sirius_rec.atomic import write_json
 from sirius_rec.config import ArmSection, Config
 from sirius_rec.errors import TrainingError
@@ -25,14 +24,13 @@ from sirius_rec.recipes.methods import METHODS, Method
 from sirius_rec.recipes.methods.arms import Arm
 from sirius_rec.recipes.methods.networks import validation
 from sirius_rec.recipes.run import Run, quiet
-from sirius_rec.recipes.training import watching
 from sirius_rec.recipes.tuning.spaces import configured, spaces, suggest, with_values
 from sirius_rec.training.metrics_log import read_metrics
 
 JOURNAL = "journal.log"
 VALUE = "value.json"  # what a finished trial was worth, beside its logs
 CONFIGURED = "configured"  # of a first trial that has none of the space's values
-_UNPRUNED = 4  # trials that are never cut short, so that there is something to compare with
+_UNPRUNED = 4  # finished trials that a median takes, over all and at an epoch
 
 
 def open_study(folder: Path, config: Config, key: str) -> Any:
@@ -43,7 +41,7 @@ def open_study(folder: Path, config: Config, key: str) -> Any:
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     tune = config.tune
-    pruner = optuna.pruners.MedianPruner(n_startup_trials=_UNPRUNED, n_warmup_steps=1)
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=_UNPRUNED, n_min_trials=_UNPRUNED)
     return optuna.create_study(
         study_name=key,
         storage=JournalStorage(JournalFileBackend(str(folder / JOURNAL))),
@@ -104,7 +102,7 @@ def tune_one(path: str, key: str) -> None:
             said = f"failed ({error})"
         except optuna.TrialPruned:
             study.tell(trial, state=State.PRUNED)
-            said = "cut short"
+            said = "pruned"
         else:
             study.tell(trial, value)
             said = f"{config.tune.metric} {value:.4f}"
@@ -124,33 +122,35 @@ def _values(trial: Any, space: Mapping[str, Any], own: Mapping[str, Any] | None)
 
 
 def _worth(run: Run, entry: Any, key: str, trial: Any, values: Mapping[str, Any]) -> float:
-    """Train with these values, unless that is done, and leave only logs and what it was worth."""
+    """Train with these values, unless that is done, and leave only logs and what it was worth.
+
+    What ends it otherwise than a divergence or the pruner, a full disk say, leaves all, to go on from.
+    """
+    from optuna import TrialPruned
+
     config, name = run.config, f"{key}.t{trial.number:03d}"
     section = with_values(entry, values).changed(name=name)
     seed = config.seeds[0]
     is_arm = isinstance(section, ArmSection)
     method: Method = Arm(config, section) if is_arm else METHODS[section.method](config, section)
     folder = method.folder(run, seed)
-    if (folder / VALUE).is_file():
-        return float(json.loads((folder / VALUE).read_text())["value"])
 
-    def watch(step: int, metrics: Mapping[str, float]) -> None:
-        import optuna
-
-        if step:
-            trial.report(metrics[config.tune.metric], step)
+    def watch(epoch: int, metrics: Mapping[str, float]) -> None:
+        if epoch:
+            trial.report(metrics[config.tune.metric], epoch)  # trials have epochs in common, and not always steps
             if trial.should_prune():
-                raise optuna.TrialPruned
+                raise TrialPruned
 
-    try:
-        with watching(watch):
+    if not (folder / VALUE).is_file():
+        run.watch = watch
+        try:
             method.fit(run, seed)
-        value = measured(run, method, seed)
-        write_json(folder / VALUE, {"value": value, "values": dict(values)})
-    finally:
-        if not stopping.requested():
+        except (TrainingError, TrialPruned):
             _without_weights(folder)
-    return value
+            raise
+        write_json(folder / VALUE, {"value": measured(run, method, seed), "values": dict(values)})
+    _without_weights(folder)
+    return float(json.loads((folder / VALUE).read_text())["value"])
 
 
 def _without_weights(folder: Path) -> None:

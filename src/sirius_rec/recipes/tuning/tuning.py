@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from sirius_rec.recipes.job import log
 from sirius_rec.recipes.methods import build_methods
 from sirius_rec.recipes.methods.fusion import Fusion
 from sirius_rec.recipes.run import Run
+from sirius_rec.recipes.run_folder import RunFolder
 from sirius_rec.recipes.schedule import Job, run_jobs
 from sirius_rec.recipes.starting import begins_at
 from sirius_rec.recipes.story import STAGES, finish, run_stages
@@ -38,13 +40,19 @@ def tune(config: Config, out: Path, cluster: Cluster | None = None) -> dict[str,
     """
     _check(config)
     keys = list(spaces(config))
+    out.mkdir(parents=True, exist_ok=True)
+    with RunFolder(out).lock():
+        return _tune(config, keys, out, cluster)
+
+
+def _tune(config: Config, keys: Sequence[str], out: Path, cluster: Cluster | None) -> dict[str, Any]:
     one_seed = config.changed(seeds=config.seeds[:1], methods=[entry.changed(seeds=None) for entry in config.methods])
     trials = Run(open_run(out / "trials", one_seed), one_seed)
     run_stages(trials, ("sft",), log, cluster)
-    path, seed = str(trials.folder.path), config.seeds[0]
-    for needed in {p.name: p for m in build_methods(one_seed).values() for p in m.prerequisites()}.values():
-        needed.run(path, seed)
-    jobs = [Job(f"trials of {key}", tune_one, (str(out), key)) for key in keys]
+    needed = {key: method.prerequisites() for key, method in build_methods(one_seed).items()}
+    first = {p.name: p for several in needed.values() for p in several}.values()
+    jobs = [Job(p.name, p.run, (str(trials.folder.path), config.seeds[0]), frozenset(p.after)) for p in first]
+    jobs += [Job(f"trials of {key}", tune_one, (str(out), key), frozenset(p.name for p in needed[key])) for key in keys]
     compute, seen = config.compute, [trials.folder.config_file]
     run_jobs(jobs, workers=compute.jobs, threads=compute.threads, log=log, cluster=cluster, files=seen)
     chosen = {key: _chosen(out, trials.config, key) for key in keys}
