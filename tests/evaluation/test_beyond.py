@@ -51,7 +51,7 @@ def table(scores: Any, method: str = "dpo", seed: int = 0, slates: str = SLATES)
     return ScoreTable(method, method.upper(), seed, slates, "best", frame.sample(fraction=1.0, shuffle=True, seed=1))
 
 
-METHODS = {"dpo": {"language_model": True}, "sft": {"language_model": True}, "ease": {"language_model": False}}
+METHODS = {"dpo": {"probabilities": True}, "sft": {"probabilities": True}, "ease": {"language_model": True}}
 POPULAR = Popularity(np.array([8, 4, 2, 1, 0, 0, 0, 0]), 15)
 
 

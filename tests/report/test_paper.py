@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 
 from sirius_rec import cli
 from sirius_rec.errors import ConfigError, RunError
+from sirius_rec.evaluation.results import FORMAT
 from sirius_rec.report import paper_values
 from sirius_rec.report.formats import Table
 from sirius_rec.report.paper import ROWS, find, paper_table
@@ -34,6 +36,7 @@ def results(source: str = "lastfm") -> dict[str, Any]:
     methods = [{"method": "sasrec", "name": None, "preset": preset} for preset in ("tuned", "paper")]
     points = [{"epoch": e, "hr@1": 0.1 * e} for e in (0.0, 0.5, 1.0, 2.0)]
     return {
+        "format": FORMAT,
         "config": {"arms": arms, "methods": methods, "backbone": {"name": "tiny"}},
         "data": {"source": source, "statistics": {"n_sequences": 1220, "n_items": 4606, "n_interactions": 73510}},
         "summary": [row("dpo", 0.3), row("dpo_b2", 0.9), row("sasrec", 0.2), row("sasrec_paper", 0.25), row("ten", 0.4),
@@ -114,3 +117,39 @@ def test_the_command(tmp_path: Path) -> None:
     assert (tmp_path / "f" / "margin_dpo.png").read_bytes() == b"png"
     with pytest.raises(RunError, match="holds no results of a run"):
         run(tmp_path / "none", "--table", 1)
+
+
+def test_intervals_of_earlier_formats_are_left_out(tmp_path: Path) -> None:
+    """They were bootstraps over few seeds: too narrow to stand beside the others."""
+    file = tmp_path / "old.json"
+    file.write_text(json.dumps({**results(), "format": 2}))
+    shown = run(file, "--table", 1).output
+    assert "0.3000" in shown and "0.3000 [" not in shown and "no intervals: the file's are too narrow" in shown
+    file.write_text(json.dumps(results()))
+    shown = run(file, "--table", 1).output
+    assert "0.3000 [0.290, 0.310]" in shown and "95 % intervals" in shown
+
+
+def test_figures_of_several_runs_stand_side_by_side(tmp_path: Path) -> None:
+    for name in ("lr=0.1", "lr=0.2"):
+        (tmp_path / name / "figures").mkdir(parents=True)
+        (tmp_path / name / "figures" / "margin_dpo.png").write_text(name)
+    runs, out = [tmp_path / "lr=0.1", tmp_path / "lr=0.2"], tmp_path / "out"
+    run(*runs, "--figure", "1b", "--out", out)
+    assert {file.name: file.read_text() for file in out.iterdir()} == {
+        "lr=0.1-margin_dpo.png": "lr=0.1", "lr=0.2-margin_dpo.png": "lr=0.2"
+    }  # fmt: skip
+    again = tmp_path / "other" / "lr=0.1"
+    shutil.copytree(tmp_path / "lr=0.1", again)
+    with pytest.raises(ConfigError, match=r"two runs are called lr=0\.1: tell them apart with NAME=RUN"):
+        run(runs[0], again, "--figure", "1b")
+    run(runs[0], f"b={again}", "--figure", "1b", "--out", out)
+    assert (out / "b-margin_dpo.png").read_text() == "lr=0.1"
+
+
+def test_the_note_is_of_the_slates_of_the_cells_and_leaky_ones_are_none() -> None:
+    """Popular negatives are another task, and what leaks its answers is no equal of the paper's slates."""
+    found = results()
+    other = [row("dpo", 0.9, name) for name in ("test-popularity-20-s0", "test-uniform-LEAKY-20-s0")]
+    table, plain = paper_table(1, [{**found, "summary": [*other, *found["summary"]]}]), paper_table(1, [found])
+    assert (table.rows, table.notes) == (plain.rows, plain.notes)

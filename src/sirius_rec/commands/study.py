@@ -91,7 +91,7 @@ def paper(
     form: Annotated[Literal["md", "csv", "tex"], typer.Option("--format", help="Of a table.")] = "md",
     out: Annotated[Path | None, typer.Option(help="Where the table is written, or a folder for the figure.")] = None,
 ) -> None:
-    """A table of the SIRIUS paper: our values beside the paper's own, protocol and backbone named, what lacks said.
+    """A table of the SIRIUS paper: our values beside the paper's own, protocol and backbone named, and what is missing.
 
     Example: sirius paper runs/lastfm goodreads=runs/books --table 1 --format tex --out table1.tex
 
@@ -105,13 +105,12 @@ def paper(
     if (table is None) == (figure is None):
         raise ConfigError("sirius paper: name one of --table 1 … 6 and --figure 1b, 2, 3, 4, 5")
     if figure is not None:
-        files = figure_files(figure, runs)
-        for file in files:
+        for name, file in figure_files(figure, runs).items():
             if out is None:
                 say(str(file))
             else:
                 out.mkdir(parents=True, exist_ok=True)
-                say(str(shutil.copy2(file, out / file.name)))
+                say(str(shutil.copy2(file, out / name)))
         return
     from sirius_rec.report.paper import paper_table
 

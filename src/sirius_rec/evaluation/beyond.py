@@ -106,7 +106,7 @@ def beyond_accuracy(
         values = _widths(table, rows, popularity) | _by_bucket(table, rows, bucket_I)
         key = (table.slates, table.checkpoint, table.method)
         whole = SlateName.parse(table.slates).protocol == "full"  # only the best of its candidates have a score
-        if methods[table.method].get("language_model") and not whole and (rows.position_R >= 0).any():
+        if methods[table.method].get("probabilities") and not whole and (rows.position_R >= 0).any():
             values["ece"], curve = _calibration(table, rows)
             bins.setdefault(key, []).append(curve)
         measured.setdefault(key, []).append((table.seed, values))

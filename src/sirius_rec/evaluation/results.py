@@ -305,8 +305,9 @@ def build_results(
     generation: per method, seed, slates and checkpoint one dict with these four keys and "row_id", "valid", "hit"
     (equally long; 0 or 1; a hit is valid). curves: {method: {seed: [{"epoch", "step", …}]}}. methods:
     what each is: {"label", "role" (trivial, baseline, sft or arm), "random" (whether seeds matter), "base" (the method
-    that it is a variant of, or None), "language_model" (whether it has one)}, of arms also the parts of their
-    objectives, for `diagnose`; for tables "train_rows". baseline: the method that every other one but the trivial is
+    that it is a variant of, or None), "language_model" (whether it has one), "probabilities" (whether the softmax of
+    its scores is meant as such, and its calibration is measured)}, of arms also the parts of their objectives, for
+    `diagnose`; for tables "train_rows". baseline: the method that every other one but the trivial is
     tested against. seed: of resampling.
 
     Raises DataError, naming the table and row, when a table does not fit the examples or the other tables.

@@ -178,8 +178,6 @@ def _arms(config: Config) -> Iterator[str]:
         pool = _source(arm).pool
         if slate_size and arm.negatives_from == "hard" and pool > slate_size - 1:
             yield f"arms.{number} ({arm.key}): pool {pool}, but a train slate of {slate_size} has {slate_size - 1}"
-        if arm.negatives_from == "on_policy":
-            continue
         sampled = objective.negatives if isinstance(objective.negatives, int) else 0
         if slate_size and objective.uses_negatives and sampled > slate_size - 1:
             has = f"a train slate of {slate_size} has {slate_size - 1}"

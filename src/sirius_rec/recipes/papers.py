@@ -27,8 +27,7 @@ def read(named: str) -> dict[str, Any]:
 
     RunError for what holds no results, or those of another evaluation than the folder is configured for.
     """
-    name, _, rest = named.partition("=")
-    dataset, path = (name, Path(rest)) if rest and not Path(named).exists() else (None, Path(named))
+    dataset, path = _parted(named)
     file = RunFolder(path).results if path.is_dir() else path
     try:
         results = json.loads(file.read_text(encoding="utf-8"))
@@ -44,12 +43,27 @@ def read(named: str) -> dict[str, Any]:
     return dict(results)
 
 
-def figure_files(number: str, runs: Sequence[str]) -> list[Path]:
-    """The files of one of the paper's figures, of all run folders; ConfigError where there are none."""
+def _parted(named: str) -> tuple[str | None, Path]:
+    """`NAME=PATH` → both; a path, which may hold "=" itself, by itself."""
+    name, _, rest = named.partition("=")
+    return (name, Path(rest)) if rest and not Path(named).exists() else (None, Path(named))
+
+
+def figure_files(number: str, runs: Sequence[str]) -> dict[str, Path]:
+    """One of the paper's figures from all run folders: file name (of several runs behind the run's) → file.
+
+    ConfigError where there are none.
+    """
     if number not in FIGURES:
         raise ConfigError(f"--figure {number}: the paper has figures {', '.join(FIGURES)}")
-    folders = [Path(run.partition("=")[2] or run) / "figures" for run in runs]
-    found = [file for folder in folders for pattern in FIGURES[number] for file in sorted(folder.glob(f"{pattern}.*"))]
+    folders = {path / "figures": name or path.resolve().name for name, path in map(_parted, runs)}
+    found: dict[str, Path] = {}
+    for folder, run in folders.items():
+        for file in (file for pattern in FIGURES[number] for file in sorted(folder.glob(f"{pattern}.*"))):
+            name = file.name if len(folders) == 1 else f"{run}-{file.name}"
+            if name in found:
+                raise ConfigError(f"--figure {number}: two runs are called {run}: tell them apart with NAME=RUN")
+            found[name] = file
     if not found:
         raise ConfigError(f"--figure {number}: none of it in {', '.join(map(str, folders))}: run `sirius report` first")
     return found

@@ -60,6 +60,8 @@ class Method(ABC):
     studied: bool = False
     # Whether it scores titles by log π(title | prompt), so that titles outside the catalogue can be ranked too.
     reads_titles: ClassVar[bool] = False
+    # Whether the softmax of its scores over a slate is what it holds the candidates' probabilities to be.
+    probabilities: ClassVar[bool] = False
     # Whether its prompts hold what `prompts.fields` puts behind titles.
     reads_fields: ClassVar[bool] = True
     # Options that say how answers are fetched and what they cost: they may change while a run is under way.
@@ -112,11 +114,11 @@ class Method(ABC):
 
     def facts(self, run: Run) -> dict[str, Any]:
         """What results.json says of it; train_rows: that it learns from, None of what learns from none;
-        language_model: whether it is one."""
+        language_model: whether it is one; probabilities: see there."""
         return {
             "label": self.label, "role": self.role, "random": self.random, "base": self.base,
             "train_rows": self.train_rows(run), "studied": self.studied,
-            "language_model": self.uses_backbone or self.remote,
+            "language_model": self.uses_backbone or self.remote, "probabilities": self.probabilities,
         }  # fmt: skip
 
     def train_rows(self, run: Run) -> int | None:

@@ -50,6 +50,7 @@ class LanguageModel(Method):
     answers = True
     alone = False
     reads_titles = True
+    probabilities = True
     # Whether it ranks by log π(title | prompt), whose sums bound what is below them in the catalogue's trie.
     searches: ClassVar[bool] = True
 

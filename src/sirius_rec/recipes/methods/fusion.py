@@ -38,6 +38,7 @@ class Fusion(Method):
     """The weighted sum of other methods' scores, of the best checkpoint of each; see `rankers.fusion`."""
 
     name, title = "fusion", "Fusion"
+    probabilities = True  # a conditional logit
 
     def __init__(self, config: Config, entry: MethodSection) -> None:
         super().__init__(config, entry)

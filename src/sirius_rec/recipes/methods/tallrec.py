@@ -39,6 +39,7 @@ class TallRec(FinetunedBaseline):
     answers = False
     reads_fields = False
     reads_titles = False
+    probabilities = False  # of each candidate that it is one, not of which it is
     searches = False
     ranks_by = "Each candidate is asked about alone, and ranked by log π(Yes | prompt) − log π(No | prompt)"
 
