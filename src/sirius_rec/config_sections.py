@@ -11,6 +11,7 @@ from sirius_rec.data.options import FilterOptions, HoldOutOptions, SlateOptions,
 from sirius_rec.errors import ConfigError
 from sirius_rec.options import Count, Flag, NotNegative, Number, Options, Positive, Rate, Seed
 from sirius_rec.remote import Place, located
+from sirius_rec.scoring.rows import BATCH_TOKENS
 from sirius_rec.training.options import LoraOptions, PretrainOptions, StageOptions, TinyOptions
 
 if TYPE_CHECKING:
@@ -310,7 +311,7 @@ class EvaluationSection(Options):
     test_rows: dict[str, Positive] | None = None
     full_rows: Positive | None = None
     retrieved: tuple[RetrievedSection, ...] = ()
-    batch_tokens: Positive = 8192
+    batch_tokens: Positive = BATCH_TOKENS
     baseline: str = "sft_continued"
 
 

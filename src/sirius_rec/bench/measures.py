@@ -108,7 +108,8 @@ def _steps(
     if trl:
         own = copy.deepcopy(model)
         try:
-            runs["trl"] = _step(own, trl_loss(own, rows, ref_BC, BETA, tempfile.mkdtemp()))
+            with tempfile.TemporaryDirectory() as folder:
+                runs["trl"] = _step(own, trl_loss(own, rows, ref_BC, BETA, folder))
         except ImportError as error:
             say(f"trl: skipped, {error}")
     runs["update"] = _update(copy.deepcopy(model))
@@ -267,7 +268,8 @@ def bench_memory(
         beside = dict.fromkeys(peaks, peaks["trees"])
         with suppress(ImportError):
             own = copy.deepcopy(model)
-            loss = trl_loss(own, pairs, torch.zeros(len(rows), 2), BETA, tempfile.mkdtemp())
+            with tempfile.TemporaryDirectory() as folder:
+                loss = trl_loss(own, pairs, torch.zeros(len(rows), 2), BETA, folder)
             own.zero_grad(set_to_none=True)
             peaks["trl"] = allocated_peak(partial(_trl_pass, own, loss), cpu)
             beside["trl"] = allocated_peak(partial(_pass, SCORERS["trees"], model, pairs), cpu)

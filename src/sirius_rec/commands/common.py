@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -111,6 +112,13 @@ def open_run_folder(config: Path, overrides: list[str] | None, out: Path | None)
     with processes.one_for_all():
         folder = open_run(path, loaded) if processes.is_main() else RunFolder(path)
     return Run(folder, loaded)
+
+
+def refuse(options: Mapping[str, Any], why: str) -> None:
+    """ConfigError for options that were given (None and False: not) and would be passed over in silence."""
+    given = [name for name, value in options.items() if value is not None and value is not False]
+    if given:
+        raise ConfigError(f"{', '.join(given)}: {why}")
 
 
 def check_json(path: Path | None, option: str = "--json") -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from sirius_rec.commands.common import AddressOption, EngineOption, app, check_json, cluster_of, log, say
+from sirius_rec.commands.common import AddressOption, EngineOption, app, check_json, cluster_of, log, refuse, say
 from sirius_rec.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -28,7 +28,9 @@ AnswersOption = Annotated[
 ]
 MethodOption = Annotated[str | None, typer.Option("--method", help="Any of a run's. Default: best on val.")]
 SeedOption = Annotated[int | None, typer.Option("--seed", min=0, help="Of a run. Default: the best on val.")]
-CheckpointOption = Annotated[Literal["best", "last"], typer.Option("--checkpoint", help="Of a run's language model.")]
+CheckpointOption = Annotated[
+    Literal["best", "last"] | None, typer.Option("--checkpoint", help="Of a run's language model. Default: best.")
+]
 TitlesOption = Annotated[bool, typer.Option("--titles", help="Requests hold titles instead of item ids.")]
 SkipOption = Annotated[bool, typer.Option("--skip-bad", help="Pass over bad lines, saying so in their place.")]
 UnknownOption = Annotated[
@@ -70,7 +72,7 @@ def rank(
     out: AnswersOption,
     method: MethodOption = None,
     seed: SeedOption = None,
-    checkpoint: CheckpointOption = "best",
+    checkpoint: CheckpointOption = None,
     titles: TitlesOption = False,
     top: Annotated[int | None, typer.Option(min=1, help="Write the first K only.")] = None,
     skip_bad: SkipOption = False,
@@ -100,8 +102,9 @@ def rank(
     model = whole_path(model)
     plain = {"--template": template, "--slate": slate, "--max-history": max_history, "--chat": chat,
              "--dtype": dtype}  # fmt: skip
-    if is_run(model, plain):
-        load = partial(opened, model, load_run_ranker, method=method, seed=seed, checkpoint=checkpoint, titles=titles)
+    if is_run(model, plain, {"--method": method, "--seed": seed, "--checkpoint": checkpoint}):
+        of_run = chosen(method, seed, checkpoint)
+        load = partial(opened, model, load_run_ranker, titles=titles, **of_run)
     else:
         load = partial(load_plain_model, model, **given(plain))
     spec = AnswererSpec(load, top, unknown != "refuse", skip_bad)
@@ -124,13 +127,13 @@ def recommend(
     retriever: Annotated[
         str | None, typer.Option(help="Method of the run that finds candidates, which the model then orders.")
     ] = None,
-    retrieve: Annotated[int, typer.Option(min=1, help="How many it finds.")] = 100,
+    retrieve: Annotated[int | None, typer.Option(min=1, help="How many it finds. Default: 100.")] = None,
     items: Annotated[
         Path | None, typer.Option(help="A plain model's catalogue: CSV or Parquet, item_id, title.")
     ] = None,
     method: MethodOption = None,
     seed: SeedOption = None,
-    checkpoint: CheckpointOption = "best",
+    checkpoint: CheckpointOption = None,
     titles: TitlesOption = False,
     skip_bad: SkipOption = False,
     unknown: UnknownOption = None,
@@ -169,15 +172,19 @@ def recommend(
     plain = {"--template": template, "--max-history": max_history, "--chat": chat, "--dtype": dtype,
              "--items": items}  # fmt: skip
     asked: dict[str, Any] = {"titles": titles, "top": top, "exclude_seen": exclude_seen}
-    of_run: dict[str, Any] = {"method": method, "seed": seed, "checkpoint": checkpoint}
+    of_run = chosen(method, seed, checkpoint)
+    if retriever is None:
+        refuse({"--retrieve": retrieve}, "is how many items --retriever finds: name one")
     if retriever is not None and max_opened is not None:
         raise ConfigError("--max-opened: bounds a search of the whole catalogue; with --retriever there is none")
-    of_a_run = is_run(model, plain)
+    of_a_run = is_run(model, plain, {"--method": method, "--seed": seed, "--checkpoint": checkpoint})
     if retriever is not None and not of_a_run:
         raise ConfigError(f"--retriever: {model} is no run folder, and has no other methods")
     load: Callable[[], Served]
     if retriever is not None:
-        load = partial(opened, model, load_run_reranker, retriever=retriever, retrieve=retrieve, **of_run, **asked)
+        load = partial(
+            opened, model, load_run_reranker, retriever=retriever, retrieve=retrieve or 100, **of_run, **asked
+        )
     elif of_a_run:
         load = partial(opened, model, load_run_recommender, max_opened=max_opened, **of_run, **asked)
     elif items is None:
@@ -206,17 +213,20 @@ def _places(input: str, out: str) -> tuple[Place, Place]:
     return source, target
 
 
-def is_run(model: str, plain: dict[str, Any]) -> bool:
-    """Whether a model is a run folder. ConfigError where options are given that are for plain models."""
+def is_run(model: str, plain: dict[str, Any], of_run: dict[str, Any]) -> bool:
+    """Whether a model is a run folder. ConfigError where options are given that are for the other kind of model."""
     from sirius_rec.recipes.run_folder import RunFolder
 
     if not RunFolder(Path(model)).config_file.is_file():
+        refuse(of_run, f"is for run folders, and {model} is a plain model")
         return False
-    for option in (name for name, value in plain.items() if value is not None):
-        raise ConfigError(
-            f"{option}: is for plain models; {model} is a run folder, which has its own prompts and items"
-        )
+    refuse(plain, f"is for plain models; {model} is a run folder, which has its own prompts and items")
     return True
+
+
+def chosen(method: str | None, seed: int | None, checkpoint: str | None) -> dict[str, Any]:
+    """Which model of a run, as arguments of what loads it."""
+    return {"method": method, "seed": seed, "checkpoint": checkpoint or "best"}
 
 
 def given(plain: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from sirius_rec.commands.common import (
     check_json,
     cluster_of,
     log,
+    refuse,
     say,
     write_json,
 )
@@ -88,7 +89,9 @@ def paper(
     ],
     table: Annotated[int | None, typer.Option(min=1, max=6, help="One of the paper's tables.")] = None,
     figure: Annotated[str | None, typer.Option(help="One of its figures: 1b, 2, 3, 4, 5.")] = None,
-    form: Annotated[Literal["md", "csv", "tex"], typer.Option("--format", help="Of a table.")] = "md",
+    form: Annotated[
+        Literal["md", "csv", "tex"] | None, typer.Option("--format", help="Of a table. Default: md.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Where the table is written, or a folder for the figure.")] = None,
 ) -> None:
     """A table of the SIRIUS paper: our values beside the paper's own, protocol and backbone named, and what is missing.
@@ -105,6 +108,7 @@ def paper(
     if (table is None) == (figure is None):
         raise ConfigError("sirius paper: name one of --table 1 … 6 and --figure 1b, 2, 3, 4, 5")
     if figure is not None:
+        refuse({"--format": form}, "is of a table; figures are there as PNG and SVG")
         for name, file in figure_files(figure, runs).items():
             if out is None:
                 say(str(file))
@@ -116,7 +120,7 @@ def paper(
 
     check_json(out, "--out")
     assert table is not None
-    text = paper_table(table, [read(run) for run in runs]).text(form)
+    text = paper_table(table, [read(run) for run in runs]).text(form or "md")
     if out is None:
         print(text, end="")
     else:
@@ -202,7 +206,9 @@ def probe(
     method: Annotated[str | None, typer.Option("--method", help="Of `order`. Default: the best on validation.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of `order`: the method's.")] = None,
     rows: Annotated[int, typer.Option(min=20, help="Test rows, or titles.")] = 300,
-    orders: Annotated[int, typer.Option(min=2, help="Of `order`: permutations of each slate.")] = 5,
+    orders: Annotated[
+        int | None, typer.Option(min=2, help="Of `order`: permutations of each slate. Default: 5.")
+    ] = None,
     json_file: JsonOption = None,
 ) -> None:
     """order: how often does the answer change when the slate in the prompt is permuted, and what does HR@1 do?
@@ -220,9 +226,11 @@ def probe(
     from sirius_rec.recipes.probing import probe_memory, probe_order
 
     check_json(json_file)
+    if what == "memory":
+        refuse({"--method": method, "--seed": seed, "--orders": orders}, "is of `order`; memory asks the backbone")
     opened = Run.open(run)
     if what == "order":
-        content = probe_order(opened, method=method, seed=seed, orders=orders, rows=rows, say=log)
+        content = probe_order(opened, method=method, seed=seed, orders=orders or 5, rows=rows, say=log)
     else:
         content = probe_memory(opened, rows=rows, say=log)
     print_probe(what, content)
@@ -254,6 +262,8 @@ def bench_command(
 
     check_json(json_file)
     check_json(plot, "--plot")
+    if name != "cost":
+        refuse({"--plot": plot}, "is for `sirius bench cost`, which alone draws")
     quiet()
     task = None
     if model is not None:

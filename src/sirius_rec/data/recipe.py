@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 import shutil
@@ -10,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sirius_rec import atomic
+from sirius_rec import atomic, cache
 from sirius_rec.data.options import Preparation
 from sirius_rec.data.sources import source_of
 from sirius_rec.data.sources.files import events_files
@@ -64,7 +63,7 @@ def reusable(out: Path, recipe: dict[str, Any]) -> Dataset | None:
             raise RunError(f"{out}: {more[0]} was not there when it was prepared; choose another folder or remove it")
     for file in files:
         path = Path(file["path"])
-        if path.is_file() and _sha256(path) != file["sha256"]:
+        if path.is_file() and cache.fingerprint(path) != file["sha256"]:
             raise RunError(f"{out}: {path} has changed since it was prepared; choose another folder or remove it")
     return dataset
 
@@ -109,8 +108,3 @@ def _with_defaults(source: str, options: Mapping[str, Any]) -> dict[str, Any]:
     empty = inspect.Parameter.empty
     defaults = {name: p.default for name, p in parameters.items() if name not in NO_OPTIONS and p.default is not empty}
     return dict(json.loads(json.dumps({**defaults, **options}, default=str)))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -23,6 +23,7 @@ from sirius_rec.objectives.evidence import evidence
 from sirius_rec.objectives.losses import Objective, reward_of, rounding_of
 from sirius_rec.objectives.parts import REWARDS
 from sirius_rec.prompts.encoding import Encoder
+from sirius_rec.scoring.rows import BATCH_TOKENS
 from sirius_rec.scoring.scorer import check_once, score_rows
 from sirius_rec.training.config import SiriusConfig
 from sirius_rec.training.held_out import HeldOutLog, Snapshot, read_context, read_held_out
@@ -76,7 +77,7 @@ class RewardHackingMonitor(TrainerCallback):
         folder: Path | str | None = None,
         chat: bool = False,
         scoring: str = "auto",
-        batch_tokens: int = 8192,
+        batch_tokens: int = BATCH_TOKENS,
         seed: int = 0,
     ) -> None:
         if reward is not None and reward not in REWARDS:

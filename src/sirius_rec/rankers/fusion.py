@@ -48,9 +48,10 @@ class Cold:
         warm = np.flatnonzero(~self.items_I)
         reference = np.sort(np.random.default_rng(0).permutation(warm)[:REFERENCE])
         said, ranker.progress = getattr(ranker, "progress", None), None  # rows are counted once
-        scores: Sequence[npt.NDArray[Any]] = ranker.score(histories, [reference] * len(histories))
-        ranker.progress = said
-        return scores
+        try:
+            return ranker.score(histories, [reference] * len(histories))  # type: ignore[no-any-return]
+        finally:
+            ranker.progress = said
 
 
 def fit_weights(scores_RC: Sequence[Sequence[npt.NDArray[Any]]], positions_R: Sequence[int]) -> Floats:

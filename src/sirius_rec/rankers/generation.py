@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 
 from sirius_rec.prompts.encoding import Encoder, normalise_title
 from sirius_rec.rankers.protocol import Answer
-from sirius_rec.scoring.packed import unwrapped
+from sirius_rec.scoring.packed import in_mode, unwrapped
 
 
 def judge(text: str, slate: Sequence[str], target: str) -> Answer:
@@ -54,16 +54,14 @@ def generate_answers(
     slates: titles per prompt. targets: the right title per prompt.
     """
     device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
     inherited, base = unwrapped(model).generation_config, unwrapped(model)
     try:
         # `generate` fills what a configuration leaves open from the checkpoint's own, which may suppress or stop.
         base.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
-        return _generated(model, encoder, prompts, slates, targets, batch_size, device, progress)
+        with in_mode(model, training=False):
+            return _generated(model, encoder, prompts, slates, targets, batch_size, device, progress)
     finally:
         base.generation_config = inherited
-        model.train(was_training)
 
 
 def _generated(

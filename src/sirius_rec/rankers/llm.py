@@ -19,7 +19,7 @@ from sirius_rec.rankers.generation import generate_answers
 from sirius_rec.rankers.protocol import Answer, Items, check_rows
 from sirius_rec.scoring.kept import KeptScores, scored_in_parts
 from sirius_rec.scoring.prefix_cache import PrefixCache
-from sirius_rec.scoring.rows import PromptCompletions
+from sirius_rec.scoring.rows import BATCH_TOKENS, PromptCompletions
 from sirius_rec.scoring.scorer import check_once, from_all, place_in_group, score_rows
 
 _PART = 64  # searches of a catalogue between which what was found can be kept
@@ -44,7 +44,7 @@ class LLMRanker:
         *,
         shown: Sequence[str] | None = None,
         scoring: str = "auto",
-        batch_tokens: int = 8192,
+        batch_tokens: int = BATCH_TOKENS,
         bf16: bool = False,
         progress: Callable[[int], None] | None = None,
         prefixes: PrefixCache | None = None,

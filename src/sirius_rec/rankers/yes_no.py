@@ -12,7 +12,7 @@ from sirius_rec.prompts.encoding import Encoder
 from sirius_rec.prompts.templates import NO, YES, Template
 from sirius_rec.rankers.protocol import Items, check_rows
 from sirius_rec.scoring.kept import KeptScores, scored_in_parts
-from sirius_rec.scoring.rows import PromptCompletions
+from sirius_rec.scoring.rows import BATCH_TOKENS, PromptCompletions
 from sirius_rec.scoring.scorer import check_once, score_rows
 
 _SLATES = 256  # slates whose questions are held at once
@@ -34,7 +34,7 @@ class YesNoRanker:
         titles: Sequence[str],
         *,
         scoring: str = "auto",
-        batch_tokens: int = 8192,
+        batch_tokens: int = BATCH_TOKENS,
         bf16: bool = False,
         progress: Callable[[int], None] | None = None,
         kept: KeptScores | None = None,

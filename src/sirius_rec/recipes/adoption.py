@@ -37,7 +37,8 @@ def open_run(path: Path, config: Config) -> RunFolder:
     if folder.config_file.is_file():
         _require_same(folder, folder.config(), config)
         return folder
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    # What describes the machine may be there alone: it is written first, and a kill may have come in between.
+    if path.exists() and (not path.is_dir() or any(entry.name != ENVIRONMENT for entry in path.iterdir())):
         raise RunError(f"{path}: exists and is not a run folder: choose another --out")
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -188,7 +188,7 @@ def _shown(run: Run, template: Template) -> str:
 def _code(run: Run, method: Finetuned, template: Template, *, whole: bool) -> dict[str, Any]:
     """What the card's code needs to score the first titles of the catalogue for the first history of the data."""
     encoder, titles = method.encoder(run), run.dataset.titles
-    history = run.dataset.examples("train")[HISTORY][0].to_list()[: run.config.data.window.max_history]
+    history = run.dataset.examples("train")[HISTORY][0].to_list()
     others = [item for item in range(len(titles)) if item not in history][:3]
     candidates = [titles[item] for item in others]
     lists = ([run.shown[item] for item in items] for items in (history, others))

@@ -77,16 +77,17 @@ def probe_order(
     averaged = per_example([np.mean(one, axis=0) for one in zip(*scores_PRC, strict=True)], positions)[
         "hr@1"
     ].to_numpy()
-    size = len(slates[0])
-    counts = np.bincount(np.concatenate(places_PR), minlength=size)
+    width_R = np.array([len(slate) for slate in slates])  # slates of retrieved items may differ in it
+    counts = np.bincount(np.concatenate(places_PR), minlength=width_R.max())
+    alike = orders * np.array([(1 / width_R)[width_R > place].sum() for place in range(len(counts))])
     return {
         "method": chosen.key, "seed": seed, "slates": name, "rows": len(numbers), "orders": orders,
         "changed": _interval(bootstrap, changed),
         "hr@1": [_interval(bootstrap, one) for one in hits],
         "hr@1_averaged": _interval(bootstrap, averaged),
         "averaged_less_single": _interval(bootstrap, averaged - hits.mean(axis=0), share=False),
-        "first": float(counts[0] / counts.sum()), "last": float(counts[-1] / counts.sum()),
-        "places": (counts / counts.sum()).tolist(), "uniform_p": float(stats.chisquare(counts).pvalue),
+        "first": float(counts[0] / counts.sum()), "last": float((np.array(places_PR) == width_R - 1).mean()),
+        "places": (counts / counts.sum()).tolist(), "uniform_p": float(stats.chisquare(counts, alike).pvalue),
     }  # fmt: skip
 
 

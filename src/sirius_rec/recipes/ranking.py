@@ -177,6 +177,11 @@ def chosen_method(
         unable = methods.get(key or "")
         if unable is not None and unable not in able:
             raise RunError(f"{run.folder.path}: {key} cannot {what}; trained and able to: {have}")
+        if key is None and trained and all(hit is None for hit in trained.values()):
+            raise RunError(
+                f"{run.folder.path}: no validation slates say which of its models is best: name one with --method "
+                f"({have})"
+            )
         asked = " ".join([key or "a model", *([f"of seed {seed}"] if seed is not None else [])])
         near = nearest(key, methods) if key is not None and key not in methods else ""
         raise RunError(f"{run.folder.path}: {asked} is not trained{near if 'mean' in near else ''}; there is {have}")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from sirius_rec import atomic
+from sirius_rec import atomic, cache
 from sirius_rec.config import Config
 from sirius_rec.errors import ConfigError, RunError
 from sirius_rec.processes import is_main
@@ -108,7 +108,7 @@ class ReferenceCache:
         best = folder.sft(self.seed) / "best"
         files = sorted(best.glob("*.safetensors")) + sorted(best.glob("*config.json"))
         for file in files:
-            digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
+            digest.update(file.name.encode() + bytes.fromhex(cache.fingerprint(file)))
         backbone = config.backbone
         device, kernel = "cpu" if on_cpu(config) else "cuda", folder.path / ATTENTION
         computed = [backbone.name, backbone.dtype, backbone.attention, backbone.quantization, config.compute.scoring,

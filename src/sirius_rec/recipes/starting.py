@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from sirius_rec import atomic
+from sirius_rec import atomic, cache
 from sirius_rec.config import Config
 from sirius_rec.config_sections import Start
 from sirius_rec.errors import ConfigError, RunError
@@ -170,8 +170,7 @@ def _sha256(folder: Path) -> str:
     """Of the weights' files, by name."""
     digest = hashlib.sha256()
     for file in sorted(folder.glob("*.safetensors")):
-        with file.open("rb") as content:
-            digest.update(file.name.encode() + hashlib.file_digest(content, "sha256").digest())
+        digest.update(file.name.encode() + bytes.fromhex(cache.fingerprint(file)))
     return digest.hexdigest()
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sirius_rec.errors import ScoringError
 from sirius_rec.scoring.masks import refusal
-from sirius_rec.scoring.packed import in_half_precision, tree_logps, unwrapped
+from sirius_rec.scoring.packed import in_half_precision, in_mode, tree_logps, unwrapped
 from sirius_rec.scoring.rows import PromptCompletions
 from sirius_rec.scoring.scorer import self_check
 from sirius_rec.scoring.tree import CandidateTree, build_tree
@@ -86,8 +86,6 @@ def probe_attention(
     trained = [p for p in model.parameters() if p.requires_grad]
     sizes = sorted({1, max(len(rows) // 2, 1), len(rows)})
     trees = [build_tree(rows[:n]).to(device) for n in sizes]
-    was_training = model.training
-    model.eval()
     seconds: dict[str, float] = {}
     refused: dict[str, str] = {}
     expected: list[Tensor] | None = None
@@ -99,7 +97,7 @@ def probe_attention(
             if reason:
                 raise ScoringError(reason)
             self_check(model, rows, pad_id)
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+            with in_mode(model, training=False), torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
                 actual = _pass(model, trees[-1], trained)
                 if expected is not None and not _same(actual, expected, half):
                     raise ScoringError(f"its gradients differ from those of {next(iter(seconds))}")
@@ -109,7 +107,6 @@ def probe_attention(
             no_memory, refused[name] = error.with_traceback(None), "out of memory"
         except Exception as error:  # a kernel may be missing, fail to compile, or be wrong
             refused[name] = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    model.train(was_training)
     if not seconds and no_memory is not None:
         raise no_memory
     if not seconds:

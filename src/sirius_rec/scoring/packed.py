@@ -6,6 +6,8 @@ Everything runs through the model's public forward, so that LoRA adapters, DDP a
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,6 +26,17 @@ def unwrapped(model: Any) -> Any:
     if hasattr(model, "get_base_model"):
         model = model.get_base_model()
     return getattr(model, "_orig_mod", model)
+
+
+@contextmanager
+def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """Inside, the model is in training or in evaluation mode; afterwards, also after an error, in its own again."""
+    own = model.training
+    model.train(training)
+    try:
+        yield
+    finally:
+        model.train(own)
 
 
 def context_of(model: Any) -> int | None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from sirius_rec.errors import PromptError
+
+BATCH_TOKENS: Final = 8192  # of a forward pass of scoring, unless somebody says otherwise
 
 
 @dataclass(frozen=True)

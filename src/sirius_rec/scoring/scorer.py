@@ -22,9 +22,9 @@ from sirius_rec.scoring.forked import Passes, common, forked_logps, passes
 from sirius_rec.scoring.kept import KeptScores
 from sirius_rec.scoring.masks import can_be_forked, refusal
 from sirius_rec.scoring.naive import in_parts, naive_logps
-from sirius_rec.scoring.packed import context_of, in_half_precision, tree_logps, unwrapped, use_tree_attention
+from sirius_rec.scoring.packed import context_of, in_half_precision, in_mode, tree_logps, unwrapped, use_tree_attention
 from sirius_rec.scoring.prefix_cache import PrefixCache
-from sirius_rec.scoring.rows import PromptCompletions, check_context
+from sirius_rec.scoring.rows import BATCH_TOKENS, PromptCompletions, check_context
 from sirius_rec.scoring.tree import build_tree
 
 MODES = ("auto", "packed", "naive")
@@ -96,14 +96,11 @@ def self_check(model: nn.Module, rows: Sequence[PromptCompletions], pad_id: int,
     candidates are packed, and up to `_CHECKED` of each row compared: separate rows of whole slates would not fit.
     mode: `packed`, or `forked`, of which only those compared are computed.
     """
-    was_training = model.training
-    model.eval()
     chosen = [_spread(len(row.completions)) for row in rows]
     some = [row.only(columns) for row, columns in zip(rows, chosen, strict=True)]
-    with torch.no_grad():
+    with in_mode(model, training=False), torch.no_grad():
         ours_BC = logps(model, some if mode == "forked" else rows, pad_id, mode)
         naive_BC = logps(model, some, pad_id, "naive")
-    model.train(was_training)
     places = [list(range(len(cs))) for cs in chosen]
     ours_N = torch.cat([ours_BC[b, cs] for b, cs in enumerate(places if mode == "forked" else chosen)])
     naive_N = torch.cat([naive_BC[b, cs] for b, cs in enumerate(places)])
@@ -211,7 +208,7 @@ def score_rows(
     pad_id: int,
     *,
     mode: str = "auto",
-    max_tokens: int = 8192,
+    max_tokens: int = BATCH_TOKENS,
     bf16: bool = False,
     progress: Callable[[int], None] | None = None,
     prefixes: PrefixCache | None = None,
@@ -233,8 +230,6 @@ def score_rows(
     """
     mode = resolve_scoring(model, mode)
     check_context(rows, context_of(model))
-    was_training = model.training
-    model.eval()
     rank, processes = place_in_group() if together else (0, 1)
     # Parts of rows, so that every batch is one forward pass: a sharded model needs as many in all its processes.
     parts, owner_P = in_parts(rows, max_tokens) if mode == "naive" else (rows, list(range(len(rows))))
@@ -247,21 +242,21 @@ def score_rows(
     if known:
         done.add(known)
     sizes = [passes(parts[p], max_tokens) if mode == "forked" else Passes() for p, *_ in batches]
-    for turn in _turns(batches, sizes, rank, processes):
-        some = [parts[p] for p in turn.batch]
-        with torch.autocast(next(model.parameters()).device.type, dtype=torch.bfloat16, enabled=bf16):
-            if prefixes is not None and mode == "packed":
-                found_BC = prefixes.logps(model, some)
-            else:
-                found_BC = logps(model, some, pad_id, mode, turn.size)
-        logp_BC = found_BC.float().cpu().numpy()
-        if turn.counts:
-            found = {p: logp_BC[b, : len(parts[p].completions)].copy() for b, p in enumerate(turn.batch)}
-            own |= found
-            if kept is not None:
-                kept.add(found)
-        done.add(turn.done)
-    model.train(was_training)
+    with in_mode(model, training=False):
+        for turn in _turns(batches, sizes, rank, processes):
+            some = [parts[p] for p in turn.batch]
+            with torch.autocast(next(model.parameters()).device.type, dtype=torch.bfloat16, enabled=bf16):
+                if prefixes is not None and mode == "packed":
+                    found_BC = prefixes.logps(model, some)
+                else:
+                    found_BC = logps(model, some, pad_id, mode, turn.size)
+            logp_BC = found_BC.float().cpu().numpy()
+            if turn.counts:
+                found = {p: logp_BC[b, : len(parts[p].completions)].copy() for b, p in enumerate(turn.batch)}
+                own |= found
+                if kept is not None:
+                    kept.add(found)
+            done.add(turn.done)
     scores_P = from_all(own, len(parts), processes)
     return scores_P if len(parts) == len(rows) else _joined(scores_P, owner_P)
 

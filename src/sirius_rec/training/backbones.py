@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from sirius_rec import atomic, cache
 from sirius_rec.errors import ConfigError, RunError
 from sirius_rec.training.gguf import is_gguf, model_folder
+from sirius_rec.training.options import LoraOptions
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -148,29 +148,21 @@ def _merged(folder: Path, *, dtype: str, attention: str) -> Any:
     return PeftModel.from_pretrained(base, str(folder)).merge_and_unload()
 
 
-def add_lora(
-    model: Any,
-    *,
-    rank: int = 32,
-    alpha: float = 8.0,
-    dropout: float = 0.0,
-    targets: Sequence[str] | None = None,
-    dora: bool = False,
-    rslora: bool = False,
-) -> Any:
-    """Wrap the model in a new LoRA adapter; options as in `training.options.LoraOptions`.
+def add_lora(model: Any, **options: Any) -> Any:
+    """Wrap the model in a new LoRA adapter; options of `training.options.LoraOptions`.
 
     ConfigError for targets that the model does not have.
     """
     from peft import LoraConfig, get_peft_model
 
+    chosen = LoraOptions(**options)
     config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
-        target_modules="all-linear" if targets is None else list(targets),
-        use_dora=dora,
-        use_rslora=rslora,
+        r=chosen.rank,
+        lora_alpha=chosen.alpha,
+        lora_dropout=chosen.dropout,
+        target_modules="all-linear" if chosen.targets is None else list(chosen.targets),
+        use_dora=chosen.dora,
+        use_rslora=chosen.rslora,
         task_type="CAUSAL_LM",
     )
     try:

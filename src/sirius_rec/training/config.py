@@ -11,6 +11,7 @@ from sirius_rec import processes
 from sirius_rec.errors import ConfigError
 from sirius_rec.objectives.losses import Objective
 from sirius_rec.objectives.presets import build_objective
+from sirius_rec.scoring.rows import BATCH_TOKENS
 from sirius_rec.training.negatives import ON_POLICY, POOL, REFRESH, SLATE, NegativeSource
 
 SHARES = ("none", "user")
@@ -73,7 +74,7 @@ class SiriusConfig(TrainingArguments):
     share: str = "none"
     stream: bool = False
     examples_per_epoch: int | None = None
-    eval_batch_tokens: int = 8192
+    eval_batch_tokens: int = BATCH_TOKENS
     disable_dropout: bool | None = None
     chat: bool = False
 

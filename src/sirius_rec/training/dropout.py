@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sirius_rec.errors import TrainingError
-from sirius_rec.scoring.packed import in_half_precision, unwrapped
+from sirius_rec.scoring.packed import in_half_precision, in_mode, unwrapped
 from sirius_rec.scoring.rows import PromptCompletions
 from sirius_rec.scoring.scorer import logps
 
@@ -42,11 +42,8 @@ def check_no_noise(model: nn.Module, rows: Sequence[PromptCompletions], pad_id: 
     mode: `packed` or `naive`, as resolved. The random state is left as it is.
     """
     some = [PromptCompletions(rows[0].prompt, rows[0].completions[:3])]
-    was_training = model.training
-    model.train()
-    with torch.random.fork_rng():
+    with in_mode(model, training=True), torch.random.fork_rng():
         first_BC, second_BC = (logps(model, some, pad_id, mode).float() for _ in range(2))
-    model.train(was_training)
     difference = float((first_BC - second_BC).abs().max())
     if not difference <= (1e-2 if in_half_precision(model) else 1e-3):
         raise TrainingError(

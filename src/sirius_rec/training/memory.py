@@ -18,7 +18,7 @@ from torch import nn
 
 from sirius_rec.scoring import head
 from sirius_rec.scoring.naive import naive_logps
-from sirius_rec.scoring.packed import takes_logits_to_keep, tree_logps, unwrapped, use_tree_attention
+from sirius_rec.scoring.packed import in_mode, takes_logits_to_keep, tree_logps, unwrapped, use_tree_attention
 from sirius_rec.scoring.rows import PromptCompletions
 from sirius_rec.scoring.tree import build_tree, count_nodes
 
@@ -115,14 +115,13 @@ def step_peak(
             logp_BC = naive_logps(model, rows, pad_id, device) if scoring == "naive" else tree_logps(model, tree)
         logp_BC.sum().backward()
 
-    was_training = model.training
-    model.train()  # checkpointing acts in training only
-    for weight in model.parameters():
-        weight.grad = torch.zeros_like(weight) if accumulates and weight.requires_grad else None
-    peak = allocated_peak(run, device)
-    model.zero_grad(set_to_none=True)
-    model.train(was_training)
-    return peak
+    try:
+        for weight in model.parameters():
+            weight.grad = torch.zeros_like(weight) if accumulates and weight.requires_grad else None
+        with in_mode(model, training=True):  # checkpointing acts in training only
+            return allocated_peak(run, device)
+    finally:
+        model.zero_grad(set_to_none=True)
 
 
 def _logits(model: nn.Module, rows: Sequence[PromptCompletions], scoring: str) -> int:

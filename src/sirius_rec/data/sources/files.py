@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -12,6 +11,7 @@ from typing import IO, Any, Literal, get_args
 
 import polars as pl
 
+from sirius_rec import cache
 from sirius_rec.data.sources.csv_records import ROW, SEPARATORS, Dialect, headerless, is_time
 from sirius_rec.data.sources.csv_table import Table, read_csv
 from sirius_rec.data.titles import collapse_whitespace
@@ -25,9 +25,7 @@ OnFault = Literal["error", "drop"]
 
 def file_note(path: Path) -> dict[str, Any]:
     """Provenance of one input file: path as given, sha256 and size in bytes."""
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return {"path": str(path), "sha256": digest, "bytes": path.stat().st_size}
+    return {"path": str(path), "sha256": cache.fingerprint(path), "bytes": path.stat().st_size}
 
 
 def require_file(path: Path, what: str) -> Path:

@@ -17,6 +17,7 @@ from sirius_rec.rankers.catalogue.prefixes import prefixes_of
 from sirius_rec.rankers.catalogue.search import Found, Frontier, Step, search
 from sirius_rec.rankers.catalogue.top import USERS, check_found, check_request, evaluating, groups, places_of
 from sirius_rec.rankers.catalogue.trie import Ints, Trie
+from sirius_rec.scoring.rows import BATCH_TOKENS
 from sirius_rec.scoring.scorer import resolve_mode
 
 
@@ -49,7 +50,7 @@ def constrained_generate(
     beams: int = 1,
     leave_out: Sequence[Ints] | None = None,
     users: int = USERS,
-    max_tokens: int = 8192,
+    max_tokens: int = BATCH_TOKENS,
     bf16: bool = False,
     scoring: str = "auto",
     progress: Callable[[int], None] | None = None,

@@ -22,6 +22,7 @@ from sirius_rec.rankers.catalogue.trie import Ints
 from sirius_rec.scoring.head import scoring_head
 from sirius_rec.scoring.masks import cached_masks, first_range, refusal
 from sirius_rec.scoring.packed import takes_logits_to_keep, unwrapped, use_tree_attention
+from sirius_rec.scoring.rows import BATCH_TOKENS
 from sirius_rec.scoring.tree_attention import TREE_ATTENTION
 
 Logps = npt.NDArray[np.float64]
@@ -158,7 +159,7 @@ class SeparatePrefixes:
     """Each prefix behind its prompt as an ordinary text, in batches of equal length: right for any causal model."""
 
     def __init__(
-        self, model: Any, prompts: Sequence[Sequence[int]], *, bf16: bool = False, max_tokens: int = 8192
+        self, model: Any, prompts: Sequence[Sequence[int]], *, bf16: bool = False, max_tokens: int = BATCH_TOKENS
     ) -> None:
         self.model, self.bf16, self.max_tokens = model, bf16, max_tokens
         self.device = next(model.parameters()).device

@@ -17,8 +17,8 @@ from sirius_rec.rankers.catalogue.prefixes import prefixes_of
 from sirius_rec.rankers.catalogue.search import Found, Frontier, search
 from sirius_rec.rankers.catalogue.trie import Ints, Trie
 from sirius_rec.scoring.naive import naive_logps
-from sirius_rec.scoring.packed import context_of, unwrapped
-from sirius_rec.scoring.rows import PromptCompletions
+from sirius_rec.scoring.packed import context_of, in_mode, unwrapped
+from sirius_rec.scoring.rows import BATCH_TOKENS, PromptCompletions
 from sirius_rec.scoring.scorer import require_agreement, resolve_mode, resolve_scoring, score_rows
 
 Way = Literal["auto", "search", "exhaustive"]
@@ -55,7 +55,7 @@ def top_k(
     width: int = WIDTH,
     users: int = USERS,
     max_opened: int | None = None,
-    max_tokens: int = 8192,
+    max_tokens: int = BATCH_TOKENS,
     bf16: bool = False,
     scoring: str = "auto",
     progress: Callable[[int], None] | None = None,
@@ -144,13 +144,12 @@ def groups(prompts: Sequence[Sequence[int]], users: int, max_tokens: int) -> Ite
 @contextmanager
 def evaluating(model: Any) -> Iterator[None]:
     """Without dropout; afterwards the model is in its own mode and on its own attention kernel again."""
-    base, was_training = unwrapped(model), model.training
+    base = unwrapped(model)
     before = base.config._attn_implementation
-    model.eval()
     try:
-        yield
+        with in_mode(model, training=False):
+            yield
     finally:
-        model.train(was_training)
         if base.config._attn_implementation != before:
             base.set_attn_implementation(before)
 
