@@ -139,6 +139,11 @@ def test_wrong_types_and_ranges(text: str, message: str) -> None:
             "data: {slates: [{size: 3}]}\narms: [softmax_dpo]",
             "arms.0 (softmax_dpo): 3 negatives, but a train slate of 3 has 2",
         ),
+        (  # lists of the policy are as long as asked for, and validation's pairs are drawn from slates
+            "data: {slates: [{size: 3}]}\nprompts: {slate: false}\n"
+            "arms: [{loss: softmax_dpo, negatives_from: on_policy}]",
+            "arms.0 (softmax_dpo): 3 negatives, but a train slate of 3 has 2",
+        ),
         (
             "data: {slates: [{splits: [val, test]}]}",
             "data.slates: exactly one entry must have 'train' among its splits, none does",

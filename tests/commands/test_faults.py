@@ -221,6 +221,15 @@ def test_options_of_plain_models_are_refused_for_runs(
     (tmp_path / "q.jsonl").write_text("")
     said = refused("rank", "--model", finished, "--input", tmp_path / "q.jsonl", "--out", tmp_path / "a", "--chat")
     assert said.startswith("--chat: is for plain models;")
+    of_files = ("--input", tmp_path / "q.jsonl", "--out", tmp_path / "a")
+    plain = refused("rank", "--model", tmp_path, *of_files, "--method", "dpo", "--seed", 1)
+    assert plain == f"--method, --seed: is for run folders, and {tmp_path} is a plain model"
+    assert refused("recommend", "--model", finished, *of_files, "--retrieve", 50).startswith("--retrieve: is how many")
+    assert refused("probe", "memory", finished, "--seed", 0, "--orders", 3).startswith(
+        "--seed, --orders: is of `order`"
+    )
+    assert refused("bench", "step", "--plot", tmp_path / "x.png").startswith("--plot: is for `sirius bench cost`")
+    assert refused("paper", finished, "--figure", 2, "--format", "tex").startswith("--format: is of a table")
 
 
 def test_a_run_folder_is_no_configuration(refused: Callable[..., str], finished: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 from typer.testing import CliRunner
 
@@ -43,6 +44,23 @@ def test_what_answers_by_place_and_what_answers_by_item(trained: Run, monkeypatc
     assert found["changed"]["mean"] == 0 and found["uniform_p"] > 1e-4
     assert {one["mean"] for one in found["hr@1"]} == {found["hr@1_averaged"]["mean"]}
     assert found["averaged_less_single"] == {"mean": 0, "low": 0, "high": 0}
+
+
+def test_slates_that_differ_in_size(trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retrieved slates may lack the target's place: the last place is each row's own, and the far ones are rarer."""
+    whole = trained.slates
+
+    def some(name: str) -> Any:
+        frame = whole(name)
+        short = [row[: 3 + n % 4] for n, row in enumerate(frame["candidates"].to_list())]
+        return frame.with_columns(pl.Series("candidates", short, dtype=frame["candidates"].dtype))
+
+    monkeypatch.setattr(trained, "slates", some, raising=False)
+    monkeypatch.setattr(probing, "target_positions", lambda slates, targets: np.zeros(len(slates), dtype=np.int64))
+    monkeypatch.setattr(Sft, "ranker", lambda *a: By(lambda slate: np.arange(len(slate), dtype=float)))
+    assert probe_order(trained, rows=40, orders=4)["last"] == 1
+    monkeypatch.setattr(Sft, "ranker", lambda *a: By(lambda slate: slate.astype(float)))
+    assert probe_order(trained, rows=40, orders=8)["uniform_p"] > 1e-3
 
 
 def test_averaging_takes_an_orders_noise_away(trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:

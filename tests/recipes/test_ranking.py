@@ -116,6 +116,10 @@ def test_the_best_on_validation_is_ranked_with(ready: tuple[Path, Path, Any], tm
     assert chosen() == ("sft", 0)
     with pytest.raises(RunError, match="a model of seed 3 is not trained"):
         chosen(seed=3)
+    for key in measured:
+        (build_methods(run.config)[key].folder(run, 0) / "done.json").write_text("{}")
+    with pytest.raises(RunError, match=r"no validation slates say which .* name one with --method .*sft \(seed 0\)"):
+        chosen()
 
 
 def test_a_network_counts_by_the_epoch_that_was_kept(tmp_path: Path) -> None:

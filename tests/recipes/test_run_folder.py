@@ -142,6 +142,14 @@ def test_a_foreign_folder_is_refused(mini: Mini, tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_a_run_that_was_killed_as_it_began_is_begun(mini: Mini, tmp_path: Path) -> None:
+    """What describes the machine is written before the configuration, and is no foreign file."""
+    config = mini()
+    folder = open_run(tmp_path / "run", config)
+    folder.config_file.unlink()
+    assert open_run(tmp_path / "run", config).config() == config
+
+
 def test_a_place_where_nothing_can_be_written(mini: Mini, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(RunError, match=r"cannot write the run folder \(Not a directory\): choose another --out"):

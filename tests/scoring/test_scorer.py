@@ -214,6 +214,21 @@ def test_score_rows_keeps_the_order_and_reports_progress(model: Any) -> None:
             np.testing.assert_allclose(ours, separately(model, row), atol=2e-5)
 
 
+def test_a_model_is_in_its_own_mode_again_after_an_error(model: Any) -> None:
+    """A training goes on with dropout after an evaluation that failed, in an own loop, say."""
+    model.train()
+
+    def stop(done: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        score_rows(model, ROWS, 0, progress=stop)
+    assert model.training
+    model.eval()
+    score_rows(model, ROWS, 0)
+    assert not model.training
+
+
 def test_scoring_is_without_dropout_and_gradient(tiny_llama: Callable[..., Any]) -> None:
     model = tiny_llama(Sized(), attention_dropout=0.5).train()
     first, second = (np.concatenate(score_rows(model, ROWS, 0)) for _ in range(2))

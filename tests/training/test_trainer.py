@@ -17,6 +17,7 @@ from sirius_rec.errors import ConfigError
 from sirius_rec.objectives.presets import LOSSES
 from sirius_rec.scoring.naive import naive_logps
 from sirius_rec.training.checkpoints import MARKER, list_checkpoints, resume_point, step_of
+from sirius_rec.training.held_out import read_held_out
 from sirius_rec.training.metrics_log import read_metrics
 
 Build = Callable[..., SiriusTrainer]
@@ -213,6 +214,26 @@ def test_the_reference_is_the_model_at_the_start(build: Build, world: World) -> 
     trained = next(line for line in lines_of(trainer) if line["kind"] == "train")
     assert trained["reward_margin"] == pytest.approx(0.0, abs=1e-4)
     assert trained["loss"] == pytest.approx(math.log(2), abs=1e-4)
+
+
+def test_the_first_evaluation_is_that_of_the_reference_and_is_not_scored_twice(
+    build: Build, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before its first step the policy is the reference: what is known of it is taken once, and never later."""
+    trainer = build(eval_strategy="epoch", eval_dataset=world(6, seed=3))
+    fresh, scored = trainer.score(trainer.eval_rows), list[int]()
+    score = SiriusTrainer.score
+    monkeypatch.setattr(
+        SiriusTrainer, "score", lambda self, rows, *a: scored.append(len(rows)) or score(self, rows, *a)
+    )
+    trainer.train()
+    assert scored.count(6) == 2  # as the reference and at once as the first evaluation, and after the epoch
+    first, last = read_held_out(trainer.held_out_log.folder)
+    assert all(np.array_equal(a, b) for a, b in zip(first.logp_R, fresh, strict=True))
+    assert not any(np.allclose(a, b) for a, b in zip(last.logp_R, fresh, strict=True))
+    trainer.model.get_output_embeddings().weight.data.mul_(2)
+    hits = trainer.evaluate()["eval_logp_positive"]
+    assert scored.count(6) == 3 and hits != pytest.approx(float(np.mean([row[0] for row in last.logp_R])))
 
 
 def test_given_reference_log_probs_are_used(build: Build) -> None:

@@ -92,6 +92,7 @@ def train_stage(
     validation: dict[str, Any] | None = None,
     ref_logps: list[np.ndarray] | None = None,
     eval_ref_logps: list[np.ndarray] | None = None,
+    is_reference: bool = False,
     trainer_class: Any = None,
     card: dict[str, str] | None = None,
     **further: Any,
@@ -100,6 +101,7 @@ def train_stage(
 
     validation: `records` and `hook` of the evaluation after each epoch, `rows` that they are of, and by which metric it
     chooses the best one (`best_by`, HR@1 unless given).
+    is_reference: whether `eval_ref_logps` are of this very model, which is not scored again then before its first step.
     trainer_class: a `SiriusTrainer` of another kind, which `further` goes to. card: what the model card says of it.
     """
     from sirius_rec.recipes.arguments import training_arguments
@@ -135,6 +137,7 @@ def train_stage(
         callbacks=[EpochLines(name, log), SaveOnStop(), clock, *tracking],
         **further,
     )
+    trainer.known_logps = eval_ref_logps if is_reference else None
     _watch(run, trainer, name)
     heaviest = trainer.train_dataset.heaviest(trainer.scoring)
     select_attention(run.folder, run.config, model.to(args.device), heaviest, trainer.encoder.pad_id)

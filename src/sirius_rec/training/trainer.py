@@ -123,6 +123,9 @@ class SiriusTrainer(Trainer):
         if self.source.kind != ON_POLICY:  # which scores what it finds itself
             check_reference(ref_logps, eval_ref_logps, dataset.rows, self.eval_rows)
         self.collator.ref_logps, self.eval_ref_logps = ref_logps, eval_ref_logps
+        # The next evaluation's log-probs, where they are known already: the policy's before its first step are those of
+        # the reference that it is.
+        self.known_logps: Sequence[np.ndarray] | None = None
         self._scored_epochs: int | None = None  # for which the reference was scored here
         if self.source.kind == ON_POLICY:
             dataset.miner = self.collator.miner = Miner(model, catalogue, dataset.rows, args, self.encoder.pad_id)
@@ -204,6 +207,7 @@ class SiriusTrainer(Trainer):
         self._since = time.perf_counter()
         if at < 0 and self.eval_rows and self.args.eval_strategy != "no":
             self.evaluate()
+        self.known_logps = None
         result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         check_weights(self.model, self.state.global_step)
         return result
@@ -246,7 +250,7 @@ class SiriusTrainer(Trainer):
 
     def _ensure_eval_reference(self) -> None:
         if self.eval_ref_logps is None and self.eval_rows:
-            self.eval_ref_logps = self.score(self.eval_rows)
+            self.eval_ref_logps = self.known_logps = self.score(self.eval_rows)
 
     def score(self, rows: Sequence[Any], progress: Callable[[int], None] | None = None) -> list[np.ndarray]:
         """log π(y|x) of every completion of every row with the current model, in nats."""
@@ -348,7 +352,8 @@ class SiriusTrainer(Trainer):
             raise TrainingError("evaluate: the trainer has no eval_dataset: hand over records")
         if self.objective.needs_reference and own:
             self._ensure_eval_reference()
-        logps = self.score(rows, self.progress_of(len(rows)) if self.progress_of else None)
+        known, self.known_logps = self.known_logps if own else None, None
+        logps = list(known) if known is not None else self.score(rows, self._evaluation_progress(len(rows)))
         metrics: dict[str, float] = rank_metrics(logps)
         if own or not self.objective.needs_reference:
             metrics |= held_out_evidence(
@@ -371,6 +376,9 @@ class SiriusTrainer(Trainer):
         self.log(dict(prefixed))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, prefixed)
         return prefixed
+
+    def _evaluation_progress(self, rows: int) -> Callable[[int], None] | None:
+        return self.progress_of(rows) if self.progress_of else None
 
     def predict(self, test_dataset: Any, ignore_keys: Any = None, metric_key_prefix: str = "test") -> Any:
         """Refused: there are no logits of tokens to hand out."""

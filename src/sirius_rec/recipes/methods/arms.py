@@ -109,6 +109,7 @@ class Arm(Finetuned):
             validation=validation_set(run),
             ref_logps=ref.get("train"),
             eval_ref_logps=ref.get("val"),
+            is_reference=self.config.align.start is None,
             **self._catalogue(run, rows),
         )
 
