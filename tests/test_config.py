@@ -183,9 +183,9 @@ def test_wrong_types_and_ranges(text: str, message: str) -> None:
                 "prompts: {slate: false, template: {history: 'Liked:', answer: null}}\narms: []\n"
                 f"methods: [{method}]",
                 f"methods.0 ({key}): prompts.template.answer: null: behind {what} the answer looks like one more "
-                f"title: name the line before the answer, or {mend}",
+                f"title: name the line before the answer, or {fix}",
             )
-            for method, key, what, mend in (
+            for method, key, what, fix in (
                 ("tallrec", "tallrec", "the history the candidate that is asked about", "leave the method out"),
                 ("tallrec_listwise", "tallrec_listwise", "a slate", "leave the method out"),
                 ("{method: llara, options: {slate: true}}", "llara", "a slate", "leave the method's slate out"),

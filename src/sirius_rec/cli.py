@@ -26,7 +26,7 @@ def _fail(message: str) -> NoReturn:
 
 
 def main() -> None:
-    """Entry point: what a user can mend becomes one line on stderr and exit code 2; a bug of ours a traceback.
+    """Entry point: what a user can fix becomes one line on stderr and exit code 2; a bug of ours a traceback.
 
     SIGTERM ends with 143, 128 + 15, as for any process; in a training its step is saved first, and the line says that
     the work can be resumed. 0 is for work that is done.
@@ -55,7 +55,7 @@ def main() -> None:
         if reason is None:
             raise
         where = error.filename or "a file"
-        _fail(f"{where}: {reason}: mend that and start the same command again; what was finished is kept")
+        _fail(f"{where}: {reason}: fix that and start the same command again; what was finished is kept")
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED
     if code == _INTERRUPTED:  # newer typer answers Ctrl-C itself, with this code and no word

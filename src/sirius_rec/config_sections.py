@@ -68,8 +68,8 @@ class OwnTemplate(Options):
 class PromptSection(Options):
     """How a row becomes text. template: a name (their words stand below), or lines of your own.
 
-    slate: list the candidates in the prompt, as the paper does; without them the model
-    answers from the history alone, and rows of one history share one prompt whatever their slate.
+    slate: list the candidates in the prompt, as the paper does; without them the model answers from the history alone,
+    and rows of one history share one prompt whatever their slate.
 
     fields: columns of the catalogue that stand in brackets behind a title, in histories and slates: "Air (Electronic)".
     The answer is the title alone. field_tokens: of one item's brackets at most; what is longer is cut."""
@@ -192,8 +192,8 @@ class TrainingSection(Options):
     """What all stages do alike. share: user makes steps of whole runs of users' rows, which share their histories and
     cost less (docs/performance.md); none makes steps of rows at random. stream: SFT and alignment read and tokenise
     rows as their steps come and hold none, for more than fit into memory (docs/scale.md); the order is another random
-    one. report_to: trackers that get what is logged,
-    each with its own package; TensorBoard's files lie in RUN/tensorboard."""
+    one. report_to: trackers that get what is logged, each with its own package; TensorBoard's files lie in
+    RUN/tensorboard."""
 
     HOW: ClassVar[frozenset[str]] = frozenset({"report_to"})
 

@@ -1,6 +1,6 @@
 """The exception tree.
 
-    SiriusError                  anything a user can cause and mend; the command line prints it as one line
+    SiriusError                  anything a user can cause and fix; the command line prints it as one line
     ├── ConfigError              an option is unknown, of the wrong type, out of range, or contradicts another
     ├── DataError                an input file or table is not what it should be
     ├── PromptError              a prompt cannot be built or does not fit the model's context
@@ -24,7 +24,7 @@ _NUMBER = re.compile(r"(?:os error|\[Errno) (\d+)")
 
 
 class SiriusError(Exception):
-    """Base of every error that a user can cause and mend."""
+    """Base of every error that a user can cause and fix."""
 
 
 class ConfigError(SiriusError, ValueError):

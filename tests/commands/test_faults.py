@@ -85,7 +85,7 @@ def test_a_bug_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_
         (
             OSError(errno.ENOSPC, "No space left on device", "/data/x"),
             2,
-            "sirius: /data/x: No space left on device: mend that and start the same command again; what was finished "
+            "sirius: /data/x: No space left on device: fix that and start the same command again; what was finished "
             "is kept\n",
         ),
     ],

@@ -171,7 +171,7 @@ def test_what_cannot_be_scored_is_a_bad_line(tmp_path: Path) -> None:
     def no_five(request: Request) -> str | None:
         return "five is right out" if len(request.candidates) == 5 else None
 
-    with AnswerFile(tmp_path / "o", RECIPE) as out, pytest.raises(DataError, match="line 7: five is right out; mend"):
+    with AnswerFile(tmp_path / "o", RECIPE) as out, pytest.raises(DataError, match="line 7: five is right out; fix"):
         rank_file(write(tmp_path), out, by_length, no_five)
 
 

@@ -200,18 +200,18 @@ def test_the_report_sets_the_protocols_side_by_side(done: tuple[Run, str]) -> No
     assert (run.folder.path / "figures" / "sampled_and_full.png").is_file()
 
 
-def mend(**changes: Any) -> dict[str, Any]:
+def fix(**changes: Any) -> dict[str, Any]:
     return {**raw(), **changes}
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (mend(methods=[{"method": "fusion", "options": {"of": ["dpo", "sasrec"]}}, SASREC],
+        (fix(methods=[{"method": "fusion", "options": {"of": ["dpo", "sasrec"]}}, SASREC],
               evaluation={"baseline": "dpo"}), "'sasrec' is no method listed before it"),
-        (mend(methods=[{"method": "fusion", "options": {"of": ["dpo", "dpo"]}}], evaluation={"baseline": "dpo"}),
+        (fix(methods=[{"method": "fusion", "options": {"of": ["dpo", "dpo"]}}], evaluation={"baseline": "dpo"}),
          "name two methods or more"),
-        (mend(methods=[{"method": "fusion"}], evaluation={"baseline": "dpo"}), "of"),
+        (fix(methods=[{"method": "fusion"}], evaluation={"baseline": "dpo"}), "of"),
     ],
 )  # fmt: skip
 def test_a_fusion_that_cannot_be_is_refused(content: dict[str, Any], message: str) -> None:

@@ -143,7 +143,7 @@ def test_a_full_disk_is_one_line_and_costs_no_finished_checkpoint(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert re.fullmatch(
-        r".*/run/checkpoint-4: cannot be written \(.+\): mend that and start the same command again; finished "
+        r".*/run/checkpoint-4: cannot be written \(.+\): fix that and start the same command again; finished "
         "checkpoints are kept",
         str(caught.value),
     )

@@ -125,7 +125,7 @@ def _frame(table: Any, where: str, names: Sequence[str]) -> pl.DataFrame:
             table = pl.from_pandas(table)
         except (ImportError, TypeError, ValueError, AttributeError, pl.exceptions.PolarsError) as error:
             said = (str(error).splitlines() or [type(error).__name__])[0]
-            raise DataError(f"{where}: polars cannot take it from pandas ({said}); mend it, or convert it") from error
+            raise DataError(f"{where}: polars cannot take it from pandas ({said}); fix it, or convert it") from error
     if not isinstance(table, pl.DataFrame):
         raise DataError(f"{where}: {type(table).__name__} is no data frame; give one of polars or pandas")
     for name in names:
@@ -228,4 +228,4 @@ def _notes(notes: Any, where: str) -> dict[str, Any]:
             raise TypeError("files are descriptions as sirius_rec.data.sources.files.file_note makes them")
         return dict(json.loads(json.dumps(notes)))
     except (TypeError, ValueError) as error:
-        raise DataError(f"{where}: notes must be a dict that JSON can hold ({error}); mend them") from error
+        raise DataError(f"{where}: notes must be a dict that JSON can hold ({error}); fix them") from error

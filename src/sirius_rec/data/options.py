@@ -81,14 +81,13 @@ class WindowOptions(Options):
         if self.least >= memory:
             return
         at = f"max_history {self.max_history}" if self.step is None else f"step {self.step}"
-        mend = (
+        fix = (
             f"raise max_history to {memory} or more"
             if self.step is None
             else f"lower step or raise max_history until max_history - step is {memory - 1} or more"
         )
         raise ConfigError(
-            f"window.{at}: a simulated user goes by the last {memory} items, and histories may hold "
-            f"{self.least}; {mend}"
+            f"window.{at}: a simulated user goes by the last {memory} items, and histories may hold {self.least}; {fix}"
         )
 
 

@@ -102,7 +102,7 @@ def _check_option_types(source: str, options: Mapping[str, Any]) -> None:
             adapter.validate_python(value)
         except ValidationError as error:
             raise ConfigError(
-                f"source {source!r}: option {name}={value!r} is not {_in_words(hints[name])}; mend it or leave it out"
+                f"source {source!r}: option {name}={value!r} is not {_in_words(hints[name])}; fix it or leave it out"
             ) from error
 
 

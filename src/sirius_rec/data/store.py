@@ -99,7 +99,7 @@ class Dataset:
     def _split_examples(self) -> Callable[[str], pl.DataFrame]:
         """The rows of a split, of a table whose content is that which dataset.json records."""
         files = parts_of(self.path, "examples")
-        if len(files) > 1:  # read split by split, so that who asks for few rows holds few
+        if len(files) > 1:  # read split by split, so that a caller who needs few rows keeps few in memory
             self.verify_table("examples")
             return lambda split: pl.scan_parquet(files).filter(pl.col(SPLIT) == split).collect()
         examples = self._read_unchanged("examples")
@@ -329,7 +329,7 @@ def check_slates(where: str, slates: pl.DataFrame, examples: pl.DataFrame, n_ite
             if (bad := part.filter(condition)).height:
                 row, target, slate = bad.select(ROW_ID, TARGET, CANDIDATES).row(0)
                 raise DataError(
-                    f"{where}: the slate of row {row} {fault} (target {target}, slate {slate}); mend the file"
+                    f"{where}: the slate of row {row} {fault} (target {target}, slate {slate}); fix the file"
                 )
 
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from itertools import chain
+from typing import get_args, get_type_hints
 
 import torch
 import torch.nn.functional as F
@@ -123,7 +124,9 @@ def _unknown_parts(objective: Objective) -> Iterator[str]:
 
 
 def _bad_numbers(objective: Objective) -> Iterator[str]:
-    numbers = {f.name: getattr(objective, f.name) for f in fields(Objective) if str(f.type).startswith("float")}
+    values = {f.name: getattr(objective, f.name) for f in fields(Objective)}
+    hints = get_type_hints(Objective)
+    numbers = {name: value for name, value in values.items() if float in (hints[name], *get_args(hints[name]))}
     for name, value in numbers.items():
         if value is not None and not math.isfinite(value):
             yield f"{name} must be a finite number, got {value}"

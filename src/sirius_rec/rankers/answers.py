@@ -147,7 +147,7 @@ def refusal(bad: BadRequest) -> dict[str, Any]:
 
 
 def refuse(path: str | Path, bad: BadRequest) -> DataError:
-    return DataError(f"{path}, line {bad.line}: {bad.why}; mend it, or pass over such lines with --skip-bad")
+    return DataError(f"{path}, line {bad.line}: {bad.why}; fix it, or pass over such lines with --skip-bad")
 
 
 Part = list[Request | BadRequest]
@@ -160,8 +160,7 @@ class Unknown:
     """What to do with history items that a ranker does not know, where they are dropped instead of refused.
 
     known: whether it knows an item. popular: answers by popularity, for a history of which nothing is left; such an
-    answer is marked. None where that is not known: `check` refuses such a
-    history.
+    answer is marked. None where that is not known: `check` refuses such a history.
     """
 
     known: Callable[[str], bool]

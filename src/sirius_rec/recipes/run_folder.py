@@ -133,7 +133,7 @@ class RunFolder:
         return {entry.name for entry in self.path.iterdir()} <= {self.config_file.name, ENVIRONMENT, _LOCK}
 
     def discard_if_untrained(self) -> None:
-        """Remove the folder again if nothing was trained in it yet, so that a mended configuration can use its name."""
+        """Remove the folder again if nothing was trained in it yet: a corrected configuration can use its name."""
         made = {
             self.config_file.name,
             ENVIRONMENT,

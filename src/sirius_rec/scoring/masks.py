@@ -63,7 +63,7 @@ def _rope_types(config: Any) -> set[str]:
 def first_range(config: Any) -> int | None:
     """Positions up to which LongRoPE keeps its short factors; None for models without it.
 
-    Beyond, the factors of all rows of a batch follow its longest row, and log-probs depend on who is scored together.
+    Beyond, the factors of all rows of a batch follow its longest row, and log-probs depend on which rows share a batch.
     """
     if "longrope" not in _rope_types(config):
         return None

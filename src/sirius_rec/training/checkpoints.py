@@ -25,7 +25,7 @@ def writing(folder: Path) -> Iterator[None]:
         if reason is None:
             raise
         raise RunError(
-            f"{folder}: cannot be written ({reason}): mend that and start the same command again; finished "
+            f"{folder}: cannot be written ({reason}): fix that and start the same command again; finished "
             "checkpoints are kept"
         ) from error
 

@@ -12,7 +12,7 @@ from sirius_rec.evaluation.metrics import METRICS, per_example
 from sirius_rec.objectives.evidence import evidence
 from sirius_rec.objectives.losses import Objective, compute_loss, rounding_of
 from sirius_rec.training.averages import Averages
-from sirius_rec.training.records import PreferenceDataset
+from sirius_rec.training.records import check_enough, draw_of
 
 _AT_ONCE = 512  # rows
 
@@ -35,11 +35,13 @@ def held_out_evidence(
 ) -> dict[str, float]:
     """Means by name. logps, ref_logps: log π of every completion of every row; observed: each row's observed reward."""
     negatives = objective.negatives if objective.uses_negatives else min(1, min(map(len, logps)) - 1)
-    draws = PreferenceDataset(rows, negatives=negatives, seed=seed)
+    fewest, number = min((len(row.completions) - 1, number) for number, row in enumerate(rows))
+    check_enough(negatives, fewest, f"record {number}")
     averages = Averages()
     width = max(len(logp_C) for logp_C in logps)
     for start in range(0, len(rows), _AT_ONCE):
-        part = [draws.draw(r) for r in range(start, min(start + _AT_ONCE, len(rows)))]
+        numbered = enumerate(rows[start : start + _AT_ONCE], start)
+        part = [draw_of(r, row, negatives, "all", seed, 0) for r, row in numbered]
         logp_BC, ref_BC = torch.zeros(len(part), width), torch.zeros(len(part), width)
         length_BC = torch.ones(len(part), width)
         valid_BC = torch.zeros(len(part), width, dtype=torch.bool)

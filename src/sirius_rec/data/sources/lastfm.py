@@ -141,7 +141,7 @@ def _read_artists(path: Path, missing_titles: OnFault) -> tuple[pl.DataFrame, di
     ):
         if mask.any():
             row = int(mask.arg_true()[0])
-            raise DataError(f"{place(path, raw[ROW][row])}: {reason} {items[ITEM_ID][row]!r}; mend the row")
+            raise DataError(f"{place(path, raw[ROW][row])}: {reason} {items[ITEM_ID][row]!r}; fix the row")
     dropped = {"items_without_title_dropped": unnamed} if missing_titles == "drop" else {}
     return items, {"items_read": items.height + sum(dropped.values()), "titles_collapsed": collapsed, **dropped}
 

@@ -76,7 +76,7 @@ class Account:
                 raise DataError(f"{self.path}, {self.what} {line}: {why}{more}")
             raise DataError(
                 f"{self.path}, {self.what} {line}: {why}; {self.malformed:,} of {self.read:,} {self.what}s are "
-                f"malformed ({self.malformed / self.read:.2%}), more than max_malformed={most:g}; mend the file, or "
+                f"malformed ({self.malformed / self.read:.2%}), more than max_malformed={most:g}; fix the file, or "
                 "raise max_malformed to drop them"
             )
 

@@ -216,7 +216,7 @@ def _from_dates(frame: pl.DataFrame, column: pl.Series) -> tuple[pl.Series, list
     if (outside := ~empty & ~inside).any():
         years = (1970 + seconds.filter(outside) / 31_556_952).floor().cast(pl.Int64)
         rows = frame.filter(outside).select(ROW, years.alias(TIMESTAMP))
-        faults.append(BadTimes(rows, "date lies outside the years 1 to 9999, about the year", "mend it"))
+        faults.append(BadTimes(rows, "date lies outside the years 1 to 9999, about the year", "fix it"))
     return pl.select(pl.when(inside).then(seconds)).to_series().alias(TIMESTAMP), faults
 
 

@@ -287,13 +287,14 @@ class FinetunedBaseline(Finetuned):
         return stage
 
 
-def needs_answer_line(config: Config, what: str, mend: str) -> None:
-    """ConfigError where prompts name no line before the answer and a method shows `what` there. mend: the other way."""
+def needs_answer_line(config: Config, what: str, otherwise: str) -> None:
+    """ConfigError where prompts name no line before the answer and a method shows `what` there. otherwise: the other
+    way out."""
     template = config.prompts.template
     if not isinstance(template, str) and template.answer is None:
         raise ConfigError(
             f"prompts.template.answer: null: behind {what} the answer looks like one more title: name the line before "
-            f"the answer, or {mend}"
+            f"the answer, or {otherwise}"
         )
 
 
