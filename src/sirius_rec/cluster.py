@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Self, cast
 
 from sirius_rec import __version__, cache
-from sirius_rec.errors import ConfigError, RunError, SiriusError, Stopped
+from sirius_rec.errors import ConfigError, RunError, SiriusError, Stopped, first_line
 from sirius_rec.extras import require
 
 _AGAIN = 5  # times that a call is made again whose worker or node was lost
@@ -52,7 +52,7 @@ class Cluster:
                         logging_level="error",
                     )
             except (OSError, ValueError, RuntimeError) as error:
-                words = str(error).splitlines()[0]
+                words = first_line(error)
                 raise ConfigError(f"--address {self.address}: {words}; is the cluster up?") from error
             yield
         finally:
@@ -121,8 +121,7 @@ def result(get: Callable[[], Any]) -> Any:
             raise error.cause from error  # whose text is the traceback of the worker
         raise
     except RayError as error:
-        words = str(error).strip().splitlines() or [type(error).__name__]
-        raise RunError(f"Ray: {words[0].rstrip('.:')}; start the same command again to go on") from error
+        raise RunError(f"Ray: {first_line(error).rstrip('.:')}; start the same command again to go on") from error
 
 
 class Tasks:

@@ -55,6 +55,11 @@ class Stopped(BaseException):
     """SIGTERM ended the work; the same command goes on with it."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, in a line; its name where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def storage_error(error: BaseException) -> str | None:
     """The system's words if an error, or one that it grew out of, says that the storage cannot be written; else None.
 

@@ -20,7 +20,7 @@ from sirius_rec.data.sources.files import field_texts, id_text, short_list
 from sirius_rec.data.sources.span import time_notes
 from sirius_rec.data.sources.timestamps import EARLIEST, LATEST, PER_SECOND
 from sirius_rec.data.titles import collapse_whitespace
-from sirius_rec.errors import DataError
+from sirius_rec.errors import DataError, first_line
 from sirius_rec.schema import (
     CANDIDATES,
     HISTORY,
@@ -124,7 +124,7 @@ def _frame(table: Any, where: str, names: Sequence[str]) -> pl.DataFrame:
         try:
             table = pl.from_pandas(table)
         except (ImportError, TypeError, ValueError, AttributeError, pl.exceptions.PolarsError) as error:
-            said = (str(error).splitlines() or [type(error).__name__])[0]
+            said = first_line(error)
             raise DataError(f"{where}: polars cannot take it from pandas ({said}); fix it, or convert it") from error
     if not isinstance(table, pl.DataFrame):
         raise DataError(f"{where}: {type(table).__name__} is no data frame; give one of polars or pandas")

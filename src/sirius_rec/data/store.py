@@ -17,7 +17,7 @@ import polars as pl
 
 from sirius_rec import atomic
 from sirius_rec.data.fingerprint import combined_fingerprint, files_fingerprint, table_fingerprint
-from sirius_rec.errors import DataError, RunError
+from sirius_rec.errors import DataError, RunError, first_line
 from sirius_rec.schema import (
     CANDIDATES,
     EXCLUDED,
@@ -392,4 +392,4 @@ def _read(folder: Path, name: str) -> pl.DataFrame:
         return pl.read_parquet(parts_of(folder, name) or folder / f"{name}.parquet")
     except (pl.exceptions.PolarsError, OSError) as error:
         path = folder / f"{name}.parquet"
-        raise DataError(f"{path}: cannot be read ({str(error).splitlines()[0]}); prepare the dataset again") from error
+        raise DataError(f"{path}: cannot be read ({first_line(error)}); prepare the dataset again") from error

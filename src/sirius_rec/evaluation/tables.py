@@ -19,7 +19,7 @@ import numpy.typing as npt
 import polars as pl
 
 from sirius_rec import atomic
-from sirius_rec.errors import DataError, RunError
+from sirius_rec.errors import DataError, RunError, first_line
 from sirius_rec.schema import CANDIDATES, ROW_ID
 
 SCORES: Final = "scores"
@@ -157,7 +157,7 @@ def read_table(path: Path | str) -> ScoreTable:
         frame = pl.read_parquet(path)
     except (pl.exceptions.PolarsError, OSError, ValueError) as error:
         raise RunError(
-            f"{path}: not a readable Parquet file ({str(error).splitlines()[0]}); delete it and evaluate again"
+            f"{path}: not a readable Parquet file ({first_line(error)}); delete it and evaluate again"
         ) from error
     if about is None:
         raise RunError(

@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 
 from sirius_rec.data.sources.lines import blocks
-from sirius_rec.errors import DataError
+from sirius_rec.errors import DataError, first_line
 from sirius_rec.progress import Advance
 
 _ROWS = 1 << 16  # of a Parquet file, read at once
@@ -67,7 +67,7 @@ def _rows(file: Path, advance: Advance | None) -> Iterator[tuple[int, bytes]]:
             if advance:
                 advance(file.name, size * (start + frame.height) // height, size)
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise DataError(f"{file}: cannot be read ({str(error).splitlines()[0]})") from error
+        raise DataError(f"{file}: cannot be read ({first_line(error)})") from error
 
 
 def _line(row: dict[str, Any]) -> bytes:

@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 
 from sirius_rec.config import Config
-from sirius_rec.errors import ConfigError
+from sirius_rec.errors import ConfigError, first_line
 from sirius_rec.recipes import starting
 from sirius_rec.recipes.methods import build_methods
 from sirius_rec.recipes.methods.arms import Arm
@@ -149,7 +149,7 @@ def model_size(config: Config) -> Size:
         try:
             made = AutoConfig.from_pretrained(model_folder(backbone.model))
         except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise ConfigError(f"backbone.name: no configuration of '{backbone.model}' ({reason})") from None
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(made)

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from sirius_rec.errors import ConfigError
+from sirius_rec.errors import ConfigError, first_line
 
 _TENSORBOARD = "tensorboard"
 # How others are told that a training is over: the next one of this process is a run of its own. Trackio knows.
@@ -28,7 +28,7 @@ def check(names: Sequence[str]) -> None:
         try:
             importlib.import_module("mlflow").search_experiments(max_results=1)
         except Exception as error:  # of the server, the database, the network
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise ConfigError(
                 f"training.report_to: mlflow cannot be written to ({reason}): set MLFLOW_TRACKING_URI, to "
                 "sqlite:///mlflow.db say, or leave it out"

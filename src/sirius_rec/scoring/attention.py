@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from sirius_rec.errors import ScoringError
+from sirius_rec.errors import ScoringError, first_line
 from sirius_rec.scoring.masks import refusal
 from sirius_rec.scoring.packed import in_half_precision, in_mode, tree_logps, unwrapped
 from sirius_rec.scoring.rows import PromptCompletions
@@ -106,7 +106,7 @@ def probe_attention(
         except torch.OutOfMemoryError as error:  # says nothing about being right; another kernel may need less
             no_memory, refused[name] = error.with_traceback(None), "out of memory"
         except Exception as error:  # a kernel may be missing, fail to compile, or be wrong
-            refused[name] = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            refused[name] = first_line(error)
     if not seconds and no_memory is not None:
         raise no_memory
     if not seconds:

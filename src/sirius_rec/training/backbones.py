@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from sirius_rec import atomic, cache
-from sirius_rec.errors import ConfigError, RunError
+from sirius_rec.errors import ConfigError, RunError, first_line
 from sirius_rec.training.gguf import is_gguf, model_folder
 from sirius_rec.training.options import LoraOptions
 
@@ -20,24 +20,20 @@ _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 def cannot_read(name: str | Path, what: str, error: Exception) -> ConfigError:
     """The error for a backbone that cannot be had; for what may be a folder, that there is none."""
     if cache.holds(Path(name)):
         return ConfigError(
-            f"backbone '{name}': cannot {what} ({_first_line(error)}): delete this folder, and it is made again"
+            f"backbone '{name}': cannot {what} ({first_line(error)}): delete this folder, and it is made again"
         )
     if Path(name).is_dir():
-        return ConfigError(f"backbone '{name}': cannot {what} ({_first_line(error)})")
+        return ConfigError(f"backbone '{name}': cannot {what} ({first_line(error)})")
     if str(name).startswith((".", "/", "~")) or not _HUB_ID.fullmatch(str(name)):
         return ConfigError(
             f"backbone '{name}': no such folder, seen from {Path.cwd()}: name a local folder or a Hugging Face id"
         )
     return ConfigError(
-        f"backbone '{name}': cannot {what} ({_first_line(error)}), and {Path.cwd()} has no folder of that name"
+        f"backbone '{name}': cannot {what} ({first_line(error)}), and {Path.cwd()} has no folder of that name"
     )
 
 
@@ -168,7 +164,7 @@ def add_lora(model: Any, **options: Any) -> Any:
     try:
         return get_peft_model(model, config)
     except ValueError as error:
-        raise ConfigError(f"backbone.lora.targets: {_first_line(error)}") from error
+        raise ConfigError(f"backbone.lora.targets: {first_line(error)}") from error
 
 
 def is_adapter(folder: Path) -> bool:
@@ -201,6 +197,6 @@ def load_trained(
         raise
     except Exception as error:
         raise RunError(
-            f"{folder.parent}: the model in {folder.name}/ cannot be read ({_first_line(error)}): delete this folder, "
+            f"{folder.parent}: the model in {folder.name}/ cannot be read ({first_line(error)}): delete this folder, "
             "and the run trains it again"
         ) from error

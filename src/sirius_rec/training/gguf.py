@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sirius_rec import cache
-from sirius_rec.errors import ConfigError, SiriusError, storage_error
+from sirius_rec.errors import ConfigError, SiriusError, first_line, storage_error
 from sirius_rec.processes import log
 
 SMOLLM2 = "smollm2"
@@ -73,7 +73,7 @@ def _file(name: str) -> Path:
         return Path(hf_hub_download(repository, inside))
     except Exception as error:  # the hub raises many kinds
         raise ConfigError(
-            f"model '{name}': cannot be fetched ({_words(error)}), and {Path.cwd()} has no such file"
+            f"model '{name}': cannot be fetched ({first_line(error)}), and {Path.cwd()} has no such file"
         ) from error
 
 
@@ -105,7 +105,7 @@ def _convert(file: Path, folder: Path) -> None:
         if storage_error(error):
             raise
         raise ConfigError(
-            f"{file}: cannot be read as a GGUF model ({_words(error)}): the file may be cut off or damaged: get it "
+            f"{file}: cannot be read as a GGUF model ({first_line(error)}): the file may be cut off or damaged: get it "
             "again; or its architecture is one that transformers does not read"
         ) from error
 
@@ -155,8 +155,3 @@ def _write_model(file: Path, folder: Path, stored: int, left: dict[str, Any]) ->
             if not bool(torch.isfinite(weight).all()):  # a damaged file may still have its form
                 raise ConfigError(f"{file}: {name} holds values that are not finite: it is damaged: get it again")
         model.save_pretrained(folder)
-
-
-def _words(error: Exception) -> str:
-    """An error's first line, or its kind where it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -18,7 +18,7 @@ from sirius_rec.data.sources.csv_bytes import Span
 from sirius_rec.data.sources.csv_records import ROW, Dialect
 from sirius_rec.data.sources.csv_table import Layout, frames, look
 from sirius_rec.data.sources.files import file_note
-from sirius_rec.errors import DataError
+from sirius_rec.errors import DataError, first_line
 
 
 @dataclass(frozen=True)
@@ -70,4 +70,4 @@ class LogFile:
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:
-    return DataError(f"{path}: cannot be read ({str(error).splitlines()[0]})")
+    return DataError(f"{path}: cannot be read ({first_line(error)})")

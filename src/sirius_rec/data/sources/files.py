@@ -15,7 +15,7 @@ from sirius_rec import cache
 from sirius_rec.data.sources.csv_records import ROW, SEPARATORS, Dialect, headerless, is_time
 from sirius_rec.data.sources.csv_table import Table, read_csv
 from sirius_rec.data.titles import collapse_whitespace
-from sirius_rec.errors import ConfigError, DataError
+from sirius_rec.errors import ConfigError, DataError, first_line
 from sirius_rec.schema import ITEM, ITEM_ID, RATING, TIMESTAMP, TITLE, USER_ID
 
 TABLE_SUFFIXES: tuple[str, ...] = (".parquet", ".csv", ".csv.gz", ".tsv", ".tsv.gz")
@@ -112,7 +112,7 @@ def read_table(path: Path, dialect: Dialect = Dialect(), wanted: Collection[str]
     try:
         frame = pl.read_parquet(path).with_row_index(ROW, offset=1)
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise DataError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
+        raise DataError(f"{path}: cannot be read ({first_line(error)})") from error
     return Table(frame.with_columns(pl.col(ROW).cast(pl.Int64)), {"records": frame.height})
 
 

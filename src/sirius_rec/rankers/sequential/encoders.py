@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from sirius_rec import atomic, cache
-from sirius_rec.errors import ConfigError, DataError
+from sirius_rec.errors import ConfigError, DataError, first_line
 from sirius_rec.processes import log
 from sirius_rec.rankers.sequential.options import MINILM, SMOLLM2, TINY_ENCODER
 from sirius_rec.training import gguf
@@ -169,7 +169,7 @@ def _pretrained(name: str, kind: Any, **options: Any) -> Any:
     try:
         return kind.from_pretrained(place, **options)
     except Exception as error:  # the hub raises many kinds
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         hint = f": delete {place}, and it is made again" if cache.holds(Path(place)) else ""
         raise ConfigError(f"encoder '{name}': cannot be loaded ({first}){hint}") from error
 
