@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from sirius_rec.errors import DataError
-from sirius_rec.evaluation.beyond import BUCKETS, GROUPS, Popularity, beyond_accuracy, gini
+from sirius_rec.evaluation.beyond import BUCKETS, GROUPS, TrainCounts, beyond_accuracy, gini
 from sirius_rec.evaluation.tables import ScoreTable
 
 SLATES = "test-uniform-4-s0"
@@ -31,7 +31,7 @@ def test_gini_is_half_the_relative_mean_difference() -> None:
 
 def test_buckets_hold_a_third_of_the_interactions_each() -> None:
     """Of 18: 6 | 3 + 3 | 2 + 2 + 1 + 1, and one that nobody had."""
-    buckets = Popularity(np.array([1, 3, 6, 2, 0, 3, 2, 1]), 9).buckets()
+    buckets = TrainCounts(np.array([1, 3, 6, 2, 0, 3, 2, 1]), 9).buckets()
     assert [BUCKETS[b] for b in buckets] == ["tail", "middle", "head", "tail", "unseen", "middle", "tail", "tail"]
 
 
@@ -52,7 +52,7 @@ def table(scores: Any, method: str = "dpo", seed: int = 0, slates: str = SLATES)
 
 
 METHODS = {"dpo": {"probabilities": True}, "sft": {"probabilities": True}, "ease": {"language_model": True}}
-POPULAR = Popularity(np.array([8, 4, 2, 1, 0, 0, 0, 0]), 15)
+POPULAR = TrainCounts(np.array([8, 4, 2, 1, 0, 0, 0, 0]), 15)
 
 
 def beyond(*tables: ScoreTable, n: int = 80, baseline: str = "sft") -> dict[str, Any]:

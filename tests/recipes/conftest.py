@@ -34,5 +34,5 @@ def trained(mini: Callable[..., Config], tmp_path_factory: pytest.TempPathFactor
     config = mini()
     run = Run(open_run(tmp_path_factory.mktemp("mini") / "run", config), config)
     run_stages(run, ("sft",), lambda line: None)
-    reference.reference(str(run.folder.path), 0)
+    reference.score_reference(str(run.folder.path), 0)
     return run

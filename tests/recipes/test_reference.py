@@ -58,7 +58,7 @@ def test_a_cache_that_was_killed_goes_on(
 ) -> None:
     run.folder.write_config(mini("evaluation.batch_tokens=500"))
     run.folder.reference(0).unlink()
-    reference.reference(str(run.folder.path), 0)
+    reference.score_reference(str(run.folder.path), 0)
     whole = run.folder.reference(0).read_bytes()
     run.folder.reference(0).unlink()
     monkeypatch.setattr(kept, "_EVERY", 0.0)
@@ -71,10 +71,10 @@ def test_a_cache_that_was_killed_goes_on(
 
     monkeypatch.setattr(reference, "Ticker", lambda name, total: kill)
     with pytest.raises(KeyboardInterrupt):
-        reference.reference(str(run.folder.path), 0)
+        reference.score_reference(str(run.folder.path), 0)
     done, said[:] = sum(said), []
     monkeypatch.setattr(reference, "Ticker", lambda name, total: said.append)
-    reference.reference(str(run.folder.path), 0)
+    reference.score_reference(str(run.folder.path), 0)
     assert said[0] == done > 0 and sum(said) == run.dataset.n_rows("train") + run.dataset.n_rows("val")
     assert run.folder.reference(0).read_bytes() == whole
     assert [path.name for path in run.folder.reference(0).parent.iterdir()] == ["s0.npz"]
@@ -112,7 +112,7 @@ def test_a_damaged_cache_is_made_again(run: Run, trained: Run) -> None:
     run.folder.reference(0).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(RunError, match="the reference cache is missing"):
         reference.read_reference(run, 0)
-    reference.reference(str(run.folder.path), 0)
+    reference.score_reference(str(run.folder.path), 0)
     again, before = (reference.read_reference(one, 0) for one in (run, trained))
     for split in ("train", "val"):
         assert np.array_equal(np.concatenate(again[split]), np.concatenate(before[split]))
@@ -120,7 +120,7 @@ def test_a_damaged_cache_is_made_again(run: Run, trained: Run) -> None:
 
 def test_a_whole_cache_is_kept(run: Run) -> None:
     before = run.folder.reference(0).stat().st_mtime_ns
-    reference.reference(str(run.folder.path), 0)
+    reference.score_reference(str(run.folder.path), 0)
     assert run.folder.reference(0).stat().st_mtime_ns == before
 
 
@@ -162,7 +162,7 @@ def filled(run: Run, config: Config, monkeypatch: pytest.MonkeyPatch) -> tuple[r
     run.folder.write_config(config)
     with monkeypatch.context() as patch:
         patch.setattr(scorer, "score_rows", counted)
-        reference.reference(str(run.folder.path), 0)
+        reference.score_reference(str(run.folder.path), 0)
     return reference.ReferenceCache(Run.open(run.folder.path), 0), asked
 
 
@@ -211,7 +211,7 @@ def test_every_draw_of_every_arm_is_there(run: Run, mini: Callable[..., Config],
         "seeds=[0,1]", "align.epochs=3", "align.examples_per_epoch=20", "align.score_unsampled=1", arms, *options
     )
     run.folder.write_config(config)
-    reference.reference(str(run.folder.path), 1)
+    reference.score_reference(str(run.folder.path), 1)
     run = Run.open(run.folder.path)
     found, records = reference.read_reference(run, 1)["train"], reference.ReferenceCache(run, 1).records["train"]
     read, stream = set(), config.training.stream
@@ -318,7 +318,7 @@ def test_a_killed_scoring_for_other_arms_is_not_gone_on_with(
     with monkeypatch.context() as patch:
         patch.setattr(reference, "Ticker", lambda name, total: kill)
         with pytest.raises(KeyboardInterrupt):
-            reference.reference(str(run.folder.path), 0)
+            reference.score_reference(str(run.folder.path), 0)
     assert list(run.folder.reference(0).parent.glob(".*coming/*.npz"))
     config = mini(*DRAWN, "evaluation.batch_tokens=500", "arms=[dpo]")
     fewer, asked = filled(run, config, monkeypatch)
@@ -345,7 +345,7 @@ def test_a_pool_beyond_the_slate_names_its_arm(mini: Callable[..., Config]) -> N
 def test_an_arm_that_draws_more_than_is_there_is_not_trained(run: Run, mini: Callable[..., Config]) -> None:
     run.folder.reference(0).unlink()
     run.folder.write_config(mini(*DRAWN, "arms=[dpo]"))
-    reference.reference(str(run.folder.path), 0)
+    reference.score_reference(str(run.folder.path), 0)
     run.folder.write_config(mini(*DRAWN, "arms=[dpo, {loss: softmax_dpo, negatives: 3}]"))
     with pytest.raises(RunError, match="the reference cache is missing"):
         scoring.fit(str(run.folder.path), "softmax_dpo", 0)

@@ -177,11 +177,11 @@ def test_a_reference_of_something_else_is_not_read(both: tuple[Run, Run], tmp_pa
     with pytest.raises(RunError, match="the reference cache is missing, of another model"):
         reference.read_reference(run, 0)
     assert list(shards.glob("*.npy"))
-    reference.reference(str(run.folder.path), 0)
+    reference.score_reference(str(run.folder.path), 0)
     again = reference.read_reference(run, 0)["train"]
     assert [again[row].tolist() for row in range(len(again))] == before
     next(shards.glob("*.npy")).unlink()
-    reference.reference(str(run.folder.path), 0)
+    reference.score_reference(str(run.folder.path), 0)
     again = reference.read_reference(run, 0)["train"]
     assert [again[row].tolist() for row in range(len(again))] == before
 

@@ -41,7 +41,7 @@ the last, and items that no train user had."""
 
 
 @dataclass(frozen=True)
-class Popularity:
+class TrainCounts:
     """counts_I: int64[n_items], train users who had an item. n_users: train users."""
 
     counts_I: Ints
@@ -81,7 +81,7 @@ def list_length(slates: str) -> int:
 def beyond_accuracy(
     tables: Sequence[ScoreTable],
     examples: pl.DataFrame,
-    popularity: Popularity,
+    popularity: TrainCounts,
     *,
     methods: Mapping[str, Mapping[str, Any]],
     baseline: str,
@@ -117,7 +117,7 @@ def beyond_accuracy(
     return {"rows": out, "tests": _tests(measured, baseline)}
 
 
-def _rows(table: ScoreTable, examples: pl.DataFrame, popularity: Popularity, seed: int) -> _Rows:
+def _rows(table: ScoreTable, examples: pl.DataFrame, popularity: TrainCounts, seed: int) -> _Rows:
     frame = table.frame.sort(ROW_ID)
     joined = frame.select(pl.col(ROW_ID).cast(pl.Int64)).join(
         examples.select(pl.col(ROW_ID).cast(pl.Int64), USER_ID, HISTORY, TARGET), on=ROW_ID, how="left",
@@ -171,7 +171,7 @@ def gini(counts_I: npt.NDArray[Any]) -> float:
     return float(((2 * np.arange(1, n + 1) - n - 1) * x).sum() / (n * x.sum())) if x.sum() else float("nan")
 
 
-def _widths(table: ScoreTable, rows: _Rows, popularity: Popularity) -> dict[str, Floats]:
+def _widths(table: ScoreTable, rows: _Rows, popularity: TrainCounts) -> dict[str, Floats]:
     """Each of WIDTH over all rows, then without each group, [1 + G]."""
     n_items = len(popularity.counts_I)
     row, item = _lists(table, rows.length)

@@ -45,7 +45,7 @@ _NUMBERS: Final = frozenset({
 })  # fmt: skip
 
 
-def reference(path: str, seed: int) -> None:
+def score_reference(path: str, seed: int) -> None:
     """Job: log π_ref, by the best SFT model, of the candidates that some arm's epochs will draw, and of validation's.
 
     A cache that lacks some of them, because arms were added since, gets those alone; of streamed rows it is made anew.

@@ -12,7 +12,7 @@ import polars as pl
 from sirius_rec.config import Config
 from sirius_rec.data.protocols import train_counts
 from sirius_rec.errors import RunError
-from sirius_rec.evaluation.beyond import Popularity, beyond_accuracy
+from sirius_rec.evaluation.beyond import TrainCounts, beyond_accuracy
 from sirius_rec.evaluation.results import build_results, clean, write_results
 from sirius_rec.evaluation.tables import ScoreTable
 from sirius_rec.recipes import starting
@@ -94,7 +94,7 @@ def gather(run: Run, baseline: str) -> dict[str, Any]:
         baseline=baseline,
     )
     every_train = dataset.all_train_examples()
-    popularity = Popularity(train_counts(every_train, dataset.n_items), len(dataset.train_sequences()))
+    popularity = TrainCounts(train_counts(every_train, dataset.n_items), len(dataset.train_sequences()))
     histories = pl.concat([dataset.examples(split).select(ROW_ID, USER_ID, HISTORY, TARGET) for split in splits])
     results["beyond"] = clean(
         beyond_accuracy(tables, histories, popularity, methods=results["methods"], baseline=baseline)

@@ -59,7 +59,7 @@ def policy(run: Run, seed: int) -> Path:
     return run.folder.start(seed) / _BEST
 
 
-def reference(run: Run, seed: int) -> Path:
+def reference_folder(run: Run, seed: int) -> Path:
     """The folder of the model that alignment is compared with."""
     return run.folder.start(seed) / _REFERENCE
 

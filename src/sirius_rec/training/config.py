@@ -14,7 +14,7 @@ from sirius_rec.objectives.presets import build_objective
 from sirius_rec.scoring.rows import BATCH_TOKENS
 from sirius_rec.training.negatives import ON_POLICY, POOL, REFRESH, SLATE, NegativeSource
 
-SHARES = ("none", "user")
+SHARE_MODES = ("none", "user")
 
 
 @dataclass
@@ -102,8 +102,8 @@ class SiriusConfig(TrainingArguments):
         """ConfigError for options of TrainingArguments that would train something else than they say, silently."""
         for problem in self.negative_source().problems(self.objective()):
             raise ConfigError(problem)
-        if self.share not in SHARES:
-            raise ConfigError(f"share: choose one of {', '.join(SHARES)}, got {self.share!r}")
+        if self.share not in SHARE_MODES:
+            raise ConfigError(f"share: choose one of {', '.join(SHARE_MODES)}, got {self.share!r}")
         if self.stream and self.share == "user":
             raise ConfigError("stream: rows are read in a random order, whose users are not together: set share none")
         if self.stream and self.negatives_from == ON_POLICY:

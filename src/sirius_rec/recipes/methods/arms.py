@@ -18,7 +18,7 @@ from sirius_rec.recipes.methods.finetuned import Finetuned
 from sirius_rec.recipes.methods.sft import Sft
 from sirius_rec.recipes.models import load_stage_model
 from sirius_rec.recipes.records import ALIGN_STREAM, interacted_by, train_records, training_rows, validation_set
-from sirius_rec.recipes.reference import read_reference, reference
+from sirius_rec.recipes.reference import read_reference, score_reference
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.training import train_stage
 
@@ -63,7 +63,7 @@ class Arm(Finetuned):
     def prerequisites(self) -> tuple[Prerequisite, ...]:
         if not self.objective.needs_reference:
             return ()
-        return (Prerequisite("reference", "align", reference, after=(Sft.name,)),)
+        return (Prerequisite("reference", "align", score_reference, after=(Sft.name,)),)
 
     def builds_on(self) -> tuple[str, ...]:
         return (Sft.name, *super().builds_on())

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sirius_rec.rankers.sequential.ranker import SequentialRanker, Validation
 
 
-class Network(Method):
+class NetworkMethod(Method):
     """A network that is trained on whole histories, and stops by validation slates."""
 
     own_seeds = True
@@ -94,15 +94,15 @@ class Network(Method):
         return ranker
 
 
-class Gru4Rec(Network):
+class Gru4Rec(NetworkMethod):
     name, title = "gru4rec", "GRU4Rec"
 
 
-class Caser(Network):
+class Caser(NetworkMethod):
     name, title = "caser", "Caser"
 
 
-class SasRec(Network):
+class SasRec(NetworkMethod):
     name, title = "sasrec", "SASRec"
 
     @classmethod
@@ -111,7 +111,7 @@ class SasRec(Network):
         return next((m for m in config.methods if m.method == m.key == cls.name and m.preset == "tuned"), None)
 
 
-class RecToolsNetwork(Network):
+class RecToolsMethod(NetworkMethod):
     """A network whose encoder is RecTools'."""
 
     def check(self, run: Run) -> None:
@@ -119,19 +119,19 @@ class RecToolsNetwork(Network):
         super().check(run)
 
 
-class ESasRec(RecToolsNetwork):
+class ESasRec(RecToolsMethod):
     name, title = "esasrec", "eSASRec (RecTools)"
 
 
-class Hstu(RecToolsNetwork):
+class Hstu(RecToolsMethod):
     name, title = "hstu", "HSTU (RecTools, without times)"
 
 
-class SasRecOfRecTools(RecToolsNetwork):
+class SasRecOfRecTools(RecToolsMethod):
     name, title = "sasrec_rectools", "SASRec (RecTools)"
 
 
-class MoRec(Network):
+class MoRec(NetworkMethod):
     name, title = "morec", "MoRec (SASRec over titles)"
 
     @property

@@ -68,7 +68,7 @@ class Sft(Finetuned):
         folder = self.folder(run, seed)
         if is_main():
             for name in ("best", "last"):
-                shutil.copytree(starting.reference(run, seed), folder / name, dirs_exist_ok=True)
+                shutil.copytree(starting.reference_folder(run, seed), folder / name, dirs_exist_ok=True)
         wait()
         model = self.load(run, seed, "best")
         done = {"steps": 0, "best_step": 0, "seconds": 0.0, "parameters": sum(p.numel() for p in model.parameters()),

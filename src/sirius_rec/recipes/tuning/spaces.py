@@ -11,7 +11,7 @@ from sirius_rec.errors import ConfigError
 from sirius_rec.rankers.linear import L2_STEPS
 from sirius_rec.rankers.sequential.options import SequentialOptions
 from sirius_rec.recipes.methods import METHODS
-from sirius_rec.recipes.methods.networks import Network
+from sirius_rec.recipes.methods.networks import NetworkMethod
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
@@ -67,7 +67,7 @@ def _of_arm(config: Config, arm: ArmSection) -> dict[str, Space]:
 
 
 def _of_method(config: Config, entry: MethodSection) -> dict[str, Space]:
-    if issubclass(METHODS[entry.method], Network):
+    if issubclass(METHODS[entry.method], NetworkMethod):
         usual = dict(_NETWORK)
         options: SequentialOptions = METHODS[entry.method](config, entry).options  # type: ignore[attr-defined]
         if options.weight_decays:  # a grid of its own, as the paper's
