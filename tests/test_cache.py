@@ -72,6 +72,15 @@ def test_an_error_leaves_nothing_and_a_killed_process_leaves_no_trouble(file: Pa
     assert not left.exists()
 
 
+def test_a_file_of_the_same_size_and_time_is_another_file(file: Path) -> None:
+    """As `cp -p` and `rsync -t` leave it: a data set must not be taken for unchanged."""
+    before, stat = cache.fingerprint(file), file.stat()
+    content = file.read_bytes()
+    file.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert cache.fingerprint(file) != before
+
+
 def test_of_two_processes_one_makes_it_and_the_other_waits(file: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", _MAKER, str(tmp_path)]
     both = [

@@ -139,7 +139,7 @@ def test_wrong_types_and_ranges(text: str, message: str) -> None:
             "data: {slates: [{size: 3}]}\narms: [softmax_dpo]",
             "arms.0 (softmax_dpo): 3 negatives, but a train slate of 3 has 2",
         ),
-        (  # lists of the policy are as long as asked for, and validation's pairs are drawn from slates
+        (  # the policy's stand in the place of those of the slate, which steps are planned by
             "data: {slates: [{size: 3}]}\nprompts: {slate: false}\n"
             "arms: [{loss: softmax_dpo, negatives_from: on_policy}]",
             "arms.0 (softmax_dpo): 3 negatives, but a train slate of 3 has 2",

@@ -35,13 +35,16 @@ def holds(folder: Path) -> bool:
 
 
 def fingerprint(file: Path) -> str:
-    """Hex SHA-256 of a file; of one that did not change in between it is computed once per process."""
+    """Hex SHA-256 of a file; of one that did not change in between it is computed once per process.
+
+    A file that is written anew, or whose times are set back, has another inode or time of change.
+    """
     stat = file.stat()
-    return _hashed(str(file.absolute()), stat.st_size, stat.st_mtime_ns)
+    return _hashed(str(file.absolute()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
 
 
 @lru_cache(maxsize=64)
-def _hashed(file: str, size: int, changed: int) -> str:
+def _hashed(file: str, *state: int) -> str:
     with open(file, "rb") as source:
         return hashlib.file_digest(source, "sha256").hexdigest()
 

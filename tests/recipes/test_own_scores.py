@@ -45,6 +45,13 @@ def test_own_scores_stand_in_tables_and_tests_as_what_they_are(run: Run) -> None
     results = remeasure(run, lambda line: None)
     about = results["methods"]["mine"]
     assert about["language_model"] and not about["random"] and about["role"] == "baseline"
+    beyond = {row["method"]: row["calibration"] for row in results["beyond"]["rows"] if row["slates"] == slates}
+    assert beyond["mine"] is None and not about["probabilities"]
+    again = {slates: [-slate.astype(float) for slate in candidates]}
+    write_scores(run, "mine", "Mine", again, language_model=True, probabilities=True)
+    results = remeasure(run, lambda line: None)
+    measured = {row["method"]: row["calibration"] for row in results["beyond"]["rows"] if row["slates"] == slates}
+    assert 0 < measured["mine"]["mean"] < 1
     assert {"n": 20, "label": "Mine"}.items() <= next(r for r in results["summary"] if r["method"] == "mine").items()
     assert ("mine", "markov") in {(test["method"], test["against"]) for test in results["paired"]}
 

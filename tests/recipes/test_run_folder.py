@@ -147,6 +147,7 @@ def test_a_run_that_was_killed_as_it_began_is_begun(mini: Mini, tmp_path: Path) 
     config = mini()
     folder = open_run(tmp_path / "run", config)
     folder.config_file.unlink()
+    (folder.path / ".lock").touch()  # of a tuning that was refused
     assert open_run(tmp_path / "run", config).config() == config
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from sirius_rec.config import Config
-from sirius_rec.errors import PromptError
+from sirius_rec.errors import PromptError, RunError
 from sirius_rec.evaluation.tables import ScoreTable, read_table, table_name, write_table
 from sirius_rec.recipes import scoring
 from sirius_rec.recipes.adoption import adopt, open_run
@@ -78,6 +78,58 @@ def test_a_table_of_another_training_is_made_again(trained: Run, mini: Callable[
     assert json.loads(answers.read_text())["text"] == answered["text"]
     assert read_table(file).training == method.trained_as(run, 0) == json.loads(answers.read_text())["training"]
     assert stored_part() is not None
+
+
+def test_what_a_model_was_trained_from_may_go_or_be_made_anew(trained: Run, tmp_path: Path) -> None:
+    """Its scores are those of its own weights: hours of scoring do not hang on folders that nobody reads any more."""
+    folder = RunFolder(tmp_path / "run")
+    shutil.copytree(trained.folder.path, folder.path)
+    run = Run.open(folder.path)
+    methods, [slates] = build_methods(run.config), run.test_slates
+    score_only(str(folder.path), "sft", 0)
+    score_only(str(folder.path), "item_knn", 0)
+    before = {key: methods[key].trained_as(run, 0) for key in ("sft", "item_knn")}
+    shutil.rmtree(folder.pretrain(0))
+    assert scoring._has_scores(run, methods["sft"], 0, slates, "best")
+    done = methods["item_knn"].folder(run, 0) / "done.json"
+    done.parent.mkdir(parents=True, exist_ok=True)
+    done.write_text(json.dumps({"parameters": None, "seconds": 3.0}))
+    as_it_is = methods["item_knn"].trained_as(run, 0)
+    done.write_text(json.dumps({"parameters": None, "seconds": 4.0}))  # as `sirius merge` takes one run's or another's
+    assert methods["item_knn"].trained_as(run, 0) == as_it_is
+    assert methods["sft"].trained_as(run, 0) == before["sft"] != as_it_is
+
+
+def test_a_fusion_of_a_part_that_was_trained_anew_takes_new_weights(
+    trained: Run, mini: Callable[..., Config], tmp_path: Path
+) -> None:
+    folder = RunFolder(tmp_path / "run")
+    shutil.copytree(trained.folder.path, folder.path)
+    adopt(folder, mini("methods=[{method: fusion, options: {of: [sft, popularity]}}]"))
+    run = Run.open(folder.path)
+    fused = build_methods(run.config)["fusion"]
+    fused.fit(run, 0)
+    assert fused.is_done(run, 0)
+    done = folder.sft(0) / "done.json"
+    done.write_text(json.dumps({**json.loads(done.read_text()), "seconds": 1.5}))
+    assert not fused.is_done(run, 0)
+    own = fused.folder(run, 0) / "done.json"
+    own.write_text(json.dumps({key: value for key, value in json.loads(own.read_text()).items() if key != "of"}))
+    assert fused.is_done(run, 0)  # made before this was kept
+
+
+def test_tables_of_another_training_are_no_results(trained: Run, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    shutil.copytree(trained.folder.path, folder.path)
+    run, [slates] = Run.open(folder.path), trained.test_slates
+    score_only(str(folder.path), "sft", 0)
+    assert [table.method for table in scoring.tables_of(run)] == ["sft"]
+    done = folder.sft(0) / "done.json"
+    done.write_text(json.dumps({**json.loads(done.read_text()), "seconds": 1.5}))
+    with pytest.raises(RunError, match=r"scores of another training of sft than the folder's: run `sirius evaluate"):
+        scoring.tables_of(run)
+    done.unlink()  # weights may be thrown away for good, and results stay
+    assert [table.slates for table in scoring.tables_of(run)] == [slates]
 
 
 def test_results_are_of_what_is_measured_now(tmp_path: Path, mini: Callable[..., Config]) -> None:

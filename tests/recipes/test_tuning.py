@@ -215,6 +215,12 @@ def test_a_failure_that_is_no_verdict_on_the_values_leaves_the_trial_to_go_on_fr
     assert [t.state.name for t in studies.open_study(out, config(), "sasrec").trials] == ["COMPLETE"] * 3
 
 
+def test_a_file_is_no_folder_of_a_tuning(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("x")
+    with pytest.raises(RunError, match="cannot be a folder of a tuning"):
+        tuning.tune(config(), tmp_path / "out")
+
+
 def test_two_tunings_in_one_folder(tmp_path: Path) -> None:
     """The second would go on with the first one's trials, as if these had been killed."""
     out = tmp_path / "out"
@@ -223,23 +229,21 @@ def test_two_tunings_in_one_folder(tmp_path: Path) -> None:
         tuning.tune(config(), out)
 
 
-def test_pruning_compares_trials_at_equal_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps of trials whose batches differ in size are no common measure, and one trial is no median."""
+def test_one_trial_is_no_median(tmp_path: Path) -> None:
     study = studies.open_study(tmp_path, config(), "dpo")
     for number in range(4):
         trial = study.ask()
-        for epoch in (1, 2):
+        for epoch in (1, 2, 3) if number == 0 else (1, 2):
             trial.report(0.5, epoch)
         study.tell(trial, 0.5)
-        assert number < 3 or len(study.trials) == 4
-    at_one, elsewhere = study.ask(), study.ask()
-    at_one.report(0.1, 1)
-    assert at_one.should_prune()
-    elsewhere.report(0.1, 3)  # where no other was
-    assert not elsewhere.should_prune()
+    at_two, at_three = study.ask(), study.ask()
+    at_two.report(0.1, 2)
+    assert at_two.should_prune()
+    at_three.report(0.1, 3)  # where one other was
+    assert not at_three.should_prune()
 
 
-def test_a_trial_below_the_median_is_cut_short(
+def test_a_trial_below_the_median_is_pruned(
     tuned: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"

@@ -143,6 +143,8 @@ def test_figures_of_several_runs_stand_side_by_side(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "lr=0.1", again)
     with pytest.raises(ConfigError, match=r"two runs are called lr=0\.1: tell them apart with NAME=RUN"):
         run(runs[0], again, "--figure", "1b")
+    with pytest.raises(ConfigError, match="a name in front of a run has no folders in it"):
+        run(runs[0], f"../b={again}", "--figure", "1b", "--out", out)
     run(runs[0], f"b={again}", "--figure", "1b", "--out", out)
     assert (out / "b-margin_dpo.png").read_text() == "lr=0.1"
 

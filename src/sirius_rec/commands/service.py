@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
 from sirius_rec.commands.common import app, log, say
 from sirius_rec.commands.serve import (
     ChatOption,
+    CheckpointOption,
     DtypeOption,
     HistoryOption,
     SeedOption,
@@ -20,7 +21,6 @@ from sirius_rec.commands.serve import (
     given,
     is_run,
 )
-from sirius_rec.errors import ConfigError
 
 
 @app.command(short_help="Answer over HTTP: rerank, recommend, a page.")
@@ -31,7 +31,7 @@ def serve(
         typer.Option("--method", help="Any of a run's, KEY or KEY@last; again for a second one. Default: best on val."),
     ] = None,
     seed: SeedOption = None,
-    checkpoint: Annotated[Literal["best", "last"], typer.Option(help="Of a run's language models.")] = "best",
+    checkpoint: CheckpointOption = None,
     host: Annotated[str | None, typer.Option(help="Default: 127.0.0.1, this machine alone.")] = None,
     port: Annotated[int | None, typer.Option(help="Default: 8000; 0 for a free one.")] = None,
     workers: Annotated[
@@ -89,10 +89,8 @@ def serve(
         _with(default, own), limits=_with(default.limits, limits), batching=_with(default.batching, batching)
     )
     check(service)
-    if is_run(model, plain):
-        source = serving.Source(model, tuple(method or ()), seed, checkpoint, titles, service=service)
-    elif method or seed is not None:
-        raise ConfigError(f"--method, --seed: are for run folders; {model} is none")
+    if is_run(model, plain, {"--method": method or None, "--seed": seed, "--checkpoint": checkpoint}):
+        source = serving.Source(model, tuple(method or ()), seed, checkpoint or "best", titles, service=service)
     else:
         options = {name: value for name, value in given(plain).items() if name != "items"}
         source = serving.Source(model, plain=options, items=None if items is None else str(items), service=service)

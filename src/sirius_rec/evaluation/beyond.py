@@ -89,8 +89,8 @@ def beyond_accuracy(
 ) -> dict[str, Any]:
     """{"rows": one per method, slates and checkpoint, "tests": each method against the baseline}.
 
-    examples: row_id, user_id, history, target. methods: facts as in results.json; of language models calibration
-    too, on slates where all candidates have a score.
+    examples: row_id, user_id, history, target. methods: facts as in results.json; of those that give
+    probabilities calibration too, on slates where all candidates have a score.
     A row holds, of each of WIDTH, `{mean, low, high, seed_sd}`; `buckets`: of each of BUCKETS with rows `{name, n,
     mean, low, high}`, HR@1 of targets in it; `calibration`: the expected calibration error, `{mean, low, high, bins}`.
     bins: `{confidence, accuracy, n}`, of each seed.

@@ -73,8 +73,8 @@ def _is_list_of(dtype: pl.DataType, integer: bool) -> bool:
 class ScoreTable:
     """Scores of one method. Raises DataError on construction when the frame is not a score table.
 
-    facts: of a method that its run does not know: `random`, `language_model`. training: what tells the training that
-    made them from another; None where nobody knows.
+    facts: of a method that its run does not know: `random`, `language_model`, `probabilities`. training: what tells
+    the training that made them from another; None where nobody knows.
     """
 
     method: str

@@ -18,7 +18,7 @@ from sirius_rec.options import Options
 from sirius_rec.recipes.environment import environment
 from sirius_rec.recipes.job import log
 from sirius_rec.recipes.methods import kind_of
-from sirius_rec.recipes.run_folder import ENVIRONMENT, RunFolder
+from sirius_rec.recipes.run_folder import ENVIRONMENT, LOCK, RunFolder
 
 # Every entry is computed for itself, so a longer list leaves what is done as it is.
 _GROW = ("seeds", "arms", "methods")
@@ -37,8 +37,9 @@ def open_run(path: Path, config: Config) -> RunFolder:
     if folder.config_file.is_file():
         _require_same(folder, folder.config(), config)
         return folder
-    # What describes the machine may be there alone: it is written first, and a kill may have come in between.
-    if path.exists() and (not path.is_dir() or any(entry.name != ENVIRONMENT for entry in path.iterdir())):
+    # What describes the machine may be there alone: it is written first, and a kill may have come in between. A tuning
+    # that was refused leaves its lock.
+    if path.exists() and (not path.is_dir() or {entry.name for entry in path.iterdir()} - {ENVIRONMENT, LOCK}):
         raise RunError(f"{path}: exists and is not a run folder: choose another --out")
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -26,6 +26,7 @@ def write_scores(
     seed: int = 0,
     random: bool = False,
     language_model: bool = False,
+    probabilities: bool = False,
 ) -> list[Path]:
     """Put scores of your own beside the run's; `sirius evaluate` then has them in all tables and tests, as a baseline.
 
@@ -35,7 +36,8 @@ def write_scores(
             candidate. The larger, the higher it is ranked; ties count in expectation. They stand under each of
             `evaluation.checkpoints`.
         seed: of yours. random: whether another one would give other scores; then write them for each of the run's.
-        language_model: whether one made them; tables mark those that are none.
+        language_model: whether one made them; tables mark those that are none. probabilities: whether the softmax of a
+            row's scores is what it holds the candidates' probabilities to be; then its calibration is measured.
 
     Returns:
         The files. Those of the same method, seed and slates are replaced.
@@ -54,7 +56,7 @@ def write_scores(
                 f"{run.folder.path}: tests no slates '{slates}'{nearest(slates, dict.fromkeys(run.test_slates))}"
             )
         frame = score_frame(run, method, slates, rows)
-        facts = {"random": random, "language_model": language_model}
+        facts = {"random": random, "language_model": language_model, "probabilities": probabilities}
         tables += [ScoreTable(method, label, seed, slates, c, frame, facts) for c in run.config.evaluation.checkpoints]
     return [write_table(table, run.folder.scores) for table in tables]
 

@@ -46,7 +46,11 @@ def read(named: str) -> dict[str, Any]:
 def _parted(named: str) -> tuple[str | None, Path]:
     """`NAME=PATH` → both; a path, which may hold "=" itself, by itself."""
     name, _, rest = named.partition("=")
-    return (name, Path(rest)) if rest and not Path(named).exists() else (None, Path(named))
+    if not rest or Path(named).exists():
+        return None, Path(named)
+    if Path(name).name != name:
+        raise ConfigError(f"{named}: a name in front of a run has no folders in it, and there is no such path")
+    return name, Path(rest)
 
 
 def figure_files(number: str, runs: Sequence[str]) -> dict[str, Path]:

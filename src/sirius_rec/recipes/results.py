@@ -147,7 +147,7 @@ def titles_alone(config: Config) -> list[str]:
 
 def _facts(run: Run, tables: Sequence[ScoreTable]) -> dict[str, Any]:
     """What each method is; a score table that somebody put beside the run's own (`own_scores`) is a baseline's."""
-    unknown = {"role": "baseline", "random": True, "base": None, "language_model": False}
+    unknown = {"role": "baseline", "random": True, "base": None, "language_model": False, "probabilities": False}
     foreign: dict[str, Any] = {}
     for t in tables:
         about = {"label": t.label, **unknown, **t.facts}

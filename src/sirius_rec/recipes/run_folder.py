@@ -31,7 +31,7 @@ from sirius_rec.errors import RunError
 ENVIRONMENT = "environment.json"
 # What a finished training leaves in its folder.
 DONE = "done.json"
-_LOCK = ".lock"
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class RunFolder:
         if sys.platform == "win32" or os.environ.get("RANK", "0") != "0":
             yield
             return
-        with (self.path / _LOCK).open("w") as file:
+        with (self.path / LOCK).open("w") as file:
             if not atomic.lock(file):
                 raise RunError(
                     f"{self.path}: another process is working in this run folder: wait for it or choose another --out"
@@ -130,14 +130,14 @@ class RunFolder:
 
     def is_new(self) -> bool:
         """Whether the folder holds nothing but its configuration."""
-        return {entry.name for entry in self.path.iterdir()} <= {self.config_file.name, ENVIRONMENT, _LOCK}
+        return {entry.name for entry in self.path.iterdir()} <= {self.config_file.name, ENVIRONMENT, LOCK}
 
     def discard_if_untrained(self) -> None:
         """Remove the folder again if nothing was trained in it yet: a corrected configuration can use its name."""
         made = {
             self.config_file.name,
             ENVIRONMENT,
-            _LOCK,
+            LOCK,
             self.data.name,
             self.backbone.name,
             self.start(0).parent.name,

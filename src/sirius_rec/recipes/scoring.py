@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,10 +121,24 @@ def _answers(run: Run, method: Method, slates: str) -> bool:
 
 
 def tables_of(run: Run) -> list[ScoreTable]:
-    """The score tables of the slates and checkpoints that `evaluation` names now; others may lie beside them."""
+    """The score tables of the slates and checkpoints that `evaluation` names now; others may lie beside them.
+
+    RunError for one of a training that is not the folder's any more.
+    """
     slates, checkpoints = set(run.test_slates), run.config.evaluation.checkpoints
     tables = read_tables(run.folder.scores) if run.folder.scores.is_dir() else []
-    return [table for table in tables if table.slates in slates and table.checkpoint in checkpoints]
+    tables = [table for table in tables if table.slates in slates and table.checkpoint in checkpoints]
+    methods = build_methods(run.config)
+    for table in tables:
+        method = methods.get(table.method)
+        if method is None or table.training is None or not method.is_done(run, table.seed):
+            continue
+        if table.training != method.trained_as(run, table.seed):
+            raise RunError(
+                f"{run.folder.scores / table.name}: are scores of another training of {method.key} than the folder's: "
+                f"run `sirius evaluate {run.folder.path}`"
+            )
+    return tables
 
 
 def answers_of(run: Run) -> list[dict[str, Any]]:
@@ -227,7 +242,7 @@ def _write(run: Run, method: Method, seed: int, slates: str, checkpoint: str, sc
 def _copy(run: Run, method: Method, seed: int, slates: str, source: str, checkpoint: str, generates: bool) -> None:
     """The scores and answers of one checkpoint under the name of another of the same step."""
     table = read_table(_table(run, method, seed, slates, source))
-    _write(run, method, seed, slates, checkpoint, table.frame["scores"])
+    write_table(replace(table, checkpoint=checkpoint), run.folder.scores)
     if generates:
         entry = json.loads(answers_file(run, method, seed, slates, source).read_text())
         write_json(answers_file(run, method, seed, slates, checkpoint), {**entry, "checkpoint": checkpoint})

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sirius_rec.errors import ConfigError, first_line
+from sirius_rec.processes import log
 
 _TENSORBOARD = "tensorboard"
 # How others are told that a training is over: the next one of this process is a run of its own. Trackio knows.
@@ -51,7 +52,10 @@ def callbacks(names: Sequence[str], folder: Path) -> list[Any]:
 
 
 def close(names: Sequence[str]) -> None:
-    """End the runs that the Trainer's integrations have opened."""
+    """End the runs that the Trainer's integrations have opened. One that cannot be ended is said, and costs nothing."""
     for name, end in _ENDS.items():
         if name in names and (module := sys.modules.get(name)) is not None:
-            getattr(module, end)()
+            try:
+                getattr(module, end)()
+            except Exception as error:  # of the server, the database, the network
+                log(f"training.report_to: {name} could not be closed ({first_line(error)})")

@@ -159,10 +159,10 @@ class Method(ABC):
         return [self.folder(run, seed)]
 
     def trained_as(self, run: Run, seed: int) -> str:
-        """What tells these trainings from others of the same folders: a hash of their `DONE`, which hold the seconds
-        that they took."""
-        trained = [done.read_text() for folder in self.made_in(run, seed) if (done := folder / DONE).is_file()]
-        return hashlib.sha256("\n".join(trained).encode()).hexdigest()
+        """What tells that which ranks from another training in the same folder: a hash of its `DONE`, which holds the
+        seconds that it took. What it was trained from may be gone, or made anew, and it ranks as before."""
+        done = self.folder(run, seed) / DONE
+        return hash_of(done.read_text() if done.is_file() else "")
 
     # What it does
 
@@ -191,6 +191,10 @@ class Method(ABC):
     def validation_hit(self, run: Run, seed: int) -> float | None:
         """HR@1 of the best checkpoint on validation slates; None where it was not measured."""
         return None
+
+
+def hash_of(*texts: str) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 
 def no_preset(method: str, preset: str) -> None:

@@ -12,7 +12,7 @@ from sirius_rec.rankers.chat.client import ChatClient
 from sirius_rec.rankers.chat.options import PLUMBING, chat_options
 from sirius_rec.rankers.chat.ranker import ChatRanker
 from sirius_rec.recipes.job import Ticker, log
-from sirius_rec.recipes.methods.base import Method, no_preset
+from sirius_rec.recipes.methods.base import Method, hash_of, no_preset
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.run_folder import DONE
 
@@ -57,10 +57,10 @@ class ChatRec(Method):
         return ChatRanker(client, run.template, run.dataset.titles)
 
     def trained_as(self, run: Run, seed: int) -> str:
-        """What its answers took, but for the price, which may be corrected under them."""
+        """The same without the price, which may be corrected under its answers."""
         done = self.folder(run, seed) / DONE
         saved = json.loads(done.read_text()) if done.is_file() else {}
-        return json.dumps({key: value for key, value in saved.items() if key != "cost"}, sort_keys=True)
+        return hash_of(json.dumps({key: value for key, value in saved.items() if key != "cost"}))
 
     def _answers(self, run: Run, seed: int) -> Path:
         return self.folder(run, seed) / "answers"

@@ -15,7 +15,7 @@ from sirius_rec.rankers.linear import EASE, Markov, best_ease, check_size, check
 from sirius_rec.rankers.linear import Recency as RecencyRanker
 from sirius_rec.rankers.trivial import DirectedItemKNN, ItemKNN, Popularity, RandomRanker
 from sirius_rec.recipes.job import log
-from sirius_rec.recipes.methods.base import Method, Role, no_preset
+from sirius_rec.recipes.methods.base import Method, Role, hash_of, no_preset
 from sirius_rec.recipes.methods.networks import validation
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.run_folder import DONE
@@ -48,6 +48,12 @@ class ClosedForm(Method):
     def kept(self) -> dict[str, Any]:
         """What else is written down of the ranker that was fitted."""
         return {}
+
+    def trained_as(self, run: Run, seed: int) -> str:
+        """What was chosen: however long it takes, a formula over the same data is the same."""
+        done = self.folder(run, seed) / DONE
+        saved = json.loads(done.read_text()) if done.is_file() else {}
+        return hash_of(json.dumps({key: value for key, value in saved.items() if key != "seconds"}))
 
     def ranker(self, run: Run, seed: int, checkpoint: str) -> Any:
         if self._fitted is None:

@@ -15,7 +15,7 @@ from sirius_rec.errors import ConfigError
 from sirius_rec.evaluation.tables import SCORES, read_table, table_name
 from sirius_rec.options import Flag, Options, options_of
 from sirius_rec.recipes.job import Ticker, log
-from sirius_rec.recipes.methods.base import Method, no_preset
+from sirius_rec.recipes.methods.base import Method, hash_of, no_preset
 from sirius_rec.recipes.run_folder import DONE
 from sirius_rec.schema import ROW_ID, TARGET
 
@@ -89,6 +89,19 @@ class Fusion(Method):
         parts = [folder for part in self.parts for folder in part.made_in(run, part.seed_for(seed))]
         return [*dict.fromkeys(parts), self.folder(run, seed)]
 
+    def trained_as(self, run: Run, seed: int) -> str:
+        return hash_of(super().trained_as(run, seed), *self._parts_as(run, seed).values())
+
+    def _parts_as(self, run: Run, seed: int) -> dict[str, str]:
+        return {part.key: part.trained_as(run, part.seed_for(seed)) for part in self.parts}
+
+    def is_done(self, run: Run, seed: int) -> bool:
+        """Weights are of the parts that they were chosen for: one that was trained anew takes new ones."""
+        if not super().is_done(run, seed):
+            return False
+        done = json.loads((self.folder(run, seed) / DONE).read_text())
+        return done.get("of") in (None, self._parts_as(run, seed))  # nothing is said in folders of before
+
     def check(self, run: Run) -> None:
         from sirius_rec.recipes.methods.networks import require_validation
 
@@ -128,6 +141,7 @@ class Fusion(Method):
         done = {
             "weights": dict(zip(of, weights.tolist(), strict=True)),
             **more,
+            "of": self._parts_as(run, seed),
             "rows": len(held_out.histories),
             "parameters": 2 * len(of) + 1 if more else len(of),
             "seconds": round(time.monotonic() - started, 1),

@@ -13,6 +13,7 @@ from sirius_rec import processes
 from sirius_rec.config import Config, MethodSection
 from sirius_rec.errors import ConfigError
 from sirius_rec.options import Number
+from sirius_rec.recipes.methods.base import hash_of
 from sirius_rec.recipes.methods.finetuned import FinetunedBaseline, PromptOptions, check_slate, with_slate
 from sirius_rec.recipes.methods.networks import SasRec, require_validation
 from sirius_rec.recipes.records import slate_records, validation_set
@@ -55,6 +56,10 @@ class Llara(FinetunedBaseline):
     def made_in(self, run: Run, seed: int) -> list[Any]:
         *before, own = super().made_in(run, seed)
         return [*before, self.sasrec_folder(run, seed), own]
+
+    def trained_as(self, run: Run, seed: int) -> str:
+        done = self.sasrec_folder(run, seed) / DONE
+        return hash_of(super().trained_as(run, seed), done.read_text() if done.is_file() else "")
 
     def template(self, run: Run) -> Template:
         return with_slate(run, self.options.slate)

@@ -71,8 +71,10 @@ class Sft(Finetuned):
                 shutil.copytree(starting.reference_folder(run, seed), folder / name, dirs_exist_ok=True)
         wait()
         model = self.load(run, seed, "best")
-        done = {"steps": 0, "best_step": 0, "seconds": 0.0, "parameters": sum(p.numel() for p in model.parameters()),
-                "trainable_parameters": 0, "best_hr@1": self._validation_hit(run, model)}  # fmt: skip
+        taken = starting.begun_from(run)[seed]["sha256"]  # tells it from what another run would have given
+        done = {"steps": 0, "best_step": 0, "seconds": 0.0, "start": taken,
+                "parameters": sum(p.numel() for p in model.parameters()), "trainable_parameters": 0,
+                "best_hr@1": self._validation_hit(run, model)}  # fmt: skip
         if is_main():
             write_json(folder / DONE, done)
         wait()

@@ -148,6 +148,8 @@ def _worth(run: Run, entry: Any, key: str, trial: Any, values: Mapping[str, Any]
         except (TrainingError, TrialPruned):
             _without_weights(folder)
             raise
+        finally:
+            run.watch = None
         write_json(folder / VALUE, {"value": measured(run, method, seed), "values": dict(values)})
     _without_weights(folder)
     return float(json.loads((folder / VALUE).read_text())["value"])

@@ -11,7 +11,7 @@ import numpy as np
 from sirius_rec import atomic, processes
 from sirius_rec.cluster import Cluster
 from sirius_rec.config import Config
-from sirius_rec.errors import ConfigError
+from sirius_rec.errors import ConfigError, RunError
 from sirius_rec.evaluation.results import clean
 from sirius_rec.recipes.adoption import open_run
 from sirius_rec.recipes.comparison import compare
@@ -40,7 +40,10 @@ def tune(config: Config, out: Path, cluster: Cluster | None = None) -> dict[str,
     """
     _check(config)
     keys = list(spaces(config))
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{out}: cannot be a folder of a tuning ({error.strerror}): choose another --out") from error
     with RunFolder(out).lock():
         return _tune(config, keys, out, cluster)
 
