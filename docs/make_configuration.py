@@ -21,7 +21,7 @@ from sirius_rec.rankers.sequential.options import MoRecOptions, SequentialOption
 from sirius_rec.recipes.methods import METHODS, Method
 from sirius_rec.recipes.methods.closed_form import ClosedForm
 from sirius_rec.recipes.methods.finetuned import FinetunedBaseline
-from sirius_rec.recipes.methods.networks import Network
+from sirius_rec.recipes.methods.networks import NetworkMethod
 
 PAGE = Path(__file__).with_name("configuration.md")
 _OPENING = """# Configuration: every key, its values and its default
@@ -142,7 +142,7 @@ def _methods() -> Iterator[str]:
 
 
 def _own_options(method: type[Method]) -> str:
-    if issubclass(method, Network):
+    if issubclass(method, NetworkMethod):
         return "those above"
     if issubclass(method, FinetunedBaseline):
         own = ", ".join(f"`{option}`" for option in method.OwnOptions.model_fields)

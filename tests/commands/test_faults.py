@@ -220,16 +220,18 @@ def test_options_of_plain_models_are_refused_for_runs(
 ) -> None:
     (tmp_path / "q.jsonl").write_text("")
     said = refused("rank", "--model", finished, "--input", tmp_path / "q.jsonl", "--out", tmp_path / "a", "--chat")
-    assert said.startswith("--chat: is for plain models;")
+    assert said.startswith("--chat: for plain models alone;")
     of_files = ("--input", tmp_path / "q.jsonl", "--out", tmp_path / "a")
     plain = refused("rank", "--model", tmp_path, *of_files, "--method", "dpo", "--seed", 1)
-    assert plain == f"--method, --seed: is for run folders, and {tmp_path} is a plain model"
-    assert refused("recommend", "--model", finished, *of_files, "--retrieve", 50).startswith("--retrieve: is how many")
-    assert refused("probe", "memory", finished, "--seed", 0, "--orders", 3).startswith(
-        "--seed, --orders: is of `order`"
-    )
-    assert refused("bench", "step", "--plot", tmp_path / "x.png").startswith("--plot: is for `sirius bench cost`")
-    assert refused("paper", finished, "--figure", 2, "--format", "tex").startswith("--format: is of a table")
+    assert plain == f"--method, --seed: for run folders alone, and {tmp_path} is a plain model"
+    assert refused("recommend", "--model", finished, *of_files, "--retrieve", 50).startswith("--retrieve: how many")
+    assert refused("probe", "memory", finished, "--seed", 0, "--orders", 3).startswith("--seed, --orders: of `order`")
+    nope = refused("rank", "--model", finished.parent / "nope", *of_files)
+    assert nope == f"{finished.parent / 'nope'}: {finished.parent} holds no nope: name a run folder, or a model"
+    table = refused("rank", "--model", finished, *of_files[:3], tmp_path / "a.parquet")
+    assert table.endswith("a.parquet: answers are JSON lines: name it .jsonl")
+    assert refused("bench", "step", "--plot", tmp_path / "x.png").startswith("--plot: for `sirius bench cost`")
+    assert refused("paper", finished, "--figure", 2, "--format", "tex").startswith("--format: of a table")
 
 
 def test_a_run_folder_is_no_configuration(refused: Callable[..., str], finished: Path) -> None:

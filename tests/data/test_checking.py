@@ -83,6 +83,15 @@ def test_clean_files_have_no_problem(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "with it:" in capsys.readouterr().out
 
 
+def test_a_mistyped_option_and_a_log_without_events(tmp_path: Path) -> None:
+    (tmp_path / "items.csv").write_text("item_id,title\na,Air\n")
+    (tmp_path / "interactions.csv").write_text("user_id,item_id,timestamp,event\n")
+    with pytest.raises(ConfigError, match="source 'table' has no option 'wher'; it has "):
+        check_lines("table", tmp_path, {"wher": {"event": "click"}})
+    lines, wrong = check_lines("table", tmp_path, {})
+    assert wrong and not any("choose with where" in line for line in lines)
+
+
 def test_a_file_without_a_header_gets_names(tmp_path: Path) -> None:
     (tmp_path / "interactions.csv").write_text("u,a,1600000000\nu,b,1600000001\n")
     (tmp_path / "items.csv").write_text(ITEMS)

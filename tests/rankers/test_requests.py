@@ -9,13 +9,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 
 from sirius_rec.errors import DataError, RunError, ScoringError
 from sirius_rec.rankers import request_files
-from sirius_rec.rankers.answers import PARTIAL, Answerer, AnswerFile, Outcome, Unknown, answer_file, ranking
-from sirius_rec.rankers.requests import BadRequest, Request, parse_request, read_requests
+from sirius_rec.rankers.answers import (
+    PARTIAL,
+    Answerer,
+    AnswerFile,
+    Outcome,
+    Unknown,
+    answer_file,
+    prepared,
+    ranking,
+    refusal,
+)
+from sirius_rec.rankers.requests import BadRequest, Request, checked, parse_request, read_requests
 
 RECIPE = {"model": "lengths"}
 
@@ -165,6 +176,28 @@ def test_a_bad_line_stops_behind_its_predecessors_and_can_be_skipped_on_the_next
     assert [a["line"] for a in answers] == [2 * k + 1 for k in range(10)]
     assert [k for k, a in enumerate(answers) if "error" in a] == [6]
     assert all(a["id"] == k and a["scores"][0] == k + 2 for k, a in enumerate(answers) if k != 6)
+
+
+def test_requests_of_ones_own_are_checked_as_those_of_files() -> None:
+    """Whole numbers are ids, also numpy's; a text is no list of its letters; nothing to rank is said."""
+    numbers: Any = np.array([3, 14])
+    text: Any = "314"
+    assert checked(Request(9, numbers, (5, "6"), key=1, named=True), 2) == Request(2, ("3", "14"), ("5", "6"), 1, True)  # type: ignore[arg-type]
+    for request, why in (
+        (Request(1, text, ("5",)), "history is '314'; give a list"),
+        (Request(1, ("3",)), "candidates is empty; there is nothing to rank"),
+        (Request(1, ("3",), ("5",), exclude=("6",)), "unknown field 'exclude'"),
+    ):
+        found = checked(request, 2)
+        assert isinstance(found, BadRequest) and found.line == 2 and why in found.why
+
+
+def test_a_bad_line_is_known_by_its_id() -> None:
+    found = parse_request(3, b'{"history": [], "candidates": [], "id": "mine"}')
+    assert isinstance(found, BadRequest)
+    assert refusal(found) == {"line": 3, "id": "mine", "error": "candidates is empty; there is nothing to rank"}
+    lines, _ = prepared([Request(4, (), ("b",), "yours", True)], lambda request: "why not", None)
+    assert isinstance(lines[0], BadRequest) and refusal(lines[0]) == {"line": 4, "id": "yours", "error": "why not"}
 
 
 def test_what_cannot_be_scored_is_a_bad_line(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -132,6 +133,19 @@ def test_exports_that_cannot_be(adapted: Callable[..., Run], trained: Run, tmp_p
         with pytest.raises(error, match=message) as caught:
             export(run, **{"out": tmp_path / "new", **options})
         assert "\n" not in str(caught.value) and not (tmp_path / "new").exists()
+
+
+def test_a_checkpoint_without_weights_is_no_model_and_all_of_one_can_be_read(trained: Run, tmp_path: Path) -> None:
+    shutil.copytree(trained.folder.path, tmp_path / "run")
+    run = Run.open(tmp_path / "run")
+    weights = run.folder.sft(0) / "best" / "model.safetensors"
+    weights.chmod(0o600)
+    export(run, out=tmp_path / "out", method="sft")
+    assert len({file.stat().st_mode for file in (tmp_path / "out").iterdir()}) == 1
+    weights.unlink()
+    with pytest.raises(RunError, match=r"best: holds no weights: put them back, or delete .*sft/s0 and"):
+        export(run, out=tmp_path / "other", method="sft")
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize("chat", [False, True])

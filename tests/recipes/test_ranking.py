@@ -118,7 +118,7 @@ def test_the_best_on_validation_is_ranked_with(ready: tuple[Path, Path, Any], tm
         chosen(seed=3)
     for key in measured:
         (build_methods(run.config)[key].folder(run, 0) / "done.json").write_text("{}")
-    with pytest.raises(RunError, match=r"no validation slates say which .* name one with --method .*sft \(seed 0\)"):
+    with pytest.raises(RunError, match=r"nothing was measured on .* name one with --method .*sft \(seed 0\)"):
         chosen()
 
 

@@ -296,7 +296,7 @@ def test_bad_requests_are_one_line_each(run: Run, trained: Run, ids: list[str], 
         recommend(tmp_path, run.folder.path, [{"history": ["who"]}], "--unknown", "refuse")
     with pytest.raises(ConfigError, match="--top 81: the catalogue has 80 items: ask for 1 to 80"):
         recommend(tmp_path, run.folder.path, [{"history": ids[:1]}], "--top", 81)
-    with pytest.raises(ConfigError, match="--items: is for plain models"):
+    with pytest.raises(ConfigError, match="--items: for plain models alone"):
         recommend(tmp_path, run.folder.path, [{"history": ids[:1]}], "--items", tmp_path / "requests.jsonl")
     with pytest.raises(ConfigError, match=r"prompts list the candidates.*: train with prompts\.slate: false"):
         recommend(tmp_path, trained.folder.path, [{"history": ids[:1]}])
@@ -361,6 +361,13 @@ def test_a_process_of_ones_own_answers_as_the_commands_do(run: Run, ids: list[st
     assert lines[0]["unknown"] == 1 and lines[1]["by"] == "popularity"
     with pytest.raises(TypeError, match="answers with as many items as it was loaded for: leave top out"):
         recommender.answers(asked, top=2)
+    text: Any = "314"
+    bad = [Request(0, ()), Request(0, text, key="a", named=True), Request(0, tuple(ids[3:6]), candidates=("1",))]
+    good = Request(0, tuple(ids[3:6]))
+    empty, torn, slate, fine = recommender.answers([*bad, good])
+    assert empty["error"] == "history is empty; there is nothing to recommend from"
+    assert torn == {"line": 2, "id": "a", "error": "history is '314'; give a list"}
+    assert "unknown field 'candidates'" in slate["error"] and len(fine["items"]) == 3
 
     requests = write(tmp_path / "rank.jsonl", [row | {"candidates": ids[8:12]} for row in rows])
     arguments = ["rank", "--model", run.folder.path, "--input", requests, "--out", tmp_path / "ranked.jsonl"]

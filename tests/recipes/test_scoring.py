@@ -80,6 +80,20 @@ def test_a_table_of_another_training_is_made_again(trained: Run, mini: Callable[
     assert stored_part() is not None
 
 
+def test_torn_files_are_named(trained: Run, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    shutil.copytree(trained.folder.path, folder.path)
+    [slates] = trained.test_slates
+    score_only(str(folder.path), "sft", 0)
+    (folder.scores / table_name("sft", 0, slates, "best")).write_bytes(b"")
+    with pytest.raises(RunError, match=r"sft-s0-.*best\.parquet: not a readable Parquet file"):
+        score_only(str(folder.path), "sft", 0)
+    shutil.rmtree(folder.scores)
+    (folder.sft(0) / "done.json").write_text("")
+    with pytest.raises(RunError, match=r"sft/s0/done\.json: cannot be read .*: delete .* and train it again"):
+        score_only(str(folder.path), "sft", 0)
+
+
 def test_what_a_model_was_trained_from_may_go_or_be_made_anew(trained: Run, tmp_path: Path) -> None:
     """Its scores are those of its own weights: hours of scoring do not hang on folders that nobody reads any more."""
     folder = RunFolder(tmp_path / "run")

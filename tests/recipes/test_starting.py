@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -88,6 +89,21 @@ def test_sft_begins_at_the_other_runs_best_epoch(yesterday: Run, mini: Mini, tmp
     for title in run.dataset.titles:  # also the new ones
         ids = run.tokenizer(title, add_special_tokens=False)["input_ids"]
         assert run.tokenizer.decode(ids) == title
+
+
+def test_items_that_are_called_otherwise_are_named(yesterday: Run, mini: Mini, tmp_path: Path) -> None:
+    """A twin with a lower id takes the title that an older item had, and the model takes the one for the other."""
+    run = Run(open_run(tmp_path / "run", mini(*NEWER)), mini(*NEWER))
+    assert not list(starting._renamed(yesterday, yesterday))
+    items = yesterday.dataset.items
+    first, second = items["title"][0], items["title"][1]
+    swapped = items.with_columns(pl.col("title").replace({first: second, second: first}))
+    run.__dict__["dataset"] = SimpleNamespace(items=swapped)
+    [said] = starting._renamed(yesterday, run)
+    assert said.startswith(
+        f"warning: 2 items are called otherwise than where it began, such as {items['item_id'][0]}: "
+    )
+    assert f"{first!r}, now {second!r}" in said
 
 
 def test_alignment_begins_at_an_arm_and_is_compared_with_its_sft(yesterday: Run, mini: Mini, tmp_path: Path) -> None:

@@ -102,8 +102,8 @@ def test_refusals_of_the_command(run: Path, tmp_path: Path) -> None:
     assert "dpo is not trained; there is" in complaint(RunError, run, "--method", "dpo")
     assert "--port 99999" in complaint(ConfigError, run, "--port", "99999")
     assert "cannot be read" in complaint(ConfigError, run, "--api-keys", tmp_path / "none")
-    assert "--template: is for plain models" in complaint(ConfigError, run, "--template", "music")
-    assert "--method, --seed: are for run folders" in complaint(ConfigError, tmp_path, "--method", "sft")
+    assert "--template: for plain models alone" in complaint(ConfigError, run, "--template", "music")
+    assert "--method: for run folders alone" in complaint(ConfigError, tmp_path, "--method", "sft")
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -190,6 +190,24 @@ def test_a_plain_model_as_sirius_rank_has_it(run: Run, served: Callable[..., htt
     assert client.post("/v1/recommend", json=asked).json()["items"] == best["items"]
 
 
+def test_a_plain_model_with_a_catalogue_reads_its_ids(
+    run: Run, served: Callable[..., httpx2.Client], tmp_path: Path
+) -> None:
+    """An id is never scored as if it were a title, and one that the catalogue lacks is refused."""
+    folder, titles, items = run.folder.sft(0) / "best", run.dataset.titles, tmp_path / "items.csv"
+    items.write_text("item_id,title\n" + "".join(f"{n},{title}\n" for n, title in enumerate(titles)))
+    client = served(serving.Source(str(folder), plain={"shows_slate": False}, items=str(items)))
+    by_title = client.post("/v1/rerank", json={"history": titles[:2], "candidates": titles[5:9]}).json()["results"]
+    by_id = client.post("/v1/rerank", json={"history": [0, 1], "candidates": [5, 6, 7, 8]}).json()["results"]
+    assert [(r["title"], r["log_prob"]) for r in by_id] == [(r["title"], r["log_prob"]) for r in by_title]
+    refused = client.post("/v1/rerank", json={"history": [0, 1], "candidates": [5, "5x"]})
+    assert refused.status_code == 422 and "'5x' is not in the catalogue" in refused.json()["detail"]
+    (best,) = answered(tmp_path, "recommend", folder, [{"history": ["0", "1"]}], "--items", items, "--top", 3)
+    got = client.post("/v1/recommend", json={"history": ["0", "1"], "top_n": 3}).json()
+    assert (got["items"], got["scores"]) == (best["items"], pytest.approx(best["scores"], abs=1e-5))
+    assert client.post("/v1/recommend", json={"history": ["0", "of tomorrow", "1"]}).json()["unknown"] == 1
+
+
 @pytest.mark.parametrize("with_items", [True, False])
 def test_a_plain_model_that_cannot_answer_is_not_loaded(run: Run, tmp_path: Path, with_items: bool) -> None:
     folder, items = tmp_path / "broken", tmp_path / "items.csv"

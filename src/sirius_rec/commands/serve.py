@@ -174,7 +174,7 @@ def recommend(
     asked: dict[str, Any] = {"titles": titles, "top": top, "exclude_seen": exclude_seen}
     of_run = chosen(method, seed, checkpoint)
     if retriever is None:
-        refuse({"--retrieve": retrieve}, "is how many items --retriever finds: name one")
+        refuse({"--retrieve": retrieve}, "how many items --retriever finds: name one")
     if retriever is not None and max_opened is not None:
         raise ConfigError("--max-opened: bounds a search of the whole catalogue; with --retriever there is none")
     of_a_run = is_run(model, plain, {"--method": method, "--seed": seed, "--checkpoint": checkpoint})
@@ -198,8 +198,14 @@ def recommend(
 
 
 def whole_path(model: str) -> str:
-    """A folder or file by its absolute path, for workers that begin elsewhere; a hub id as it is."""
-    return str(Path(model).absolute()) if Path(model).exists() else model
+    """A folder or file by its absolute path, for workers that begin elsewhere; a hub id as it is.
+
+    ConfigError for a path of which only the folder is there: no hub is asked for a run whose name was mistyped.
+    """
+    path = Path(model)
+    if not path.exists() and path.parent != Path() and path.parent.is_dir():
+        raise ConfigError(f"{model}: {path.parent} holds no {path.name}: name a run folder, or a model")
+    return str(path.absolute()) if path.exists() else model
 
 
 def _places(input: str, out: str) -> tuple[Place, Place]:
@@ -209,6 +215,8 @@ def _places(input: str, out: str) -> tuple[Place, Place]:
     source, target = located(input), located(out)
     if isinstance(source, Path) and not source.exists():
         raise DataError(f"--input {source}: no such file")
+    if str(out).endswith(".parquet"):
+        raise ConfigError(f"--out {out}: answers are JSON lines: name it .jsonl")
     check_json(target, "--out") if isinstance(target, Path) else check_free(target)
     return source, target
 
@@ -218,9 +226,9 @@ def is_run(model: str, plain: dict[str, Any], of_run: dict[str, Any]) -> bool:
     from sirius_rec.recipes.run_folder import RunFolder
 
     if not RunFolder(Path(model)).config_file.is_file():
-        refuse(of_run, f"is for run folders, and {model} is a plain model")
+        refuse(of_run, f"for run folders alone, and {model} is a plain model")
         return False
-    refuse(plain, f"is for plain models; {model} is a run folder, which has its own prompts and items")
+    refuse(plain, f"for plain models alone; {model} is a run folder, which has its own prompts and items")
     return True
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import polars as pl
 
+from sirius_rec.data.request import check_options
 from sirius_rec.data.sources import SOURCES
 from sirius_rec.data.sources.csv_records import ROW, Dialect, headerless
 from sirius_rec.data.sources.csv_table import Table
@@ -72,6 +73,7 @@ def check_lines(source: str, input: Place | None, options: Mapping[str, Any], *f
     lines = [*check.remarks, *(f"problem: {text}" for text in check.problems)]
     given = {**options, **check.options}
     unusable: dict[str, Any] = {"unusable": "drop"} if check.problems or source != "table" else {}
+    check_options(source, given)
     trial = source_options(source, given, "drop")
     if "max_malformed" in inspect.signature(SOURCES[source]).parameters:
         trial.setdefault("max_malformed", 0.99)
@@ -250,7 +252,7 @@ def _zones(path: Path, frame: pl.DataFrame) -> Iterator[str]:
 def _kinds(path: Path, frame: pl.DataFrame) -> Iterator[str]:
     for column in frame.columns:
         name = column.removeprefix("other ")
-        if name != column and re.sub(r"[\W_]", "", name).lower() in _KINDS and frame[column].n_unique() <= 12:
+        if name != column and re.sub(r"[\W_]", "", name).lower() in _KINDS and 0 < frame[column].n_unique() <= 12:
             counts = frame[column].cast(pl.String).value_counts(sort=True).rows()
             values = ", ".join(f"{value} {count:,}" for value, count in counts)
             yield f"{path}: column {name!r} has {values}; choose with where: {{{name}: {counts[0][0]}}}"

@@ -48,6 +48,15 @@ def slates_from(value: object) -> tuple[SlateOptions, ...]:
     return tuple(options_from(SlateOptions, one, "slates", "protocol") for one in several)
 
 
+def check_options(source: str, options: Mapping[str, Any]) -> None:
+    """ConfigError for an option that a source does not have, or that holds what it may not."""
+    known = [name for name in inspect.signature(source_of(source)).parameters if name not in NO_OPTIONS]
+    for name in options:
+        if name not in known:
+            raise ConfigError(f"source {source!r} has no option {name!r}; it has {', '.join(known) or 'none'}")
+    _check_option_types(source, options)
+
+
 def check_request(asked: Preparation, *, sharded: bool) -> None:
     """ConfigError for what is unknown, out of range, or does not go together."""
     source, slates = asked.source, asked.slates
@@ -60,11 +69,7 @@ def check_request(asked: Preparation, *, sharded: bool) -> None:
     if asked.input is None and parameters["path"].default is inspect.Parameter.empty:
         instead = "" if is_ours(source_of(source)) else ", or write load(path=None, …) if it reads none"
         raise ConfigError(f"source {source!r} needs an input; name its file or folder{instead}")
-    known = [name for name in parameters if name not in NO_OPTIONS]
-    for name in asked.options:
-        if name not in known:
-            raise ConfigError(f"source {source!r} has no option {name!r}; it has {', '.join(known) or 'none'}")
-    _check_option_types(source, asked.options)
+    check_options(source, asked.options)
     _check_whole("seed", asked.seed, 0)
     check_choice("unusable", asked.unusable, Unusable)
     if asked.max_title is not None:

@@ -156,9 +156,7 @@ def read_table(path: Path | str) -> ScoreTable:
         about = _about(path)
         frame = pl.read_parquet(path)
     except (pl.exceptions.PolarsError, OSError, ValueError) as error:
-        raise RunError(
-            f"{path}: not a readable Parquet file ({first_line(error)}); delete it and evaluate again"
-        ) from error
+        raise _torn(path, error) from error
     if about is None:
         raise RunError(
             f"{path}: not a score table of sirius-rec (its metadata is missing); delete it and evaluate again"
@@ -172,9 +170,16 @@ def read_table(path: Path | str) -> ScoreTable:
     )
 
 
-def training_of(path: Path) -> str | None:
-    """`ScoreTable.training` of a table, without its scores."""
-    return (_about(path) or {}).get("training")
+def rows_and_training(path: Path) -> tuple[list[int], str | None]:
+    """The row_id and `ScoreTable.training` of a table, without its scores. RunError as `read_table`."""
+    try:
+        return pl.read_parquet(path, columns=[ROW_ID])[ROW_ID].to_list(), (_about(path) or {}).get("training")
+    except (pl.exceptions.PolarsError, OSError, ValueError) as error:
+        raise _torn(path, error) from error
+
+
+def _torn(path: Path, error: Exception) -> RunError:
+    return RunError(f"{path}: not a readable Parquet file ({first_line(error)}); delete it and evaluate again")
 
 
 def _about(path: Path) -> dict[str, Any] | None:

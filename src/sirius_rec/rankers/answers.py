@@ -143,7 +143,7 @@ def _headed(request: Request, marks: Mapping[str, Any] | None, body: Mapping[str
 
 def refusal(bad: BadRequest) -> dict[str, Any]:
     """What stands in the place of an answer where bad lines are skipped."""
-    return {"line": bad.line, "error": bad.why}
+    return {"line": bad.line, **({"id": bad.key} if bad.named else {}), "error": bad.why}
 
 
 def refuse(path: str | Path, bad: BadRequest) -> DataError:
@@ -279,8 +279,10 @@ def prepared(
     for request in requests:
         if isinstance(request, Request) and unknown is not None:
             request, marks[request.line] = _without_unknown(request, unknown)
-        why = check(request) if isinstance(request, Request) else None
-        checked.append(request if why is None else BadRequest(request.line, why, request.trail))
+        if isinstance(request, Request) and (why := check(request)) is not None:
+            checked.append(BadRequest(request.line, why, request.trail, request.key, request.named))
+        else:
+            checked.append(request)
     return checked, marks
 
 

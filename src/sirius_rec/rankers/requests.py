@@ -14,6 +14,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sirius_rec.errors import DataError
 from sirius_rec.progress import Advance
 from sirius_rec.rankers.request_files import request_lines
@@ -56,11 +58,13 @@ RECOMMENDING = Form(("history",), ("exclude",), {"history": "there is nothing to
 
 @dataclass(frozen=True)
 class BadRequest:
-    """A line that is no request, and why."""
+    """A line that is no request, and why; key, named: as in `Request`, where that could be read."""
 
     line: int
     why: str
     trail: int = field(default=0, compare=False)
+    key: Any = None
+    named: bool = False
 
 
 def _no_constant(name: str) -> None:
@@ -78,6 +82,24 @@ def parse_request(line: int, text: bytes, form: Form = RANKING) -> Request | Bad
 
 def request_of(line: int, record: Any, form: Form = RANKING) -> Request | BadRequest:
     """`parse_request` of what JSON held."""
+    found = _request_of(line, record, form)
+    if isinstance(found, BadRequest) and isinstance(record, dict) and "id" in record and _no_id(record["id"]) is None:
+        return replace(found, key=record["id"], named=True)
+    return found
+
+
+def checked(request: Request, line: int, form: Form = RANKING) -> Request | BadRequest:
+    """A request that somebody made himself, as one of line `line` of a file: its ids may be whole numbers."""
+    lists: dict[str, Any] = {"history": request.history, "candidates": request.candidates, "exclude": request.exclude}
+    record = {name: _plain(held) for name, held in lists.items() if name in form.lists or len(held)}
+    return request_of(line, {**record, **({"id": request.key} if request.named else {})}, form)
+
+
+def _plain(held: Any) -> Any:
+    return held if isinstance(held, str) else [int(one) if isinstance(one, np.integer) else one for one in held]
+
+
+def _request_of(line: int, record: Any, form: Form) -> Request | BadRequest:
     if not isinstance(record, dict):
         return BadRequest(line, f"not a JSON object; write {form.example}")
     if unknown := sorted(set(record) - set(form.known)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from sirius_rec.rankers.chat.ranker import SPENT
 from sirius_rec.recipes.methods import build_methods
 from sirius_rec.recipes.results import chosen_note, collect, gather, read_choice
 from sirius_rec.recipes.run import Run
-from sirius_rec.recipes.run_folder import DONE
+from sirius_rec.recipes.run_folder import DONE, read_done
 
 _COSTS = ("parameters", "trainable_parameters", "training_seconds")
 
@@ -72,7 +71,7 @@ def _costs(run: Run) -> dict[tuple[str, int], dict[str, Any]]:
 
 
 def _cost(folders: list[Path]) -> dict[str, Any]:
-    trainings = [json.loads((f / DONE).read_text()) for f in folders if (f / DONE).is_file()]
+    trainings = [read_done(f) for f in folders if (f / DONE).is_file()]
     if not trainings:
         return {}
     last = trainings[-1]

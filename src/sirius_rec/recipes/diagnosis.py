@@ -29,7 +29,7 @@ from sirius_rec.recipes.methods.sft import Sft
 from sirius_rec.recipes.models import load_stage_model, place
 from sirius_rec.recipes.records import validation_row_ids, validation_set
 from sirius_rec.recipes.run import Run, quiet
-from sirius_rec.recipes.run_folder import DONE, RunFolder
+from sirius_rec.recipes.run_folder import DONE, RunFolder, read_done
 from sirius_rec.schema import CANDIDATES, TARGET, USER_ID
 from sirius_rec.training.held_out import Snapshot, check_rows, read_context, read_held_out
 from sirius_rec.training.metrics_log import read_metrics
@@ -198,7 +198,7 @@ def _earlier_probes(run: Run) -> dict[str, Any]:
 def _training(folder: Path) -> dict[str, Any] | None:
     """What tells one training of an arm from another: its done.json."""
     done = folder / DONE
-    return dict(json.loads(done.read_text())) if done.is_file() else None
+    return read_done(folder) if done.is_file() else None
 
 
 def diagnose_log(folder: Path) -> dict[str, Any]:

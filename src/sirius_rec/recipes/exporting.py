@@ -15,7 +15,7 @@ from sirius_rec.recipes.job import log
 from sirius_rec.recipes.methods.base import Method
 from sirius_rec.recipes.methods.finetuned import Finetuned
 from sirius_rec.recipes.prompt_file import PROMPT_FILE, write_prompt
-from sirius_rec.recipes.ranking import chosen_method
+from sirius_rec.recipes.ranking import chosen_method, weights_of
 from sirius_rec.recipes.run import Run, quiet
 from sirius_rec.recipes.scoring import measured_otherwise
 from sirius_rec.report.text import slates_in_words
@@ -117,6 +117,8 @@ def export(
         raise ConfigError("--dtype: an adapter keeps the type that it was trained in: add --merge, or leave it out")
     if not source.is_dir():
         raise RunError(f"{source}: no such checkpoint: evaluate the run again")
+    if not weights_of(source):
+        raise RunError(f"{source}: holds no weights: put them back, or delete {source.parent} and train it again")
     with atomic.replacing(out) as partial:
         if merge or dtype is not None:
             _save_whole(run, source, partial, dtype)
@@ -129,7 +131,15 @@ def export(
             fields = ", ".join(run.config.prompts.fields)
             log(f"note: it reads titles with {fields} behind them: rank, recommend and serve ask the run alone")
         atomic.write_text(partial / "README.md", _card(run, chosen, seed, checkpoint, out.name, template, whole=whole))
+        _readable(partial)
     return chosen, seed
+
+
+def _readable(folder: Path) -> None:
+    """Whoever may read the card may read all: the Trainer's weights are its user's alone."""
+    mode = (folder / "README.md").stat().st_mode
+    for file in (entry for entry in folder.rglob("*") if entry.is_file()):
+        file.chmod(mode)
 
 
 def _save_whole(run: Run, source: Path, out: Path, dtype: Dtype | None) -> None:

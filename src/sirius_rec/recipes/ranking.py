@@ -11,7 +11,7 @@ the same functions.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from sirius_rec.data.titles import distinct_titles
 from sirius_rec.errors import ConfigError, DataError, RunError
 from sirius_rec.option_errors import nearest
 from sirius_rec.rankers.answers import Answerer, Check, Respond, Unknown, ranking
-from sirius_rec.rankers.requests import Request
+from sirius_rec.rankers.requests import RANKING, RECOMMENDING, Request, checked
 from sirius_rec.rankers.trivial import Popularity
 from sirius_rec.recipes.job import log
 from sirius_rec.recipes.methods import Method, build_methods
@@ -65,7 +65,8 @@ class Served:
         answerer = Answerer(self.respond, self.check, self.unknown, skip_bad=True)
         if self.says == "scores":
             answerer = ranking(answerer, top)
-        return answerer([replace(request, line=number) for number, request in enumerate(requests, 1)]).lines
+        form = RANKING if self.says == "scores" else RECOMMENDING
+        return answerer([checked(request, number, form) for number, request in enumerate(requests, 1)]).lines
 
 
 def load_run_ranker(
@@ -177,10 +178,10 @@ def chosen_method(
         unable = methods.get(key or "")
         if unable is not None and unable not in able:
             raise RunError(f"{run.folder.path}: {key} cannot {what}; trained and able to: {have}")
-        if key is None and trained and all(hit is None for hit in trained.values()):
+        if key is None and any(seed in (None, s) for _, s in trained):
             raise RunError(
-                f"{run.folder.path}: no validation slates say which of its models is best: name one with --method "
-                f"({have})"
+                f"{run.folder.path}: nothing was measured on validation slates, as formulas are not, so none is best: "
+                f"name one with --method ({have})"
             )
         asked = " ".join([key or "a model", *([f"of seed {seed}"] if seed is not None else [])])
         near = nearest(key, methods) if key is not None and key not in methods else ""

@@ -16,6 +16,7 @@ RUN/
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -23,15 +24,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sirius_rec import atomic
 from sirius_rec.config import Config, read_config
-from sirius_rec.errors import RunError
+from sirius_rec.errors import RunError, first_line
 
 ENVIRONMENT = "environment.json"
 # What a finished training leaves in its folder.
 DONE = "done.json"
 LOCK = ".lock"
+
+
+def read_done(folder: Path) -> dict[str, Any]:
+    """What a training left in its folder. RunError where that cannot be read."""
+    file = folder / DONE
+    try:
+        return dict(json.loads(file.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise RunError(f"{file}: cannot be read ({first_line(error)}): delete {folder} and train it again") from error
 
 
 @dataclass(frozen=True)

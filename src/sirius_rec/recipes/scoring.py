@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 
 from sirius_rec import __version__
 from sirius_rec.atomic import write_json
@@ -18,7 +17,7 @@ from sirius_rec.config import Config
 from sirius_rec.config_sections import EvaluationSection
 from sirius_rec.errors import ConfigError, RunError
 from sirius_rec.evaluation.results import read_results
-from sirius_rec.evaluation.tables import ScoreTable, read_table, read_tables, table_name, training_of, write_table
+from sirius_rec.evaluation.tables import ScoreTable, read_table, read_tables, rows_and_training, table_name, write_table
 from sirius_rec.processes import is_main
 from sirius_rec.recipes.job import Ticker, log
 from sirius_rec.recipes.methods import Method, build_methods
@@ -26,7 +25,7 @@ from sirius_rec.recipes.methods.closed_form import ClosedForm
 from sirius_rec.recipes.models import on_cpu
 from sirius_rec.recipes.own_scores import score_frame
 from sirius_rec.recipes.run import Run, quiet
-from sirius_rec.schema import CANDIDATES, ROW_ID, TARGET, SlateName
+from sirius_rec.schema import CANDIDATES, TARGET, SlateName
 from sirius_rec.scoring.kept import KeptScores
 
 
@@ -219,9 +218,10 @@ def _has_scores(run: Run, method: Method, seed: int, slates: str, checkpoint: st
     """Whether the table of scores is there, of the rows that are ranked (another number of rows, or another version of
     this package, chooses others) and of this training."""
     table = _table(run, method, seed, slates, checkpoint)
-    if not table.is_file() or training_of(table) not in (None, method.trained_as(run, seed)):
+    if not table.is_file():
         return False
-    return pl.read_parquet(table, columns=[ROW_ID])[ROW_ID].to_list() == run.tested_ids(slates)
+    row_ids, training = rows_and_training(table)
+    return row_ids == run.tested_ids(slates) and training in (None, method.trained_as(run, seed))
 
 
 def _has_answers(run: Run, method: Method, seed: int, slates: str, checkpoint: str) -> bool:

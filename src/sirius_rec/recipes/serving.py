@@ -118,18 +118,22 @@ def _of_plain_model(source: Source) -> Loaded:
     name = Path(source.model).name
     forgetting: list[Callable[[], None]] = []
     recommend, why_not, ids, shown = None, "name a catalogue with --items to recommend from it", [], []
+    unknown, titles = None, source.titles or source.items is None
     if source.items is not None:
         ids, shown = listed_titles(Path(source.items))
-        shelf = Shelf(ids, shown, titles_given=True, top=1, exclude_seen=False)
+        shelf = Shelf(ids, shown, titles_given=titles, top=1, exclude_seen=False)
+        if not titles:
+            scorer.texts = dict(zip(ids, shown, strict=True))
+            unknown = Unknown(shelf.number.__contains__, None)
         if scorer.form.shows_slate:
             why_not = "its prompts list the candidates, and a catalogue is too long a list: give --no-slate"
         else:
-            own = TitleScorer(scorer.model, scorer.encoder, scorer.form, None, max_history=scorer.max_history)
+            own = TitleScorer(scorer.model, scorer.encoder, scorer.form, scorer.texts, max_history=scorer.max_history)
             searched = Searched(shelf, own, None)
-            recommend, why_not = Responder(searched.respond, own.check, None, _size(own), shelf.ask), ""
+            recommend, why_not = Responder(searched.respond, own.check, unknown, _size(own), shelf.ask), ""
     about = {"label": name, "template": scorer.form.name}
-    models = {name: _model(name, about, scorer, None, recommend, why_not, source.service.batching, forgetting)}
-    catalogue = Catalogue(ids, shown, open=True)
+    models = {name: _model(name, about, scorer, unknown, recommend, why_not, source.service.batching, forgetting)}
+    catalogue = Catalogue(ids, shown, open=titles)
     return _warm(Loaded(models, catalogue, {"run": name}, partial(_all, forgetting)))
 
 

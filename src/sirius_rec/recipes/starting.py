@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ from sirius_rec.errors import ConfigError, RunError
 from sirius_rec.recipes.models import gguf_file_of
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.run_folder import DONE
-from sirius_rec.schema import HISTORY, ITEM, ITEM_ID, TARGET, TIMESTAMP, USER_ID
+from sirius_rec.schema import HISTORY, ITEM, ITEM_ID, TARGET, TIMESTAMP, TITLE, USER_ID
 
 if TYPE_CHECKING:
     from sirius_rec.data.store import Dataset
@@ -88,8 +88,20 @@ def take_over(run: Run, log: Callable[[str], None]) -> None:
     seen = seen_rows(trained, run.dataset)
     for seed in missing:
         _copy(run, old, stage, start.method or _SFT, seed, trained, seen)
-    for line in notes(run):
+    for line in (*notes(run), *_renamed(old, run)):
         log(line)
+
+
+def _renamed(old: Run, run: Run) -> Iterator[str]:
+    """Equal titles are numbered in the order of the catalogue, so that a new twin may take an older item's name."""
+    theirs, ours = (one.dataset.items.select(pl.col(ITEM_ID).cast(pl.String), TITLE) for one in (old, run))
+    renamed = theirs.join(ours, on=ITEM_ID, suffix=" now").filter(pl.col(TITLE) != pl.col(f"{TITLE} now"))
+    if renamed.height:
+        item, before, now = renamed.row(0)
+        yield (
+            f"warning: {renamed.height:,} items are called otherwise than where it began, such as {item}: {before!r}, "
+            f"now {now!r}; the model takes them for others (equal titles are numbered in the order of the catalogue)"
+        )
 
 
 def _opened(path: str, run: Run, stage: str) -> Run:

@@ -11,6 +11,7 @@ from typing import Any, Final
 from sirius_rec.diagnostics.wording import onset_found
 from sirius_rec.evaluation.results import TRIVIAL, Facts, decision
 from sirius_rec.report.text import count, interval, number, slate_size
+from sirius_rec.schema import SlateName
 
 Row = Mapping[str, Any]
 _RANDOM: Final = "random"  # the trivial baseline that the chance of a slate already stands for
@@ -18,12 +19,13 @@ DECISIONS: Final = ("better", "worse", "on these seeds only", "no clear differen
 
 
 def result_keys(results: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(slates, checkpoint) of every section, small slates first; slates with trivial baselines alone have their own."""
+    """(slates, checkpoint) of every section, small slates first, of a size uniform ones; slates with trivial baselines
+    alone have their own."""
     summary = results["summary"]
     keys = {(row["slates"], row["checkpoint"]) for row in summary if row["role"] != TRIVIAL}
     models_on = {slates for slates, _ in keys}
     keys |= {(row["slates"], row["checkpoint"]) for row in summary if row["slates"] not in models_on}
-    return sorted(keys, key=lambda key: (slate_size(key[0]), *key))
+    return sorted(keys, key=lambda key: (slate_size(key[0]), SlateName.parse(key[0]).protocol != "uniform", *key))
 
 
 def rows_of(results: Mapping[str, Any], slates: str, checkpoint: str) -> list[Row]:

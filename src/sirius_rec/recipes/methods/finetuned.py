@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -20,7 +19,7 @@ from sirius_rec.recipes.methods.base import Method, Prerequisite, no_preset
 from sirius_rec.recipes.models import computes_in_bf16, configured_context, load_stage_model, place, select_attention
 from sirius_rec.recipes.records import SFT_STREAM, train_records, training_rows, validation_set
 from sirius_rec.recipes.run import Run
-from sirius_rec.recipes.run_folder import DONE
+from sirius_rec.recipes.run_folder import read_done
 from sirius_rec.recipes.streamed import LONGEST, StreamedRecords, item_tokens, longest_rows
 from sirius_rec.recipes.training import pretrain, pretrains, starting_model, train_stage
 from sirius_rec.schema import CANDIDATES, HISTORY, ITEM_ID, SlateName
@@ -201,7 +200,7 @@ class Finetuned(LanguageModel):
 
     def done(self, run: Run, seed: int) -> dict[str, Any]:
         """What training left: steps, best_step, best_hr@1, parameters, seconds."""
-        return dict(json.loads((self.folder(run, seed) / DONE).read_text()))
+        return read_done(self.folder(run, seed))
 
     def steps(self, run: Run, seed: int) -> Mapping[str, int]:
         done = self.done(run, seed)

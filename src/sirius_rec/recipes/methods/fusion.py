@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -16,7 +15,7 @@ from sirius_rec.evaluation.tables import SCORES, read_table, table_name
 from sirius_rec.options import Flag, Options, options_of
 from sirius_rec.recipes.job import Ticker, log
 from sirius_rec.recipes.methods.base import Method, hash_of, no_preset
-from sirius_rec.recipes.run_folder import DONE
+from sirius_rec.recipes.run_folder import DONE, read_done
 from sirius_rec.schema import ROW_ID, TARGET
 
 if TYPE_CHECKING:
@@ -99,7 +98,7 @@ class Fusion(Method):
         """Weights are of the parts that they were chosen for: one that was trained anew takes new ones."""
         if not super().is_done(run, seed):
             return False
-        done = json.loads((self.folder(run, seed) / DONE).read_text())
+        done = read_done(self.folder(run, seed))
         return done.get("of") in (None, self._parts_as(run, seed))  # nothing is said in folders of before
 
     def check(self, run: Run) -> None:
@@ -173,7 +172,7 @@ class Fusion(Method):
         from sirius_rec.rankers.fusion import FusionRanker
 
         self.fit(run, seed)  # where it retrieves, nothing is fitted yet
-        done, of = json.loads((self.folder(run, seed) / DONE).read_text()), self.options.of
+        done, of = read_done(self.folder(run, seed)), self.options.of
         cold = self._cold(run, [done["cold"][key] for key in of], done["offset"]) if "cold" in done else None
         return FusionRanker(self._rankers(run, seed), [done["weights"][key] for key in of], cold)
 
