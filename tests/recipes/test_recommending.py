@@ -351,6 +351,22 @@ def test_a_retriever_that_cannot_be_is_refused(
         recommend(tmp_path, run.folder.path, [{"history": ids[:2]}], *arguments)
 
 
+def test_of_equal_scores_the_more_popular_item_comes_first() -> None:
+    """A formula that met nothing of a history in training has 0 for all items; the first of the catalogue are no answer
+    to that."""
+    shelf = Shelf(["a", "b", "c", "d"], ["A", "B", "C", "D"], titles_given=False, top=3, exclude_seen=False)
+
+    class Flat:
+        def score(self, histories: Any, candidates: Any) -> Any:
+            return [np.where(items == 3, 1.0, 0.0) for items in candidates]
+
+    scorer = CatalogueScorer(Flat(), "flat", shelf.names)
+    asked = [Request(1, ("a",)), Request(2, ("a",), exclude=("c",))]
+    answers = Scored(shelf, scorer, np.array([1.0, 2.0, 5.0, 0.0])).respond(asked)
+    assert [answer["items"] for answer in answers] == [["d", "c", "b"], ["d", "b", "a"]]
+    assert Scored(shelf, scorer).respond(asked[:1])[0]["items"] == ["d", "a", "b"]
+
+
 def test_a_process_of_ones_own_answers_as_the_commands_do(run: Run, ids: list[str], tmp_path: Path) -> None:
     """Unknown items are dropped and marked, popularity answers for nothing else, and what is wrong is said."""
     rows = [{"history": [*ids[3:6], "an item of tomorrow"], "id": 7}, {"history": ["an item of tomorrow"]}]

@@ -17,6 +17,7 @@ from sirius_rec.errors import ConfigError, PromptError
 from sirius_rec.rankers.answers import Unknown, finite
 from sirius_rec.rankers.catalogue.trie import catalogue_trie
 from sirius_rec.rankers.requests import Request
+from sirius_rec.rankers.trivial import Popularity
 from sirius_rec.recipes.methods import Method
 from sirius_rec.recipes.prompt_file import EXPORTED, in_words
 from sirius_rec.recipes.ranking import (
@@ -114,15 +115,19 @@ def best_first(request: Request, scores: Any) -> np.ndarray:
 
 
 class Scored:
-    """Recommendations of a ranker that scores every item."""
+    """Recommendations of a ranker that scores every item.
 
-    def __init__(self, shelf: Shelf, scorer: CatalogueScorer) -> None:
+    popularity_I: what decides between equal scores, before the order of the catalogue: a formula has 0 for all items
+    where it has met none of a history in training.
+    """
+
+    def __init__(self, shelf: Shelf, scorer: CatalogueScorer, popularity_I: Any = None) -> None:
         self.shelf, self.scorer = shelf, scorer
+        known = np.zeros(len(shelf.ids)) if popularity_I is None else popularity_I
+        self._order_I = np.argsort(-known, kind="stable")
 
     def respond(self, requests: list[Request]) -> list[dict[str, Any]]:
-        left = [
-            np.setdiff1d(np.arange(len(self.shelf.ids)), out) for out in self.shelf.left_out(requests, self.scorer.name)
-        ]
+        left = [self._order_I[~np.isin(self._order_I, out)] for out in self.shelf.left_out(requests, self.scorer.name)]
         answers = []
         for request, items, scores in zip(requests, left, self.scorer.score_items(requests, left), strict=True):
             best = best_first(request, scores)[: self.shelf.top]
@@ -165,7 +170,9 @@ def recommender_of_run(
     """What recommends from a run's catalogue with a method's loaded ranker."""
     if method.reads_titles:
         return Searched(shelf, title_scorer(run, ranker, titles=shelf.titles_given), max_opened)
-    return Scored(shelf, CatalogueScorer(ranker, method.key, shelf.names, titles=shelf.titles_given))
+    popularity = Popularity().fit(run.dataset.train_sequences(), run.dataset.n_items)
+    scorer = CatalogueScorer(ranker, method.key, shelf.names, titles=shelf.titles_given)
+    return Scored(shelf, scorer, popularity.counts)
 
 
 def unknown_to_shelf(run: Run, scorer: Scorer, shelf: Shelf) -> Unknown | None:
