@@ -206,6 +206,10 @@ def test_a_plain_model_with_a_catalogue_reads_its_ids(
     got = client.post("/v1/recommend", json={"history": ["0", "1"], "top_n": 3}).json()
     assert (got["items"], got["scores"]) == (best["items"], pytest.approx(best["scores"], abs=1e-5))
     assert client.post("/v1/recommend", json={"history": ["0", "of tomorrow", "1"]}).json()["unknown"] == 1
+    nothing = client.post("/v1/recommend", json={"history": ["of tomorrow"]})
+    assert nothing.status_code == 422 and "history holds no item of the catalogue" in nothing.json()["detail"]
+    ranked = client.post("/v1/rerank", json={"history": ["of tomorrow"], "candidates": [5, 6]})
+    assert ranked.status_code == 422 and "'of tomorrow' is not in the catalogue" in ranked.json()["detail"]
 
 
 @pytest.mark.parametrize("with_items", [True, False])

@@ -14,7 +14,7 @@ import polars as pl
 from sirius_rec.bench.catalogue import CatalogueTask
 from sirius_rec.data.fingerprint import table_fingerprint
 from sirius_rec.errors import ConfigError, PromptError
-from sirius_rec.rankers.answers import Unknown, finite
+from sirius_rec.rankers.answers import Check, Unknown, finite
 from sirius_rec.rankers.catalogue.trie import catalogue_trie
 from sirius_rec.rankers.requests import Request
 from sirius_rec.rankers.trivial import Popularity
@@ -202,14 +202,21 @@ def load_plain_recommender(
     named = table_fingerprint(pl.DataFrame({ITEM_ID: ids}))
     recipe |= {"items": str(items.resolve()), "trie": searched.trie.key, "ids": named, "titles": titles,
                "exclude_seen": exclude_seen, "max_opened": max_opened}  # fmt: skip
-
-    def check(request: Request) -> str | None:
-        if not request.history:  # an empty one is refused as it is read: this one held unknown items alone
-            return "history holds no item of the catalogue; there is nothing to recommend from"
-        return scorer.check(request)
-
     unknown = None if titles else Unknown(shelf.number.__contains__, None)
-    return Served(in_words(name, recipe), recipe, searched.respond, check, unknown, says="answers")
+    return Served(
+        in_words(name, recipe), recipe, searched.respond, of_known_items(scorer.check), unknown, says="answers"
+    )
+
+
+def of_known_items(check: Check) -> Check:
+    """`check`, and why nothing is recommended from unknown items alone where there is no popularity to go by."""
+
+    def checked(request: Request) -> str | None:
+        if not request.history:  # an empty one is refused as it is read
+            return "history holds no item of the catalogue; there is nothing to recommend from"
+        return check(request)
+
+    return checked
 
 
 def bench_task(run: Run, *, users: int, seed: int = 0) -> CatalogueTask:

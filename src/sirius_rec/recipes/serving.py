@@ -24,7 +24,14 @@ from sirius_rec.recipes.ranking import (
     scorer_of_run,
     unknown_to,
 )
-from sirius_rec.recipes.recommending import Searched, Shelf, ranks_catalogue, recommender_of_run, unknown_to_shelf
+from sirius_rec.recipes.recommending import (
+    Searched,
+    Shelf,
+    of_known_items,
+    ranks_catalogue,
+    recommender_of_run,
+    unknown_to_shelf,
+)
 from sirius_rec.recipes.run import Run, quiet
 from sirius_rec.recipes.scorers import Scorer, TitleScorer
 from sirius_rec.scoring.prefix_cache import PrefixCache
@@ -130,9 +137,12 @@ def _of_plain_model(source: Source) -> Loaded:
         else:
             own = TitleScorer(scorer.model, scorer.encoder, scorer.form, scorer.texts, max_history=scorer.max_history)
             searched = Searched(shelf, own, None)
-            recommend, why_not = Responder(searched.respond, own.check, unknown, _size(own), shelf.ask), ""
+            recommend, why_not = (
+                Responder(searched.respond, of_known_items(own.check), unknown, _size(own), shelf.ask),
+                "",
+            )
     about = {"label": name, "template": scorer.form.name}
-    models = {name: _model(name, about, scorer, unknown, recommend, why_not, source.service.batching, forgetting)}
+    models = {name: _model(name, about, scorer, None, recommend, why_not, source.service.batching, forgetting)}
     catalogue = Catalogue(ids, shown, open=titles)
     return _warm(Loaded(models, catalogue, {"run": name}, partial(_all, forgetting)))
 
