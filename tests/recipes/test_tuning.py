@@ -70,6 +70,12 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder, result.output
 
 
+def with_trials(tuned: tuple[Path, str], out: Path) -> Path:
+    """A folder of a tuning whose trials lie there and are known to no study."""
+    shutil.copytree(tuned[0] / "out" / "trials", out / "trials")
+    return out
+
+
 def test_all_have_the_same_budget_and_the_best_is_chosen(tuned: tuple[Path, str]) -> None:
     content = json.loads((tuned[0] / "out" / "tune.json").read_text())
     methods = content["methods"]
@@ -132,9 +138,7 @@ def test_a_finished_tuning_does_nothing_again(tuned: tuple[Path, str], monkeypat
 def test_a_killed_trial_is_gone_on_with_and_a_diverged_one_is_counted(
     tuned: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    shutil.copytree(tuned[0] / "out" / "trials", out / "trials")
+    out = with_trials(tuned, tmp_path / "out")
     shutil.rmtree(out / "trials" / "align")
     fit, begun = Arm.fit, []
 
@@ -172,9 +176,7 @@ def test_a_stopped_tuning_tries_what_an_unstopped_one_does(
 
     monkeypatch.setattr(studies, "_worth", worth)
     for where in ("at once", "stopped", "raised"):
-        values[where], out = [], tmp_path / where
-        out.mkdir()
-        shutil.copytree(tuned[0] / "out" / "trials", out / "trials")
+        values[where], out = [], with_trials(tuned, tmp_path / where)
         run = Run.open(out / "trials")
         for trials in (4, 8) if where == "raised" else (8,):
             run.folder.write_config(run.config.changed(tune={**RAW["tune"], "trials": trials}))
@@ -192,9 +194,7 @@ def test_a_failure_that_is_no_verdict_on_the_values_leaves_the_trial_to_go_on_fr
     tuned: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A full disk, Ctrl-C: what was trained is neither lost nor thrown away while it is called done."""
-    out = tmp_path / "out"
-    out.mkdir()
-    shutil.copytree(tuned[0] / "out" / "trials", out / "trials")
+    out = with_trials(tuned, tmp_path / "out")
     shutil.rmtree(out / "trials" / "methods")
     measured, fails = studies.measured, ["now"]
 
@@ -246,9 +246,7 @@ def test_one_trial_is_no_median(tmp_path: Path) -> None:
 def test_a_trial_below_the_median_is_pruned(
     tuned: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    shutil.copytree(tuned[0] / "out" / "trials", out / "trials")
+    out = with_trials(tuned, tmp_path / "out")
     run = Run.open(out / "trials")
     run.folder.write_config(run.config.changed(tune={**RAW["tune"], "trials": 6}))
     monkeypatch.setattr(studies, "_UNPRUNED", 2)

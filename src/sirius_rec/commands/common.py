@@ -114,7 +114,7 @@ def open_run_folder(config: Path, overrides: list[str] | None, out: Path | None)
     return Run(folder, loaded)
 
 
-def refuse(options: Mapping[str, Any], why: str) -> None:
+def refuse_options(options: Mapping[str, Any], why: str) -> None:
     """ConfigError for options that were given (None and False: not) and would be passed over in silence."""
     given = [name for name, value in options.items() if value is not None and value is not False]
     if given:

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from sirius_rec.commands.common import AddressOption, EngineOption, app, check_json, cluster_of, log, refuse, say
+from sirius_rec.commands.common import (
+    AddressOption,
+    EngineOption,
+    app,
+    check_json,
+    cluster_of,
+    log,
+    refuse_options,
+    say,
+)
 from sirius_rec.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -174,7 +183,7 @@ def recommend(
     asked: dict[str, Any] = {"titles": titles, "top": top, "exclude_seen": exclude_seen}
     of_run = chosen(method, seed, checkpoint)
     if retriever is None:
-        refuse({"--retrieve": retrieve}, "how many items --retriever finds: name one")
+        refuse_options({"--retrieve": retrieve}, "how many items --retriever finds: name one")
     if retriever is not None and max_opened is not None:
         raise ConfigError("--max-opened: bounds a search of the whole catalogue; with --retriever there is none")
     of_a_run = is_run(model, plain, {"--method": method, "--seed": seed, "--checkpoint": checkpoint})
@@ -226,9 +235,9 @@ def is_run(model: str, plain: dict[str, Any], of_run: dict[str, Any]) -> bool:
     from sirius_rec.recipes.run_folder import RunFolder
 
     if not RunFolder(Path(model)).config_file.is_file():
-        refuse(of_run, f"for run folders alone, and {model} is a plain model")
+        refuse_options(of_run, f"for run folders alone, and {model} is a plain model")
         return False
-    refuse(plain, f"for plain models alone; {model} is a run folder, which has its own prompts and items")
+    refuse_options(plain, f"for plain models alone; {model} is a run folder, which has its own prompts and items")
     return True
 
 

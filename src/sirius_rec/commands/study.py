@@ -17,7 +17,7 @@ from sirius_rec.commands.common import (
     check_json,
     cluster_of,
     log,
-    refuse,
+    refuse_options,
     say,
     write_json,
 )
@@ -108,7 +108,7 @@ def paper(
     if (table is None) == (figure is None):
         raise ConfigError("sirius paper: name one of --table 1 … 6 and --figure 1b, 2, 3, 4, 5")
     if figure is not None:
-        refuse({"--format": form}, "of a table alone; figures are there as PNG and SVG")
+        refuse_options({"--format": form}, "of a table alone; figures are there as PNG and SVG")
         for name, file in figure_files(figure, runs).items():
             if out is None:
                 say(str(file))
@@ -227,7 +227,9 @@ def probe(
 
     check_json(json_file)
     if what == "memory":
-        refuse({"--method": method, "--seed": seed, "--orders": orders}, "of `order` alone; memory asks the backbone")
+        refuse_options(
+            {"--method": method, "--seed": seed, "--orders": orders}, "of `order` alone; memory asks the backbone"
+        )
     opened = Run.open(run)
     if what == "order":
         content = probe_order(opened, method=method, seed=seed, orders=orders or 5, rows=rows, say=log)
@@ -263,7 +265,7 @@ def bench_command(
     check_json(json_file)
     check_json(plot, "--plot")
     if name != "cost":
-        refuse({"--plot": plot}, "for `sirius bench cost`, which alone draws")
+        refuse_options({"--plot": plot}, "for `sirius bench cost`, which alone draws")
     quiet()
     task = None
     if model is not None:
