@@ -104,6 +104,8 @@ class BackboneSection(Options):
     dtype bfloat16: with LoRA the frozen base is held in bfloat16; otherwise float32 weights compute in bfloat16.
     attention auto: on CUDA the fastest kernel that is right, measured once per run; on CPU chunks of a tree on sdpa.
     eager is for comparison: it takes memory with the square of a micro-batch's tokens.
+    compile: the layers with torch.compile, for training and its reference; for small models on a GPU
+        (docs/performance.md). Attention is then over chunks of a tree.
     quantization 4bit: the frozen base in 4 bits under LoRA (QLoRA); needs CUDA and bitsandbytes.
     `tiny` and `pretrain` are for the tiny backbone only; `pretrain: null` starts SFT from random weights.
     """
@@ -115,6 +117,7 @@ class BackboneSection(Options):
     lora: LoraOptions | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     attention: Literal["auto", "sdpa", "eager", "flex"] = "auto"
+    compile: Flag = False
     quantization: Literal["4bit"] | None = None
 
     @field_validator("name")

@@ -133,10 +133,11 @@ def test_groups_of_other_widths_are_joined_whole() -> None:
         for g, w, k in ((1, 1, 40), (9, 4, 36))
     )
     (joined,) = chunks.for_device((long, wide), "cuda")
-    assert joined.seen_GWK.shape == (10, 4, 40)
-    assert joined.query_GW[0].tolist() == [0, 0, 0, 0] and (joined.seen_GWK[0] == long.seen_GWK[0]).all()
+    assert joined.seen_GWK.shape == (10, 4, 48)  # 40, filled up to what CUDA's kernels take as it is
+    assert joined.query_GW[0].tolist() == [0, 0, 0, 0] and (joined.seen_GWK[0, :, :40] == long.seen_GWK[0]).all()
     assert (joined.query_GW[1:] == wide.query_GW).all()
     assert (joined.seen_GWK[1:, :, :36] == wide.seen_GWK).all() and not joined.seen_GWK[1:, :, 36:].any()
+    assert not joined.seen_GWK[0, :, 40:].any()
 
 
 def test_padding_comes_in_few_sizes_and_sees_itself_alone() -> None:

@@ -95,14 +95,18 @@ def select_attention(
 
     Measured once per run, because policy and reference must run on the same kernel: another one rounds otherwise, and
     every margin would carry the difference. rows: those of a micro-batch, the first of which are timed; without any,
-    what was measured before holds. Gives the kernel's name.
+    what was measured before holds. With rows, layers are compiled where the configuration says so. Gives the kernel's
+    name.
     """
+    from sirius_rec.scoring.compiled import compile_layers
     from sirius_rec.scoring.packed import unwrapped, use_tree_attention
 
     base = unwrapped(model)
+    if config.backbone.compile and rows:
+        compile_layers(model)
     if config.backbone.attention != "auto":
         return str(base.config._attn_implementation)
-    if next(model.parameters()).device.type != "cuda":
+    if config.backbone.compile or next(model.parameters()).device.type != "cuda":
         return use_tree_attention(model)
     stored = folder.path / ATTENTION
     if not rows and not stored.is_file():  # nothing was trained here, and there is nothing to measure with

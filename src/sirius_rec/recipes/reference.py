@@ -115,6 +115,8 @@ class ReferenceCache:
                     device, kernel.read_text() if device == "cuda" and kernel.is_file() else None]  # fmt: skip
         if gguf := fingerprint(backbone.model):
             computed.append(gguf)
+        if backbone.compile:
+            computed.append("compiled")
         digest.update(json.dumps(computed).encode())
         for split, rows in self.rows.items():
             records = self.records[split]

@@ -21,6 +21,8 @@ _PADDED = 0.1
 # included, is so many times what it holds: a few calls to a layer in place of a dozen or two. Keys are copied once per
 # chunk and kept for the backward pass, so that more filling would cost memory.
 _FILLED_ON_GPU = 1.4
+# CUDA's kernels copy a mask whose rows are not so many numbers long, or a multiple of them, in every layer.
+_ALIGNED = 16
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def for_device(groups: tuple[ChunkGroup, ...], device: torch.device | str) -> tu
             together[-1].append(group)
         else:
             together.append([group])
-    return tuple(some[0] if len(some) == 1 else _joined(some) for some in together)
+    return tuple(map(_joined, together))
 
 
 def _area(groups: list[ChunkGroup]) -> int:
@@ -64,6 +66,7 @@ def _joined(groups: list[ChunkGroup]) -> ChunkGroup:
     """All chunks in one group, filled up with keys that nobody sees, and with each chunk's first query again."""
     width = max(group.query_GW.shape[1] for group in groups)
     most = max(group.key_GK.shape[1] for group in groups)
+    most += -most % _ALIGNED
     queries, keys, seen = [], [], []
     for group in groups:
         column = torch.arange(width).where(torch.arange(width) < group.query_GW.shape[1], 0)

@@ -6,7 +6,7 @@ Known to transformers as an attention implementation of its own; without a tree 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,14 +31,26 @@ class _Plan:
     place_T: Tensor
     key_X: Tensor
     seen: list[Tensor]
+    _added: dict[torch.dtype, list[Tensor]] = field(default_factory=dict)
+
+    def added(self, dtype: torch.dtype) -> list[Tensor]:
+        """`seen` as sdpa adds it to scores: 0 and −∞, made once for all layers instead of by each."""
+        if dtype not in self._added:
+            self._added[dtype] = [
+                torch.zeros(s.shape, dtype=dtype, device=s.device).masked_fill_(~s, -torch.inf) for s in self.seen
+            ]
+        return self._added[dtype]
 
 
 def register() -> None:
-    """Make the kernel known to transformers; once is enough, more does no harm."""
+    """Make the kernel known to transformers; once is enough, more does no harm.
+
+    Layers that are compiled (`compile_layers`) call it as it is: torch.compile cannot see what a mask carries along.
+    """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    AttentionInterface.register(TREE_ATTENTION, _attend)
+    AttentionInterface.register(TREE_ATTENTION, torch.compiler.disable(_attend))
     AttentionMaskInterface.register(TREE_ATTENTION, sdpa_mask)
 
 
@@ -91,9 +103,10 @@ def _attend(
     sizes = [seen.shape[0] * seen.shape[3] for seen in plan.seen]
     keys, values = (_selected(states_TND, plan.key_X, sizes) for states_TND in (key_TND, value_TND))
     outputs = []
-    for seen_G1WK, *given in zip(plan.seen, own, keys, values, strict=True):
-        states = [s.view(len(seen_G1WK), -1, *s.shape[1:]).transpose(1, 2) for s in given]
-        outputs.append(_kernel(module, states[0], states[1], states[2], seen_G1WK, options).flatten(0, 1))
+    masks = plan.seen if _by_products(options) else plan.added(query.dtype)
+    for mask_G1WK, *given in zip(masks, own, keys, values, strict=True):
+        states = [s.view(len(mask_G1WK), -1, *s.shape[1:]).transpose(1, 2) for s in given]
+        outputs.append(_kernel(module, states[0], states[1], states[2], mask_G1WK, options).flatten(0, 1))
     return torch.cat(outputs).index_select(0, plan.place_T)[None], None
 
 
@@ -105,16 +118,21 @@ def _selected(states_TND: Tensor, node_X: Tensor, sizes: list[int]) -> Iterable[
     return (states_TND.index_select(0, part_x) for part_x in torch.split(node_X, sizes))
 
 
+def _by_products(options: dict[str, Any]) -> bool:
+    """Whether scores are capped or heads have sinks, which sdpa cannot do."""
+    return options.get("softcap") is not None or options.get("s_aux") is not None
+
+
 def _kernel(
     module: Any, query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None, options: dict[str, Any]
 ) -> Tensor:
-    """[B, T, heads, width]: sdpa, or products and a softmax where scores are capped or heads have sinks."""
+    """[B, T, heads, width]: sdpa, which also takes `seen` as numbers to add, or products and a softmax."""
     from transformers.integrations import sdpa_attention
 
-    softcap, sinks_N = options.get("softcap"), options.get("s_aux")
-    if softcap is None and sinks_N is None:
+    if not _by_products(options):
         attend: Any = sdpa_attention.sdpa_attention_forward
         return attend(module, query, key, value, seen, **options)[0]  # type: ignore[no-any-return]
+    softcap, sinks_N = options.get("softcap"), options.get("s_aux")
     groups = getattr(module, "num_key_value_groups", 1)
     key, value = (sdpa_attention.repeat_kv(states, groups) for states in (key, value))
     scores_BNTK = query @ key.transpose(2, 3) * options["scaling"]
