@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sirius_rec.errors import first_line
+from sirius_rec.errors import first_line, memory_error
 
 
 @pytest.mark.parametrize(
@@ -13,3 +13,16 @@ from sirius_rec.errors import first_line
 )
 def test_the_first_line_of_an_error_that_may_say_nothing(error: Exception, said: str) -> None:
     assert first_line(error) == said
+
+
+def test_no_memory_whoever_says_so() -> None:
+    torch = pytest.importorskip("torch")
+    assert memory_error(MemoryError()) == "out of memory"
+    gpu = torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 2.00 MiB. GPU 0 has 1.5 GiB. Process 1 has all."
+    )
+    assert memory_error(gpu) == "CUDA out of memory. Tried to allocate 2.00 MiB"
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert "can't allocate memory" in str(memory_error(caught.value))
+    assert memory_error(RuntimeError("shapes differ")) is None

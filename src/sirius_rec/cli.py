@@ -11,7 +11,7 @@ import typer
 
 from sirius_rec import stopping
 from sirius_rec.commands import app
-from sirius_rec.errors import SiriusError, Stopped, storage_error
+from sirius_rec.errors import SiriusError, Stopped, memory_error, storage_error
 
 __all__ = ["app", "main"]
 
@@ -56,6 +56,11 @@ def main() -> None:
             raise
         where = error.filename or "a file"
         _fail(f"{where}: {reason}: fix that and start the same command again; what was finished is kept")
+    except (MemoryError, RuntimeError) as error:
+        reason = memory_error(error)
+        if reason is None:
+            raise
+        _fail(f"{reason}: do less at once (evaluation.batch_tokens, compute.jobs) and start the same command again")
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED
     if code == _INTERRUPTED:  # newer typer answers Ctrl-C itself, with this code and no word

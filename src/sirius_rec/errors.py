@@ -60,6 +60,17 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def memory_error(error: BaseException) -> str | None:
+    """What an error says if it is that a device, or this machine, has no memory left; else None."""
+    said = first_line(error)
+    if isinstance(error, MemoryError):
+        return "out of memory"
+    # By name: whoever asks may not have torch. Where it is the CPU's, torch says so in words.
+    if type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator: can't allocate memory" in said:
+        return ". ".join(said.split(". ")[:2]).rstrip(".")
+    return None
+
+
 def storage_error(error: BaseException) -> str | None:
     """The system's words if an error, or one that it grew out of, says that the storage cannot be written; else None.
 

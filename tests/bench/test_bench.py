@@ -75,6 +75,7 @@ def test_the_count_of_operations_is_what_torch_counts(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(chunks, "CHUNK", 8)
     kernel = tree_attention._kernel
+    monkeypatch.setattr(tree_attention, "_by_products", lambda options: True)
     monkeypatch.setattr(
         tree_attention, "_kernel", lambda *args: kernel(*args[:-1], {**args[-1], "softcap": 50.0, "dropout": 0.0})
     )
@@ -187,6 +188,38 @@ def test_cuda_code_on_a_cpu_and_without_a_device(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert cuda.bench_cuda(quick=True, say=lines.append) == []
     assert lines[-1] == "cuda: skipped, torch sees no CUDA device"
+
+
+def test_steps_in_parts_have_the_gradients_of_the_whole() -> None:
+    model = build_model(TINY_SHAPE)
+    rows = random_rows(5, 3, vocabulary=TINY_SHAPE.vocabulary, prompt=20)
+    ref_BC = torch.zeros(5, 3)
+    found = []
+    for at_once in (5, 2):
+        kept: dict[str, torch.Tensor] = {}
+        model.zero_grad = lambda kept=kept: kept.update((n, p.grad.clone()) for n, p in model.named_parameters())
+        cuda.step_in_parts(SCORERS["trees"], model, rows, ref_BC, at_once)
+        found.append(kept)
+        del model.zero_grad
+        model.zero_grad()
+    assert found[0]
+    for name, grad in found[0].items():
+        torch.testing.assert_close(found[1][name], grad, msg=name)
+
+
+def test_a_way_takes_as_many_rows_as_there_is_memory_for() -> None:
+    """Llama-2-7B with 16 rows of two candidates did not fit into 80 GiB, and nothing was measured."""
+    tried = []
+
+    def step(size: int) -> None:
+        tried.append(size)
+        if size > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    assert cuda.most_at_once(step, 9) == 2
+    assert tried == [9, 5, 3, 2]
+    with pytest.raises(ScoringError, match="no memory for a step of one row"):
+        cuda.most_at_once(lambda size: step(9), 2)
 
 
 def test_the_catalogue_gives_its_rows() -> None:

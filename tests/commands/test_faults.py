@@ -88,6 +88,12 @@ def test_a_bug_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_
             "sirius: /data/x: No space left on device: fix that and start the same command again; what was finished "
             "is kept\n",
         ),
+        (
+            MemoryError(),
+            2,
+            "sirius: out of memory: do less at once (evaluation.batch_tokens, compute.jobs) and start the same command "
+            "again\n",
+        ),
     ],
 )
 def test_faults_of_the_place(

@@ -66,6 +66,10 @@ def fail(folder, name):
 def bug(folder, name):
     raise ZeroDivisionError("a bug of ours")
 
+def full(folder, name):
+    import torch
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 302.00 MiB. GPU 0 has a total of 79.18 GiB")
+
 def die(folder, name):
     os._exit(9)
 
@@ -139,6 +143,15 @@ def test_a_bug_in_a_worker_shows_where_it_happened(jobs: Callable[..., Job]) -> 
     with pytest.raises(ZeroDivisionError) as caught:
         run_jobs([jobs("a", "bug"), jobs("b", "note")], workers=2, threads=None, log=quiet)
     assert "schedule_jobs.py" in str(caught.value.__cause__)
+
+
+def test_a_job_without_memory_is_named_with_what_to_do(jobs: Callable[..., Job]) -> None:
+    """Three trainings side by side filled a GPU of 80 GiB, and the run ended with a traceback of 60 lines."""
+    why = r"^a: CUDA out of memory\. Tried to allocate 302\.00 MiB: lower "
+    with pytest.raises(TrainingError, match=why + r"the stage's micro_batch_size \(or .* start the same command again"):
+        run_jobs([jobs("a", "full")], workers=1, threads=None, log=quiet)
+    with pytest.raises(TrainingError, match=why + r"compute\.jobs \(2 side by side\), the stage's micro_batch_size"):
+        run_jobs([jobs("a", "full"), jobs("b", "stay")], workers=2, threads=None, log=quiet)
 
 
 def test_a_killed_worker_is_said_in_one_line(jobs: Callable[..., Job]) -> None:

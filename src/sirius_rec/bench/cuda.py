@@ -1,23 +1,28 @@
 """The same on a GPU: a Llama-2-7B of random weights under LoRA in bfloat16, steps against separate rows, and its MFU.
 
-One command, no network, at most 8 minutes; without a device it says so and is done.
+One command, no network, at most 8 minutes; without a device it says so and is done. Each way takes as many rows at once
+as the device has memory for, as its users would.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sirius_rec.bench import flops
 from sirius_rec.bench.measures import BETA, require_equal
-from sirius_rec.bench.rivals import SCORERS, dpo_loss
+from sirius_rec.bench.rivals import SCORERS, Scorer, dpo_loss
 from sirius_rec.bench.shapes import LLAMA_2_7B, PAD, Shape, build_model, random_rows
 from sirius_rec.bench.timing import compared, interleaved
+from sirius_rec.errors import ScoringError
 from sirius_rec.scoring.attention import probe_attention
+from sirius_rec.scoring.rows import PromptCompletions
 from sirius_rec.training.backbones import add_lora
 
 Rows = list[dict[str, Any]]
@@ -25,6 +30,7 @@ Rows = list[dict[str, Any]]
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "A10": 125e12, "4090": 165e12, "3090": 71e12}
 BATCHES = {1: 16, 3: 16, 19: 8}
 _LIMIT_S = 420.0
+_WAYS = ("trees", "completion_logits")
 
 
 def peak_of(name: str) -> float | None:
@@ -38,6 +44,29 @@ def lora_step_operations(forward: int) -> int:
     The adapter's own operations (below 1 %) are left out, so that the utilisation is not over-stated.
     """
     return 2 * forward
+
+
+def step_in_parts(scorer: Scorer, model: Any, rows: Sequence[PromptCompletions], ref_BC: Tensor, at_once: int) -> None:
+    """A step's gradients of the mean loss, summed over micro-batches of `at_once` rows; they are dropped again."""
+    for start in range(0, len(rows), at_once):
+        part = slice(start, start + at_once)
+        loss = dpo_loss(scorer(model, rows[part], PAD), ref_BC[part], BETA)
+        (loss * len(rows[part]) / len(rows)).backward()  # type: ignore[no-untyped-call]
+    model.zero_grad()
+
+
+def most_at_once(step: Callable[[int], object], n_rows: int) -> int:
+    """The largest half, quarter … of the rows for which a step has the memory, which also warms up."""
+    size = n_rows
+    while True:
+        try:
+            step(size)
+            return size
+        except torch.OutOfMemoryError as error:
+            if size == 1:
+                raise ScoringError("cuda: the device has no memory for a step of one row") from error
+        size = (size + 1) // 2
+        torch.cuda.empty_cache()
 
 
 def bench_cuda(
@@ -57,25 +86,21 @@ def bench_cuda(
     started = time.monotonic()
     half = torch.bfloat16 if device == "cuda" else torch.float32
     model = add_lora(build_model(shape, dtype=half, device=device), rank=32).train()
-    trained = [p for p in model.parameters() if p.requires_grad]
     out: Rows = []
     for k, n_rows in (batches or BATCHES).items():
         if time.monotonic() - started > _LIMIT_S:
             say(f"cuda: K={k} left out, the time is up")
             break
         rows = random_rows(max(n_rows // 2, 1) if quick else n_rows, k + 1, vocabulary=shape.vocabulary)
-        probe = probe_attention(model, rows, PAD)
         with torch.no_grad():
-            ours, theirs = (SCORERS[way](model, rows, PAD) for way in ("trees", "completion_logits"))
+            ours, theirs = (SCORERS[way](model, rows, PAD) for way in _WAYS)
         require_equal("completion_logits", theirs / theirs.abs().max(), ours / theirs.abs().max(), 0.02)
-        ref_BC = theirs.clone()
-
-        def step(way: str, rows: Any = rows, ref_BC: Any = ref_BC) -> Callable[[], object]:
-            return lambda: torch.autograd.grad(dpo_loss(SCORERS[way](model, rows, PAD), ref_BC, BETA), trained)
-
-        runs = {way: step(way) for way in ("trees", "completion_logits")}
+        steps = {way: partial(step_in_parts, SCORERS[way], model, rows, theirs) for way in _WAYS}
+        at_once = {way: most_at_once(run, len(rows)) for way, run in steps.items()}
+        probe = probe_attention(model, rows[: at_once["trees"]], PAD)
+        runs = {way: partial(run, at_once[way]) for way, run in steps.items()}
         seconds = interleaved(runs, rounds=2 if quick else 5, device=device)
-        (row,) = compared(seconds, bench="cuda", k=k, slate=None, prompts=len(rows), device=name)
+        (row,) = compared(seconds, bench="cuda", k=k, slate=None, prompts=len(rows), device=name, at_once=at_once)
         needed = lora_step_operations(flops.bound(shape, rows))
         peak = peak_of(name)
         row["tflops"] = round(needed / float(np.median(seconds["trees"])) / 1e12, 3)

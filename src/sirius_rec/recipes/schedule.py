@@ -6,14 +6,15 @@ A finished job leaves a `done.json`; a run that was killed does the missing jobs
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sirius_rec.cluster import Cluster, Tasks
-from sirius_rec.errors import ConfigError, TrainingError
+from sirius_rec.errors import ConfigError, TrainingError, memory_error
 from sirius_rec.processes import count, is_main, one_for_all
 from sirius_rec.processes import wait as wait_for_others
 from sirius_rec.workers import BrokenProcessPool, Pool, Workers
@@ -81,9 +82,11 @@ def run_jobs(
             if job.alone:
                 with one_for_all():
                     if is_main():
-                        job.run(*job.args)
+                        with _named(job, workers):
+                            job.run(*job.args)
             else:
-                job.run(*job.args)
+                with _named(job, workers):
+                    job.run(*job.args)
                 wait_for_others()
             finished(job, time.monotonic() - started)
         return
@@ -94,6 +97,22 @@ def run_jobs(
         raise TrainingError(
             "the process of a job was killed (out of memory?): start the same command again to go on. (With "
             "compute.jobs above 1 a script of your own must keep what it runs under `if __name__ == '__main__':`.)"
+        ) from error
+
+
+@contextmanager
+def _named(job: Job, side_by_side: int) -> Iterator[None]:
+    """Say which job had no memory left, and what to do about it."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        reason = memory_error(error)
+        if reason is None:
+            raise
+        fewer = f"compute.jobs ({side_by_side} side by side), " if side_by_side > 1 else ""
+        raise TrainingError(
+            f"{job.name}: {reason}: lower {fewer}the stage's micro_batch_size (or set its gradient_checkpointing), or, "
+            "in an evaluation, evaluation.batch_tokens, and start the same command again: none of them changes the run"
         ) from error
 
 
@@ -121,6 +140,7 @@ def _run_in_pool(pool: Pool, jobs: Sequence[Job], most: int, finished: Callable[
         assert running, f"jobs that wait for each other: {', '.join(waiting)}"
         for future in pool.wait(running):
             job, started = running.pop(future)
-            future.result()
+            with _named(job, most):
+                future.result()
             ready.add(job.name)
             finished(job, time.monotonic() - started)
