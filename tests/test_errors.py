@@ -18,9 +18,7 @@ def test_the_first_line_of_an_error_that_may_say_nothing(error: Exception, said:
 def test_no_memory_whoever_says_so() -> None:
     torch = pytest.importorskip("torch")
     assert memory_error(MemoryError()) == "out of memory"
-    gpu = torch.OutOfMemoryError(
-        "CUDA out of memory. Tried to allocate 2.00 MiB. GPU 0 has 1.5 GiB. Process 1 has all."
-    )
+    gpu = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB. GPU 0 has 1.5 GiB. Of it …")
     assert memory_error(gpu) == "CUDA out of memory. Tried to allocate 2.00 MiB"
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60, dtype=torch.uint8)

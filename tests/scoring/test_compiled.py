@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import partialmethod
 from typing import Any
 
 import pytest
@@ -22,8 +22,7 @@ def test_the_same_log_probs_and_gradients_from_few_graphs(lora: bool, monkeypatc
     """Captured as on a GPU, but run without generated code, whose C++ takes half a minute to compile."""
     from torch._dynamo.utils import counters
 
-    captured = partial(nn.Module.compile, backend="aot_eager")
-    monkeypatch.setattr(nn.Module, "compile", lambda module, **options: captured(module, **options))
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))
     torch._dynamo.reset()
     counters.clear()
 
@@ -43,8 +42,8 @@ def test_the_same_log_probs_and_gradients_from_few_graphs(lora: bool, monkeypatc
     assert compile_layers(model) == TINY_SHAPE.layers
     for ours, expected in zip(passes(model), plain, strict=True):
         torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
-    # Before and behind attention, for all layers and all sizes of trees; under LoRA once more for the first layer, whose
-    # inputs have no gradient.
+    # Before and behind attention, for all layers and all sizes of trees; under LoRA once more for the first layer, as
+    # its inputs have no gradient.
     assert 0 < counters["stats"]["unique_graphs"] <= (7 if lora else 4)
     assert "_attend" in str(counters["graph_break"])
 

@@ -50,7 +50,8 @@ def register() -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    AttentionInterface.register(TREE_ATTENTION, torch.compiler.disable(_attend))
+    untraced: Any = torch.compiler.disable(_attend)  # type: ignore[no-untyped-call]
+    AttentionInterface.register(TREE_ATTENTION, untraced)
     AttentionMaskInterface.register(TREE_ATTENTION, sdpa_mask)
 
 
