@@ -20,6 +20,7 @@ from sirius_rec.rankers.catalogue import top as catalogue_top
 from sirius_rec.rankers.requests import Request
 from sirius_rec.recipes import ranking
 from sirius_rec.recipes.adoption import open_run
+from sirius_rec.recipes.listing import listing_of
 from sirius_rec.recipes.methods import build_methods
 from sirius_rec.recipes.ranking import Served, chosen_method, load_run_ranker, title_scorer
 from sirius_rec.recipes.recommending import Scored, Searched, Shelf, load_run_recommender
@@ -296,8 +297,6 @@ def test_bad_requests_are_one_line_each(run: Run, trained: Run, ids: list[str], 
         recommend(tmp_path, run.folder.path, [{"history": ["who"]}], "--unknown", "refuse")
     with pytest.raises(ConfigError, match="--top 81: the catalogue has 80 items: ask for 1 to 80"):
         recommend(tmp_path, run.folder.path, [{"history": ids[:1]}], "--top", 81)
-    with pytest.raises(ConfigError, match="--items: for plain models alone"):
-        recommend(tmp_path, run.folder.path, [{"history": ids[:1]}], "--items", tmp_path / "requests.jsonl")
     with pytest.raises(ConfigError, match=r"prompts list the candidates.*: train with prompts\.slate: false"):
         recommend(tmp_path, trained.folder.path, [{"history": ids[:1]}])
     (skipped, good) = recommend(tmp_path, run.folder.path, [{"history": []}, {"history": ids[:1]}], "--skip-bad")
@@ -307,7 +306,7 @@ def test_bad_requests_are_one_line_each(run: Run, trained: Run, ids: list[str], 
 
 def test_a_history_that_leaves_no_room_for_the_longest_title(run: Run, ids: list[str], tmp_path: Path) -> None:
     ranker = build_methods(run.config)["sft"].ranker(run, 0, "best")
-    requests = title_scorer(run, ranker, titles=False)
+    requests = title_scorer(run, ranker, listing_of(run), titles=False)
     shelf = Shelf(ids, run.dataset.titles, titles_given=False, top=1, exclude_seen=False)
     searched = Searched(shelf, requests, None)
     assert requests.check(Request(1, tuple(ids[:3]))) is None

@@ -209,7 +209,31 @@ def test_a_plain_model_with_a_catalogue_reads_its_ids(
     nothing = client.post("/v1/recommend", json={"history": ["of tomorrow"]})
     assert nothing.status_code == 422 and "history holds no item of the catalogue" in nothing.json()["detail"]
     ranked = client.post("/v1/rerank", json={"history": ["of tomorrow"], "candidates": [5, 6]})
-    assert ranked.status_code == 422 and "'of tomorrow' is not in the catalogue" in ranked.json()["detail"]
+    assert ranked.status_code == 422 and "history holds no item of the catalogue" in ranked.json()["detail"]
+    titled = served(serving.Source(str(folder), plain={"shows_slate": False}, titles=True, items=str(items)))
+    some = {"history": [], "candidates": ["A title of tomorrow", "5"]}
+    assert titled.post("/v1/rerank", json=some).status_code == 200
+
+
+def test_a_run_with_items_of_tomorrow(run: Run, served: Callable[..., httpx2.Client], tmp_path: Path) -> None:
+    """What reads titles ranks and recommends them beside its own; what knows its catalogue alone goes on as it was."""
+    items = tmp_path / "new.csv"
+    items.write_text("item_id,title\nnew,A title of tomorrow\n")
+    ids = [str(item) for item in run.dataset.items["item_id"].to_list()]
+    client = served(source(run, "markov", "sft", items=str(items)))
+    asked = {"history": [ids[0], "new"], "candidates": ["new", ids[5]], "model": "sft"}
+    got = {r["id"]: r["log_prob"] for r in client.post("/v1/rerank", json=asked).json()["results"]}
+    row = {k: asked[k] for k in ("history", "candidates")}
+    (want,) = answered(tmp_path, "rank", run.folder.path, [row], "--items", items, "--method", "sft")
+    assert got == pytest.approx(dict(zip(want["candidates"], want["scores"], strict=True)), abs=1e-5)
+    wish = {"history": ids[:2], "exclude": ids, "top_n": 1, "model": "sft"}
+    assert client.post("/v1/recommend", json=wish).json()["items"] == ["new"]
+    refused = client.post("/v1/rerank", json={**asked, "model": "markov"})
+    assert refused.status_code == 422 and "'new' is not in the catalogue, which markov" in refused.json()["detail"]
+    best = client.post("/v1/recommend", json={"history": ids[:2], "top_n": 80, "model": "markov"}).json()["items"]
+    assert sorted(best) == sorted(ids)
+    with pytest.raises(RunError, match="markov cannot rank items that training never met"):
+        serving.load(source(run, "markov", items=str(items)))
 
 
 @pytest.mark.parametrize("with_items", [True, False])

@@ -65,6 +65,10 @@ ChatOption = Annotated[
 DtypeOption = Annotated[
     Literal["float32", "bfloat16"] | None, typer.Option("--dtype", help="Of a plain model's weights.")
 ]
+ItemsOption = Annotated[
+    Path | None,
+    typer.Option("--items", help="CSV or Parquet of item_id, title: a plain model's catalogue; of a run, new items."),
+]
 _REQUESTS = "JSON lines or Parquet, a folder or the address of such"
 JobsOption = Annotated[
     int | None, typer.Option("--jobs", min=1, help="Processes that answer. Default: 1; with Ray one per GPU or core.")
@@ -83,6 +87,7 @@ def rank(
     seed: SeedOption = None,
     checkpoint: CheckpointOption = None,
     titles: TitlesOption = False,
+    items: ItemsOption = None,
     top: Annotated[int | None, typer.Option(min=1, help="Write the first K only.")] = None,
     skip_bad: SkipOption = False,
     unknown: UnknownOption = None,
@@ -97,7 +102,8 @@ def rank(
 ) -> None:
     """Rank requests with a trained model, in a stream; killed and started again, it goes on where it stopped.
 
-    Requests hold item ids of the run's catalogue, or titles (--titles; always with a plain model). Bounded memory.
+    Requests hold item ids of the run's catalogue or of --items, or titles (--titles; always with a plain model without
+    --items). Bounded memory.
 
     Example: sirius rank --model runs/lastfm --input requests.jsonl --out ranked.jsonl --top 10
     """
@@ -108,14 +114,14 @@ def rank(
     from sirius_rec.recipes.ranking import load_plain_model, load_run_ranker
 
     source, target = _places(input, out)
-    model = whole_path(model)
+    model, items = whole_path(model), items and items.absolute()
     plain = {"--template": template, "--slate": slate, "--max-history": max_history, "--chat": chat,
              "--dtype": dtype}  # fmt: skip
     if is_run(model, plain, {"--method": method, "--seed": seed, "--checkpoint": checkpoint}):
         of_run = chosen(method, seed, checkpoint)
-        load = partial(opened, model, load_run_ranker, titles=titles, **of_run)
+        load = partial(opened, model, load_run_ranker, titles=titles, items=items, **of_run)
     else:
-        load = partial(load_plain_model, model, **given(plain))
+        load = partial(load_plain_model, model, items=items, titles=titles, **given(plain))
     spec = AnswererSpec(load, top, unknown != "refuse", skip_bad)
     _answer(spec, source, target, jobs, cluster_of(engine, address), verb="ranking", unknown=unknown)
 
@@ -137,9 +143,7 @@ def recommend(
         str | None, typer.Option(help="Method of the run that finds candidates, which the model then orders.")
     ] = None,
     retrieve: Annotated[int | None, typer.Option(min=1, help="How many it finds. Default: 100.")] = None,
-    items: Annotated[
-        Path | None, typer.Option(help="A plain model's catalogue: CSV or Parquet, item_id, title.")
-    ] = None,
+    items: ItemsOption = None,
     method: MethodOption = None,
     seed: SeedOption = None,
     checkpoint: CheckpointOption = None,
@@ -178,8 +182,7 @@ def recommend(
 
     source, target = _places(input, out)
     model, items = whole_path(model), items and items.absolute()
-    plain = {"--template": template, "--max-history": max_history, "--chat": chat, "--dtype": dtype,
-             "--items": items}  # fmt: skip
+    plain = {"--template": template, "--max-history": max_history, "--chat": chat, "--dtype": dtype}
     asked: dict[str, Any] = {"titles": titles, "top": top, "exclude_seen": exclude_seen}
     of_run = chosen(method, seed, checkpoint)
     if retriever is None:
@@ -189,17 +192,19 @@ def recommend(
     of_a_run = is_run(model, plain, {"--method": method, "--seed": seed, "--checkpoint": checkpoint})
     if retriever is not None and not of_a_run:
         raise ConfigError(f"--retriever: {model} is no run folder, and has no other methods")
+    if retriever is not None:
+        refuse_options({"--items": items}, "for a search of the whole catalogue; --retriever finds items of the run's")
     load: Callable[[], Served]
     if retriever is not None:
         load = partial(
             opened, model, load_run_reranker, retriever=retriever, retrieve=retrieve or 100, **of_run, **asked
         )
     elif of_a_run:
-        load = partial(opened, model, load_run_recommender, max_opened=max_opened, **of_run, **asked)
+        load = partial(opened, model, load_run_recommender, max_opened=max_opened, items=items, **of_run, **asked)
     elif items is None:
         raise ConfigError(f"--items: {model} is no run folder: name its catalogue, a table of item_id and title")
     else:
-        load = partial(load_plain_recommender, model, max_opened=max_opened, **given(plain), **asked)
+        load = partial(load_plain_recommender, model, items, max_opened=max_opened, **given(plain), **asked)
     spec = AnswererSpec(load, top, unknown != "refuse", skip_bad)
     # A request takes a second or so: few at a time, so that little is lost with a kill.
     cluster = cluster_of(engine, address)
@@ -237,7 +242,7 @@ def is_run(model: str, plain: dict[str, Any], of_run: dict[str, Any]) -> bool:
     if not RunFolder(Path(model)).config_file.is_file():
         refuse_options(of_run, f"for run folders alone, and {model} is a plain model")
         return False
-    refuse_options(plain, f"for plain models alone; {model} is a run folder, which has its own prompts and items")
+    refuse_options(plain, f"for plain models alone; {model} is a run folder, which has its own prompts")
     return True
 
 

@@ -15,6 +15,7 @@ from sirius_rec.commands.serve import (
     CheckpointOption,
     DtypeOption,
     HistoryOption,
+    ItemsOption,
     SeedOption,
     SlateOption,
     TemplateOption,
@@ -52,7 +53,7 @@ def serve(
     max_seconds: Annotated[float | None, typer.Option(help="For an answer; then 503. Default: 30.")] = None,
     drain: Annotated[float | None, typer.Option(help="Seconds for open requests at SIGTERM. Default: 30.")] = None,
     log_content: Annotated[bool, typer.Option("--log-content", help="Histories and candidates in the log.")] = False,
-    items: Annotated[Path | None, typer.Option(help="A plain model's catalogue: item_id, title.")] = None,
+    items: ItemsOption = None,
     template: TemplateOption = None,
     slate: SlateOption = None,
     max_history: HistoryOption = None,
@@ -77,7 +78,8 @@ def serve(
     from sirius_rec.serving.server import serve as listen
 
     plain = {"--template": template, "--slate": slate, "--max-history": max_history, "--chat": chat,
-             "--dtype": dtype, "--items": items}  # fmt: skip
+             "--dtype": dtype}  # fmt: skip
+    listed = None if items is None else str(items)
     own = {"host": host, "port": port, "workers": workers, "drain": drain, "api_keys": api_keys,
            "cors": tuple(cors) if cors else None, "log_content": log_content or None}  # fmt: skip
     limits = {"body": max_body, "candidates": max_candidates, "seconds": max_seconds}
@@ -90,10 +92,10 @@ def serve(
     )
     check(service)
     if is_run(model, plain, {"--method": method or None, "--seed": seed, "--checkpoint": checkpoint}):
-        source = serving.Source(model, tuple(method or ()), seed, checkpoint or "best", titles, service=service)
+        keys = tuple(method or ())
+        source = serving.Source(model, keys, seed, checkpoint or "best", titles, items=listed, service=service)
     else:
-        options = {name: value for name, value in given(plain).items() if name != "items"}
-        source = serving.Source(model, plain=options, items=None if items is None else str(items), service=service)
+        source = serving.Source(model, plain=given(plain), titles=titles, items=listed, service=service)
     serving.check(source)
     if keys_of(api_keys).open and service.host not in ("127.0.0.1", "localhost", "::1"):
         log(f"warning: {service.host} is open to others, and there are no keys: set SIRIUS_API_KEYS")

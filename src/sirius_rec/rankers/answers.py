@@ -160,7 +160,7 @@ class Unknown:
     """What to do with history items that a ranker does not know, where they are dropped instead of refused.
 
     known: whether it knows an item. popular: answers by popularity, for a history of which nothing is left; such an
-    answer is marked. None where that is not known: `check` refuses such a history.
+    answer is marked. None where that is not known: such a request is refused.
     """
 
     known: Callable[[str], bool]
@@ -277,12 +277,16 @@ def prepared(
     checked: list[Request | BadRequest] = []
     marks: Marks = {}
     for request in requests:
-        if isinstance(request, Request) and unknown is not None:
-            request, marks[request.line] = _without_unknown(request, unknown)
-        if isinstance(request, Request) and (why := check(request)) is not None:
-            checked.append(BadRequest(request.line, why, request.trail, request.key, request.named))
-        else:
-            checked.append(request)
+        why = None
+        if isinstance(request, Request):
+            if unknown is not None:
+                request, marks[request.line] = _without_unknown(request, unknown)
+                if marks[request.line] and not request.history and unknown.popular is None:
+                    why = "history holds no item of the catalogue; there is nothing to go by"
+            why = why or check(request)
+        if isinstance(request, Request) and why is not None:
+            request = BadRequest(request.line, why, request.trail, request.key, request.named)
+        checked.append(request)
     return checked, marks
 
 

@@ -15,15 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sirius_rec.data.sources.files import load_items
-from sirius_rec.data.store import Dataset
-from sirius_rec.data.titles import distinct_titles
-from sirius_rec.errors import ConfigError, DataError, RunError
+import polars as pl
+
+from sirius_rec.data.fingerprint import table_fingerprint
+from sirius_rec.errors import ConfigError, RunError
 from sirius_rec.option_errors import nearest
 from sirius_rec.rankers.answers import Answerer, Check, Respond, Unknown, ranking
 from sirius_rec.rankers.requests import RANKING, RECOMMENDING, Request, checked
 from sirius_rec.rankers.trivial import Popularity
 from sirius_rec.recipes.job import log
+from sirius_rec.recipes.listing import Listing, listed_titles, listing_of
 from sirius_rec.recipes.methods import Method, build_methods
 from sirius_rec.recipes.models import configured_context
 from sirius_rec.recipes.prompt_file import in_words, prompt_form
@@ -70,19 +71,30 @@ class Served:
 
 
 def load_run_ranker(
-    run: Run, *, method: str | None = None, seed: int | None = None, checkpoint: str = "best", titles: bool = False
+    run: Run,
+    *,
+    method: str | None = None,
+    seed: int | None = None,
+    checkpoint: str = "best",
+    titles: bool = False,
+    items: Path | None = None,
 ) -> Served:
     """A ranker of a run: any method that is trained; by default what had the highest HR@1 on validation slates.
 
     checkpoint: `best` or `last`. titles: requests hold titles (a language model also ranks titles that the catalogue
-    lacks), not item ids. Raises RunError if nothing of that name and seed is trained.
+    lacks), not item ids. items: a table of item_id and title that requests may name beside the run's; it takes a
+    method that reads titles. Raises RunError if nothing of that name and seed is trained.
     """
     quiet()
     check_checkpoint(checkpoint)
-    chosen, seed = chosen_method(run, method, seed)
-    scorer = scorer_of_run(run, chosen, chosen.ranker(run, seed, checkpoint), titles=titles)
+    if titles and items is not None:
+        raise ConfigError("--items: with --titles any title is read, in the catalogue or not: leave one of them out")
+    chosen, seed = chosen_method(run, method, seed, *(() if items is None else ADDING))
+    listing = listing_of(run, items)
+    scorer = scorer_of_run(run, chosen, chosen.ranker(run, seed, checkpoint), listing, titles=titles)
     name, recipe = described(run, chosen, seed, checkpoint, titles=titles)
-    return Served(name, recipe, scorer.score, scorer.check, unknown_to(run, scorer, titles=titles), scorer.unread)
+    unknown = unknown_to(run, scorer, listing, titles=titles)
+    return Served(name, recipe | listing.recipe, scorer.score, scorer.check, unknown, scorer.unread)
 
 
 def check_checkpoint(checkpoint: str, where: str = "checkpoint") -> None:
@@ -91,11 +103,11 @@ def check_checkpoint(checkpoint: str, where: str = "checkpoint") -> None:
         raise ConfigError(f"{where} '{checkpoint}': checkpoints are best and last")
 
 
-def scorer_of_run(run: Run, method: Method, ranker: Any, *, titles: bool) -> Scorer:
+def scorer_of_run(run: Run, method: Method, ranker: Any, listing: Listing, *, titles: bool) -> Scorer:
     """What scores requests with a method's loaded ranker, by item id or by title."""
     if method.reads_titles:
-        return title_scorer(run, ranker, titles=titles)
-    names = names_of(run, titles=titles)
+        return title_scorer(run, ranker, listing, titles=titles)
+    names = listing.names(titles=titles)[: listing.own]
     scorer = CatalogueScorer(ranker, method.key, names, titles=titles, length=method.request_length(run))
     if method.uses_backbone:
         scorer.max_history, scorer.context = run.config.data.window.max_history, configured_context(run.config)
@@ -111,33 +123,25 @@ def described(run: Run, method: Method, seed: int, checkpoint: str, *, titles: b
     return f"{name} ({checkpoint} checkpoint)" if method.reads_titles else name, recipe
 
 
-def title_scorer(run: Run, ranker: Any, *, titles: bool) -> TitleScorer:
+def title_scorer(run: Run, ranker: Any, listing: Listing, *, titles: bool) -> TitleScorer:
     """What scores requests with a run's language model, by item id or by title."""
     scorer = TitleScorer(
         ranker.model, ranker.encoder, ranker.template,
-        None if titles else dict(zip(item_ids(run.dataset), run.dataset.titles, strict=True)),
+        None if titles else dict(zip(listing.ids, listing.titles, strict=True)),
         max_history=run.config.data.window.max_history, scoring=ranker.scoring, batch_tokens=ranker.batch_tokens,
         bf16=ranker.bf16,
     )  # fmt: skip
     if run.config.prompts.fields:
-        scorer.prompted = dict(zip(run.dataset.titles, run.shown, strict=True))
-    if titles and run.config.backbone.name == "tiny":  # it has read nothing but this catalogue
+        scorer.prompted = dict(zip(listing.titles, [*run.shown, *listing.further], strict=True))
+    if (titles or listing.further) and run.config.backbone.name == "tiny":  # it has read nothing but this catalogue
         scorer.catalogue = set(run.dataset.titles)
     return scorer
-
-
-def item_ids(dataset: Dataset) -> list[str]:
-    return list(map(str, dataset.items[ITEM_ID].to_list()))
-
-
-def names_of(run: Run, *, titles: bool) -> list[str]:
-    """How requests name the items of the catalogue, by dense number."""
-    return run.dataset.titles if titles else item_ids(run.dataset)
 
 
 def unknown_to(
     run: Run,
     scorer: Scorer,
+    listing: Listing,
     *,
     titles: bool,
     respond: Callable[[CatalogueScorer], Respond] = lambda popular: popular.score,
@@ -149,9 +153,16 @@ def unknown_to(
     """
     if scorer.reads_any:
         return None
-    popularity = Popularity().fit(run.dataset.train_sequences(), run.dataset.n_items)
-    popular = CatalogueScorer(popularity, "popularity", names_of(run, titles=titles), titles=titles)
+    names = listing.names(titles=titles)
+    if not isinstance(scorer, TitleScorer):
+        names = names[: listing.own]
+    popularity = Popularity().fit(run.dataset.train_sequences(), len(names))
+    popular = CatalogueScorer(popularity, "popularity", names, titles=titles)
     return Unknown(popular.knows, respond(popular))
+
+
+# What may have items added to its catalogue, and what it can do.
+ADDING = (lambda method: method.reads_titles, "rank items that training never met")
 
 
 def chosen_method(
@@ -189,30 +200,21 @@ def chosen_method(
     return max(fitting, key=lambda pair: fitting[pair])
 
 
-def listed_titles(items: Path) -> tuple[list[str], list[str]]:
-    """Ids and titles of a table of items for a plain model; equal titles are told apart as in a preparation.
+def load_plain_model(name: str, *, items: Path | None = None, titles: bool = False, **options: Any) -> Served:
+    """Any causal language model by hub id, folder (of SiriusTrainer, say) or GGUF file.
 
-    DataError for an item without a title. Numbers behind equal titles go by the order of the table, so whoever lists
-    other items than the model was trained on is told of them.
-    """
-    frame, untitled, _ = load_items(items, {}, "drop")
-    if untitled:
-        raise DataError(f"{items}: item {untitled[0]!r} has no title: give it one, or leave it out")
-    shown, renamed = distinct_titles(frame[TITLE].to_list())
-    if renamed:
-        log(f"warning: {items}: {len(renamed)} titles are those of an earlier item and got a number, such as "
-            f"{shown[renamed[0]]!r}: a model of a run knows them as its data/items.parquet has them")  # fmt: skip
-    return frame[ITEM_ID].to_list(), shown
-
-
-def load_plain_model(name: str, **options: Any) -> Served:
-    """Any causal language model by hub id, folder (of SiriusTrainer, say) or GGUF file; requests hold titles.
-
+    items: a table of item_id and title, whose ids requests hold; without one, or with `titles`, they hold titles.
     options: of `scorer_of_model`.
     """
+    listed = None if titles or items is None else dict(zip(*listed_titles(items), strict=True))
     scorer, recipe = scorer_of_model(name, **options)
-    log(f"{name} is a plain model: histories and candidates are read as titles")
-    return Served(in_words(name, recipe), recipe, scorer.score, scorer.check)
+    if listed is None:
+        log(f"{name} is a plain model: histories and candidates are read as titles")
+        return Served(in_words(name, recipe), recipe, scorer.score, scorer.check)
+    scorer.texts = listed
+    recipe["items"] = table_fingerprint(pl.DataFrame({ITEM_ID: list(listed), TITLE: list(listed.values())}))
+    unknown = Unknown(listed.__contains__, None)
+    return Served(in_words(name, recipe), recipe, scorer.score, scorer.check, unknown)
 
 
 def scorer_of_model(

@@ -14,19 +14,19 @@ import polars as pl
 from sirius_rec.bench.catalogue import CatalogueTask
 from sirius_rec.data.fingerprint import table_fingerprint
 from sirius_rec.errors import ConfigError, PromptError
-from sirius_rec.rankers.answers import Check, Unknown, finite
+from sirius_rec.rankers.answers import Unknown, finite
 from sirius_rec.rankers.catalogue.trie import catalogue_trie
 from sirius_rec.rankers.requests import Request
 from sirius_rec.rankers.trivial import Popularity
+from sirius_rec.recipes.listing import Listing, listed_titles, listing_of
 from sirius_rec.recipes.methods import Method
 from sirius_rec.recipes.prompt_file import EXPORTED, in_words
 from sirius_rec.recipes.ranking import (
+    ADDING,
     Served,
     check_checkpoint,
     chosen_method,
     described,
-    item_ids,
-    listed_titles,
     scorer_of_model,
     title_scorer,
     unknown_to,
@@ -145,39 +145,45 @@ def load_run_recommender(
     top: int = 10,
     exclude_seen: bool = False,
     max_opened: int | None = None,
+    items: Path | None = None,
 ) -> Served:
     """Recommendations from a run's catalogue, by any method that can rank all of it; by default the best on validation.
 
     checkpoint, titles: as in `load_run_ranker`. top: items of an answer. exclude_seen: leaves out what the history
-    holds. max_opened: prefixes that a search may open for a request, as in `top_k`. RunError if none is trained.
+    holds. max_opened: prefixes that a search may open for a request, as in `top_k`. items: a table of item_id and title
+    to recommend from beside the run's, by a method that reads titles. RunError if none is trained.
     """
     quiet()
     check_checkpoint(checkpoint)
-    shelf = Shelf(item_ids(run.dataset), run.dataset.titles, titles_given=titles, top=top, exclude_seen=exclude_seen)
-    chosen, seed = chosen_method(run, method, seed, ranks_catalogue, "rank a whole catalogue")
+    able = (ranks_catalogue, "rank a whole catalogue") if items is None else ADDING
+    chosen, seed = chosen_method(run, method, seed, *able)
+    listing = listing_of(run, items)
+    shelf = Shelf(listing.ids, listing.titles, titles_given=titles, top=top, exclude_seen=exclude_seen)
     name, recipe = described(run, chosen, seed, checkpoint, titles=titles)
-    recipe |= {"exclude_seen": exclude_seen, "max_opened": max_opened}
+    recipe |= {"exclude_seen": exclude_seen, "max_opened": max_opened, **listing.recipe}
     ranker = chosen.ranker(run, seed, checkpoint)
-    recommender = recommender_of_run(run, chosen, ranker, shelf, max_opened)
+    recommender = recommender_of_run(run, chosen, ranker, listing, shelf, max_opened)
     scorer = recommender.scorer
-    unknown = unknown_to_shelf(run, scorer, shelf)
+    unknown = unknown_to_shelf(run, scorer, listing, shelf)
     return Served(name, recipe, recommender.respond, scorer.check, unknown, scorer.unread, says="answers")
 
 
 def recommender_of_run(
-    run: Run, method: Method, ranker: Any, shelf: Shelf, max_opened: int | None
+    run: Run, method: Method, ranker: Any, listing: Listing, shelf: Shelf, max_opened: int | None
 ) -> Searched | Scored:
     """What recommends from a run's catalogue with a method's loaded ranker."""
     if method.reads_titles:
-        return Searched(shelf, title_scorer(run, ranker, titles=shelf.titles_given), max_opened)
+        return Searched(shelf, title_scorer(run, ranker, listing, titles=shelf.titles_given), max_opened)
     popularity = Popularity().fit(run.dataset.train_sequences(), run.dataset.n_items)
     scorer = CatalogueScorer(ranker, method.key, shelf.names, titles=shelf.titles_given)
     return Scored(shelf, scorer, popularity.counts)
 
 
-def unknown_to_shelf(run: Run, scorer: Scorer, shelf: Shelf) -> Unknown | None:
+def unknown_to_shelf(run: Run, scorer: Scorer, listing: Listing, shelf: Shelf) -> Unknown | None:
     """`unknown_to` where items are recommended, and popularity recommends them too."""
-    return unknown_to(run, scorer, titles=shelf.titles_given, respond=lambda popular: Scored(shelf, popular).respond)
+    return unknown_to(
+        run, scorer, listing, titles=shelf.titles_given, respond=lambda popular: Scored(shelf, popular).respond
+    )
 
 
 def ranks_catalogue(method: Method) -> bool:
@@ -203,20 +209,7 @@ def load_plain_recommender(
     recipe |= {"items": str(items.resolve()), "trie": searched.trie.key, "ids": named, "titles": titles,
                "exclude_seen": exclude_seen, "max_opened": max_opened}  # fmt: skip
     unknown = None if titles else Unknown(shelf.number.__contains__, None)
-    return Served(
-        in_words(name, recipe), recipe, searched.respond, of_known_items(scorer.check), unknown, says="answers"
-    )
-
-
-def of_known_items(check: Check) -> Check:
-    """`check`, and why nothing is recommended from unknown items alone where there is no popularity to go by."""
-
-    def checked(request: Request) -> str | None:
-        if not request.history:  # an empty one is refused as it is read
-            return "history holds no item of the catalogue; there is nothing to recommend from"
-        return check(request)
-
-    return checked
+    return Served(in_words(name, recipe), recipe, searched.respond, scorer.check, unknown, says="answers")
 
 
 def bench_task(run: Run, *, users: int, seed: int = 0) -> CatalogueTask:

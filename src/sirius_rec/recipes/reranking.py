@@ -10,8 +10,9 @@ import numpy as np
 
 from sirius_rec.errors import ConfigError
 from sirius_rec.rankers.requests import Request
+from sirius_rec.recipes.listing import listing_of
 from sirius_rec.recipes.methods import build_methods
-from sirius_rec.recipes.ranking import Served, chosen_method, described, item_ids, load_run_ranker
+from sirius_rec.recipes.ranking import Served, chosen_method, described, load_run_ranker
 from sirius_rec.recipes.recommending import Shelf, best_first, unknown_to_shelf
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.scorers import CatalogueScorer
@@ -77,15 +78,15 @@ def load_run_reranker(
         raise ConfigError(f"--retriever {retriever}: does not score the whole catalogue: name one of {', '.join(able)}")
     if retrieve < top:
         raise ConfigError(f"--retrieve {retrieve}: fewer candidates than --top {top}: ask for more")
-    data = run.dataset
-    shelf = Shelf(item_ids(data), data.titles, titles_given=titles, top=top, exclude_seen=exclude_seen)
     ranker = load_run_ranker(run, method=method, seed=seed, checkpoint=checkpoint, titles=titles)
     finder, own_seed = chosen_method(run, retriever, None)
+    listing = listing_of(run)
+    shelf = Shelf(listing.ids, listing.titles, titles_given=titles, top=top, exclude_seen=exclude_seen)
     name, recipe = described(run, finder, own_seed, "best", titles=titles)
     scorer = CatalogueScorer(finder.ranker(run, own_seed, "best"), finder.key, shelf.names, titles=titles)
     reranked = Reranked(shelf, scorer, ranker, retrieve)
     return Served(
         f"{ranker.name}, from the {retrieve} best of {name}",
         {"ranker": ranker.recipe, "retriever": recipe, "retrieve": retrieve, "exclude_seen": exclude_seen},
-        reranked.respond, reranked.check, unknown_to_shelf(run, scorer, shelf), ranker.unread, says="answers",
+        reranked.respond, reranked.check, unknown_to_shelf(run, scorer, listing, shelf), ranker.unread, says="answers",
     )  # fmt: skip

@@ -14,12 +14,12 @@ from pydantic import TypeAdapter
 from sirius_rec.errors import ConfigError
 from sirius_rec.rankers.answers import Unknown, finite
 from sirius_rec.rankers.requests import Request
+from sirius_rec.recipes.listing import Listing, listed_titles, listing_of
 from sirius_rec.recipes.methods import Method
 from sirius_rec.recipes.ranking import (
+    ADDING,
     check_checkpoint,
     chosen_method,
-    item_ids,
-    listed_titles,
     scorer_of_model,
     scorer_of_run,
     unknown_to,
@@ -27,7 +27,6 @@ from sirius_rec.recipes.ranking import (
 from sirius_rec.recipes.recommending import (
     Searched,
     Shelf,
-    of_known_items,
     ranks_catalogue,
     recommender_of_run,
     unknown_to_shelf,
@@ -48,7 +47,8 @@ _KEPT_TITLES = 100_000  # token ids of titles that an encoder keeps
 class Source:
     """What is served. model: a run folder, or a language model by hub id, folder or file. methods: keys of a run's
     methods, KEY@last or KEY@best for one checkpoint; () for the best on validation. plain: options of
-    `scorer_of_model`; None of a run. items: a plain model's catalogue."""
+    `scorer_of_model`; None of a run. items: a plain model's catalogue, or what a run's methods that read titles rank
+    beside its own."""
 
     model: str
     methods: tuple[str, ...] = ()
@@ -87,34 +87,41 @@ def _wanted(source: Source) -> list[tuple[str | None, str]]:
 
 def _of_run(source: Source) -> Loaded:
     run = Run.open(source.model)
+    wanted = [(chosen_method(run, key, source.seed), checkpoint) for key, checkpoint in _wanted(source)]
+    items = None if source.items is None else Path(source.items)
+    if items is not None and not any(method.reads_titles for (method, _), _ in wanted):
+        chosen_method(run, wanted[0][0][0].key, source.seed, *ADDING)  # which says what can
+    listing = listing_of(run, items)
     models: dict[str, Model] = {}
     forgetting: list[Callable[[], None]] = []
-    for key, checkpoint in _wanted(source):
-        method, seed = chosen_method(run, key, source.seed)
+    for (method, seed), checkpoint in wanted:
         ranker = method.ranker(run, seed, checkpoint)
         _own_weights(getattr(ranker, "model", None))
         name = method.key if checkpoint == source.checkpoint else f"{method.key}@{checkpoint}"
         about = {"method": method.key, "label": method.label, "seed": seed, "checkpoint": checkpoint}
-        scorer = scorer_of_run(run, method, ranker, titles=source.titles)
-        unknown = unknown_to(run, scorer, titles=source.titles)
-        recommend, why_not = _recommending(run, method, ranker, source)
+        scorer = scorer_of_run(run, method, ranker, listing, titles=source.titles)
+        unknown = unknown_to(run, scorer, listing, titles=source.titles)
+        recommend, why_not = _recommending(run, method, ranker, listing, source)
         models[name] = _model(name, about, scorer, unknown, recommend, why_not, source.service.batching, forgetting)
-    catalogue = Catalogue(item_ids(run.dataset), run.dataset.titles, open=source.titles)
+    catalogue = Catalogue(listing.ids, listing.titles, open=source.titles)
     about = {"run": run.folder.path.name, "fingerprint": run.dataset.fingerprint}
     return _warm(Loaded(models, catalogue, about, partial(_all, forgetting)))
 
 
-def _recommending(run: Run, method: Method, ranker: Any, source: Source) -> tuple[Responder | None, str]:
+def _recommending(
+    run: Run, method: Method, ranker: Any, listing: Listing, source: Source
+) -> tuple[Responder | None, str]:
     if not ranks_catalogue(method):
         return None, f"{method.key} ranks slates only: it cannot recommend from the catalogue"
-    shelf = Shelf(item_ids(run.dataset), run.dataset.titles, titles_given=source.titles, top=1, exclude_seen=False)
+    known = len(listing.ids) if method.reads_titles else listing.own
+    shelf = Shelf(listing.ids[:known], listing.titles[:known], titles_given=source.titles, top=1, exclude_seen=False)
     try:
-        recommender = recommender_of_run(run, method, ranker, shelf, None)
+        recommender = recommender_of_run(run, method, ranker, listing, shelf, None)
     except ConfigError as error:  # its prompts list the candidates
         return None, str(error)
     scorer = recommender.scorer
     _quiet(scorer)
-    unknown = unknown_to_shelf(run, scorer, shelf)
+    unknown = unknown_to_shelf(run, scorer, listing, shelf)
     return Responder(recommender.respond, scorer.check, unknown, _size(scorer), shelf.ask), ""
 
 
@@ -137,12 +144,9 @@ def _of_plain_model(source: Source) -> Loaded:
         else:
             own = TitleScorer(scorer.model, scorer.encoder, scorer.form, scorer.texts, max_history=scorer.max_history)
             searched = Searched(shelf, own, None)
-            recommend, why_not = (
-                Responder(searched.respond, of_known_items(own.check), unknown, _size(own), shelf.ask),
-                "",
-            )
+            recommend, why_not = Responder(searched.respond, own.check, unknown, _size(own), shelf.ask), ""
     about = {"label": name, "template": scorer.form.name}
-    models = {name: _model(name, about, scorer, None, recommend, why_not, source.service.batching, forgetting)}
+    models = {name: _model(name, about, scorer, unknown, recommend, why_not, source.service.batching, forgetting)}
     catalogue = Catalogue(ids, shown, open=titles)
     return _warm(Loaded(models, catalogue, {"run": name}, partial(_all, forgetting)))
 
