@@ -7,12 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 from typer.testing import CliRunner
 
 from sirius_rec import cli
 from sirius_rec.config import Config
+from sirius_rec.errors import DataError
 from sirius_rec.evaluation.tables import read_table, table_name
 from sirius_rec.recipes.adoption import open_run
+from sirius_rec.recipes.listing import listing_of
 from sirius_rec.recipes.methods import build_methods
 from sirius_rec.recipes.reference import ReferenceCache
 from sirius_rec.recipes.results import titles_alone
@@ -81,3 +84,19 @@ def test_who_reads_titles_alone_is_named(mini: Callable[..., Config]) -> None:
     assert titles_alone(mini("prompts.fields=[genre]")) == []
     [note] = titles_alone(mini(methods, "prompts.fields=[genre]"))
     assert note == "prompts.fields: read titles alone: TALLRec (yes/no per item); LLaRA."
+
+
+def test_new_items_have_theirs(mini: Callable[..., Config], tmp_path: Path) -> None:
+    config = mini(
+        "data.source=table", f"data.input={log(tmp_path / 'log')}", "data.options={fields: [genre]}",
+        "data.slates=[{size: 4}]", "prompts.fields=[genre]", "methods=[]",
+    )  # fmt: skip
+    run = Run(open_run(tmp_path / "run", config), config)
+    run_stages(run, ("data",), lambda line: None)
+    new = tmp_path / "new.csv"
+    new.write_text("item_id,title,genre\nnew,Title N,genre 9\nbare,Title B,\n")
+    listing = listing_of(run, new)
+    assert (listing.titles[-2:], listing.further) == (["Title N", "Title B"], ["Title N (genre 9)", "Title B"])
+    new.write_text("item_id,title\nnew,Title N\n")
+    with pytest.raises(DataError, match=r"new\.csv: the run's prompts show genre: the table needs that, too"):
+        listing_of(run, new)

@@ -114,28 +114,9 @@ def test_what_cannot_have_new_items_says_so(run: Run, ids: list[str], tmp_path: 
     with pytest.raises(ConfigError, match="--items: for a search of the whole catalogue; --retriever finds items of"):
         call("recommend", tmp_path, run.folder.path, [{"history": ids[:1]}], "--items", items, "--retriever", "markov")
     with pytest.raises(DataError, match=r"new\.csv: item 'x' has no title"):
-        call("rank", tmp_path, run.folder.path, row, "--items", table(tmp_path / "new.csv", [("x", "")]))
+        call("rank", tmp_path, run.folder.path, row, "--items", table(tmp_path / "new.csv", [("x", ""), ("y", "B")]))
     with pytest.raises(DataError, match=r"item 'new1' is not in the catalogue"):
         call("rank", tmp_path, run.folder.path, row)
-
-
-def test_fields_of_new_items_stand_in_prompts(mini: Callable[..., Config], tmp_path: Path) -> None:
-    """As those of the run's items do; a table without the run's fields is refused."""
-    source = tmp_path / "own"
-    source.mkdir()
-    rng = np.random.default_rng(0)
-    (source / "items.csv").write_text("item_id,title,genre\n" + "".join(f"i{n},T{n},G{n % 3}\n" for n in range(30)))
-    lines = [f"u{u},i{i},{t}\n" for u in range(40) for t, i in enumerate(rng.permutation(30)[:14])]
-    (source / "log.csv").write_text("user_id,item_id,timestamp\n" + "".join(lines))
-    options = f"interactions: {source}/log.csv, items: {source}/items.csv, options: {{fields: [genre]}}"
-    config = mini(f"data={{source: table, {options}}}", "prompts.slate=false", "prompts.fields=[genre]", "methods=[]")
-    run = Run(open_run(tmp_path / "run", config), config)
-    run_stages(run, ("data",), lambda line: None)
-    (tmp_path / "new.csv").write_text("item_id,title,genre\nnew,N,G9\n")
-    listing = listing_of(run, tmp_path / "new.csv")
-    assert (listing.titles[-1], listing.further) == ("N", ["N (G9)"])
-    with pytest.raises(DataError, match="genre"):
-        listing_of(run, table(tmp_path / "bare.csv", [("new", "N")]))
 
 
 def test_a_plain_model_ranks_ids_of_its_table(run: Run, ids: list[str], tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from sirius_rec.errors import ConfigError, DataError, PromptError, RunError, Sco
 from sirius_rec.rankers.answers import PARTIAL
 from sirius_rec.rankers.catalogue import top as catalogue_top
 from sirius_rec.rankers.requests import Request
-from sirius_rec.recipes import ranking
+from sirius_rec.recipes import listing
 from sirius_rec.recipes.adoption import open_run
 from sirius_rec.recipes.listing import listing_of
 from sirius_rec.recipes.methods import build_methods
@@ -154,7 +154,7 @@ def test_numbers_behind_equal_titles_are_the_tables_own(
     """A model knows "Air (2)" as the item that a preparation called so: whoever lists others is told."""
     table = items_table(tmp_path / "items.csv", ["1", "2", "3"], ["Air", "Low", "Air"])
     said: list[str] = []
-    monkeypatch.setattr(ranking, "log", said.append)
+    monkeypatch.setattr(listing, "log", said.append)
     recommend(tmp_path, run.folder.path / "sft/s0/best", [{"history": ["1"]}], "--items", table, "--top", 1)
     [line] = said
     assert f"warning: {table}: 1 titles are those of an earlier item and got a number, such as 'Air (2)'" in line
@@ -173,7 +173,7 @@ def test_a_plain_model_drops_what_its_table_lacks(run: Run, ids: list[str], tmp_
 
     [known] = answers(ids[:3])
     assert answers(["who?", *ids[:2], "and who?", ids[2]]) == [{**known, "unknown": 2}]
-    with pytest.raises(DataError, match="line 1: history holds no item of the catalogue; there is nothing to recomm"):
+    with pytest.raises(DataError, match="line 1: history holds no item of the catalogue; there is nothing to go by"):
         answers(["who?"])
     bad, good = answers(["who?"], ids[:3], options=("--skip-bad",))
     assert "history holds no item of the catalogue" in bad["error"] and good == {**known, "line": 2}

@@ -292,6 +292,19 @@ def test_one_method_twice_by_checkpoint(run: Run) -> None:
     assert loaded.models["sft@last"].about["checkpoint"] == "last"
 
 
+def test_a_service_says_which_training_it_serves(run: Run, tmp_path: Path) -> None:
+    """So that whoever trains every night sees that a swap took the new one."""
+    shutil.copytree(run.folder.path, copy := tmp_path / "run")
+    before = serving.load(replace(source(run, "sft"), model=str(copy))).models["sft"].about["training"]
+    assert before == build_methods(run.config)["sft"].trained_as(run, 0)
+    done = copy / "sft" / "s0" / "done.json"
+    done.write_text(json.dumps({**json.loads(done.read_text()), "seconds": 1e9}))
+    assert serving.load(replace(source(run, "sft"), model=str(copy))).models["sft"].about["training"] != before
+    plain = serving.load(serving.Source(str(copy / "sft" / "s0" / "best"), plain={"shows_slate": False}))
+    ((name, size, _),) = plain.default.about["weights"]
+    assert size == (copy / "sft" / "s0" / "best" / name).stat().st_size
+
+
 def test_workers_read_what_their_parent_serves(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("SIRIUS_SERVE_OPTIONS", raising=False)
     given = source(run, "sft", "markov", titles=True)

@@ -11,7 +11,7 @@ import polars as pl
 from sirius_rec.data.fingerprint import table_fingerprint
 from sirius_rec.data.sources.files import load_items
 from sirius_rec.data.titles import distinct_titles
-from sirius_rec.errors import DataError
+from sirius_rec.errors import ConfigError, DataError
 from sirius_rec.recipes.job import log
 from sirius_rec.recipes.run import Run
 from sirius_rec.schema import ITEM_ID, TITLE
@@ -81,7 +81,10 @@ def listed_titles(items: Path) -> tuple[list[str], list[str]]:
 
 
 def _titled(items: Path, fields: tuple[str, ...] = ()) -> pl.DataFrame:
-    frame, untitled, _ = load_items(items, {}, "drop", fields=fields)
+    try:
+        frame, untitled, _ = load_items(items, {}, "drop", fields=fields)
+    except ConfigError as error:
+        raise DataError(f"{items}: the run's prompts show {', '.join(fields)}: the table needs that, too") from error
     if untitled:
         raise DataError(f"{items}: item {untitled[0]!r} has no title: give it one, or leave it out")
     return frame

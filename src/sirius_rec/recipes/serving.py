@@ -95,10 +95,12 @@ def _of_run(source: Source) -> Loaded:
     models: dict[str, Model] = {}
     forgetting: list[Callable[[], None]] = []
     for (method, seed), checkpoint in wanted:
+        training = method.trained_as(run, seed)  # before: a training that ends meanwhile is not this one
         ranker = method.ranker(run, seed, checkpoint)
         _own_weights(getattr(ranker, "model", None))
         name = method.key if checkpoint == source.checkpoint else f"{method.key}@{checkpoint}"
-        about = {"method": method.key, "label": method.label, "seed": seed, "checkpoint": checkpoint}
+        about = {"method": method.key, "label": method.label, "seed": seed, "checkpoint": checkpoint,
+                 "training": training}  # fmt: skip
         scorer = scorer_of_run(run, method, ranker, listing, titles=source.titles)
         unknown = unknown_to(run, scorer, listing, titles=source.titles)
         recommend, why_not = _recommending(run, method, ranker, listing, source)
@@ -127,7 +129,7 @@ def _recommending(
 
 def _of_plain_model(source: Source) -> Loaded:
     options = dict(source.plain or {})
-    scorer, _ = scorer_of_model(source.model, **options)
+    scorer, recipe = scorer_of_model(source.model, **options)
     _own_weights(scorer.model)
     name = Path(source.model).name
     forgetting: list[Callable[[], None]] = []
@@ -145,7 +147,7 @@ def _of_plain_model(source: Source) -> Loaded:
             own = TitleScorer(scorer.model, scorer.encoder, scorer.form, scorer.texts, max_history=scorer.max_history)
             searched = Searched(shelf, own, None)
             recommend, why_not = Responder(searched.respond, own.check, unknown, _size(own), shelf.ask), ""
-    about = {"label": name, "template": scorer.form.name}
+    about = {"label": name, "template": scorer.form.name, "weights": recipe["weights"]}
     models = {name: _model(name, about, scorer, unknown, recommend, why_not, source.service.batching, forgetting)}
     catalogue = Catalogue(ids, shown, open=titles)
     return _warm(Loaded(models, catalogue, {"run": name}, partial(_all, forgetting)))
