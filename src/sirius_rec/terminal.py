@@ -297,9 +297,9 @@ def print_dry_run(content: Mapping[str, Any], console: Console | None = None) ->
     for line in (
         "",
         "tokens: as trees; shared, separate: times as many with one prompt per example, and with one per candidate",
-        f"{content['hours']:.1f} hours for {seeds} on one {device['name']}, at an assumed "
-        f"{device['utilisation']:.0%} of {device['peak_tflops']} TFLOP/s{needs}; not counted: attention itself, "
-        "the tiny backbone's pretraining, and methods beside SFT and arms",
+        f"{content['hours']:.1f} hours for {seeds} on one {device['name']} (--on names another), at an assumed "
+        f"{device['utilisation']:.0%} of {device['peak_tflops']} TFLOP/s, or 10 µs for each kernel where that is more"
+        f"{needs}; not counted: {', '.join(content['not_counted'])}",
     ):
         console.print(line, markup=False, soft_wrap=True)
 

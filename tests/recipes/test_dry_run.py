@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from sirius_rec import cli
 from sirius_rec.config import Config
 from sirius_rec.errors import ConfigError
 from sirius_rec.recipes.configuration import load_config
-from sirius_rec.recipes.dry_run import Size, dry_run, memory, model_size
+from sirius_rec.recipes.dry_run import Size, Stage, dry_run, memory, model_size
 from sirius_rec.recipes.records import reading_records, slate_records, training_rows
 from sirius_rec.recipes.run import Run
 from sirius_rec.scoring.tree import count_nodes
@@ -93,8 +94,33 @@ def test_operations_and_hours_by_hand(mini: Mini) -> None:
     model, sft = content["model"], next(s for s in content["stages"] if s["name"] == "sft")
     expected = 6 * (model["layers"] * sft["tokens_tree"] + model["head"] * sft["head_tokens"])
     assert sft["operations"] == pytest.approx(expected)
-    assert sft["hours"] == pytest.approx(expected / (989e12 * 0.35) / 3600)
+    # So small a model waits for its 180 kernels a layer, 10 µs each.
+    assert sft["passes"] == -(-sft["examples"] // 32) * sft["epochs"]
+    assert sft["hours"] == pytest.approx(sft["passes"] * 180 * 1e-5 / 3600)
     assert content["hours"] == pytest.approx(2 * sum(stage["hours"] for stage in content["stages"]))
+
+
+def test_hours_by_operations_or_by_launches() -> None:
+    stage = Stage("sft", True, 1, 1, 1, 1, 1, 1, 1, 1, passes=100, operations=3.5e14)
+    assert stage.seconds(1e12, depth=30) == pytest.approx(1000)
+    assert stage.seconds(1e16, depth=30) == pytest.approx(100 * 30 * 180 * 1e-5)
+    assert replace(stage, trains=False).seconds(1e16, depth=30) == pytest.approx(100 * 30 * 70 * 1e-5)
+
+
+def test_validation_is_counted_and_what_is_not_is_said(mini: Mini, trained: Run) -> None:
+    config = mini("evaluation.validation_rows=12", "arms=[softmax_dpo, simpo]", "sft.epochs=3", "align.epochs=2")
+    content = dry_run(config, device="a100")
+    stages = {stage["name"]: stage for stage in content["stages"]}
+    # SFT before and after three epochs; softmax DPO after two, as it is its reference before them; SimPO has none.
+    assert stages["validation, 9 times"]["examples"] == 9 * 12
+    run = Run(trained.folder, config)
+    rows = slate_records(run.dataset, run.validation_slates, run.template, run.validation_rows)  # type: ignore[arg-type]
+    separate = sum(row.length("naive") for row in encode_records(rows, run.encoder))
+    assert stages["validation, 9 times"]["tokens_separate"] == 9 * separate
+    assert content["not_counted"][0] == "attention itself"
+    assert ("answers by generation" in content["not_counted"]) == (config.evaluation.generation_rows > 0)
+    bare = dry_run(mini("methods=[]", "backbone.pretrain=null", "evaluation.generation_rows=0"), device="a100")
+    assert bare["not_counted"] == ["attention itself"]
 
 
 def test_sizes_of_known_models(mini: Mini) -> None:
@@ -159,7 +185,10 @@ def test_the_command_writes_nothing_but_its_json(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     result = run(ROOT / "tests" / "mini.yaml", "--dry-run", "--on", "l40s", "--json", tmp_path / "plan.json")
     assert result.exit_code == 0, result.output
-    assert "on one l40s, at an assumed 35% of 362 TFLOP/s" in result.output and "softmax_dpo" in result.output
+    assert (
+        "on one l40s (--on names another), at an assumed 35% of 362 TFLOP/s, or 10 µs" in result.output
+        and "softmax_dpo" in result.output
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
     assert json.loads((tmp_path / "plan.json").read_text())["device"]["name"] == "l40s"
 

@@ -1,7 +1,8 @@
 """`sirius run --dry-run`: what a configuration would cost, counted on its own data before anything is trained.
 
 Tokens are counted on a seeded sample of each stage's micro-batches, as trees, as rows whose candidates share a prompt,
-and as separate rows. Operations follow from them and the model's size; hours from an assumed share of a device's peak.
+and as separate rows. Operations follow from them and the model's size; hours from an assumed share of a device's peak,
+or from the kernels that have to be launched one by one, for which a small model waits.
 """
 
 from __future__ import annotations
@@ -37,6 +38,10 @@ from sirius_rec.training.records import PreferenceDataset, encode_records, train
 # Dense bfloat16 operations per second (10^12) that makers name, and GiB of memory.
 DEVICES: Final = {"a100": (312, 80), "h100": (989, 80), "h200": (989, 141), "l40s": (362, 48), "rtx4090": (165, 24)}
 UTILISATION: Final = 0.35  # of the peak, assumed: what LoRA reaches on one device differs with everything
+# Of a layer: forward and backward, and forward alone (counted on an H100: 5,475 for a step of 30 layers, of which 40 %
+# forward). A launch took 10 µs and more of a core there, assumed for all.
+_KERNELS = {True: 180, False: 70}
+_LAUNCH_S: Final = 10e-6
 _SAMPLE = 1024  # rows of a stage that are counted
 # Backbones whose files need a licence or a hub: known here, so that they can be counted without either.
 _SHAPES: Final[dict[str, dict[str, int]]] = {
@@ -65,7 +70,8 @@ class Size:
 @dataclass(frozen=True)
 class Stage:
     """One training, or one scoring, of one seed. Tokens are of all its epochs; head_tokens: what the output layer
-    reads. heaviest: tokens of the largest micro-batch counted. operations: multiplications and additions."""
+    reads. heaviest: tokens of the largest micro-batch counted. passes: micro-batches. operations: multiplications and
+    additions."""
 
     name: str
     trains: bool
@@ -77,13 +83,19 @@ class Stage:
     tokens_separate: int
     head_tokens: int
     heaviest: int
+    passes: int
     operations: float
+
+    def seconds(self, peak: float, depth: int) -> float:
+        """On a device of `peak` operations a second, with a model of `depth` layers."""
+        return max(self.operations / (peak * UTILISATION), self.passes * depth * _KERNELS[self.trains] * _LAUNCH_S)
 
 
 def dry_run(
     config: Config, *, device: str, tokenizer: str | None = None, say: Callable[[str], None] = lambda line: None
 ) -> dict[str, Any]:
-    """What `config` would take: {"data", "model", "stages", "memory_gib", "device", "hours", "prompt", "longest"}.
+    """What `config` would take: {"data", "model", "stages", "memory_gib", "device", "hours", "prompt", "longest",
+    "not_counted"}.
 
     tokenizer: a folder or hub id whose tokenizer counts, where the backbone's own cannot be had. The data is prepared
     in a temporary folder, or taken from `data.prepared`; nothing of the run is written.
@@ -116,8 +128,9 @@ def dry_run(
         dataset = run.dataset
         data = {"source": config.data.source, "items": dataset.n_items, "slates": list(dataset.slate_names),
                 "rows": {split: dataset.examples(split).height for split in ("train", "val", "test")}}  # fmt: skip
+        further = _not_counted(run)
     peak, room = DEVICES[device]
-    seconds = {stage.name: stage.operations / (peak * 1e12 * UTILISATION) for stage in stages}
+    seconds = {stage.name: stage.seconds(peak * 1e12, size.depth) for stage in stages}
     trained = [stage.heaviest for stage in stages if stage.trains]
     return {
         "data": data, "model": {"name": config.backbone.model, **asdict(size)}, "seeds": len(config.seeds),
@@ -126,7 +139,22 @@ def dry_run(
         "device": {"name": device, "memory_gib": room, "peak_tflops": peak, "utilisation": UTILISATION},
         "hours": len(config.seeds) * sum(seconds.values()) / 3600,
         "longest": max(row.longest_path for sample in samples for row in sample.rows), "prompt": samples[0].prompt,
+        "not_counted": further,
     }  # fmt: skip
+
+
+def _not_counted(run: Run) -> list[str]:
+    """What a run of this configuration takes time for beside the stages."""
+    config = run.config
+    further = [name for name in run.test_slates if name not in run.sized_test_slates or name in run.retrieved_slates]
+    named = {
+        "attention itself": True,
+        "the tiny backbone's pretraining": config.backbone.name == "tiny" and config.backbone.pretrain is not None,
+        "answers by generation": config.evaluation.generation_rows > 0,
+        f"rankings of {', '.join(further)}": bool(further),
+        "methods beside SFT and arms": bool(config.methods),
+    }
+    return [what for what, there in named.items() if there]
 
 
 def model_size(config: Config) -> Size:
@@ -195,14 +223,34 @@ def _stages(run: Run, size: Size) -> Iterator[tuple[Stage, _Sample]]:
             if drawn := _drawn(config, sample, met):
                 yield _scoring(config, drawn, met, size, "reference"), sample
         yield _training(config, method.training, loss, sample, size, method.key), sample
+    if (looks := _looks(run)) and (name := run.validation_slates) is not None:
+        rows = run.validation_rows
+        sample = _of_slates(run, name, rows)
+        yield _scoring(config, sample.rows, len(rows) * looks, size, f"validation, {looks} times"), sample
     for name in run.sized_test_slates if config.trains_language_model else ():
         if name in run.retrieved_slates:
             continue
         wanted, models = run.tested_rows(name), 1 + len(config.arms)
-        records = slate_records(run.dataset, SlateName.parse(name), run.template, wanted[: _SAMPLE // 4], run.shown)
-        sample = _Sample(encode_records(records, run.encoder), None, len(wanted), records[0]["prompt"])
+        sample = _of_slates(run, SlateName.parse(name), wanted)
         called = f"scoring {name} by {models} models"
         yield _scoring(config, sample.rows, len(wanted) * models, size, called), sample
+
+
+def _looks(run: Run) -> int:
+    """How often trainings rank the validation rows: after each epoch, and before the first where nobody has yet."""
+    config, count = run.config, 0
+    for method in build_methods(config).values():
+        if isinstance(method, Sft) and config.align.start is None:
+            count += config.sft.epochs + 1
+        elif isinstance(method, Arm):
+            count += config.align.epochs + (not method.objective.needs_reference)
+    return count
+
+
+def _of_slates(run: Run, name: SlateName, rows: Sequence[int]) -> _Sample:
+    """Rows of slates that are ranked."""
+    records = slate_records(run.dataset, name, run.template, rows[: _SAMPLE // 4], run.shown)
+    return _Sample(encode_records(records, run.encoder), None, len(rows), records[0]["prompt"])
 
 
 def _sample(run: Run, stage: StageOptions, seed: int, stream: int) -> _Sample:
@@ -261,7 +309,10 @@ def _training(
     ) * size.layers * tokens + layers * size.head * head
     steps = math.ceil(sample.n_rows / stage.batch_size) * stage.epochs
     heaviest = int(np.max(batches, axis=0)[0])
-    return Stage(name, True, sample.n_rows, stage.epochs, steps, tokens, shared, separate, head, heaviest, operations)
+    passes = math.ceil(sample.n_rows / micro) * stage.epochs
+    return Stage(
+        name, True, sample.n_rows, stage.epochs, steps, tokens, shared, separate, head, heaviest, passes, operations
+    )
 
 
 def _drawn(config: Config, sample: _Sample, met: int) -> list[PromptCompletions]:
@@ -279,7 +330,8 @@ def _scoring(config: Config, rows: Sequence[PromptCompletions], n_rows: int, siz
     batches = [_counted([rows[r] for r in batch]) for batch in tree_batches(rows, config.evaluation.batch_tokens)]
     tokens, shared, separate, head = (int(n * n_rows / len(rows)) for n in np.sum(batches, axis=0))
     operations = 2.0 * (size.layers * tokens + size.head * head)
-    return Stage(name, False, n_rows, 1, 0, tokens, shared, separate, head, 0, operations)
+    passes = math.ceil(len(batches) * n_rows / len(rows))
+    return Stage(name, False, n_rows, 1, 0, tokens, shared, separate, head, 0, passes, operations)
 
 
 def memory(config: Config, size: Size, tokens: int) -> float:
