@@ -13,6 +13,7 @@ from rich.text import Text
 
 from sirius_rec.evaluation.generated import VALID
 from sirius_rec.evaluation.results import TRIVIAL, TRUE_REWARD, decision
+from sirius_rec.progress import duration
 from sirius_rec.report.answer import answer
 from sirius_rec.report.text import NO_MODEL, marked_labels
 from sirius_rec.schema import RETRIEVED, SlateName
@@ -281,12 +282,12 @@ def print_dry_run(content: Mapping[str, Any], console: Console | None = None) ->
     ):
         console.print(line, markup=False, soft_wrap=True)
     console.print(Padding(Text(content["prompt"].rstrip()), (0, 0, 1, 2)))
-    table = _table(["stage", "examples", "steps", "tokens", "shared", "separate", "hours"], ("stage",))
+    table = _table(["stage", "examples", "steps", "tokens", "shared", "separate", "time"], ("stage",))
     for stage in content["stages"]:
-        tokens, hours = stage["tokens_tree"], stage["hours"]
+        tokens = stage["tokens_tree"]
         steps = f"{stage['steps']:,}" if stage["trains"] else ""
         times = [f"{stage[f'tokens_{how}'] / tokens:.2f}×" for how in ("shared", "separate")]
-        took = f"{hours:.2f}" if hours >= 0.005 else "< 0.01"
+        took = duration(3600 * stage["hours"])
         cells = (f"{stage['examples'] * stage['epochs']:,}", steps, _short(tokens), *times, took)
         table.add_row(_label(stage["name"]), *map(Text, cells))
     _print(console, table)
@@ -297,7 +298,7 @@ def print_dry_run(content: Mapping[str, Any], console: Console | None = None) ->
     for line in (
         "",
         "tokens: as trees; shared, separate: times as many with one prompt per example, and with one per candidate",
-        f"{content['hours']:.1f} hours for {seeds} on one {device['name']} (--on names another), at an assumed "
+        f"{duration(3600 * content['hours'])} for {seeds} on one {device['name']} (--on names another), at an assumed "
         f"{device['utilisation']:.0%} of {device['peak_tflops']} TFLOP/s, or 10 µs for each kernel where that is more"
         f"{needs}; not counted: {', '.join(content['not_counted'])}",
     ):
