@@ -109,6 +109,14 @@ def test_what_cannot_be_guessed_is_said(tmp_path: Path) -> None:
         check_lines("tables", tmp_path, {})
 
 
+def test_a_mistyped_column_is_not_passed_over_where_a_guess_fits(tmp_path: Path) -> None:
+    (tmp_path / "interactions.csv").write_text("customer,item_id,timestamp\nu,a,1600000000\nu,b,1600000001\n")
+    (tmp_path / "items.csv").write_text(ITEMS)
+    lines, problems = check_lines("table", tmp_path, {"columns": {"user_id": "custmer"}})
+    assert problems
+    assert any("option columns: no column 'custmer' for user_id; 'customer' is taken for it" in line for line in lines)
+
+
 def test_other_sources_are_tried(tmp_path: Path) -> None:
     rows = [
         '{"history": ["a"], "target": "b", "split": "train"}',

@@ -18,7 +18,7 @@ from sirius_rec.scoring.head import _TokenLogp
 from sirius_rec.scoring.naive import naive_logps
 from sirius_rec.scoring.packed import tree_logps, unwrapped
 from sirius_rec.scoring.rows import PromptCompletions
-from sirius_rec.scoring.scorer import padded_batches, score_rows, self_check, tree_batches
+from sirius_rec.scoring.scorer import padded_batches, require_agreement, score_rows, self_check, tree_batches
 from sirius_rec.scoring.tree import CandidateTree, build_tree, count_nodes, padded
 
 VOCAB = 40
@@ -197,8 +197,10 @@ def test_self_check_catches_a_window_that_was_forgotten(monkeypatch: pytest.Monk
 def test_self_check_does_not_let_nan_pass(model: Any) -> None:
     with torch.no_grad():
         next(model.parameters()).fill_(float("nan"))
-    with pytest.raises(ScoringError, match="disagrees"):
+    with pytest.raises(ScoringError, match=r"no numbers, in separate forward passes too: its weights are damaged"):
         self_check(model, ROWS, 0)
+    with pytest.raises(ScoringError, match="packed scoring disagrees"):  # where the trees alone are wrong
+        require_agreement(model, torch.tensor([float("nan")]), torch.tensor([-1.0]), "packed")
 
 
 def test_score_rows_keeps_the_order_and_reports_progress(model: Any) -> None:

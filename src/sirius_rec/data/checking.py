@@ -166,10 +166,13 @@ def _named(
             plain = {re.sub(r"[\W_]", "", column).lower(): column for column in frame.columns if column != ROW}
             theirs = next((plain[alias] for alias in _ALIASES[name] if alias in plain), "")
             has = ", ".join(column for column in frame.columns if column != ROW)
+            lacks = f"no column {name!r}"
+            if name in given:
+                lacks = f"option {prefix}columns: no column {given[name]!r} for {name}"
             if not theirs:
-                check.problems.append(f"{path}: no column {name!r} (has: {has}); map it with option {prefix}columns")
+                check.problems.append(f"{path}: {lacks} (has: {has}); map it with option {prefix}columns")
                 return None
-            check.problems.append(f"{path}: no column {name!r}; {theirs!r} is taken for it (has: {has})")
+            check.problems.append(f"{path}: {lacks}; {theirs!r} is taken for it (has: {has})")
             mapped[name] = theirs
         columns[name] = theirs
     if mapped:

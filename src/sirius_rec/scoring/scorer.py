@@ -108,10 +108,16 @@ def self_check(model: nn.Module, rows: Sequence[PromptCompletions], pad_id: int,
 
 
 def require_agreement(model: nn.Module, found_N: Tensor, naive_N: Tensor, how: str, *, half: bool = False) -> float:
-    """Largest difference between log-probs and those of separate passes; ScoringError beyond what rounding explains.
+    """Largest difference between log-probs and those of separate passes; ScoringError beyond what rounding explains,
+    and for what is no number.
 
     half: float32 weights that compute in half precision.
     """
+    if not bool(torch.isfinite(naive_N).all()):
+        raise ScoringError(
+            "the model gives log-probs that are no numbers, in separate forward passes too: its weights are damaged, or "
+            "their training diverged: make or fetch them again"
+        )
     difference_N = (found_N - naive_N).abs()
     in_half = half or in_half_precision(model)
     allowed_N = 0.1 + 0.02 * naive_N.abs() if in_half else torch.full_like(naive_N, 1e-3)
