@@ -115,8 +115,8 @@ def require_agreement(model: nn.Module, found_N: Tensor, naive_N: Tensor, how: s
     """
     if not bool(torch.isfinite(naive_N).all()):
         raise ScoringError(
-            "the model gives log-probs that are no numbers, in separate forward passes too: its weights are damaged, or "
-            "their training diverged: make or fetch them again"
+            "the model gives log-probs that are no numbers, in separate forward passes too: its weights are damaged, "
+            "or their training diverged: make or fetch them again"
         )
     difference_N = (found_N - naive_N).abs()
     in_half = half or in_half_precision(model)
