@@ -60,7 +60,7 @@ def main() -> None:
         reason = memory_error(error)
         if reason is None:
             raise
-        _fail(f"{reason}: do less at once (evaluation.batch_tokens, compute.jobs) and start the same command again")
+        _fail(f"{reason}: have less done at once, or use a larger machine; what was finished is kept")
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED
     if code == _INTERRUPTED:  # newer typer answers Ctrl-C itself, with this code and no word

@@ -105,7 +105,8 @@ class BackboneSection(Options):
     attention auto: on CUDA the fastest kernel that is right, measured once per run; on CPU chunks of a tree on sdpa.
     eager is for comparison: it takes memory with the square of a micro-batch's tokens.
     compile: the layers with torch.compile, for training and its reference; for small models on a GPU
-        (docs/performance.md). Attention is then over chunks of a tree.
+        (docs/performance.md), without gradient checkpointing, negatives of the policy, and other attention than over
+        chunks of a tree.
     quantization 4bit: the frozen base in 4 bits under LoRA (QLoRA); needs CUDA and bitsandbytes.
     `tiny` and `pretrain` are for the tiny backbone only; `pretrain: null` starts SFT from random weights.
     """

@@ -20,6 +20,12 @@ import re
 # Faults of the storage, not of the program: disk full, no permission, read-only, quota, file size limit.
 _STORAGE = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.EFBIG)
 _CUT_OFF = ("inline_container.cc", "iostream error")
+_NO_MEMORY = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 _NUMBER = re.compile(r"(?:os error|\[Errno) (\d+)")
 
 
@@ -61,13 +67,16 @@ def first_line(error: BaseException) -> str:
 
 
 def memory_error(error: BaseException) -> str | None:
-    """What an error says if it is that a device, or this machine, has no memory left; else None."""
-    said = first_line(error)
-    if isinstance(error, MemoryError):
-        return "out of memory"
-    # By name: whoever asks may not have torch. Where it is the CPU's, torch says so in words.
-    if type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator: can't allocate memory" in said:
-        return ". ".join(said.split(". ")[:2]).rstrip(".")
+    """What an error, or one that it grew out of, says if it is that a device or this machine has no memory left; else
+    None."""
+    at: BaseException | None = error
+    while at is not None:
+        if isinstance(at, MemoryError):
+            return (str(at) and first_line(at)) or "out of memory"
+        # By name: whoever asks may not have torch.
+        if type(at).__name__ == "OutOfMemoryError" or any(words in str(at) for words in _NO_MEMORY):
+            return ". ".join(first_line(at).split(". ")[:2]).rstrip(".")
+        at = at.__cause__ or at.__context__
     return None
 
 

@@ -91,8 +91,7 @@ def test_a_bug_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_
         (
             MemoryError(),
             2,
-            "sirius: out of memory: do less at once (evaluation.batch_tokens, compute.jobs) and start the same command "
-            "again\n",
+            "sirius: out of memory: have less done at once, or use a larger machine; what was finished is kept\n",
         ),
     ],
 )

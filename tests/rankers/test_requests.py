@@ -336,13 +336,13 @@ def test_unknown_history_items_are_dropped_and_said(tmp_path: Path) -> None:
 
     unknown = Unknown(lambda item: item.startswith("i"), lambda requests: [[9.0, 1.0]] * len(requests))
     with AnswerFile(tmp_path / "o.jsonl", {}) as out:
-        assert rank_file(source, out, score, accept, unknown=unknown) == Outcome(3, 0, 3, 1)
+        assert rank_file(source, out, score, accept, unknown=unknown) == Outcome(3, 0, 3, 2)
         out.finish()
-    assert [r.history for r in seen] == [("i1", "i2"), ()]
+    assert [r.history for r in seen] == [("i1", "i2")]
     first, second, third = (json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines())
     assert first["unknown"] == 1 and first["id"] == "a" and first["candidates"] == ["i44", "i3"] and "by" not in first
     assert (second["unknown"], second["by"], second["candidates"]) == (2, "popularity", ["i3", "i44"])
-    assert "unknown" not in third and "by" not in third and third["candidates"] == ["i44", "i3"]
+    assert "unknown" not in third and (third["by"], third["candidates"]) == ("popularity", ["i3", "i44"])
 
 
 def test_what_is_no_json_is_no_request() -> None:

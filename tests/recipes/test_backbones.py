@@ -228,6 +228,40 @@ def test_a_tracker_that_is_not_there_is_refused(mini: Mini, tmp_path: Path, monk
         run_stages(Run(open_run(tmp_path / "run", config), config), STAGES, lambda text: None)
 
 
+def test_layers_are_compiled_where_they_train_and_where_the_reference_is_scored(
+    mini: Mini, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU, without timing kernels; what only scores stays as it is, and other layers are another reference."""
+    compiled: list[Any] = []
+    monkeypatch.setattr("sirius_rec.scoring.compiled.compile_layers", compiled.append)
+    monkeypatch.setattr(models, "_probed", lambda *given: pytest.fail("kernels were timed"))
+    monkeypatch.setattr("sirius_rec.scoring.packed.use_tree_attention", lambda model: "candidate_tree")
+    model = SimpleNamespace(
+        parameters=lambda: iter([SimpleNamespace(device=torch.device("cuda"))]),
+        config=SimpleNamespace(_attn_implementation="sdpa"),
+    )
+    plain, config = mini(), mini("backbone.compile=true")
+    for rows in ([object()], ()):
+        assert models.select_attention(RunFolder(tmp_path), config, model, rows, 0) == "candidate_tree"
+    assert compiled == [model]
+    models.select_attention(RunFolder(tmp_path), mini("backbone.attention=sdpa"), model, [object()], 0)
+    assert compiled == [model]
+    monkeypatch.setattr(models, "on_cpu", lambda config: False)
+    models.check_device(config)
+    for given, why in (
+        ("align.gradient_checkpointing=true", r"computed again \(gradient_checkpointing of align\) are not compiled"),
+        ("arms=[{loss: dpo, negatives_from: on_policy, pool: 4}]", "a copy that is not compiled"),
+        ("backbone.attention=eager", "not with attention: eager"),
+    ):
+        more = [given, *(["prompts.slate=false"] if "on_policy" in given else [])]
+        with pytest.raises(ConfigError, match=r"backbone\.compile: .*" + why):
+            models.check_device(mini("backbone.compile=true", *more))
+    monkeypatch.undo()
+    with pytest.raises(ConfigError, match=r"backbone\.compile: is for a GPU"):
+        models.check_device(config)
+    assert not plain.backbone.compile
+
+
 def test_timing_kernels_on_a_gpu_is_announced_and_done_once(
     mini: Mini, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,9 +14,11 @@ from sirius_rec import cli
 from sirius_rec.config import Config
 from sirius_rec.errors import DataError
 from sirius_rec.evaluation.tables import read_table, table_name
+from sirius_rec.rankers.requests import Request
 from sirius_rec.recipes.adoption import open_run
 from sirius_rec.recipes.listing import listing_of
 from sirius_rec.recipes.methods import build_methods
+from sirius_rec.recipes.ranking import title_scorer
 from sirius_rec.recipes.reference import ReferenceCache
 from sirius_rec.recipes.results import titles_alone
 from sirius_rec.recipes.run import Run
@@ -96,7 +98,11 @@ def test_new_items_have_theirs(mini: Callable[..., Config], tmp_path: Path) -> N
     new = tmp_path / "new.csv"
     new.write_text("item_id,title,genre\nnew,Title N,genre 9\nbare,Title B,\n")
     listing = listing_of(run, new)
-    assert (listing.titles[-2:], listing.further) == (["Title N", "Title B"], ["Title N (genre 9)", "Title B"])
+    assert (listing.titles[-2:], listing.new_shown) == (["Title N", "Title B"], ["Title N (genre 9)", "Title B"])
+    run_stages(run, ("sft",), lambda line: None)
+    scorer = title_scorer(run, build_methods(config)["sft"].ranker(run, 0, "best"), listing, titles=False)
+    prompt = scorer.size(Request(1, ("new", "i7"), ("bare", "i4")))[0]
+    assert all(text in prompt for text in ("Title N (genre 9)", run.shown[7], "Title B\n", run.shown[4]))
     new.write_text("item_id,title\nnew,Title N\n")
     with pytest.raises(DataError, match=r"new\.csv: the run's prompts show genre: the table needs that, too"):
         listing_of(run, new)

@@ -1,4 +1,4 @@
-"""Items that training never met, named in requests of a run (`--items`), and their like for a plain model."""
+"""Items that training never met, named in requests of a run (`--items`); their like for a plain model; new users."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from typer.testing import CliRunner
 from sirius_rec import cli
 from sirius_rec.config import Config
 from sirius_rec.errors import ConfigError, DataError, RunError
+from sirius_rec.rankers.requests import Request
+from sirius_rec.rankers.trivial import Popularity
 from sirius_rec.recipes.adoption import open_run
 from sirius_rec.recipes.listing import listing_of
 from sirius_rec.recipes.methods import build_methods
+from sirius_rec.recipes.ranking import load_run_ranker
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.story import run_stages
 
@@ -99,7 +102,7 @@ def test_the_runs_titles_stay_and_equal_ones_are_told_apart(
     assert (listing.ids[-2:], listing.titles[-2:]) == (["twin", "more"], [f"{run.dataset.titles[0]} (2)", "B"])
     said = capsys.readouterr().err
     assert f"1 items such as {ids[1]!r} have another title in the run: that one stays" in said
-    assert "1 titles are those of an earlier item and got a number" in said
+    assert "1 titles are those of other items and got a number, such as " in said and "data/items.parquet" not in said
     assert listing.recipe != listing_of(run, table(tmp_path / "new.csv", [("twin", "C"), ("more", "B")])).recipe
     assert listing_of(run).recipe == {}
 
@@ -119,6 +122,45 @@ def test_what_cannot_have_new_items_says_so(run: Run, ids: list[str], tmp_path: 
         call("rank", tmp_path, run.folder.path, row)
 
 
+@pytest.mark.parametrize("method", ["sft", "markov"])
+def test_a_new_user_gets_what_is_popular(run: Run, ids: list[str], tmp_path: Path, method: str) -> None:
+    """An empty history is answered as one of unknown items alone; where nobody knows what is popular, it is refused."""
+    asked: tuple[Any, ...] = (tmp_path, run.folder.path, [{"history": []}, {"history": ["who"]}])
+    (new, unknown), _ = call("recommend", *asked, "--method", method, "--top", 5)
+    counts = Popularity().fit(run.dataset.train_sequences(), len(ids)).counts
+    assert new["items"] == [ids[i] for i in np.argsort(-counts, kind="stable")[:5]]
+    assert new["by"] == "popularity" and "unknown" not in new
+    assert unknown == {**new, "line": 2, "unknown": 1}
+    refused = pytest.raises(DataError, match="line 1: history is empty; there is nothing to recommend from")
+    with refused:
+        call("recommend", *asked, "--method", method, "--unknown", "refuse")
+    items = table(tmp_path / "items.csv", list(zip(ids, run.dataset.titles, strict=True)))
+    with refused:
+        call("recommend", tmp_path, run.folder.sft(0) / "best", asked[2], "--items", items)
+    [ranked] = load_run_ranker(run, method=method).answers([Request(0, (), tuple(ids[:7]))])
+    assert ranked["by"] == "popularity"
+    assert ranked["candidates"] == [ids[i] for i in sorted(range(7), key=lambda i: -counts[i])]
+
+
+@pytest.mark.parametrize("command", ["rank", "recommend"])
+@pytest.mark.parametrize("plain", [False, True])
+def test_other_items_are_another_task(run: Run, ids: list[str], tmp_path: Path, command: str, plain: bool) -> None:
+    """Else the first answers of a file would be of one table and the last ones of another."""
+    known = list(zip(ids, run.dataset.titles, strict=True)) if plain else []
+    items = table(tmp_path / "items.csv", [*known, ("new1", "A")])
+    model = run.folder.sft(0) / "best" if plain else run.folder.path
+    slate = {"candidates": ids[3:5]} if command == "rank" else {}
+    rows = [{"history": ids[:2], **slate}, {"history": 1, **slate}]
+    options = ("--items", items, *(("--no-slate",) if plain and command == "rank" else ()))
+    with pytest.raises(DataError, match="line 2: history is 1"):
+        call(command, tmp_path, model, rows, *options)
+    asked = [command, "--model", model, "--input", tmp_path / "requests.jsonl", "--out", tmp_path / "out.jsonl"]
+    for other in ([("new1", "B")], [("new2", "A")]):
+        table(items, [*known, *other])
+        with pytest.raises(RunError, match="was made from another input, model or options"):
+            CliRunner().invoke(cli.app, list(map(str, [*asked, *options])), catch_exceptions=False)
+
+
 def test_a_plain_model_ranks_ids_of_its_table(run: Run, ids: list[str], tmp_path: Path) -> None:
     folder, titles = run.folder.sft(0) / "best", run.dataset.titles
     items = table(tmp_path / "items.csv", list(zip(ids, titles, strict=True)))
@@ -126,7 +168,7 @@ def test_a_plain_model_ranks_ids_of_its_table(run: Run, ids: list[str], tmp_path
     [by_id], output = call("rank", tmp_path, folder, [row], "--items", items, "--no-slate")
     assert "are read as titles" not in output
     titled = {k: [titles[ids.index(i)] for i in v] for k, v in row.items()}
-    [by_title], output = call("rank", tmp_path, folder, [titled], "--items", items, "--titles", "--no-slate")
+    [by_title], output = call("rank", tmp_path, folder, [titled], "--no-slate")
     assert "are read as titles" in output
     assert [titles[ids.index(i)] for i in by_id["candidates"]] == by_title["candidates"]
     np.testing.assert_allclose(by_id["scores"], by_title["scores"], atol=1e-5)

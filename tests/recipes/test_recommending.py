@@ -286,7 +286,6 @@ def test_it_goes_on_where_it_was_stopped(
 
 def test_bad_requests_are_one_line_each(run: Run, trained: Run, ids: list[str], tmp_path: Path) -> None:
     for row, why in (
-        ({"history": []}, "line 1: history is empty; there is nothing to recommend from"),
         ({}, "line 1: history is missing; give a list"),
         ({"history": ids[:1], "candidates": ids[:2]}, "unknown field 'candidates'; known are id, history, exclude"),
         ({"history": ids[:1], "exclude": "all"}, "exclude is 'all'; give a list"),
@@ -299,8 +298,8 @@ def test_bad_requests_are_one_line_each(run: Run, trained: Run, ids: list[str], 
         recommend(tmp_path, run.folder.path, [{"history": ids[:1]}], "--top", 81)
     with pytest.raises(ConfigError, match=r"prompts list the candidates.*: train with prompts\.slate: false"):
         recommend(tmp_path, trained.folder.path, [{"history": ids[:1]}])
-    (skipped, good) = recommend(tmp_path, run.folder.path, [{"history": []}, {"history": ids[:1]}], "--skip-bad")
-    assert skipped == {"line": 1, "error": "history is empty; there is nothing to recommend from"}
+    (skipped, good) = recommend(tmp_path, run.folder.path, [{"history": 1}, {"history": ids[:1]}], "--skip-bad")
+    assert skipped == {"line": 1, "error": "history is 1; give a list"}
     assert len(good["items"]) == 10
 
 
@@ -377,10 +376,10 @@ def test_a_process_of_ones_own_answers_as_the_commands_do(run: Run, ids: list[st
     with pytest.raises(TypeError, match="answers with as many items as it was loaded for: leave top out"):
         recommender.answers(asked, top=2)
     text: Any = "314"
-    bad = [Request(0, ()), Request(0, text, key="a", named=True), Request(0, tuple(ids[3:6]), candidates=("1",))]
+    some = [Request(0, ()), Request(0, text, key="a", named=True), Request(0, tuple(ids[3:6]), candidates=("1",))]
     good = Request(0, tuple(ids[3:6]))
-    empty, torn, slate, fine = recommender.answers([*bad, good])
-    assert empty["error"] == "history is empty; there is nothing to recommend from"
+    empty, torn, slate, fine = recommender.answers([*some, good])
+    assert empty["by"] == "popularity"
     assert torn == {"line": 2, "id": "a", "error": "history is '314'; give a list"}
     assert "unknown field 'candidates'" in slate["error"] and len(fine["items"]) == 3
 

@@ -99,6 +99,7 @@ def test_the_key_changes_with_the_weights(run: Run, trained: Run) -> None:
         "prompts.slate=false",
         "align.examples_per_epoch=9",
         "compute.scoring=naive",
+        "backbone.compile=true",
         "backbone.dtype=bfloat16",
     ],
 )

@@ -149,7 +149,7 @@ def test_a_job_without_memory_is_named_with_what_to_do(jobs: Callable[..., Job])
     """Three trainings side by side filled a GPU of 80 GiB, and the run ended with a traceback of 60 lines."""
     why = r"^a: CUDA out of memory\. Tried to allocate 302\.00 MiB: lower "
     with pytest.raises(TrainingError, match=why + r"the stage's micro_batch_size \(or .* start the same command again"):
-        run_jobs([jobs("a", "full")], workers=1, threads=None, log=quiet)
+        run_jobs([jobs("a", "full")], workers=4, threads=None, log=quiet)  # alone, in this process
     with pytest.raises(TrainingError, match=why + r"compute\.jobs \(2 side by side\), the stage's micro_batch_size"):
         run_jobs([jobs("a", "full"), jobs("b", "stay")], workers=2, threads=None, log=quiet)
 

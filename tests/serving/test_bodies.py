@@ -91,7 +91,6 @@ def test_recommend() -> None:
     assert (found.top, found.exclude_seen) == (2, True)
     for body, why in (
         ({"top_n": 1}, "history is missing"),
-        ({"history": [], "top_n": 1}, "there is nothing to recommend from"),
         ({"history": ["a"], "top_n": 4}, "top_n 4: ask for 1 to 3"),
     ):
         with pytest.raises(Refused, match=why):

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from sirius_rec import cli
-from sirius_rec.errors import ConfigError, RunError, ScoringError
+from sirius_rec.errors import ConfigError, DataError, RunError, ScoringError
 from sirius_rec.recipes import serving
 from sirius_rec.recipes.adoption import open_run
 from sirius_rec.recipes.configuration import load_config
@@ -233,7 +233,21 @@ def test_a_run_with_items_of_tomorrow(run: Run, served: Callable[..., httpx2.Cli
     best = client.post("/v1/recommend", json={"history": ids[:2], "top_n": 80, "model": "markov"}).json()["items"]
     assert sorted(best) == sorted(ids)
     with pytest.raises(RunError, match="markov cannot rank items that training never met"):
-        serving.load(source(run, "markov", items=str(items)))
+        serving.check(source(run, "markov", items=str(items)))
+    with pytest.raises(DataError, match=r"gone\.csv"):
+        serving.check(source(run, "sft", items=str(tmp_path / "gone.csv")))
+
+
+def test_without_a_name_the_best_that_reads_titles_gets_new_items(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `sirius rank` has it, though a network is better on validation."""
+    items = tmp_path / "new.csv"
+    items.write_text("item_id,title\nnew,A title of tomorrow\n")
+    network = type(build_methods(run.config)["sasrec"])
+    monkeypatch.setattr(network, "validation_hit", lambda self, run, seed: 0.99)
+    assert list(serving.load(source(run)).models) == ["sasrec"]
+    assert list(serving.load(source(run, items=str(items))).models) == ["sft"]
 
 
 @pytest.mark.parametrize("with_items", [True, False])

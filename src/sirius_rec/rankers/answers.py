@@ -159,7 +159,8 @@ Check = Callable[[Request], str | None]
 class Unknown:
     """What to do with history items that a ranker does not know, where they are dropped instead of refused.
 
-    known: whether it knows an item. popular: answers by popularity, for a history of which nothing is left; such an
+    known: whether it knows an item. popular: answers by popularity for a history that is empty, or of which nothing is
+    left; such an
     answer is marked. None where that is not known: such a request is refused.
     """
 
@@ -281,8 +282,8 @@ def prepared(
         if isinstance(request, Request):
             if unknown is not None:
                 request, marks[request.line] = _without_unknown(request, unknown)
-                if marks[request.line] and not request.history and unknown.popular is None:
-                    why = "history holds no item of the catalogue; there is nothing to go by"
+            if not request.history and (unknown is None or unknown.popular is None):
+                why = _nothing_to_go_by(request, marks.get(request.line, {}))
             why = why or check(request)
         if isinstance(request, Request) and why is not None:
             request = BadRequest(request.line, why, request.trail, request.key, request.named)
@@ -299,9 +300,17 @@ def _without_unknown(request: Request, unknown: Unknown) -> tuple[Request, dict[
     """The request with the known part of its history, and what its answer will say of the rest."""
     history = tuple(item for item in request.history if unknown.known(item))
     dropped = len(request.history) - len(history)
-    if not dropped:
-        return request, {}
-    return replace(request, history=history), {"unknown": dropped, **({} if history else {"by": "popularity"})}
+    marks: dict[str, Any] = {"unknown": dropped} if dropped else {}
+    if not history and unknown.popular is not None:
+        marks["by"] = "popularity"
+    return replace(request, history=history), marks
+
+
+def _nothing_to_go_by(request: Request, marks: dict[str, Any]) -> str | None:
+    """Why an empty history has no answer where popularity gives none; candidates can be ranked all the same."""
+    if "unknown" in marks:
+        return "history holds no item of the catalogue; there is nothing to go by"
+    return None if request.candidates else "history is empty; there is nothing to recommend from"
 
 
 def bodies(requests: list[Request], popular: set[int], respond: Respond, unknown: Unknown | None) -> dict[int, Any]:

@@ -53,7 +53,7 @@ class Form:
 
 
 RANKING = Form(("history", "candidates"), (), {"candidates": "there is nothing to rank"})
-RECOMMENDING = Form(("history",), ("exclude",), {"history": "there is nothing to recommend from"})
+RECOMMENDING = Form(("history",), ("exclude",), {})
 
 
 @dataclass(frozen=True)

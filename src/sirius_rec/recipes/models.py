@@ -156,8 +156,22 @@ def check_device(config: Config) -> None:
         if problem:
             raise ConfigError(problem)
 
+    if config.backbone.compile and (reason := _not_compiled(config)) is not None:
+        raise ConfigError(f"backbone.compile: {reason}: remove one of them")
     if config.compute.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("compute.device: cuda was asked for, but torch sees no CUDA device: use auto or cpu")
+
+
+def _not_compiled(config: Config) -> str | None:
+    """Why compiled layers would not be what trains and what the reference is scored with, or gain nothing."""
+    stages = {"sft": config.sft, "align": config.align}
+    if checkpointing := [name for name, stage in stages.items() if stage.gradient_checkpointing]:
+        return f"layers that are computed again (gradient_checkpointing of {', '.join(checkpointing)}) are not compiled"
+    if any(arm.negatives_from == "on_policy" for arm in config.arms):
+        return "the reference of negatives_from: on_policy is a copy that is not compiled"
+    if config.backbone.attention in ("flex", "eager"):
+        return f"goes with attention over chunks of a tree, not with attention: {config.backbone.attention}"
+    return "is for a GPU, and this run computes on CPUs" if on_cpu(config) else None
 
 
 def on_cpu(config: Config) -> bool:

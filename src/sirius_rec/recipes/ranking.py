@@ -77,7 +77,7 @@ def load_run_ranker(
     seed: int | None = None,
     checkpoint: str = "best",
     titles: bool = False,
-    items: Path | None = None,
+    items: Path | str | None = None,
 ) -> Served:
     """A ranker of a run: any method that is trained; by default what had the highest HR@1 on validation slates.
 
@@ -87,9 +87,8 @@ def load_run_ranker(
     """
     quiet()
     check_checkpoint(checkpoint)
-    if titles and items is not None:
-        raise ConfigError("--items: with --titles any title is read, in the catalogue or not: leave one of them out")
-    chosen, seed = chosen_method(run, method, seed, *(() if items is None else ADDING))
+    _refuse_both(items, titles)
+    chosen, seed = chosen_method(run, method, seed, *(() if items is None else READS_TITLES))
     listing = listing_of(run, items)
     scorer = scorer_of_run(run, chosen, chosen.ranker(run, seed, checkpoint), listing, titles=titles)
     name, recipe = described(run, chosen, seed, checkpoint, titles=titles)
@@ -132,8 +131,8 @@ def title_scorer(run: Run, ranker: Any, listing: Listing, *, titles: bool) -> Ti
         bf16=ranker.bf16,
     )  # fmt: skip
     if run.config.prompts.fields:
-        scorer.prompted = dict(zip(listing.titles, [*run.shown, *listing.further], strict=True))
-    if (titles or listing.further) and run.config.backbone.name == "tiny":  # it has read nothing but this catalogue
+        scorer.prompted = dict(zip(listing.titles, [*run.shown, *listing.new_shown], strict=True))
+    if (titles or listing.new_shown) and run.config.backbone.name == "tiny":  # it has read nothing but this catalogue
         scorer.catalogue = set(run.dataset.titles)
     return scorer
 
@@ -162,7 +161,7 @@ def unknown_to(
 
 
 # What may have items added to its catalogue, and what it can do.
-ADDING = (lambda method: method.reads_titles, "rank items that training never met")
+READS_TITLES = (lambda method: method.reads_titles, "rank items that training never met")
 
 
 def chosen_method(
@@ -200,13 +199,19 @@ def chosen_method(
     return max(fitting, key=lambda pair: fitting[pair])
 
 
-def load_plain_model(name: str, *, items: Path | None = None, titles: bool = False, **options: Any) -> Served:
+def _refuse_both(items: Path | str | None, titles: bool) -> None:
+    if titles and items is not None:
+        raise ConfigError("--items: with --titles any title is read, in the catalogue or not: leave one of them out")
+
+
+def load_plain_model(name: str, *, items: Path | str | None = None, titles: bool = False, **options: Any) -> Served:
     """Any causal language model by hub id, folder (of SiriusTrainer, say) or GGUF file.
 
-    items: a table of item_id and title, whose ids requests hold; without one, or with `titles`, they hold titles.
-    options: of `scorer_of_model`.
+    items: a table of item_id and title, whose ids requests hold; without one they hold titles, and `titles` says
+    nothing. options: of `scorer_of_model`.
     """
-    listed = None if titles or items is None else dict(zip(*listed_titles(items), strict=True))
+    _refuse_both(items, titles)
+    listed = None if items is None else dict(zip(*listed_titles(Path(items)), strict=True))
     scorer, recipe = scorer_of_model(name, **options)
     if listed is None:
         log(f"{name} is a plain model: histories and candidates are read as titles")

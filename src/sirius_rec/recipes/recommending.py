@@ -22,7 +22,7 @@ from sirius_rec.recipes.listing import Listing, listed_titles, listing_of
 from sirius_rec.recipes.methods import Method
 from sirius_rec.recipes.prompt_file import EXPORTED, in_words
 from sirius_rec.recipes.ranking import (
-    ADDING,
+    READS_TITLES,
     Served,
     check_checkpoint,
     chosen_method,
@@ -145,7 +145,7 @@ def load_run_recommender(
     top: int = 10,
     exclude_seen: bool = False,
     max_opened: int | None = None,
-    items: Path | None = None,
+    items: Path | str | None = None,
 ) -> Served:
     """Recommendations from a run's catalogue, by any method that can rank all of it; by default the best on validation.
 
@@ -155,7 +155,7 @@ def load_run_recommender(
     """
     quiet()
     check_checkpoint(checkpoint)
-    able = (ranks_catalogue, "rank a whole catalogue") if items is None else ADDING
+    able = (ranks_catalogue, "rank a whole catalogue") if items is None else READS_TITLES
     chosen, seed = chosen_method(run, method, seed, *able)
     listing = listing_of(run, items)
     shelf = Shelf(listing.ids, listing.titles, titles_given=titles, top=top, exclude_seen=exclude_seen)
@@ -206,7 +206,7 @@ def load_plain_recommender(
     searched = Searched(shelf, scorer, max_opened)
     # The trie's key says which titles there are, in which order, but not what they are called in requests and answers.
     named = table_fingerprint(pl.DataFrame({ITEM_ID: ids}))
-    recipe |= {"items": str(items.resolve()), "trie": searched.trie.key, "ids": named, "titles": titles,
+    recipe |= {"trie": searched.trie.key, "ids": named, "titles": titles,
                "exclude_seen": exclude_seen, "max_opened": max_opened}  # fmt: skip
     unknown = None if titles else Unknown(shelf.number.__contains__, None)
     return Served(in_words(name, recipe), recipe, searched.respond, scorer.check, unknown, says="answers")

@@ -82,10 +82,10 @@ def run_jobs(
             if job.alone:
                 with one_for_all():
                     if is_main():
-                        with _named(job, workers):
+                        with _memory_said(job):
                             job.run(*job.args)
             else:
-                with _named(job, workers):
+                with _memory_said(job):
                     job.run(*job.args)
                 wait_for_others()
             finished(job, time.monotonic() - started)
@@ -101,11 +101,11 @@ def run_jobs(
 
 
 @contextmanager
-def _named(job: Job, side_by_side: int) -> Iterator[None]:
+def _memory_said(job: Job, side_by_side: int = 1) -> Iterator[None]:
     """Say which job had no memory left, and what to do about it."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
+    except Exception as error:
         reason = memory_error(error)
         if reason is None:
             raise
@@ -140,7 +140,7 @@ def _run_in_pool(pool: Pool, jobs: Sequence[Job], most: int, finished: Callable[
         assert running, f"jobs that wait for each other: {', '.join(waiting)}"
         for future in pool.wait(running):
             job, started = running.pop(future)
-            with _named(job, most):
+            with _memory_said(job, side_by_side=most if isinstance(pool, Workers) else 1):
                 future.result()
             ready.add(job.name)
             finished(job, time.monotonic() - started)

@@ -11,13 +11,14 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from sirius_rec.data.sources.files import require_file
 from sirius_rec.errors import ConfigError
 from sirius_rec.rankers.answers import Unknown, finite
 from sirius_rec.rankers.requests import Request
 from sirius_rec.recipes.listing import Listing, listed_titles, listing_of
 from sirius_rec.recipes.methods import Method
 from sirius_rec.recipes.ranking import (
-    ADDING,
+    READS_TITLES,
     check_checkpoint,
     chosen_method,
     scorer_of_model,
@@ -68,11 +69,12 @@ def load(source: Source) -> Loaded:
 
 def check(source: Source) -> None:
     """Raise what `load` would say of names alone, before anything is loaded or listens."""
+    if source.items is not None:
+        require_file(Path(source.items), "items file")
     if source.plain is None:
         run = Run.open(source.model)
-        for key, checkpoint in _wanted(source):
-            chosen_method(run, key, source.seed)
-            check_checkpoint(checkpoint, f"--method {key}: checkpoint")
+        for _, checkpoint in _chosen(run, source):
+            check_checkpoint(checkpoint, f"--method {', '.join(source.methods)}: checkpoint")
 
 
 def _wanted(source: Source) -> list[tuple[str | None, str]]:
@@ -85,16 +87,21 @@ def _wanted(source: Source) -> list[tuple[str | None, str]]:
     return wanted or [(None, source.checkpoint)]
 
 
+def _chosen(run: Run, source: Source) -> list[tuple[tuple[Method, int], str]]:
+    """Methods with their seeds, and checkpoints. With `items` one of them at least reads titles, or RunError."""
+    able = READS_TITLES if source.items is not None and not source.methods else ()
+    chosen = [(chosen_method(run, key, source.seed, *able), checkpoint) for key, checkpoint in _wanted(source)]
+    if source.items is not None and not any(method.reads_titles for (method, _), _ in chosen):
+        chosen_method(run, chosen[0][0][0].key, source.seed, *READS_TITLES)  # which says what can
+    return chosen
+
+
 def _of_run(source: Source) -> Loaded:
     run = Run.open(source.model)
-    wanted = [(chosen_method(run, key, source.seed), checkpoint) for key, checkpoint in _wanted(source)]
-    items = None if source.items is None else Path(source.items)
-    if items is not None and not any(method.reads_titles for (method, _), _ in wanted):
-        chosen_method(run, wanted[0][0][0].key, source.seed, *ADDING)  # which says what can
-    listing = listing_of(run, items)
+    listing = listing_of(run, source.items)
     models: dict[str, Model] = {}
     forgetting: list[Callable[[], None]] = []
-    for (method, seed), checkpoint in wanted:
+    for (method, seed), checkpoint in _chosen(run, source):
         training = method.trained_as(run, seed)  # before: a training that ends meanwhile is not this one
         ranker = method.ranker(run, seed, checkpoint)
         _own_weights(getattr(ranker, "model", None))

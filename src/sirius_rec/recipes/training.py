@@ -141,6 +141,9 @@ def train_stage(
     _watch(run, trainer, name)
     heaviest = trainer.train_dataset.heaviest(trainer.scoring)
     select_attention(run.folder, run.config, model.to(args.device), heaviest, trainer.encoder.pad_id)
+    miner = trainer.train_dataset.miner
+    if miner is not None and miner.reference is not None:  # a copy from before the kernel was chosen
+        select_attention(run.folder, run.config, miner.reference.to(args.device), heaviest, trainer.encoder.pad_id)
     log(f"{name}: {trainer.estimate_memory().line()}")
     try:
         with stopping.after_a_checkpoint():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -42,6 +43,11 @@ class _Plan:
         return self._added[dtype]
 
 
+@cache
+def _untraced() -> Any:
+    return torch.compiler.disable(_attend)  # type: ignore[no-untyped-call]
+
+
 def register() -> None:
     """Make the kernel known to transformers; once is enough, more does no harm.
 
@@ -50,8 +56,7 @@ def register() -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    untraced: Any = torch.compiler.disable(_attend)  # type: ignore[no-untyped-call]
-    AttentionInterface.register(TREE_ATTENTION, untraced)
+    AttentionInterface.register(TREE_ATTENTION, _untraced())
     AttentionMaskInterface.register(TREE_ATTENTION, sdpa_mask)
 
 
@@ -104,11 +109,17 @@ def _attend(
     sizes = [seen.shape[0] * seen.shape[3] for seen in plan.seen]
     keys, values = (_selected(states_TND, plan.key_X, sizes) for states_TND in (key_TND, value_TND))
     outputs = []
-    masks = plan.seen if _by_products(options) else plan.added(query.dtype)
+    masks = plan.seen if _by_products(options) else plan.added(_dtype_of_scores(query))
     for mask_G1WK, *given in zip(masks, own, keys, values, strict=True):
         states = [s.view(len(mask_G1WK), -1, *s.shape[1:]).transpose(1, 2) for s in given]
         outputs.append(_kernel(module, states[0], states[1], states[2], mask_G1WK, options).flatten(0, 1))
     return torch.cat(outputs).index_select(0, plan.place_T)[None], None
+
+
+def _dtype_of_scores(query: Tensor) -> torch.dtype:
+    """What sdpa computes in, and a mask of another type would be cast to in every layer."""
+    device = query.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
 
 
 def _selected(states_TND: Tensor, node_X: Tensor, sizes: list[int]) -> Iterable[Tensor]:
