@@ -58,6 +58,7 @@ def main(run: Path, name: str, hardware: str, date: str) -> None:
             str(done.parent.relative_to(run)): json.loads(done.read_text())["seconds"]
             for done in sorted(run.rglob("done.json"))
         },
+        "devices": sorted({d for done in run.rglob("done.json") if (d := json.loads(done.read_text()).get("device"))}),
         "config_yaml": (run / "config.yaml").read_text(),
     }
     HERE.mkdir(parents=True, exist_ok=True)

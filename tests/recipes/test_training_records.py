@@ -25,6 +25,7 @@ from sirius_rec.recipes.adoption import open_run
 from sirius_rec.recipes.arguments import accumulation
 from sirius_rec.recipes.callbacks import Clock, EpochLines
 from sirius_rec.recipes.diagnosis import read_curves
+from sirius_rec.recipes.environment import processor
 from sirius_rec.recipes.methods import arms, build_methods, finetuned
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.run_folder import DONE, RunFolder
@@ -306,6 +307,7 @@ def test_sft_is_chosen_on_the_selecting_rows_and_nothing_else_is(trained: Run) -
     done = json.loads((folder / "done.json").read_text())
     best = max(evaluated[1:], key=lambda line: line[SELECTION])
     assert (done["best_by"], done["best_step"], done["best_hr@1"]) == (SELECTION, best["step"], best["hr@1"])
+    assert done["device"] == processor()
     assert json.loads((trained.folder.pretrain(0) / "done.json").read_text())["best_by"] == "hr@1"
     whole, chosen = validation_set(trained), selection_set(trained)
     assert whole is not None and chosen is not None

@@ -43,6 +43,13 @@ def environment(config: Config) -> dict[str, Any]:
     }
 
 
+def device_name(device: Any) -> str:
+    """What a torch device is called: the GPU's name, or the CPU's."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else processor()
+
+
 def processor() -> str:
     """The CPU's name."""
     try:

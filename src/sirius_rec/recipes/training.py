@@ -17,6 +17,7 @@ from sirius_rec.diagnostics.curves import HIT
 from sirius_rec.errors import TrainingError
 from sirius_rec.processes import is_main
 from sirius_rec.recipes import trackers
+from sirius_rec.recipes.environment import device_name
 from sirius_rec.recipes.job import Ticker, log
 from sirius_rec.recipes.model_card import write_card
 from sirius_rec.recipes.models import initial_model, load_stage_model, select_attention
@@ -208,5 +209,6 @@ def _say_done(trainer: Any, folder: Path, seconds: float) -> None:
             "parameters": sum(p.numel() for p in trainer.model.parameters()),
             "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
             "seconds": round(seconds, 1),
+            "device": device_name(trainer.args.device),  # a run may be gone on with elsewhere than it was begun
         },
     )
