@@ -49,7 +49,7 @@ class TitleScorer:
         if self.texts is not None:
             for item in (*self._shown(request), *request.candidates):
                 if item not in self.texts:
-                    return f"item {item!r} is not in the catalogue; give titles with --titles, or leave it out"
+                    return f"item {item!r} is not in the catalogue: leave it out, or list it with its title (--items)"
         from sirius_rec.training.inputs import embedding_count
 
         titles = [self._title(item) for item in (*self._shown(request), *request.candidates)]
