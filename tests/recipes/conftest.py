@@ -36,3 +36,21 @@ def trained(mini: Callable[..., Config], tmp_path_factory: pytest.TempPathFactor
     run_stages(run, ("sft",), lambda line: None)
     reference.score_reference(str(run.folder.path), 0)
     return run
+
+
+@pytest.fixture(scope="session")
+def run(mini: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """SFT whose prompts show no slate, beside a formula. Copy it before changing anything."""
+    from sirius_rec.recipes.methods import build_methods
+    from sirius_rec.recipes.story import run_stages
+
+    config = mini("prompts.slate=false", "methods=[markov]")
+    opened = Run(open_run(tmp_path_factory.mktemp("catalogue") / "run", config), config)
+    run_stages(opened, ("sft",), lambda line: None)
+    build_methods(config)["markov"].fit(opened, 0)
+    return opened
+
+
+@pytest.fixture(scope="session")
+def ids(run: Run) -> list[str]:
+    return [str(item) for item in run.dataset.items["item_id"].to_list()]

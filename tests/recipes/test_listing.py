@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,31 +11,12 @@ import pytest
 from typer.testing import CliRunner
 
 from sirius_rec import cli
-from sirius_rec.config import Config
 from sirius_rec.errors import ConfigError, DataError, RunError
 from sirius_rec.rankers.requests import Request
 from sirius_rec.rankers.trivial import Popularity
-from sirius_rec.recipes.adoption import open_run
 from sirius_rec.recipes.listing import listing_of
-from sirius_rec.recipes.methods import build_methods
 from sirius_rec.recipes.ranking import load_run_ranker
 from sirius_rec.recipes.run import Run
-from sirius_rec.recipes.story import run_stages
-
-
-@pytest.fixture(scope="module")
-def run(mini: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """SFT whose prompts show no slate, beside a formula that knows its catalogue only."""
-    config = mini("prompts.slate=false", "methods=[markov]")
-    opened = Run(open_run(tmp_path_factory.mktemp("listing") / "run", config), config)
-    run_stages(opened, ("sft",), lambda line: None)
-    build_methods(config)["markov"].fit(opened, 0)
-    return opened
-
-
-@pytest.fixture(scope="module")
-def ids(run: Run) -> list[str]:
-    return [str(item) for item in run.dataset.items["item_id"].to_list()]
 
 
 def call(command: str, tmp_path: Path, model: Any, rows: list[dict[str, Any]], *arguments: Any) -> tuple[Any, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,11 @@ import pytest
 from typer.testing import CliRunner
 
 from sirius_rec import cli
-from sirius_rec.config import Config
 from sirius_rec.errors import ConfigError, DataError, PromptError, RunError, ScoringError
 from sirius_rec.rankers.answers import PARTIAL
 from sirius_rec.rankers.catalogue import top as catalogue_top
 from sirius_rec.rankers.requests import Request
 from sirius_rec.recipes import listing
-from sirius_rec.recipes.adoption import open_run
 from sirius_rec.recipes.listing import listing_of
 from sirius_rec.recipes.methods import build_methods
 from sirius_rec.recipes.ranking import Served, chosen_method, load_run_ranker, title_scorer
@@ -27,22 +24,6 @@ from sirius_rec.recipes.recommending import Scored, Searched, Shelf, load_run_re
 from sirius_rec.recipes.reranking import Reranked
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.scorers import CatalogueScorer, TitleScorer
-from sirius_rec.recipes.story import run_stages
-
-
-@pytest.fixture(scope="module")
-def run(mini: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """SFT whose prompts show no slate, beside a ranker that is no language model."""
-    config = mini("prompts.slate=false", "methods=[markov]")
-    opened = Run(open_run(tmp_path_factory.mktemp("recommend") / "run", config), config)
-    run_stages(opened, ("sft",), lambda line: None)
-    build_methods(config)["markov"].fit(opened, 0)
-    return opened
-
-
-@pytest.fixture(scope="module")
-def ids(run: Run) -> list[str]:
-    return [str(item) for item in run.dataset.items["item_id"].to_list()]
 
 
 @pytest.fixture

@@ -38,8 +38,8 @@ from sirius_rec.training.records import PreferenceDataset, encode_records, train
 # Dense bfloat16 operations per second (10^12) that makers name, and GiB of memory.
 DEVICES: Final = {"a100": (312, 80), "h100": (989, 80), "h200": (989, 141), "l40s": (362, 48), "rtx4090": (165, 24)}
 UTILISATION: Final = 0.35  # of the peak, assumed: what LoRA reaches on one device differs with everything
-# Of a layer: forward and backward, and forward alone (counted on an H100: 5,475 for a step of 30 layers, of which 40 %
-# forward). A launch took 10 µs and more of a core there, assumed for all.
+# Of a layer: forward and backward (5,475 were counted for a step of 30 layers on an H100), and forward alone (its share
+# of torch's calls on a CPU, 40 %). A launch is assumed to take 10 µs; on that machine it took 12 to 24.
 _KERNELS = {True: 180, False: 70}
 _LAUNCH_S: Final = 10e-6
 _SAMPLE = 1024  # rows of a stage that are counted
