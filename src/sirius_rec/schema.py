@@ -43,6 +43,7 @@ HISTORY: Final = "history"
 TARGET: Final = "target"
 SPLIT: Final = "split"
 CANDIDATES: Final = "candidates"
+IMPRESSIONS: Final = "impressions"
 EXCLUDED: Final = "excluded"
 UTILITY: Final = "utility"
 
@@ -60,6 +61,8 @@ class Interactions:
     notes: provenance for dataset.json: files with sha256, rows read and dropped with the reason, tie-breaking.
     repeats: whether a user may have an item more than once. Then targets may stand in their own histories, which
         negatives, that leave out what the user had, do not.
+    impressions: user_id, item_id, timestamp of what users were shown and passed over, in any order, for slates of
+        protocol `impressions`; None where a source has none.
 
     In frames of your own ids may be numbers, times datetimes, and users interleaved: `data.intake` sees to that.
     """
@@ -68,6 +71,7 @@ class Interactions:
     items: pl.DataFrame
     notes: dict[str, Any] = field(default_factory=dict)
     repeats: bool = False
+    impressions: pl.DataFrame | None = None
 
 
 @dataclass(frozen=True)

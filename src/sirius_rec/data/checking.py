@@ -36,6 +36,8 @@ _ALIASES: dict[str, tuple[str, ...]] = {
     TITLE: ("title", "name", "itemname", "productname", "producttitle", "movietitle", "booktitle", "label"),
 }  # fmt: skip
 _KINDS = ("event", "eventtype", "action", "behavior", "behaviour", "type", "interaction", "status")
+_PASSED_OVER = ("impression", "impressions", "impress", "exposure", "exposed", "shown", "show", "displayed")
+_CLICKED = ("clicked", "click", "isclick", "isclicked")  # columns of 0 and 1
 _LONG_TITLE = 300  # characters; the longest honest ones, of products, stay below
 _ZONE = r"(?:[Zz]|[+-]\d\d:?\d\d)$"
 
@@ -240,7 +242,7 @@ def _events(
         check.remarks.append(
             f"{path}: {repeats:,} repeated pairs of user and item: the first in time stays, all with keep_repeats: true"
         )
-    check.remarks += _kinds(path, frame)
+    _kinds(check, path, frame, options)
 
 
 def _zones(path: Path, frame: pl.DataFrame) -> Iterator[str]:
@@ -252,10 +254,31 @@ def _zones(path: Path, frame: pl.DataFrame) -> Iterator[str]:
         yield f"{path}: {count:,} times have a time zone, {bare:,} have none and are taken as UTC"
 
 
-def _kinds(path: Path, frame: pl.DataFrame) -> Iterator[str]:
+def _kinds(check: Check, path: Path, frame: pl.DataFrame, options: Mapping[str, Any]) -> None:
+    """What kinds of rows there are; impressions among them are no events."""
     for column in frame.columns:
         name = column.removeprefix("other ")
-        if name != column and re.sub(r"[\W_]", "", name).lower() in _KINDS and 0 < frame[column].n_unique() <= 12:
-            counts = frame[column].cast(pl.String).value_counts(sort=True).rows()
-            values = ", ".join(f"{value} {count:,}" for value, count in counts)
-            yield f"{path}: column {name!r} has {values}; choose with where: {{{name}: {counts[0][0]}}}"
+        plain = re.sub(r"[\W_]", "", name).lower()
+        if name == column or plain not in (*_KINDS, *_CLICKED) or not 0 < frame[column].n_unique() <= 12:
+            continue
+        counts = dict(frame[column].drop_nulls().cast(pl.String).str.strip_chars().value_counts(sort=True).rows())
+        values = ", ".join(f"{value} {count:,}" for value, count in counts.items())
+        shown = [value for value in counts if value.lower() in _PASSED_OVER]
+        if plain in _CLICKED:
+            shown = [value for value in counts if value.lower() in ("0", "0.0", "false")]
+        events = [value for value in counts if value not in shown]
+        if not shown or not events or options.get("where"):
+            if plain in _KINDS and events:
+                check.remarks.append(
+                    f"{path}: column {name!r} has {values}; choose with where: {{{name}: {events[0]}}}"
+                )
+            continue
+        check.problems.append(
+            f"{path}: column {name!r} has {values}: what was shown and passed over is no event; below it is taken for "
+            "impressions, the negatives of slates of protocol impressions"
+        )
+        check.options |= {"where": {name: _one(events)}, "impressions": {name: _one(shown)}}
+
+
+def _one(values: list[str]) -> str | list[str]:
+    return values[0] if len(values) == 1 else values

@@ -12,6 +12,7 @@ import polars as pl
 
 from sirius_rec.data.filtering import FilterStep, filter_events
 from sirius_rec.data.fingerprint import table_fingerprint
+from sirius_rec.data.impressions import Impressions
 from sirius_rec.data.options import WindowOptions
 from sirius_rec.data.slates import ExcludedItems, interacted_items, past_items
 from sirius_rec.data.splitting import by_time, by_user, leave_last_out
@@ -49,7 +50,8 @@ class ExampleSet:
     """Everything that slates are made of.
 
     items: item, item_id, title (distinct).
-    examples: as in examples.parquet, plus `candidates` (list[int32]) where the source brings slates.
+    examples: as in examples.parquet, plus `candidates` (list[int32]) where the source brings slates, or `impressions`
+        (list[int32]): what the user was shown with the target, where it brings those.
     interacted, past: aligned with examples; what the row's user ever interacted with, and what up to the row's target.
     statistics, filters, titles: for dataset.json.
     """
@@ -104,7 +106,8 @@ def from_interactions(
         "time": lambda: by_time(time_E, ratios=ratios),
         "leave_last_out": lambda: leave_last_out(user_E),
     }
-    sequences = Sequences(users, user_E, item_E, time_E, splitters[split]())
+    shown = None if source.impressions is None else Impressions.of(source.impressions, users, items)
+    sequences = Sequences(users, user_E, item_E, time_E, splitters[split](), shown)
     rows = windowed(sequences, window, items.height)
     count_U = np.bincount(user_E, minlength=len(users))
     if not rows.examples.height:
@@ -112,6 +115,8 @@ def from_interactions(
     statistics = event_statistics(count_U, items.height, int(np.count_nonzero(np.bincount(item_E))), rows.counts)
     after = {"users": len(users), "items": statistics["n_items_seen"], "events": events.height}
     filters = filter_report(after, steps, rows.counts["repeats"])
+    if shown is not None:
+        filters["impressions"] = {"kept": len(shown.item_N), "of_users_or_items_without_events_dropped": shown.dropped}
     return ExampleSet(items, rows.examples, rows.interacted, rows.past, statistics, filters, titles)
 
 
@@ -120,7 +125,7 @@ class Sequences:
     """Events of U users, each user's together and in time order.
 
     users: ids. user_E: 0 … U-1, each in use, ascending. item_E: item numbers. time_E: seconds. label_E: int8, the
-    split of each event as a target.
+    split of each event as a target. impressions: what the users were shown and passed over, where that is known.
     """
 
     users: pl.Series
@@ -128,11 +133,12 @@ class Sequences:
     item_E: npt.NDArray[np.int64]
     time_E: npt.NDArray[np.int64]
     label_E: npt.NDArray[np.int8]
+    impressions: Impressions | None = None
 
 
 @dataclass(frozen=True)
 class Windowed:
-    """examples: as in examples.parquet. interacted, past: aligned with them, see `ExampleSet`.
+    """examples, and interacted and past aligned with them: see `ExampleSet`.
 
     counts: of sequences with a row, of targets in their own history (`repeats`), and of histories; those of parts of a
     log, users kept together, add up to those of the whole.
@@ -163,6 +169,8 @@ def windowed(sequences: Sequences, window: WindowOptions, n_items: int, first_ro
         },
         schema_overrides=EXAMPLE_SCHEMA,
     )
+    if sequences.impressions is not None:
+        examples = examples.with_columns(sequences.impressions.before(user_E, sequences.time_E, target_R))
     stop_U = np.bincount(user_E, minlength=len(sequences.users)).cumsum()
     start_R, stop_R = np.r_[0, stop_U][user_R], stop_U[user_R]
     # each user's items once, in order of first appearance: a source may keep repeated events

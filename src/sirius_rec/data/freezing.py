@@ -13,6 +13,7 @@ import numpy.typing as npt
 import polars as pl
 
 from sirius_rec.data.example_set import ExampleSet
+from sirius_rec.data.impressions import impression_slates
 from sirius_rec.data.options import DRAWN, INTERACTED_LEAKY, PAST, SlateOptions
 from sirius_rec.data.protocols import (
     EXCLUSION_WARNING,
@@ -101,6 +102,8 @@ def freeze(
     if name.protocol == "sdpo-legacy":
         return legacy_slates(rows.examples, n_items=n_items, name=name)
     excluded = excluded_by(rows, exclude)
+    if name.protocol == "impressions":
+        return impression_slates(rows.examples, excluded, n_items=n_items, name=name, fingerprint=fingerprint)
     if name.protocol == "popularity":
         assert count_I is not None
         return popularity_slates(rows.examples, excluded, count_I, name=name, fingerprint=fingerprint)

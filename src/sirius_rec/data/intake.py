@@ -49,7 +49,10 @@ def checked(loaded: object, where: str) -> Interactions | Examples:
 def content_fingerprint(loaded: Interactions | Examples) -> str:
     """Hex SHA-256 over the tables of what was handed over, whatever its notes."""
     rows = loaded.events if isinstance(loaded, Interactions) else loaded.rows
-    return combined_fingerprint({"items": table_fingerprint(loaded.items), "rows": table_fingerprint(rows)})
+    tables = {"items": loaded.items, "rows": rows}
+    if isinstance(loaded, Interactions) and loaded.impressions is not None:
+        tables["impressions"] = loaded.impressions
+    return combined_fingerprint({name: table_fingerprint(table) for name, table in tables.items()})
 
 
 def check_interactions(loaded: Interactions, where: str) -> Interactions:
@@ -91,7 +94,16 @@ def check_interactions(loaded: Interactions, where: str) -> Interactions:
         "ties": tie_notes("file", 0, *count_ties(user_E, moment_E)),
         **_notes(loaded.notes, where),
     }
-    return replace(loaded, events=events, items=items, notes=notes)
+    shown = None if loaded.impressions is None else _impressions(loaded.impressions, items, f"{where}: impressions")
+    return replace(loaded, events=events, items=items, notes=notes, impressions=shown)
+
+
+def _impressions(table: Any, items: pl.DataFrame, where: str) -> pl.DataFrame:
+    """user_id, item_id, timestamp as `schema.Interactions` has them."""
+    given = _frame(table, where, (USER_ID, ITEM_ID, TIMESTAMP))
+    user, item = _ids(given[USER_ID], where), _ids(given[ITEM_ID], where)
+    _check_known(item, items, where)
+    return pl.DataFrame({USER_ID: user, ITEM_ID: item, TIMESTAMP: _times(given[TIMESTAMP], where)[1]})
 
 
 def check_examples(loaded: Examples, where: str) -> Examples:

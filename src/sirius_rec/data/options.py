@@ -13,9 +13,9 @@ from sirius_rec.options import Count, Number, Options, Positive, Seed
 from sirius_rec.remote import Place
 from sirius_rec.schema import SPLITS
 
-Protocol = Literal["uniform", "popularity", "hard", "full", "sdpo-legacy", "given"]
+Protocol = Literal["uniform", "popularity", "hard", "impressions", "full", "sdpo-legacy", "given"]
 Unusable = Literal["refuse", "drop"]
-DRAWN = ("uniform", "popularity", "hard")  # protocols that draw negatives, and so have items to exclude
+DRAWN = ("uniform", "popularity", "hard", "impressions")  # protocols that draw negatives, and so have items to exclude
 DEFAULT_SIZE = 20
 _MOST_SHARDS = 1 << 16  # what the sort by shard can tell apart
 PAST, INTERACTED, INTERACTED_LEAKY = "past", "interacted", "interacted-LEAKY"
@@ -112,11 +112,13 @@ class SlateOptions(Options):
     """One frozen set of slates per split. docs/protocol.md says how the protocols differ and when to use which.
 
     protocol: `uniform` (negatives uniform over the items that are not excluded), `popularity` (by train count),
-    `hard` (near the history in train co-occurrence), `full` (the whole catalogue, written as a description), `given`
-    (the source's own candidates), `sdpo-legacy` (the published target-seeded slates, LEAKY).
+    `hard` (near the history in train co-occurrence), `impressions` (what the user was shown with the target and passed
+    over, filled up as in `uniform`; of sources that have impressions), `full` (the whole catalogue, written as a
+    description), `given` (the source's own candidates), `sdpo-legacy` (the published target-seeded slates, LEAKY).
     size counts the target; `full` takes none. Splits without rows are passed over.
 
-    exclude: which items are no negatives of a row (`uniform`, `popularity` and `hard` only). `past`: what its user
+    exclude: which items are no negatives of a row (of protocols that draw negatives: `uniform`, `popularity`,
+    `hard`, `impressions`). `past`: what its user
     interacted with up to and including its target. `interacted`: what its user ever interacted with, as in the paper.
     None: `interacted` where no user has rows in two splits (split `user`), `past` elsewhere (`time`, `leave_last_out`).
     There `interacted` leaks, since a user's later targets are never negatives of the same user's train rows; it is

@@ -23,6 +23,7 @@ from sirius_rec.data.example_set import (
 from sirius_rec.data.fingerprint import combined_fingerprint, table_fingerprint
 from sirius_rec.data.freezing import description, excludes, freeze, slate_names, too_few_negatives
 from sirius_rec.data.holding_out import HeldOut, hold_out
+from sirius_rec.data.impressions import filled_up
 from sirius_rec.data.intake import checked, content_fingerprint
 from sirius_rec.data.options import (
     FilterOptions,
@@ -286,6 +287,11 @@ def _frozen_slates(
         frozen = freeze(part, name, exclude, n_items=n_items, fingerprint=fingerprint, count_I=counts, train=train)
         tables[f"slates/{name}"] = frozen
         described[str(name)] = description(name, exclude, frozen.height, table_fingerprint(frozen))
+        if name.protocol == "impressions":
+            filled = described[str(name)]["filled_up"] = filled_up(part.examples, frozen)
+            share = filled["negatives"] / (frozen.height * (name.size - 1))
+            where = f"in {filled['rows']:,} of {frozen.height:,} rows"
+            say(f"slates {name}: {share:.1%} of the negatives, {where}, were not shown and are drawn uniformly")
         if name.protocol != "full":
             check_slates(f"slates {name}", frozen, part.examples, n_items)
         if world is not None:

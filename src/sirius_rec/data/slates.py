@@ -21,6 +21,7 @@ from sirius_rec.schema import CANDIDATES, EXCLUDED, HISTORY, ROW_ID, TARGET, TIM
 
 Int = npt.NDArray[np.int64]
 Bits = npt.NDArray[np.uint64]
+Items = npt.NDArray[np.int32]
 
 # splitmix64 (Steele, Lea & Flood 2014; the constants of java.util.SplittableRandom). NumPy's generators cannot be
 # started at a million (row, draw) counters in one vectorised call, which is what independence between rows needs.
@@ -209,25 +210,38 @@ def uniform_slates(
         DataError: a row excludes so many items that too few are left.
     """
     row_id_R, target_R = examples[ROW_ID].to_numpy(), examples[TARGET].to_numpy().astype(np.int64)
+    key = f"{fingerprint}|{name.split}|{name.seed}"
+    negatives = uniform_negatives(row_id_R, excluded, n_items=n_items, name=name, key=f"{key}|negatives")
+    table = with_target(negatives, target_R, target_places(key, row_id_R, name.size))
+    return pl.DataFrame({ROW_ID: row_id_R, CANDIDATES: as_lists(CANDIDATES, table)})
+
+
+def target_places(key: str, row_id_R: Int, size: int) -> Int:
+    """int64[R]: where each row's target stands among `size` candidates, uniform."""
+    return below(row_states(f"{key}|place", row_id_R), size)
+
+
+def uniform_negatives(row_id_R: Int, excluded: ExcludedItems, *, n_items: int, name: SlateName, key: str) -> Items:
+    """int32[R, size - 1]: items that a row does not exclude, uniform without replacement, in the order of their draws.
+
+    key: of the rows' streams. DataError where a row leaves too few.
+    """
     n_negatives = name.size - 1
     available_R = check_enough(excluded, row_id_R, n_items, name)
-    key = f"{fingerprint}|{name.split}|{name.seed}"
-    state_R = row_states(f"{key}|negatives", row_id_R)
+    state_R = row_states(key, row_id_R)
     # Rejection needs few draws while most items are free; where they are not, every item gets a random key.
     crowded = (available_R < 2 * n_negatives) | (available_R < n_items / 2)
-    place_R = below(row_states(f"{key}|place", row_id_R), name.size)
-    table = np.empty((len(row_id_R), name.size), dtype=np.int32)
+    table = np.empty((len(row_id_R), n_negatives), dtype=np.int32)
     for method, rows, most in (
         (by_rejection, np.flatnonzero(~crowded), _QUICK // (2 * n_negatives + 32)),
         (_by_random_keys, np.flatnonzero(crowded), _CELLS // max(n_items, 2 * n_negatives + 32)),
     ):
         for part in excluded.blocks(rows, max(1, _CELLS // n_items), max(1, most)):
-            negatives = method(state_R[part], *excluded.bitmap(part, n_items), n_negatives)
-            table[part] = with_target(negatives, target_R[part], place_R[part])
-    return pl.DataFrame({ROW_ID: row_id_R, CANDIDATES: as_lists(CANDIDATES, table)})
+            table[part] = method(state_R[part], *excluded.bitmap(part, n_items), n_negatives)
+    return table
 
 
-def with_target(negatives: Int, target_R: Int, place_R: Int) -> npt.NDArray[np.int32]:
+def with_target(negatives: Int | Items, target_R: Int, place_R: Int) -> npt.NDArray[np.int32]:
     """int32[R, n+1]: each row's negatives in their order, with the target put in at its place."""
     table = np.empty((len(target_R), negatives.shape[1] + 1), dtype=np.int32)
     is_negative = np.arange(table.shape[1])[None, :] != place_R[:, None]

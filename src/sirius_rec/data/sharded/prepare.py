@@ -57,8 +57,12 @@ def prepare_sharded(
     with engine(sharding.jobs, cluster) as calls:
         defaults = {name: p.default for name, p in inspect.signature(load).parameters.items()}
         options = {**defaults, **asked.options}
+        if options["impressions"] is not None:
+            raise ConfigError("data.shards: impressions are read at once; leave shards out, or option impressions")
         check_choice("ties", options["ties"], Ties)
-        table = open_table(input, **{k: v for k, v in asked.options.items() if k not in ("ties", "keep_repeats")})
+        table = open_table(
+            input, **{k: v for k, v in asked.options.items() if k not in ("ties", "keep_repeats", "impressions")}
+        )
         calls.reach(table.files, out)
         files = _look(calls, table, sharding, say)
         notes = [*(file.note for file in files), file_note(table.items_path)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from sirius_rec.data.sources.files import (
     read_table,
 )
 from sirius_rec.data.sources.lines import Account
-from sirius_rec.data.sources.span import Moment, TimeSpan
+from sirius_rec.data.sources.span import TIME, Moment, TimeSpan
 from sirius_rec.data.sources.timestamps import Unit
+from sirius_rec.errors import ConfigError, DataError
 from sirius_rec.schema import ITEM_ID, RATING, TIMESTAMP, USER_ID, Interactions
 
 _EVENTS = (USER_ID, ITEM_ID, TIMESTAMP, RATING)
@@ -53,6 +54,7 @@ def load(
     missing_titles: OnFault = "error",
     unknown_items: OnFault = "error",
     ties: Ties = "shuffle",
+    impressions: Where | None = None,
 ) -> Interactions:
     """Read user_id, item_id, timestamp[, rating] and item_id, title.
 
@@ -82,6 +84,10 @@ def load(
         missing_titles, unknown_items: 'drop' drops and counts items without a title, and events of unlisted items.
         ties: rows of equal user and time in a seeded random order ('shuffle'), or as they stand in the 'file'. A file
             sorted by item id inside a day tells the next item by its id if its order is kept.
+        impressions: rows, chosen as with `where`, that are no events but what a user was shown and passed over (or did
+            not like), from which slates of protocol `impressions` take their negatives: `{event: impression}` beside
+            `where: {event: click}`, `{clicked: 0}` beside `{clicked: 1}`. An impression goes with the user's first
+            event at or after its time.
 
     Raises:
         ConfigError: an option holds what it may not.
@@ -95,11 +101,14 @@ def load(
     )  # fmt: skip
     check_choice("ties", ties, Ties)
     rules, tally, formats, parts = table.rules, Tally(Account(table.path)), [], []
+    shown = None if impressions is None else _Shown(rules, impressions, table.path)
     for file in table.files:
         read = read_table(file, table.dialect, rules.names.values())
         rules.check_columns(read.frame, file)
         formats.append(read.notes)
         parts.append((file, rules.rows(read.frame, file, tally)))
+        if shown is not None:
+            shown.read(read.frame, file)
         del read
     unit = tally.unit(rules)
     log = EventLog()
@@ -117,7 +126,47 @@ def load(
         kept=ordered.events.height,
         repeated=ordered.repeated,
     )
-    return Interactions(ordered.events, table.items, {**notes, "times": ordered.times, "ties": ordered.ties})
+    notes |= {"times": ordered.times, "ties": ordered.ties}
+    if shown is None:
+        return Interactions(ordered.events, table.items, notes)
+    frame, notes["impressions"] = shown.finish(unit)
+    return Interactions(ordered.events, table.items, notes, impressions=frame)
+
+
+class _Shown:
+    """The rows of a log that are impressions, by the rules of its events but for `where` and `min_rating`."""
+
+    def __init__(self, rules: Rules, chosen: Where, path: Path) -> None:
+        if not rules.where:
+            raise ConfigError(
+                "impressions: without where every row is an event, impressions too: say which rows are events, as "
+                "where: {event: click}"
+            )
+        self._rules = replace(rules, where=chosen, min_rating=None)
+        self._tally, self._path, self._chosen = Tally(Account(path)), path, chosen
+        self._parts: list[tuple[Path, pl.DataFrame]] = []
+
+    def read(self, frame: pl.DataFrame, file: Path) -> None:
+        """Take the rows of a file."""
+        self._rules.check_columns(frame, file)
+        self._parts.append((file, self._rules.rows(frame, file, self._tally)))
+
+    def finish(self, unit: str) -> tuple[pl.DataFrame, dict[str, Any]]:
+        """user_id, item_id, timestamp of the impressions; and what was read and dropped, for the notes."""
+        self._tally.check()
+        frames = [self._rules.events(rows, file, unit, self._tally) for file, rows in self._parts]
+        self._tally.check()
+        frame = pl.concat(
+            [one.select(USER_ID, ITEM_ID, pl.col(TIME).floor().cast(pl.Int64).alias(TIMESTAMP)) for one in frames]
+        )
+        account = self._tally.account
+        if not frame.height:
+            dropped = "; ".join(f"{reason}: {n:,}" for reason, n in sorted(account.dropped.items()))
+            raise DataError(
+                f"{self._path}: option impressions: none of {account.read:,} rows is left; dropped: {dropped}"
+            )
+        account.kept = frame.height
+        return frame, account.note()
 
 
 @dataclass(frozen=True)
