@@ -64,13 +64,11 @@ class Impressions:
             user_E, time_E: of the log's events, each user's together and in time order.
             target_R: which events are targets.
         """
-        moments = np.unique(np.r_[time_E, self.time_N])
-        width = moments.size + 1  # place 0 of a user is before all of it
-
-        def places(user: Int, time: Int) -> Int:
-            return user * width + 1 + np.searchsorted(moments, time)
-
-        key_N, key_E = places(self.user_N, self.time_N), places(user_E, time_E)
+        times = np.r_[time_E, self.time_N]
+        least, width = times.min(), np.ptp(times) + 2  # place 0 of a user is before all of it
+        key_N, key_E = (
+            user * width + 1 + (time - least) for user, time in ((self.user_N, self.time_N), (user_E, time_E))
+        )
         order = np.argsort(key_N, kind="stable")
         key_N, item_N = key_N[order], self.item_N[order]
         first_E = np.searchsorted(key_E, key_E)  # the first event of each one's moment
@@ -92,14 +90,10 @@ def _lists(item_N: Int, start_R: Int, stop_R: Int) -> pl.Series:
     length_R = stop_R - start_R
     row = np.repeat(np.arange(len(length_R)), length_R)
     within = np.arange(length_R.sum()) - np.repeat(length_R.cumsum() - length_R, length_R)
-    pairs = (
-        pl.DataFrame({"row": row, "item": item_N[np.repeat(start_R, length_R) + within]}).unique().sort("row", "item")
-    )
-    count_R = np.bincount(pairs["row"].to_numpy(), minlength=len(length_R))
-    row_R = pl.DataFrame({"row": np.flatnonzero(count_R)})
-    lists = pairs.group_by("row", maintain_order=True).agg(pl.col("item").cast(pl.Int32))
-    every = pl.DataFrame({"row": np.arange(len(length_R))}).join(row_R.join(lists, on="row"), on="row", how="left")
-    return every.sort("row")["item"].fill_null([]).alias(IMPRESSIONS)
+    pairs = pl.DataFrame({"row": row, "item": item_N[np.repeat(start_R, length_R) + within].astype(np.int32)})
+    every = pl.select(row=pl.int_range(len(length_R)), item=pl.lit(None, dtype=pl.Int32))
+    lists = pl.concat([every, pairs.unique().sort("row", "item")]).group_by("row", maintain_order=True)
+    return lists.agg(pl.col("item").drop_nulls())["item"].alias(IMPRESSIONS)
 
 
 def impression_slates(
