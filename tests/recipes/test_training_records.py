@@ -277,7 +277,7 @@ def test_no_checkpoint_between_the_last_step_of_an_epoch_and_its_evaluation(step
     """Two epochs of 7 steps; who resumed from a checkpoint at step 7 would never evaluate the first epoch."""
     args: Any = SimpleNamespace(num_train_epochs=2)
     control = TrainerControl(should_save=step not in (3,))
-    callback = EpochLines("x", print)
+    callback = EpochLines("x", print, 2)
     state = TrainerState(global_step=step, max_steps=14)
     assert callback.on_step_end(args, state, control).should_save == saves
     assert callback.on_epoch_end(args, state, control).should_save

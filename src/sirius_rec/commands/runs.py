@@ -177,6 +177,36 @@ def merge(
     say(f"done: {folder.path} (seeds {seeds}); `sirius evaluate {folder.path}` makes its table")
 
 
+@app.command(short_help="The chosen recipe, trained on all data.")
+def refit(
+    run: RunArg,
+    out: Annotated[Path, typer.Option("--out", help="Run folder to make.")],
+    overrides: OverridesArg = None,
+    method: Annotated[str | None, typer.Option("--method", help="Any of the run's. Default: best on val.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of the run. Default: the best on val.")] = None,
+) -> None:
+    """Train what a run chose on validation slates once more, on all of its data, validation and test rows too.
+
+    Each stage stops behind the epoch that was best there. Nothing is left to measure it on: its figures are the run's.
+    `sirius rank`, `recommend`, `serve` and `export` take the folder as any run.
+
+    Example: sirius refit runs/mine --out runs/live
+
+    Example: sirius refit runs/mine --method dpo_sirius data.input=logs/today --out runs/live
+    """
+    from sirius_rec.extras import require
+
+    require("train")
+    from sirius_rec.recipes.refitting import refit as fit_again
+    from sirius_rec.recipes.run import Run
+
+    fitted = fit_again(Run.open(run), out, method=method, seed=seed, overrides=overrides or (), log=log)
+    origin = fitted.folder.origin()
+    assert origin is not None
+    rows = fitted.dataset.n_all_train
+    say(f"done: {out} ({origin['method']} of seed {origin['seed']}, {rows:,} rows); its figures are those of {run}")
+
+
 @app.command(name="export", short_help="A model that others can open.")
 def export_model(
     run: RunArg,

@@ -69,6 +69,17 @@ class Clock(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": {"seconds": round(self.seconds, 3)}}
 
 
+class StopAfter(TrainerCallback):
+    """Ends a training behind an epoch, whose checkpoint is written, though its schedule goes on."""
+
+    def __init__(self, epochs: int) -> None:
+        self._epochs = epochs
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        control.should_training_stop = round(state.epoch) >= self._epochs
+        return control
+
+
 class Watch(TrainerCallback):
     """Hands the epoch and the metrics of every evaluation to a function, which may raise to end the training."""
 
@@ -81,10 +92,13 @@ class Watch(TrainerCallback):
 
 
 class EpochLines(TrainerCallback):
-    """One line per evaluation and, in between, one about every 15 seconds; a checkpoint at the end of each epoch."""
+    """One line per evaluation and, in between, one about every 15 seconds; a checkpoint at the end of each epoch.
 
-    def __init__(self, name: str, log: Callable[[str], None]) -> None:
-        self.name, self.log, self.logged = name, log, time.monotonic()
+    epochs: how many are trained, of a schedule that may be longer.
+    """
+
+    def __init__(self, name: str, log: Callable[[str], None], epochs: int) -> None:
+        self.name, self.log, self.epochs, self.logged = name, log, epochs, time.monotonic()
         self._began, self._first = self.logged, 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -110,11 +124,14 @@ class EpochLines(TrainerCallback):
                 line += f"  true reward {logs['eval_true_reward']:.3f}"
         elif "loss" in logs and time.monotonic() - self.logged > 15:
             done = state.global_step - self._first
-            left = (time.monotonic() - self._began) / max(done, 1) * (state.max_steps - state.global_step)
+            left = (time.monotonic() - self._began) / max(done, 1) * (self._last_step(args, state) - state.global_step)
             line = f"loss {logs['loss']:.4f}  {logs.get('tokens_per_second', 0):.0f} tokens/s"
             if done > 0:
                 line += f"  {duration(left)} left"
         else:
             return
         self.logged = time.monotonic()
-        self.log(f"{self.name}  epoch {state.epoch or 0:.2f}/{args.num_train_epochs:g}  {line}")
+        self.log(f"{self.name}  epoch {state.epoch or 0:.2f}/{self.epochs}  {line}")
+
+    def _last_step(self, args: Any, state: Any) -> int:
+        return round(state.max_steps * self.epochs / args.num_train_epochs)

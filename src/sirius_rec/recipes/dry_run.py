@@ -241,9 +241,9 @@ def _looks(run: Run) -> int:
     config, count = run.config, 0
     for method in build_methods(config).values():
         if isinstance(method, Sft) and config.align.start is None:
-            count += config.sft.epochs + 1
+            count += config.sft.trained_epochs + 1
         elif isinstance(method, Arm):
-            count += config.align.epochs + (not method.objective.needs_reference)
+            count += config.align.trained_epochs + (not method.objective.needs_reference)
     return count
 
 
@@ -259,7 +259,7 @@ def _sample(run: Run, stage: StageOptions, seed: int, stream: int) -> _Sample:
     users = None
     if run.config.training.share == "user":
         users = run.dataset.examples("train")[USER_ID].to_numpy()[every]
-    some = stage.changed(epochs=1, examples_per_epoch=min(_SAMPLE, len(every)))
+    some = stage.changed(epochs=1, stop_after=None, examples_per_epoch=min(_SAMPLE, len(every)))
     chosen = stage_rows(len(every), some, seed, 0, users)
     records = slate_records(run.dataset, run.train_slates, run.template, every[chosen], run.shown)
     epoch = min(stage.examples_per_epoch or len(every), len(every))
@@ -272,7 +272,7 @@ def _reading(run: Run, method: Sft, seed: int) -> _Sample:
     found = method.reading(run, seed)
     records, stage = found["records"], found["stage"]
     pieces = np.array([record["user"] for record in records]) if run.config.training.share == "user" else None
-    some = stage.changed(epochs=1, examples_per_epoch=min(_SAMPLE, len(records)))
+    some = stage.changed(epochs=1, stop_after=None, examples_per_epoch=min(_SAMPLE, len(records)))
     chosen = stage_rows(len(records), some, seed, 0, pieces).tolist()
     records = [records[n] for n in chosen]
     owners = None if pieces is None else pieces[chosen].tolist()
@@ -298,7 +298,7 @@ def _training(
     for start in range(0, len(sample.rows) - micro + 1, micro):
         draws = [dataset[slot] for slot in range(start, start + micro)]
         batches.append(_counted([sample.rows[draw.row].only(draw.columns.tolist()) for draw in draws]))
-    share = sample.n_rows / (len(batches) * micro) * stage.epochs
+    share = sample.n_rows / (len(batches) * micro) * stage.trained_epochs
     tokens, shared, separate, head = (int(n * share) for n in np.sum(batches, axis=0))
     # Forward 2 and backward 4 for each weight and token; a frozen base needs no gradient of its own weights, and
     # checkpointing runs the layers forward once more.
@@ -307,11 +307,22 @@ def _training(
     operations = (
         layers + (2 if stage.gradient_checkpointing else 0)
     ) * size.layers * tokens + layers * size.head * head
-    steps = math.ceil(sample.n_rows / stage.batch_size) * stage.epochs
+    steps = math.ceil(sample.n_rows / stage.batch_size) * stage.trained_epochs
     heaviest = int(np.max(batches, axis=0)[0])
-    passes = math.ceil(sample.n_rows / micro) * stage.epochs
+    passes = math.ceil(sample.n_rows / micro) * stage.trained_epochs
     return Stage(
-        name, True, sample.n_rows, stage.epochs, steps, tokens, shared, separate, head, heaviest, passes, operations
+        name,
+        True,
+        sample.n_rows,
+        stage.trained_epochs,
+        steps,
+        tokens,
+        shared,
+        separate,
+        head,
+        heaviest,
+        passes,
+        operations,
     )
 
 

@@ -219,6 +219,8 @@ def _code(run: Run, method: Finetuned, template: Template, *, whole: bool) -> di
 
 def _table(run: Run, method: Method) -> str:
     """What results.json has of the method beside the best baseline, as Markdown; words where there is none."""
+    if (origin := run.folder.origin()) is not None:
+        return _table_of_origin(origin)
     if not run.folder.results.is_file():
         return "Not evaluated: `sirius evaluate` was not run."
     results = read_results(run.folder.results)
@@ -244,6 +246,22 @@ def _table(run: Run, method: Method) -> str:
         return "Not evaluated on test slates."
     seeds = "the mean over the run's seeds, of which this is one" if len(run.config.seeds) > 1 else "one seed"
     return "\n".join([*lines, "", f"HR@1 and NDCG@10 on {_tested(run)}; {seeds}; intervals over users."])
+
+
+def _table_of_origin(origin: dict[str, Any]) -> str:
+    """What was measured of the recipe before it was trained on all of the data, as Markdown."""
+    said = "This model was trained on all of the data, test rows too: nothing is left to measure it on."
+    if not origin["measured"]:
+        return f"{said} Its recipe was not evaluated."
+    lines = ["| slates | metric | the recipe, before | 95 % |", "|---|---|---|---|"]
+    for row in origin["measured"]:
+        for metric in ("hr@1", "ndcg@10"):
+            low, high = row[f"{metric}_low"], row[f"{metric}_high"]
+            span = "–" if low is None else f"{low:.3f} to {high:.3f}"
+            words = slates_in_words(row["slates"])
+            lines.append(f"| {words}, {row['n']:,} rows | {metric.upper()} | {row[metric]:.3f} | {span} |")
+    before = f"The recipe ({origin['method']}), trained without them, had on held-out rows:"
+    return "\n".join([f"{said} {before}", "", *lines, "", "Intervals over users."])
 
 
 def _tested(run: Run) -> str:

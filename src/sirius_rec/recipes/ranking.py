@@ -171,11 +171,14 @@ def chosen_method(
     can: Callable[[Method], bool] = lambda method: True,
     what: str = "rank requests",
 ) -> tuple[Method, int]:
-    """The method and seed asked for, or the best on validation slates among those that fit, and `can` do it.
+    """The method and seed asked for, or the best on validation slates among those that fit, and `can` do it; of a final
+    fit, which has no such slates, the one that it was made for.
 
     what: that which they can do. RunError where none does: it is not trained, or cannot.
     """
     methods = build_methods(run.config)
+    if key is None and (origin := run.folder.origin()) is not None:
+        key = origin["method"]
     able = [m for m in methods.values() if not m.remote and can(m)]
     trained = {(m, s): m.validation_hit(run, s) for m in able for s in m.seeds if m.is_done(run, s)}
     fitting = {

@@ -136,6 +136,11 @@ class Run:
         return np.asarray(chosen[codes.reshape(-1)])
 
     @property
+    def has_tests(self) -> bool:
+        """Whether the data holds anything to test on: a final fit has taken all of it for training."""
+        return any(SlateName.parse(name).split == "test" for name in self.dataset.slate_names)
+
+    @property
     def test_slates(self) -> list[str]:
         """Names of the slates that results are measured on; ConfigError naming those that there are."""
         prepared = [name for name in self.dataset.slate_names if SlateName.parse(name).split == "test"]

@@ -12,6 +12,7 @@ RUN/
   rows/<slates>/                      train rows as arrays, with training.stream
   scores/  generation/                score tables and greedy answers; .….coming of one under way
   results.json  comparison.json  diagnostics.json  report.html  figures/
+  refit.json                          of a final fit: whose recipe it is, and what was measured of that
 """
 
 from __future__ import annotations
@@ -72,6 +73,11 @@ class RunFolder:
         return self.path / "comparison.json"
 
     @property
+    def refit(self) -> Path:
+        """What a final fit on all of the data was made from (`refitting`)."""
+        return self.path / "refit.json"
+
+    @property
     def diagnostics(self) -> Path:
         return self.path / "diagnostics.json"
 
@@ -119,6 +125,11 @@ class RunFolder:
     def generation(self) -> Path:
         return self.path / "generation"
 
+    def origin(self) -> dict[str, Any] | None:
+        """Of a final fit (`refitting`) the `run`, `method` and `seed` that it was chosen in, that run's `data`, and
+        what was `measured` there on test slates; None of any other run."""
+        return dict(json.loads(self.refit.read_text())) if self.refit.is_file() else None
+
     def config(self) -> Config:
         """The configuration that this folder was made with."""
         if not self.config_file.is_file():
@@ -140,13 +151,15 @@ class RunFolder:
             yield
 
     def is_new(self) -> bool:
-        """Whether the folder holds nothing but its configuration."""
-        return {entry.name for entry in self.path.iterdir()} <= {self.config_file.name, ENVIRONMENT, LOCK}
+        """Whether the folder holds nothing but what it was made with."""
+        made = {self.config_file.name, self.refit.name, ENVIRONMENT, LOCK}
+        return {entry.name for entry in self.path.iterdir()} <= made
 
     def discard_if_untrained(self) -> None:
         """Remove the folder again if nothing was trained in it yet: a corrected configuration can use its name."""
         made = {
             self.config_file.name,
+            self.refit.name,
             ENVIRONMENT,
             LOCK,
             self.data.name,

@@ -64,6 +64,7 @@ def prepare_data(
 
 
 STAGES = ("sft", "align", "evaluate")
+FIT = "fit"  # trains what `evaluate` does beside language models, and scores nothing
 
 
 def stage_jobs(run: Run, stages: Iterable[str]) -> list[Job]:
@@ -90,8 +91,8 @@ def stage_jobs(run: Run, stages: Iterable[str]) -> list[Job]:
         jobs += retrieved
         first = frozenset(job.name for job in retrieved)
     for method in methods:
-        trains_alone = method.stage != "evaluate"
-        if method.stage not in wanted:
+        trains_alone = method.stage != "evaluate" or FIT in wanted
+        if method.stage not in wanted and not (FIT in wanted and method.role == "baseline"):
             continue
         for seed in method.seeds:
             job = scoring.fit if trains_alone else scoring.fit_and_score
@@ -160,7 +161,7 @@ def _check(run: Run, stages: Collection[str]) -> None:
     if "evaluate" in stages:
         scoring.check_slates(run)
     for method in in_order_of_check(build_methods(run.config).values()):
-        asked = method.uses_backbone or method.stage in stages
+        asked = method.uses_backbone or method.stage in stages or FIT in stages
         if asked and not all(method.is_done(run, seed) for seed in method.seeds):
             method.check(run)
 

@@ -106,7 +106,7 @@ def train_stage(
     trainer_class: a `SiriusTrainer` of another kind, which `further` goes to. card: what the model card says of it.
     """
     from sirius_rec.recipes.arguments import training_arguments
-    from sirius_rec.recipes.callbacks import Clock, EpochLines, SaveOnStop
+    from sirius_rec.recipes.callbacks import Clock, EpochLines, SaveOnStop, StopAfter
     from sirius_rec.training.backbones import name_base
     from sirius_rec.training.trainer import SiriusTrainer
 
@@ -124,6 +124,7 @@ def train_stage(
     )  # fmt: skip
     if stage.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    ends = [] if stage.stop_after is None else [StopAfter(stage.stop_after)]
     tracking = trackers.callbacks(run.config.training.report_to, run.folder.path / "tensorboard" / name)
     trainer = (trainer_class or SiriusTrainer)(
         model,
@@ -135,7 +136,7 @@ def train_stage(
         eval_ref_logps=eval_ref_logps,
         eval_hook=validation["hook"] if validation else None,
         metrics_file=folder / "metrics.jsonl",
-        callbacks=[EpochLines(name, log), SaveOnStop(), clock, *tracking],
+        callbacks=[EpochLines(name, log, stage.trained_epochs), SaveOnStop(), clock, *ends, *tracking],
         **further,
     )
     trainer.known_logps = eval_ref_logps if is_reference else None
@@ -148,7 +149,8 @@ def train_stage(
     log(f"{name}: {trainer.estimate_memory().line()}")
     try:
         with stopping.after_a_checkpoint():
-            trainer.train(resume_from_checkpoint=True)
+            if not _ended(trainer, stage):
+                trainer.train(resume_from_checkpoint=True)
     finally:  # also after a failure: the next training of this process is not a part of this one's record
         trackers.close(run.config.training.report_to)
     if trainer.is_world_process_zero():
@@ -160,6 +162,22 @@ def train_stage(
         _say_done(trainer, folder, clock.seconds)
         shutil.rmtree(checkpoints)
     trainer.accelerator.wait_for_everyone()
+
+
+def _ended(trainer: Any, stage: StageOptions) -> bool:
+    """Whether all that was left of a training that stops before its schedule does is to keep its weights."""
+    from transformers import TrainerState
+
+    from sirius_rec.training.checkpoints import list_checkpoints
+
+    checkpoints = list_checkpoints(Path(trainer.args.output_dir))
+    if stage.stop_after is None or not checkpoints:
+        return False
+    state = TrainerState.load_from_json(str(checkpoints[-1] / "trainer_state.json"))
+    if (state.epoch or 0.0) < stage.stop_after:
+        return False
+    trainer.state = state
+    return True
 
 
 def _watch(run: Run, trainer: Any, name: str) -> None:

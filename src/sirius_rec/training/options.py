@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, StrictInt
+from pydantic import Field, StrictInt, model_validator
 
 from sirius_rec.options import Count, Flag, NotNegative, Options, Positive, Rate, Share
 
@@ -38,6 +38,8 @@ class StageOptions(Options):
     """How a stage is trained. batch_size is the effective batch, whatever the number of processes.
 
     examples_per_epoch: null takes every training row in each epoch.
+    stop_after: ends behind so many of the epochs, which learning rate and rows do not know of: what a best epoch was,
+        without validation slates to choose it (`sirius refit`); null trains all of them.
     save_steps: null saves at the end of each epoch. neftune_alpha: noise on the embeddings in training, of size
     alpha / √(tokens × width) (Jain et al. 2023, arXiv 2310.05914); a prefix that rows share has one noise.
     What only says how a step is computed may change under way: up to rounding the training is the same, but for the
@@ -49,6 +51,7 @@ class StageOptions(Options):
     )
 
     epochs: Positive = 5
+    stop_after: Positive | None = None
     examples_per_epoch: Positive | None = None
     batch_size: Positive = 128
     micro_batch_size: Positive | None = None
@@ -61,6 +64,17 @@ class StageOptions(Options):
     gradient_checkpointing: Flag = False
     save_steps: Positive | None = None
     logging_steps: Positive = 1
+
+    @model_validator(mode="after")
+    def _stops_in_time(self) -> Self:
+        if self.stop_after is not None and self.stop_after > self.epochs:
+            raise ValueError(f"stop_after {self.stop_after} is behind the last of {self.epochs} epochs: lower it")
+        return self
+
+    @property
+    def trained_epochs(self) -> int:
+        """How many epochs are trained."""
+        return self.stop_after or self.epochs
 
     def wanted(self, n_rows: int) -> int:
         """How many of the training rows its epochs take."""

@@ -25,7 +25,8 @@ class SequentialOptions(Options):
     windows: train every target on a window of its own, the `length` items before it (RecBole's way), instead of every
         state of a chunk; a batch then counts windows. Caser always does.
     shuffle: read every training history in a new random order in each epoch, for data whose order is mostly ties.
-    epochs at most; patience: stop after so many epochs without a better validation NDCG@10 (the best is kept).
+    epochs at most; patience: stop after so many epochs without a better validation NDCG@10 (the best is kept); null
+        trains all epochs, and needs no validation slates to stop by.
     """
 
     network: Literal["sasrec", "gru4rec", "caser", "esasrec", "hstu", "sasrec_rectools"] = "sasrec"
@@ -44,7 +45,7 @@ class SequentialOptions(Options):
     shuffle: Flag = False
     batch_size: Positive = 128
     epochs: Positive = 200
-    patience: Positive = 10
+    patience: Positive | None = 10
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

@@ -90,7 +90,7 @@ class SequentialRanker:
         file = ProgressFile(keep, options, self.seed, histories)
         reached = file.load(network, optimiser, rng, generator)
         before, self.history = reached.seconds, reached.history
-        while reached.epoch < options.epochs and reached.since < options.patience:
+        while reached.epoch < options.epochs and (options.patience is None or reached.since < options.patience):
             reached.epoch += 1
             point = {"epoch": float(reached.epoch), "loss": self._epoch(histories, optimiser, rng, generator)}
             # A last step may leave weights that no loss of the epoch has seen.

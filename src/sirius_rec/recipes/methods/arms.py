@@ -13,7 +13,7 @@ from sirius_rec.config import ArmSection, Config, MethodSection
 from sirius_rec.errors import ConfigError
 from sirius_rec.rankers.catalogue.trie import catalogue_trie
 from sirius_rec.recipes import starting
-from sirius_rec.recipes.methods.base import Prerequisite, Role
+from sirius_rec.recipes.methods.base import Prerequisite, Role, alone
 from sirius_rec.recipes.methods.finetuned import Finetuned
 from sirius_rec.recipes.methods.sft import Sft
 from sirius_rec.recipes.models import load_stage_model
@@ -112,6 +112,10 @@ class Arm(Finetuned):
             is_reference=self.config.align.start is None,
             **self._catalogue(run, rows),
         )
+
+    def settled(self, run: Run, seed: int) -> Config:
+        align = self.config.align.changed(stop_after=self._stop(run, seed))
+        return alone(run.config, arms=(self.arm,), align=align, **Sft(self.config).stopped(run, seed))
 
     def _begins_at(self, run: Run, seed: int) -> Path:
         return run.folder.sft(seed) / "best" if self.config.align.start is None else starting.policy(run, seed)

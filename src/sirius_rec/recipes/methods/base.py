@@ -192,6 +192,21 @@ class Method(ABC):
         """HR@1 of the best checkpoint on validation slates; None where it was not measured."""
         return None
 
+    def settled(self, run: Run, seed: int) -> Config:
+        """The run's configuration with this trained method alone, and what it chose on validation slates (when to stop,
+        an L2) written into it, so that it can be trained without them. ConfigError for what cannot."""
+        raise ConfigError(f"{self.key}: is not trained from data by itself, so there is nothing to fit again")
+
+
+def alone(config: Config, entry: MethodSection | None = None, **changes: Any) -> Config:
+    """The configuration with one method and no arms; of SFT, which is none of `methods`, with neither.
+
+    changes: of further sections.
+    """
+    entries = () if entry is None else (entry.changed(seeds=None),)
+    sft = config.sft.changed(always=False)
+    return config.changed(**{"arms": (), "methods": entries, "sft": sft, **changes})
+
 
 def hash_of(*texts: str) -> str:
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()

@@ -15,10 +15,10 @@ from sirius_rec.rankers.linear import EASE, Markov, best_ease, check_size, check
 from sirius_rec.rankers.linear import Recency as RecencyRanker
 from sirius_rec.rankers.trivial import DirectedItemKNN, ItemKNN, Popularity, RandomRanker
 from sirius_rec.recipes.job import log
-from sirius_rec.recipes.methods.base import Method, Role, hash_of, no_preset
+from sirius_rec.recipes.methods.base import Method, Role, alone, hash_of, no_preset
 from sirius_rec.recipes.methods.networks import validation
 from sirius_rec.recipes.run import Run
-from sirius_rec.recipes.run_folder import DONE
+from sirius_rec.recipes.run_folder import DONE, read_done
 from sirius_rec.schema import HISTORY, TARGET, TIMESTAMP
 
 
@@ -48,6 +48,13 @@ class ClosedForm(Method):
     def kept(self) -> dict[str, Any]:
         """What else is written down of the ranker that was fitted."""
         return {}
+
+    def settled(self, run: Run, seed: int) -> Config:
+        if self.role == "trivial":
+            return super().settled(run, seed)
+        done = read_done(self.folder(run, seed))
+        chosen = {name: done[name] for name in self.Settings.model_fields if name in done}
+        return alone(run.config, self.entry.changed(options={**self.entry.options, **chosen}))
 
     def trained_as(self, run: Run, seed: int) -> str:
         """What was chosen: however long it takes, a formula over the same data is the same."""

@@ -15,11 +15,11 @@ from sirius_rec.evaluation.metrics import LISTED
 from sirius_rec.option_errors import in_one_line
 from sirius_rec.options import Flag, Options, options_of, unknown_option
 from sirius_rec.rankers.catalogue.trie import catalogue_trie
-from sirius_rec.recipes.methods.base import Method, Prerequisite, no_preset
+from sirius_rec.recipes.methods.base import Method, Prerequisite, alone, no_preset
 from sirius_rec.recipes.models import computes_in_bf16, configured_context, load_stage_model, place, select_attention
 from sirius_rec.recipes.records import SFT_STREAM, train_records, training_rows, validation_set
 from sirius_rec.recipes.run import Run
-from sirius_rec.recipes.run_folder import read_done
+from sirius_rec.recipes.run_folder import DONE, read_done
 from sirius_rec.recipes.streamed import LONGEST, StreamedRecords, item_tokens, longest_rows
 from sirius_rec.recipes.training import pretrain, pretrains, starting_model, train_stage
 from sirius_rec.schema import CANDIDATES, HISTORY, ITEM_ID, SlateName
@@ -71,7 +71,9 @@ class LanguageModel(Method):
         encoder.check_distinct(run.dataset.titles)
         if context is None:
             return
-        met = {*map(str, filter(None, (run.train_slates, run.validation_slates))), *run.sized_test_slates}
+        met = {*map(str, filter(None, (run.train_slates, run.validation_slates)))}
+        if run.has_tests:
+            met |= {*run.sized_test_slates}
         for name in sorted(met & set(run.dataset.slate_names)):
             self._check_lengths(run, encoder, name, context)
 
@@ -185,7 +187,8 @@ class Finetuned(LanguageModel):
 
     def train_rows(self, run: Run) -> int | None:
         """The rows that its own epochs show it."""
-        return self.training.wanted(run.dataset.n_rows("train"))
+        shown = self.training.changed(epochs=self.training.trained_epochs, stop_after=None)
+        return shown.wanted(run.dataset.n_rows("train"))
 
     @property
     def random(self) -> bool:
@@ -208,6 +211,18 @@ class Finetuned(LanguageModel):
 
     def validation_hit(self, run: Run, seed: int) -> float | None:
         return self.done(run, seed).get("best_hr@1")
+
+    def _stop(self, run: Run, seed: int) -> int | None:
+        """The epoch of its best checkpoint; None of what took another run's over."""
+        return best_epoch(self.done(run, seed), self.training)
+
+    def _before(self, run: Run, seed: int) -> dict[str, Any]:
+        """Sections of a configuration in which what comes before it stops at its best epoch."""
+        folder, options = run.folder.pretrain(seed), run.config.backbone.pretrain
+        if not pretrains(run.config) or options is None or not (folder / DONE).is_file():
+            return {}
+        stop = best_epoch(read_done(folder), options)
+        return {"backbone": run.config.backbone.changed(pretrain=options.changed(stop_after=stop))}
 
     def load(self, run: Run, seed: int, checkpoint: str) -> Any:
         """The model of a checkpoint, `best` or `last`."""
@@ -255,6 +270,13 @@ class Finetuned(LanguageModel):
         }
 
 
+def best_epoch(done: Mapping[str, Any], stage: StageOptions) -> int | None:
+    """Behind which epoch of a stage its best checkpoint was written. done: what the training left."""
+    if not done["steps"]:
+        return None
+    return max(1, round(done["best_step"] / done["steps"] * stage.trained_epochs))
+
+
 class FinetunedBaseline(Finetuned):
     """A baseline that is trained as SFT is: its options are its own, and those of the `sft` section in its place."""
 
@@ -267,6 +289,10 @@ class FinetunedBaseline(Finetuned):
         self.options = self.OwnOptions(**{key: value for key, value in entry.options.items() if key in own})
         changes = {key: value for key, value in entry.options.items() if key not in own}
         self.training = self._training(config, entry, changes)
+
+    def settled(self, run: Run, seed: int) -> Config:
+        options = {**self.entry.options, "stop_after": self._stop(run, seed)}
+        return alone(run.config, self.entry.changed(options=options), **self._before(run, seed))
 
     def _training(self, config: Config, entry: MethodSection, changes: Mapping[str, Any]) -> StageOptions:
         known = [*self.OwnOptions.model_fields, *StageOptions.model_fields]

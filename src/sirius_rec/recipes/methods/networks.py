@@ -14,9 +14,9 @@ from sirius_rec.errors import ConfigError
 from sirius_rec.extras import require
 from sirius_rec.rankers.sequential.options import PRESETS, TINY_ENCODER, SequentialOptions, morec_options, with_options
 from sirius_rec.recipes.job import log
-from sirius_rec.recipes.methods.base import Method, no_preset
+from sirius_rec.recipes.methods.base import Method, alone, no_preset
 from sirius_rec.recipes.run import Run
-from sirius_rec.recipes.run_folder import DONE
+from sirius_rec.recipes.run_folder import DONE, read_done
 from sirius_rec.schema import CANDIDATES, HISTORY, TARGET
 
 if TYPE_CHECKING:
@@ -44,7 +44,22 @@ class NetworkMethod(Method):
         return True
 
     def check(self, run: Run) -> None:
-        require_validation(run)
+        if self._chooses:
+            require_validation(run)
+
+    @property
+    def _chooses(self) -> bool:
+        """Whether validation slates say where it stops, or which of a grid it is."""
+        return self.options.patience is not None or bool(self.options.weight_decays)
+
+    def settled(self, run: Run, seed: int) -> Config:
+        history = self._history(run, seed)
+        best = self._best(history) if self._chooses else {}
+        epochs = int(best.get("epoch", len(history)))
+        done = read_done(self.folder(run, seed))
+        given = {name: value for name, value in self.entry.options.items() if name != "weight_decays"}
+        chosen = {"epochs": epochs, "patience": None, "weight_decay": done["weight_decay"]}
+        return alone(run.config, self.entry.changed(options={**given, **chosen}))
 
     def _new(self, run: Run, seed: int) -> SequentialRanker:
         from sirius_rec.rankers.sequential.ranker import SequentialRanker
@@ -59,11 +74,17 @@ class NetworkMethod(Method):
         return self.trained(run, seed, self.folder(run, seed))
 
     def validation_hit(self, run: Run, seed: int) -> float | None:
-        history = json.loads((self.folder(run, seed) / "ranker.json").read_text())["history"]
-        # The weights saved are those of the epoch with the best NDCG@10.
-        best = max(history, key=lambda point: point.get("ndcg@10", -1.0), default={})
-        hit = best.get("hr@1")
+        hit = self._best(self._history(run, seed)).get("hr@1")
         return None if hit is None else float(hit)
+
+    def _history(self, run: Run, seed: int) -> list[dict[str, float]]:
+        """Loss and, with validation slates, metrics of every epoch."""
+        return list(json.loads((self.folder(run, seed) / "ranker.json").read_text())["history"])
+
+    @staticmethod
+    def _best(history: list[dict[str, float]]) -> dict[str, float]:
+        """The epoch whose weights are kept: that with the best NDCG@10."""
+        return max(history, key=lambda point: point.get("ndcg@10", -1.0), default={})
 
     def trained(self, run: Run, seed: int, folder: Path) -> SequentialRanker:
         """The ranker in `folder`, trained and saved there first if need be."""
@@ -75,7 +96,7 @@ class NetworkMethod(Method):
         ranker = self._new(run, seed).fit(
             run.dataset.train_sequences(),
             run.dataset.n_items,
-            validation(run),
+            validation(run) if self._chooses or run.validation_slates else None,
             progress=lambda line: log(f"{self.key} s{seed}  {line}"),
             keep=unfinished,
         )

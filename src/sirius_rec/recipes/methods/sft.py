@@ -11,7 +11,7 @@ from sirius_rec.config import Config, MethodSection
 from sirius_rec.evaluation.metrics import per_example, target_positions
 from sirius_rec.processes import is_main, wait
 from sirius_rec.recipes import starting
-from sirius_rec.recipes.methods.base import Prerequisite, Role
+from sirius_rec.recipes.methods.base import Prerequisite, Role, alone
 from sirius_rec.recipes.methods.finetuned import Finetuned
 from sirius_rec.recipes.models import load_stage_model
 from sirius_rec.recipes.records import SELECTION, reading_records, selection_set
@@ -94,6 +94,14 @@ class Sft(Finetuned):
 
     def train_rows(self, run: Run) -> int | None:
         return super().train_rows(run) if self.config.align.start is None else None
+
+    def settled(self, run: Run, seed: int) -> Config:
+        return alone(run.config, **self.stopped(run, seed))
+
+    def stopped(self, run: Run, seed: int) -> dict[str, Any]:
+        """Sections of a configuration in which it, and what comes before it, stops at the best epoch."""
+        stop = self._stop(run, seed)
+        return {"sft": self.config.sft.changed(stop_after=stop, always=False), **self._before(run, seed)}
 
     def training_set(self, run: Run, seed: int, rows: np.ndarray) -> dict[str, Any]:
         """The same, but the best epoch is chosen on rows that the onset of alignment does not look at; with

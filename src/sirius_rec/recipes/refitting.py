@@ -1,0 +1,107 @@
+"""`sirius refit`: the recipe that was chosen on validation slates, trained on all of the data.
+
+What is served has then learned from the newest rows too, which validation and test had for themselves. Nothing is left
+to measure it on: its figures are those of the run that it was chosen in.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sirius_rec.atomic import write_json
+from sirius_rec.config import Config
+from sirius_rec.config_yaml import apply_overrides
+from sirius_rec.data.options import INTERACTED, INTERACTED_LEAKY, HoldOutOptions, SplitOptions
+from sirius_rec.errors import ConfigError, RunError
+from sirius_rec.evaluation.results import read_results
+from sirius_rec.recipes.adoption import open_run
+from sirius_rec.recipes.configuration import parse_config
+from sirius_rec.recipes.methods import Method
+from sirius_rec.recipes.ranking import chosen_method
+from sirius_rec.recipes.run import Run
+from sirius_rec.recipes.scoring import measured_otherwise
+from sirius_rec.recipes.story import FIT, Log, run_stages
+
+_MEASURES = ("slates", "n", "hr@1", "hr@1_low", "hr@1_high", "ndcg@10", "ndcg@10_low", "ndcg@10_high")
+
+
+def refit(
+    run: Run,
+    out: Path,
+    *,
+    method: str | None = None,
+    seed: int | None = None,
+    overrides: Sequence[str] = (),
+    log: Log,
+) -> Run:
+    """Train a method of a finished run on all of its data; by default what had the highest HR@1 on validation slates.
+
+    Every stage ends where it was best in that run, by the schedule that it had there. overrides: of the configuration,
+    a newer log for example. Killed and called again it goes on.
+
+    Raises:
+        ConfigError: for rows that come with their split, a method that is not trained from data, and a bad override.
+        RunError: where nothing of that name is trained, or `out` holds something else.
+    """
+    chosen, seed = chosen_method(run, method, seed, what="be fitted again")
+    config = parse_config(
+        apply_overrides(json.loads(_settled(run, chosen, seed).model_dump_json()), list(overrides)), "sirius refit"
+    )
+    if config.data.split != _everything(run):
+        raise ConfigError("data.split: sirius refit trains on all of the data: leave it out")
+    fitted = Run(open_run(out, config), config)
+    origin = {
+        "run": str(run.folder.path.resolve()),
+        "data": run.dataset.fingerprint,
+        "method": chosen.key,
+        "seed": seed,
+        "measured": _measured(run, chosen),
+    }
+    if fitted.folder.origin() not in (None, origin):
+        raise RunError(f"{out}: was fitted from another run, or before that was trained anew: choose another --out")
+    write_json(fitted.folder.refit, origin)
+    run_stages(fitted, ("sft", "align", FIT), log)
+    return fitted
+
+
+def _settled(run: Run, method: Method, seed: int) -> Config:
+    """The method's recipe with everything chosen, on data that is all for training."""
+    data = run.config.data
+    if run.dataset.info["statistics"]["n_interactions"] is None:
+        raise ConfigError(
+            f"data.source {data.source}: its rows come with their split: call all of them train in the files, and "
+            "train on that"
+        )
+    excluded = run.dataset.info["slates"][str(run.train_slates)].get("exclude")
+    exclude = INTERACTED if excluded == INTERACTED_LEAKY else excluded  # no user has rows in two splits now
+    entry = next(slates for slates in data.slates if "train" in slates.splits)
+    return method.settled(run, seed).changed(
+        name=f"{run.config.name}-refit",
+        seeds=(seed,),
+        data=data.changed(
+            split=_everything(run),
+            slates=(entry.changed(splits=("train",), exclude=exclude),),
+            limits={split: rows for split, rows in data.limits.items() if split == "train"},
+            hold_out=HoldOutOptions(),
+            prepared=None,
+        ),
+        evaluation=run.config.evaluation.changed(slates=None, test_rows=None, retrieved=()),
+    )
+
+
+def _everything(run: Run) -> SplitOptions:
+    return SplitOptions(kind="user", seed=run.config.data.split.seed, ratios=(1, 0, 0))
+
+
+def _measured(run: Run, method: Method) -> list[dict[str, Any]]:
+    """What results.json has of the method's best checkpoint; [] where it was not evaluated as the run is configured."""
+    if not run.folder.results.is_file():
+        return []
+    results = read_results(run.folder.results)
+    if measured_otherwise(results, run.config) is not None:
+        return []
+    rows = [row for row in results["summary"] if (row["method"], row["checkpoint"]) == (method.key, "best")]
+    return [{name: row.get(name) for name in _MEASURES} for row in rows]
