@@ -26,8 +26,7 @@ from sirius_rec.data.sharded.plan import Piece, Plan
 from sirius_rec.data.sharded.source import LogFile
 from sirius_rec.data.sharded.work import opened
 from sirius_rec.data.sources.csv_records import Dialect
-from sirius_rec.data.sources.events import Ties
-from sirius_rec.data.sources.files import check_choice, file_note
+from sirius_rec.data.sources.files import file_note
 from sirius_rec.data.sources.table import OpenTable, load, open_table
 from sirius_rec.data.statistics import joint_statistics, paper_statistics
 from sirius_rec.data.store import Dataset, give_name, open_dataset, write_info
@@ -59,10 +58,7 @@ def prepare_sharded(
         options = {**defaults, **asked.options}
         if options["impressions"] is not None:
             raise ConfigError("data.shards: impressions are read at once; leave shards out, or option impressions")
-        check_choice("ties", options["ties"], Ties)
-        table = open_table(
-            input, **{k: v for k, v in asked.options.items() if k not in ("ties", "keep_repeats", "impressions")}
-        )
+        table = open_table(input, options)
         calls.reach(table.files, out)
         files = _look(calls, table, sharding, say)
         notes = [*(file.note for file in files), file_note(table.items_path)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -93,13 +94,7 @@ def load(
         ConfigError: an option holds what it may not.
         DataError: naming file, line and value of the first fault, and how many rows have it.
     """
-    table = open_table(
-        path, items=items, columns=columns, item_columns=item_columns, separator=separator, names=names,
-        encoding=encoding, item_separator=item_separator, item_names=item_names, item_encoding=item_encoding,
-        fields=fields, where=where, timestamp_unit=timestamp_unit, min_rating=min_rating, min_time=min_time,
-        max_time=max_time, bad_rows=bad_rows, missing_titles=missing_titles, unknown_items=unknown_items,
-    )  # fmt: skip
-    check_choice("ties", ties, Ties)
+    table = open_table(path, dict(locals()))  # every option by its name
     rules, tally, formats, parts = table.rules, Tally(Account(table.path)), [], []
     shown = None if impressions is None else _Shown(rules, impressions, table.path)
     for file in table.files:
@@ -236,52 +231,35 @@ def joint_format(formats: list[dict[str, Any]]) -> dict[str, Any]:
     return joint
 
 
-def open_table(
-    path: Path,
-    *,
-    items: Path | str | None = None,
-    columns: dict[str, str] | None = None,
-    item_columns: dict[str, str] | None = None,
-    separator: str | None = None,
-    names: list[str] | None = None,
-    encoding: str | None = None,
-    item_separator: str | None = None,
-    item_names: list[str] | None = None,
-    item_encoding: str | None = None,
-    fields: list[str] | None = None,
-    where: Where | None = None,
-    timestamp_unit: Unit = "auto",
-    min_rating: float | None = None,
-    min_time: Moment = None,
-    max_time: Moment = None,
-    bad_rows: OnFault = "error",
-    missing_titles: OnFault = "error",
-    unknown_items: OnFault = "error",
-) -> OpenTable:
-    """Check the options of `load`, find the files and read the catalogue."""
-    check_choice("bad_rows", bad_rows, OnFault)
-    check_choice("missing_titles", missing_titles, OnFault)
-    check_choice("unknown_items", unknown_items, OnFault)
-    check_choice("timestamp_unit", timestamp_unit, Unit)
-    check_names("columns", columns or {}, _EVENTS)
-    span = TimeSpan.of(min_time, max_time)
+def open_table(path: Path, options: Mapping[str, Any]) -> OpenTable:
+    """Check the options of `load`, all of them, find the files and read the catalogue."""
+    for name, choices in (("bad_rows", OnFault), ("missing_titles", OnFault), ("unknown_items", OnFault)):
+        check_choice(name, options[name], choices)
+    check_choice("timestamp_unit", options["timestamp_unit"], Unit)
+    check_choice("ties", options["ties"], Ties)
+    columns, item_columns = dict(options["columns"] or {}), dict(options["item_columns"] or {})
+    check_names("columns", columns, _EVENTS)
+    span = TimeSpan.of(options["min_time"], options["max_time"])
     events_path, files = events_files(Path(path))
-    items_path = Path(items) if items is not None else find_table(events_path.parent, "items")
-    of_items = Dialect(item_separator, item_names, item_encoding)
+    items_path = Path(options["items"]) if options["items"] is not None else find_table(events_path.parent, "items")
+    of_items, of_events = (
+        Dialect(*(options[f"{prefix}{name}"] for name in ("separator", "names", "encoding")))
+        for prefix in ("item_", "")
+    )
     catalogue, untitled, notes = load_items(
-        items_path, dict(item_columns or {}), missing_titles, of_items, bad_rows, fields or ()
+        items_path, item_columns, options["missing_titles"], of_items, options["bad_rows"], options["fields"] or ()
     )
     rules = Rules(
-        columns=dict(columns or {}),
-        where=dict(where or {}),
-        unit=timestamp_unit,
-        min_rating=min_rating,
+        columns=columns,
+        where=dict(options["where"] or {}),
+        unit=options["timestamp_unit"],
+        min_rating=options["min_rating"],
         span=span,
-        bad_rows=bad_rows,
-        unknown_items=unknown_items,
+        bad_rows=options["bad_rows"],
+        unknown_items=options["unknown_items"],
         listed=catalogue[ITEM_ID],
         untitled=untitled,
         items_path=items_path,
-        first_id=(item_columns or {}).get(ITEM_ID),
+        first_id=item_columns.get(ITEM_ID),
     )
-    return OpenTable(events_path, files, Dialect(separator, names, encoding), rules, catalogue, items_path, notes)
+    return OpenTable(events_path, files, of_events, rules, catalogue, items_path, notes)
