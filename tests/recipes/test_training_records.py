@@ -311,8 +311,8 @@ def test_sft_is_chosen_on_the_selecting_rows_and_nothing_else_is(trained: Run) -
     assert json.loads((trained.folder.pretrain(0) / "done.json").read_text())["best_by"] == "hr@1"
     whole, chosen = validation_set(trained), selection_set(trained)
     assert whole is not None and chosen is not None
-    assert chosen["records"] == whole["records"] and "best_by" not in whole
-    assert "true_reward" in chosen["hook"](snapshot.logp_R)  # what the other hook measures is measured still
+    assert chosen.records == whole.records and whole.best_by == "hr@1"
+    assert "true_reward" in chosen.hook(snapshot.logp_R)  # what the other hook measures is measured still
 
 
 def test_shared_stages_choose_users_with_all_their_rows(mini: Callable[..., Config]) -> None:

@@ -239,7 +239,7 @@ def probe_run(run: Run, rows: int, log: Callable[[str], None]) -> dict[str, Any]
     # Moves of a thousandth of a nat are lost in half precision.
     config = run.config.changed(backbone=run.config.backbone.changed(dtype="float32"))
     pad_id = run.encoder.pad_id
-    encoded = encode_records(validation["records"][:rows], run.encoder)
+    encoded = encode_records(validation.records[:rows], run.encoder)
     seed, scoring = config.seeds[0], config.compute.scoring
     reference = place(load_stage_model(config, run.folder.sft(seed) / "best"), config)
     ref_logps = score_rows(reference, encoded, pad_id, mode=scoring)

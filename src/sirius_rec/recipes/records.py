@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from sirius_rec.data.options import PAST
 from sirius_rec.data.slates import interacted_items, past_items
+from sirius_rec.diagnostics.curves import HIT
 from sirius_rec.errors import ConfigError
 from sirius_rec.prompts.templates import NO, YES
 from sirius_rec.recipes.run import Run
@@ -172,10 +174,24 @@ def interacted_by(run: Run, rows: np.ndarray) -> list[np.ndarray]:
     return [np.concatenate([items, cold]) for items in own] if cold.size else own
 
 
+@dataclass(frozen=True)
+class ValidationSet:
+    """What a training is evaluated on after each epoch.
+
+    records: as its own are. hook: gets the log-probs of their rows, and gives further metrics. rows: `row_id` of what
+    the records are of, where each is one row. best_by: the metric that chooses the best epoch.
+    """
+
+    records: list[Record]
+    hook: Callable[[list[np.ndarray]], dict[str, float]] | None = None
+    rows: list[int] | None = None
+    best_by: str = HIT
+
+
 def validation_set(
     run: Run, template: Template | None = None, prompted: Sequence[str] | None = None
-) -> dict[str, Any] | None:
-    """Validation records and, in a simulated world, the hook that measures true reward on them.
+) -> ValidationSet | None:
+    """The validation rows as `slate_records`, with, in a simulated world, true reward; None where there are none.
 
     template, prompted: as `slate_records` takes them; as configured unless given.
     """
@@ -183,7 +199,7 @@ def validation_set(
     if name is None:
         return None
     records = slate_records(run.dataset, name, template or run.template, rows, prompted or run.shown)
-    return {"records": records, "hook": true_reward_hook(run.dataset, name, rows), "rows": validation_row_ids(run)}
+    return ValidationSet(records, true_reward_hook(run.dataset, name, rows), validation_row_ids(run))
 
 
 def validation_row_ids(run: Run) -> list[int]:
@@ -192,7 +208,7 @@ def validation_row_ids(run: Run) -> list[int]:
     return ids
 
 
-def selection_set(run: Run) -> dict[str, Any] | None:
+def selection_set(run: Run) -> ValidationSet | None:
     """`validation_set` whose best epoch is chosen on half of the rows, by `SELECTION`; see `Run.selecting`."""
     validation = validation_set(run)
     selecting = run.selecting if validation else None
@@ -200,12 +216,12 @@ def selection_set(run: Run) -> dict[str, Any] | None:
         return validation
     from sirius_rec.diagnostics.slates import hits
 
-    further = validation["hook"]
+    further = validation.hook
 
     def hook(logps: list[np.ndarray]) -> dict[str, float]:
         return {SELECTION: float(hits(logps)[selecting].mean()), **(further(logps) if further else {})}
 
-    return {**validation, "hook": hook, "best_by": SELECTION}
+    return replace(validation, hook=hook, best_by=SELECTION)
 
 
 def question_records(
@@ -237,7 +253,7 @@ def question_pairs(
     return out
 
 
-def question_validation(run: Run) -> dict[str, Any] | None:
+def question_validation(run: Run) -> ValidationSet | None:
     """A question about every candidate of the validation slates, and the hook that ranks the slates by the answers.
 
     The hook's HR@1 and NDCG@10 are over slates, and take the place of the share of questions answered rightly, which
@@ -260,7 +276,7 @@ def question_validation(run: Run) -> dict[str, Any] | None:
         ranks = per_example(odds, positions).select(METRICS).mean().to_dicts()[0]
         return {**ranks, "answered": float((chosen_R > 0).mean())}
 
-    return {"records": question_records(dataset, name, run.template, pairs), "hook": hook}
+    return ValidationSet(question_records(dataset, name, run.template, pairs), hook)
 
 
 def true_reward_hook(dataset: Dataset, name: SlateName, rows: np.ndarray) -> Callable[..., dict[str, float]] | None:

@@ -82,7 +82,7 @@ class ReferenceCache:
         records = {"train": train_records(run, run.template, numbers)}
         validation = validation_set(run)
         if validation:
-            records["val"] = validation["records"]
+            records["val"] = validation.records
         return records
 
     @cached_property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,13 @@ from sirius_rec.recipes.environment import device_name
 from sirius_rec.recipes.job import Ticker, log
 from sirius_rec.recipes.model_card import write_card
 from sirius_rec.recipes.models import initial_model, load_stage_model, select_attention
-from sirius_rec.recipes.records import Record, continuation_records, pretraining_records, validation_set
+from sirius_rec.recipes.records import (
+    Record,
+    ValidationSet,
+    continuation_records,
+    pretraining_records,
+    validation_set,
+)
 from sirius_rec.recipes.run import Run, quiet
 from sirius_rec.recipes.run_folder import DONE
 from sirius_rec.recipes.streamed import StreamedRecords
@@ -46,7 +53,8 @@ def pretrain(path: str, seed: int) -> None:
     stage = options.changed(examples_per_epoch=-(-len(records) // options.epochs))
     validation, name = validation_set(run), run.validation_slates
     if validation and name:
-        validation["records"] = continuation_records(run.dataset, name, run.template, run.validation_rows)
+        records_of = continuation_records(run.dataset, name, run.template, run.validation_rows)
+        validation = replace(validation, records=records_of)
     train_stage(
         run,
         stage,
@@ -90,7 +98,7 @@ def train_stage(
     records: Sequence[Record],
     loss: dict[str, Any],
     seed: int,
-    validation: dict[str, Any] | None = None,
+    validation: ValidationSet | None = None,
     ref_logps: list[np.ndarray] | None = None,
     eval_ref_logps: list[np.ndarray] | None = None,
     is_reference: bool = False,
@@ -100,8 +108,6 @@ def train_stage(
 ) -> None:
     """Train one stage, resuming where it stopped; leaves best/, last/ and done.json.
 
-    validation: `records` and `hook` of the evaluation after each epoch, `rows` that they are of, and by which metric it
-    chooses the best one (`best_by`, HR@1 unless given).
     is_reference: whether `eval_ref_logps` are of this very model, which is not scored again then before its first step.
     trainer_class: a `SiriusTrainer` of another kind, which `further` goes to. card: what the model card says of it.
     """
@@ -113,13 +119,13 @@ def train_stage(
     clock = Clock()
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints = folder / "checkpoints"
-    if validation and "rows" in validation and is_main():
-        remember_rows(folder / "held_out", validation["rows"])
-    best_by = validation.get("best_by", HIT) if validation else None
+    if validation and validation.rows is not None and is_main():
+        remember_rows(folder / "held_out", validation.rows)
     # Shuffled histories, as the tiny backbone reads them first, have no user and nothing to share.
     share = run.config.training.share if records and "user" in records[0] else "none"
     args = training_arguments(
-        run.config, stage, checkpoints, loss, seed, n_records=len(records), best_by=best_by, share=share,
+        run.config, stage, checkpoints, loss, seed, n_records=len(records), share=share,
+        best_by=validation.best_by if validation else None,
         stream=isinstance(records, StreamedRecords), run_name=f"{run.config.name} {name}",
     )  # fmt: skip
     if stage.gradient_checkpointing:
@@ -131,10 +137,10 @@ def train_stage(
         args,
         records,
         tokenizer,
-        validation["records"] if validation else None,
+        validation.records if validation else None,
         ref_logps=ref_logps,
         eval_ref_logps=eval_ref_logps,
-        eval_hook=validation["hook"] if validation else None,
+        eval_hook=validation.hook if validation else None,
         metrics_file=folder / "metrics.jsonl",
         callbacks=[EpochLines(name, log, stage.trained_epochs), SaveOnStop(), clock, *ends, *tracking],
         **further,
