@@ -51,7 +51,7 @@ class _ChecksInOneLine(ModelMetaclass):
         try:
             return super().__call__(*args, **kwargs)
         except ValidationError as error:
-            raise ConfigError(in_one_line(error, cls)) from None
+            raise ConfigError(in_one_line(error, cls)) from None  # type: ignore[arg-type]
 
 
 class Options(BaseModel, metaclass=_ChecksInOneLine):

@@ -52,7 +52,7 @@ def step_in_parts(scorer: Scorer, model: Any, rows: Sequence[PromptCompletions],
     for start in range(0, len(rows), at_once):
         part = slice(start, start + at_once)
         loss = dpo_loss(scorer(model, rows[part], PAD), ref_BC[part], BETA)
-        (loss * len(rows[part]) / len(rows)).backward()  # type: ignore[no-untyped-call]
+        (loss * len(rows[part]) / len(rows)).backward()
     model.zero_grad()
 
 

@@ -81,7 +81,8 @@ def _records(n: int, n_rejected: int) -> tuple[list[dict[str, Any]], Any]:
     import numpy as np
 
     from sirius_rec.data.sources.title_words import ADJECTIVES, ENDINGS
-    from sirius_rec.training.tiny import TinyOptions, train_tokenizer
+    from sirius_rec.training.options import TinyOptions
+    from sirius_rec.training.tiny import train_tokenizer
 
     rng = np.random.default_rng(0)
     titles = sorted(

@@ -224,8 +224,8 @@ def bench_score(
             runs["generate"]()  # the others were warmed up by the check of their results
             seconds = interleaved(runs, rounds=2 if quick else 7, warm_up=False)
         fair = flops.separate(shape, rows) / flops.bound(shape, rows)
-        found = compared(seconds, bench="score", k=None, slate=slate, prompts=len(rows), flop_limit=round(fair, 2))
-        for row in found:
+        ratios = compared(seconds, bench="score", k=None, slate=slate, prompts=len(rows), flop_limit=round(fair, 2))
+        for row in ratios:
             say(
                 f"score {slate}: {row['ratio']:.2f}× [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}] "
                 f"{row['baseline']}"

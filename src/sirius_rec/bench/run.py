@@ -47,8 +47,10 @@ def run_bench(
     if name in ("step", "score", "memory"):
         from sirius_rec.bench import measures
 
-        bench = {"step": measures.bench_step, "score": measures.bench_score, "memory": measures.bench_memory}[name]
-        rows = bench(quick=quick, say=say)
+        benches: dict[str, Callable[..., list[dict[str, Any]]]] = {
+            "step": measures.bench_step, "score": measures.bench_score, "memory": measures.bench_memory
+        }  # fmt: skip
+        rows = benches[name](quick=quick, say=say)
     elif name == "cost":
         from sirius_rec.bench import cost
 

@@ -10,7 +10,7 @@ import typer
 
 from sirius_rec import atomic, processes
 from sirius_rec.errors import ConfigError
-from sirius_rec.processes import log
+from sirius_rec.processes import log as log
 
 if TYPE_CHECKING:
     from sirius_rec.cluster import Cluster

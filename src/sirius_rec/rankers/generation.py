@@ -57,7 +57,7 @@ def generate_answers(
     inherited, base = unwrapped(model).generation_config, unwrapped(model)
     try:
         # `generate` fills what a configuration leaves open from the checkpoint's own, which may suppress or stop.
-        base.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
+        base.generation_config = GenerationConfig()
         with in_mode(model, training=False):
             return _generated(model, encoder, prompts, slates, targets, batch_size, device, progress)
     finally:
@@ -89,7 +89,7 @@ def _generated(
         said_BT = model.generate(
             input_ids=input_ids_BT.to(device),
             attention_mask=mask_BT.to(device),
-            generation_config=GenerationConfig(  # type: ignore[no-untyped-call]
+            generation_config=GenerationConfig(
                 max_new_tokens=longest,
                 do_sample=False,
                 eos_token_id=encoder.eos_id,

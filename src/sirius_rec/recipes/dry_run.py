@@ -214,8 +214,10 @@ def _stages(run: Run, size: Size) -> Iterator[tuple[Stage, _Sample]]:
         stream = SFT_STREAM if isinstance(method, Sft) else ALIGN_STREAM
         loss = {"loss": "sft", "score_unsampled": 0} if isinstance(method, Sft) else method.loss_options()
         if stream not in again:
-            reads = isinstance(method, Sft) and config.sft.targets == "all"
-            again[stream] = _reading(run, method, seed) if reads else _sample(run, method.training, seed, stream)
+            if isinstance(method, Sft) and config.sft.targets == "all":
+                again[stream] = _reading(run, method, seed)
+            else:
+                again[stream] = _sample(run, method.training, seed, stream)
         sample = again[stream]
         if isinstance(method, Arm) and method.objective.needs_reference and not scored:
             scored = True
@@ -223,9 +225,9 @@ def _stages(run: Run, size: Size) -> Iterator[tuple[Stage, _Sample]]:
             if drawn := _drawn(config, sample, met):
                 yield _scoring(config, drawn, met, size, "reference"), sample
         yield _training(config, method.training, loss, sample, size, method.key), sample
-    if (looks := _looks(run)) and (name := run.validation_slates) is not None:
+    if (looks := _looks(run)) and (held_out := run.validation_slates) is not None:
         rows = run.validation_rows
-        sample = _of_slates(run, name, rows)
+        sample = _of_slates(run, held_out, rows)
         yield _scoring(config, sample.rows, len(rows) * looks, size, f"validation, {looks} times"), sample
     for name in run.sized_test_slates if config.trains_language_model else ():
         if name in run.retrieved_slates:
@@ -247,7 +249,7 @@ def _looks(run: Run) -> int:
     return count
 
 
-def _of_slates(run: Run, name: SlateName, rows: Sequence[int]) -> _Sample:
+def _of_slates(run: Run, name: SlateName, rows: np.ndarray) -> _Sample:
     """Rows of slates that are ranked."""
     records = slate_records(run.dataset, name, run.template, rows[: _SAMPLE // 4], run.shown)
     return _Sample(encode_records(records, run.encoder), None, len(rows), records[0]["prompt"])

@@ -46,10 +46,10 @@ def hold_fast(folder: RunFolder, config: Config) -> None:
     now, before = fingerprint(config.backbone.model), gguf_file_of(folder)
     if now is not None and before is None and is_main():
         write_json(folder.backbone / _GGUF, {"name": config.backbone.model, "sha256": now})
-    if before not in (now, None):
+    if before is not None and before != now:
         raise RunError(
             f"{folder.path}: this run was made with another file of backbone '{config.backbone.model}' (SHA-256 saved "
-            f"{before[:12]}…, now {now[:12]}…): install the one it was made with, or choose another --out"
+            f"{before[:12]}…, now {(now or 'none')[:12]}…): install the one it was made with, or choose another --out"
         )
 
 

@@ -139,7 +139,9 @@ def probe_memory(
     examples = run.dataset.examples("test")
     numbers = np.sort(rng.permutation(examples.height)[:rows])
     examples = examples[numbers.tolist()]
-    names, in_order, shuffled = run.dataset.titles, [], []
+    names = run.dataset.titles
+    in_order: list[Any] = []
+    shuffled: list[Any] = []
     for history, target in zip(examples[HISTORY].to_list(), examples[TARGET].to_list(), strict=True):
         answer = encoder.completion(names[target])
         mixed = [history[i] for i in rng.permutation(len(history))]

@@ -34,7 +34,7 @@ def slate_records(
     dataset: Dataset,
     name: SlateName,
     template: Template,
-    rows: np.ndarray | None = None,
+    rows: Rows | None = None,
     prompted: Sequence[str] | None = None,
 ) -> list[Record]:
     """TRL-style records of frozen slates: prompt, chosen (the target's title), rejected (the others, in slate order).
@@ -158,7 +158,7 @@ def train_records(run: Run, template: Template, rows: Rows) -> Sequence[Record]:
     return slate_records(run.dataset, run.train_slates, template, rows, run.shown)
 
 
-def interacted_by(run: Run, rows: np.ndarray) -> list[np.ndarray]:
+def interacted_by(run: Run, rows: Rows) -> list[np.ndarray]:
     """Of each of these train rows the items that are no negatives of it, by the rule of the train slates, and those
     that training must not meet.
 
@@ -168,7 +168,7 @@ def interacted_by(run: Run, rows: np.ndarray) -> list[np.ndarray]:
     rule = run.dataset.info["slates"][str(run.train_slates)].get("exclude", PAST)
     excluded = past_items(every) if rule == PAST else interacted_items(every)
     place = {row_id: n for n, row_id in enumerate(every[ROW_ID].to_list())}
-    numbers = [place[row_id] for row_id in examples[ROW_ID].gather(rows.tolist()).to_list()]
+    numbers = [place[row_id] for row_id in examples[ROW_ID].gather(np.asarray(rows)).to_list()]
     cold = np.array(run.dataset.info.get("hold_out", {}).get("items", []), dtype=np.int64)
     own = [excluded.item[excluded.start_R[n] : excluded.stop_R[n]] for n in numbers]
     return [np.concatenate([items, cold]) for items in own] if cold.size else own
@@ -239,9 +239,7 @@ def question_records(
     return out
 
 
-def question_pairs(
-    dataset: Dataset, name: SlateName, rows: np.ndarray, negatives: int, seed: int
-) -> list[tuple[int, int]]:
+def question_pairs(dataset: Dataset, name: SlateName, rows: Rows, negatives: int, seed: int) -> list[tuple[int, int]]:
     """(row, item) of every row's target and of `negatives` others of its slate, drawn by seed and row."""
     targets = dataset.examples(name.split)[TARGET].to_list()
     slates = dataset.slates(name)[CANDIDATES].to_list()

@@ -140,7 +140,9 @@ def _of_plain_model(source: Source) -> Loaded:
     _own_weights(scorer.model)
     name = Path(source.model).name
     forgetting: list[Callable[[], None]] = []
-    recommend, why_not, ids, shown = None, "name a catalogue with --items to recommend from it", [], []
+    recommend, why_not = None, "name a catalogue with --items to recommend from it"
+    ids: list[str] = []
+    shown: list[str] = []
     unknown, titles = None, source.titles or source.items is None
     if source.items is not None:
         ids, shown = listed_titles(Path(source.items))

@@ -31,9 +31,11 @@ def streamed_rows(n_rows: int, wanted: int, seed: int, stream: int) -> Rows:
 
 def item_tokens(run: Run, encoder: Encoder) -> tuple[np.ndarray, np.ndarray]:
     """Of each item its tokens in a prompt, and as an answer."""
-    return tuple(
-        np.array([len(ids) for ids in encoder.completions(texts)]) for texts in (run.shown, run.dataset.titles)
-    )
+
+    def tokens(texts: Sequence[str]) -> np.ndarray:
+        return np.array([len(ids) for ids in encoder.completions(texts)])
+
+    return tokens(run.shown), tokens(run.dataset.titles)
 
 
 def longest_rows(

@@ -61,7 +61,7 @@ class CurriculumTrainer(SiriusTrainer):
         if args.splits_weights:
             raise ConfigError("a curriculum saves the whole model of one process: no FSDP, no DeepSpeed")
         super().__init__(model, args, train_dataset, *others, encoder=encoder, **kwargs)
-        hybrid: PreferenceDataset = self.train_dataset
+        hybrid: PreferenceDataset = self.train_dataset  # type: ignore[has-type]
         text = encode_records([{**r, "prompt": without_marks(r["prompt"])} for r in train_dataset], encoder)
         self.collator.rows = [*hybrid.rows, *text]
         self.train_dataset = CurriculumDataset(

@@ -32,6 +32,9 @@ class HybridEmbedding(nn.Module):
     large as their weights), so that neither drowns the other at the start.
     """
 
+    items_ID: Tensor
+    scale: Tensor
+
     def __init__(self, tokens: nn.Embedding, items_ID: Tensor, *, seed: int = 0) -> None:
         super().__init__()
         width = tokens.weight.shape[1]
@@ -45,8 +48,9 @@ class HybridEmbedding(nn.Module):
         self.register_buffer("scale", every_VH.float().square().mean().sqrt())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.projector = nn.Sequential(nn.Linear(items_ID.shape[1], width), nn.GELU(), nn.Linear(width, width))
-            for layer in (self.projector[0], self.projector[2]):
+            layers = nn.Linear(items_ID.shape[1], width), nn.Linear(width, width)
+            self.projector = nn.Sequential(layers[0], nn.GELU(), layers[1])
+            for layer in layers:
                 nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
                 nn.init.zeros_(layer.bias)
         self.to(tokens.weight.device)

@@ -81,7 +81,11 @@ class Miner:
         # The reference is the policy before its first step; it has to score titles that nobody knows beforehand.
         self.reference = copy.deepcopy(model).eval().requires_grad_(False) if objective.needs_reference else None
         self.folder, self.process, self.pad_id = Path(args.output_dir) / "mined", args.process_index, pad_id
-        self.scoring = {"mode": args.scoring, "max_tokens": args.eval_batch_tokens, "bf16": bool(args.bf16)}
+        self.scoring: dict[str, Any] = {
+            "mode": args.scoring,
+            "max_tokens": args.eval_batch_tokens,
+            "bf16": bool(args.bf16),
+        }
         self.say: Callable[[str], None] = lambda line: None
         self._round: tuple[int, int] | None = None  # epoch and first step
         self._rows: dict[int, PromptCompletions] = {}

@@ -163,7 +163,8 @@ class SiriusTrainer(Trainer):
         if self.scoring == "packed":
             context = min((n for n in (context, first_range(unwrapped(model).config)) if n), default=None)
         self._check_rows = partial(check_rows, model=model, context=context, tokenizer=self.encoder.tokenizer)
-        self.eval_rows, self.eval_observed = [], None
+        self.eval_rows: list[PromptCompletions] = []
+        self.eval_observed: list[float] | None = None
         if eval_dataset is not None:
             self.eval_rows, self.eval_observed = self._evaluated(eval_dataset)
         records = records_of(train_dataset, "train_dataset")
@@ -374,7 +375,7 @@ class SiriusTrainer(Trainer):
         self._since += time.perf_counter() - started
         prefixed = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         self.log(dict(prefixed))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, prefixed)
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, prefixed)
         return prefixed
 
     def _evaluation_progress(self, rows: int) -> Callable[[int], None] | None:

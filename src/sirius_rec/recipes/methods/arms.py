@@ -6,8 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-
 from sirius_rec import processes
 from sirius_rec.config import ArmSection, Config, MethodSection
 from sirius_rec.errors import ConfigError
@@ -20,6 +18,7 @@ from sirius_rec.recipes.models import load_stage_model
 from sirius_rec.recipes.records import ALIGN_STREAM, interacted_by, train_records, training_rows, validation_set
 from sirius_rec.recipes.reference import read_reference, score_reference
 from sirius_rec.recipes.run import Run
+from sirius_rec.recipes.streamed import Rows
 from sirius_rec.recipes.training import train_stage
 
 if TYPE_CHECKING:
@@ -120,7 +119,7 @@ class Arm(Finetuned):
     def _begins_at(self, run: Run, seed: int) -> Path:
         return run.folder.sft(seed) / "best" if self.config.align.start is None else starting.policy(run, seed)
 
-    def _catalogue(self, run: Run, rows: np.ndarray) -> dict[str, Any]:
+    def _catalogue(self, run: Run, rows: Rows) -> dict[str, Any]:
         """What negatives from the policy are taken from."""
         if self.arm.negatives_from != "on_policy":
             return {}

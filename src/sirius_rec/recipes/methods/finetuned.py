@@ -20,7 +20,7 @@ from sirius_rec.recipes.models import computes_in_bf16, configured_context, load
 from sirius_rec.recipes.records import SFT_STREAM, train_records, training_rows, validation_set
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.run_folder import DONE, read_done
-from sirius_rec.recipes.streamed import LONGEST, StreamedRecords, item_tokens, longest_rows
+from sirius_rec.recipes.streamed import LONGEST, Rows, StreamedRecords, item_tokens, longest_rows
 from sirius_rec.recipes.training import pretrain, pretrains, starting_model, train_stage
 from sirius_rec.schema import CANDIDATES, HISTORY, ITEM_ID, SlateName
 from sirius_rec.training.options import StageOptions
@@ -84,12 +84,12 @@ class LanguageModel(Method):
             n_rows = len(every)
         else:
             rows = run.met_rows(name)
-            columns = run.dataset.examples(SlateName.parse(name).split)[HISTORY], run.dataset.slates(name)[CANDIDATES]
-            tables = [column.gather(rows) for column in columns]
+            history_R = run.dataset.examples(SlateName.parse(name).split)[HISTORY].gather(rows)
+            slate_R = run.dataset.slates(name)[CANDIDATES].gather(rows)
             if len(rows) > LONGEST:
-                longest = longest_rows(*tables, *item_tokens(run, encoder), self.template(run).shows_slate)
-                tables = [table.gather(longest) for table in tables]
-            histories, slates = (table.to_list() for table in tables)
+                longest = longest_rows(history_R, slate_R, *item_tokens(run, encoder), self.template(run).shows_slate)
+                history_R, slate_R = history_R.gather(longest), slate_R.gather(longest)
+            histories, slates = history_R.to_list(), slate_R.to_list()
             n_rows = len(rows)
         lengths: list[int] = []
         for start in range(0, len(slates), _ROWS):
@@ -259,7 +259,7 @@ class Finetuned(LanguageModel):
         """What its training begins with."""
         return starting_model(run, tokenizer, seed)
 
-    def training_set(self, run: Run, seed: int, rows: np.ndarray) -> dict[str, Any]:
+    def training_set(self, run: Run, seed: int, rows: Rows) -> dict[str, Any]:
         """Arguments of `train_stage`: model, tokenizer, records, validation, and what a method adds."""
         template, tokenizer = self.template(run), self.tokenizer(run)
         return {
@@ -286,7 +286,7 @@ class FinetunedBaseline(Finetuned):
     def __init__(self, config: Config, entry: MethodSection) -> None:
         super().__init__(config, entry)
         own = self.OwnOptions.model_fields
-        self.options = self.OwnOptions(**{key: value for key, value in entry.options.items() if key in own})
+        self.options: Any = self.OwnOptions(**{key: value for key, value in entry.options.items() if key in own})
         changes = {key: value for key, value in entry.options.items() if key not in own}
         self.training = self._training(config, entry, changes)
 

@@ -133,7 +133,7 @@ class Fusion(Method):
             masks = [new.items_I[slate] for slate in held_out.candidates]
             weights, cold, offset = fit_apart(above, positions, masks)
             more = {"cold": dict(zip(of, cold.tolist(), strict=True)), "offset": offset}
-            if not told_apart(above, cold, masks):
+            if not told_apart(above, cold.tolist(), masks):
                 log(f"{self.key} s{seed}: none of {', '.join(of)} tells new items apart on validation: all stand alike")
         else:
             weights, more = fit_weights(scores, positions), {}

@@ -19,6 +19,7 @@ from sirius_rec.recipes.methods.networks import SasRec, require_validation
 from sirius_rec.recipes.records import slate_records, validation_set
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.run_folder import DONE
+from sirius_rec.recipes.streamed import Rows
 from sirius_rec.recipes.training import starting_model
 from sirius_rec.schema import CANDIDATES, HISTORY
 
@@ -104,7 +105,7 @@ class Llara(FinetunedBaseline):
             for length, history, slate in zip(lengths, histories, slates, strict=True)
         ]
 
-    def training_set(self, run: Run, seed: int, rows: np.ndarray) -> dict[str, Any]:
+    def training_set(self, run: Run, seed: int, rows: Rows) -> dict[str, Any]:
         from sirius_rec.training.curriculum import CurriculumTrainer
         from sirius_rec.training.hybrid import install
 

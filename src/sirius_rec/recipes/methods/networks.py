@@ -17,7 +17,7 @@ from sirius_rec.recipes.job import log
 from sirius_rec.recipes.methods.base import Method, alone, no_preset
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.run_folder import DONE, read_done
-from sirius_rec.schema import CANDIDATES, HISTORY, TARGET
+from sirius_rec.schema import CANDIDATES, HISTORY, TARGET, SlateName
 
 if TYPE_CHECKING:
     from sirius_rec.rankers.sequential.ranker import SequentialRanker, Validation
@@ -179,13 +179,14 @@ class MoRec(NetworkMethod):
         return MoRecRanker(self.options, run.dataset.titles, seed, vectors=vectors)  # type: ignore[arg-type]
 
 
-def require_validation(run: Run) -> None:
-    """ConfigError where there are no slates to stop by."""
-    if run.validation_slates is None:
+def require_validation(run: Run) -> SlateName:
+    """The slates to stop by; ConfigError where there are none."""
+    if (name := run.validation_slates) is None:
         raise ConfigError(
             "data.slates: trained methods stop by val slates of the protocol and size that they train on, and there "
             "are none: let that entry cover val, and the split have rows for it"
         )
+    return name
 
 
 def validation(run: Run) -> Validation:
@@ -193,9 +194,8 @@ def validation(run: Run) -> Validation:
     from sirius_rec.evaluation.metrics import target_positions
     from sirius_rec.rankers.sequential.ranker import Validation
 
-    require_validation(run)
+    slates = run.dataset.slates(require_validation(run))
     examples, rows = run.dataset.examples("val"), run.validation_rows
-    slates = run.dataset.slates(run.validation_slates)
     histories = [np.asarray(h) for h in examples[HISTORY].gather(rows.tolist()).to_list()]
     candidates = [np.asarray(c) for c in slates[CANDIDATES].gather(rows.tolist()).to_list()]
     return Validation(histories, candidates, target_positions(candidates, examples[TARGET].to_numpy()[rows]))

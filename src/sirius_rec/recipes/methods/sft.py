@@ -17,10 +17,11 @@ from sirius_rec.recipes.models import load_stage_model
 from sirius_rec.recipes.records import SELECTION, reading_records, selection_set
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.run_folder import DONE
+from sirius_rec.recipes.streamed import Rows
 from sirius_rec.schema import CANDIDATES, HISTORY, TARGET
 
 if TYPE_CHECKING:
-    import numpy as np
+    pass
 
 
 class Sft(Finetuned):
@@ -103,7 +104,7 @@ class Sft(Finetuned):
         stop = self._stop(run, seed)
         return {"sft": self.config.sft.changed(stop_after=stop, always=False), **self._before(run, seed)}
 
-    def training_set(self, run: Run, seed: int, rows: np.ndarray) -> dict[str, Any]:
+    def training_set(self, run: Run, seed: int, rows: Rows) -> dict[str, Any]:
         """The same, but the best epoch is chosen on rows that the onset of alignment does not look at; with
         `sft.targets: all` from histories instead of rows."""
         given = {**super().training_set(run, seed, rows), "validation": selection_set(run)}

@@ -16,6 +16,7 @@ from sirius_rec.prompts.templates import NO, QUESTION, YES
 from sirius_rec.recipes.methods.finetuned import FinetunedBaseline, needs_answer_line
 from sirius_rec.recipes.records import question_pairs, question_records, question_validation
 from sirius_rec.recipes.run import Run
+from sirius_rec.recipes.streamed import Rows
 from sirius_rec.recipes.training import starting_model
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class TallRec(FinetunedBaseline):
         longest = max(len(encoder.completion(answer)) for answer in (YES, NO))
         return [len(ids) + longest - 1 for ids in encoder.prompts(texts)]
 
-    def training_set(self, run: Run, seed: int, rows: np.ndarray) -> dict[str, Any]:
+    def training_set(self, run: Run, seed: int, rows: Rows) -> dict[str, Any]:
         stage, negatives = self.training, self.options.negatives
         pairs = question_pairs(run.dataset, run.train_slates, rows, negatives, seed)
         if stage.examples_per_epoch is not None:

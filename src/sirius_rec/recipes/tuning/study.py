@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from sirius_rec.atomic import write_json
-from sirius_rec.config import ArmSection, Config
+from sirius_rec.config import ArmSection, Config, MethodSection
 from sirius_rec.errors import TrainingError
 from sirius_rec.evaluation.metrics import per_example
 from sirius_rec.recipes.job import log
@@ -75,7 +75,8 @@ def tune_one(path: str, key: str) -> None:
     quiet()
     run = Run.open(Path(path) / "trials")
     config, folder = run.config, Path(path)
-    entry = next(entry for entry in (*config.arms, *config.methods) if entry.key == key)
+    entries: tuple[ArmSection | MethodSection, ...] = (*config.arms, *config.methods)
+    entry = next(entry for entry in entries if entry.key == key)
     space = spaces(config)[key]
     study = open_study(folder, config, key)
     own = configured(config, entry, space)
