@@ -14,7 +14,6 @@ from scipy import stats
 
 from sirius_rec.data.checking import check_lines
 from sirius_rec.data.impressions import Impressions, filled_up, impression_slates
-from sirius_rec.data.options import Sharding
 from sirius_rec.data.prepare import prepare
 from sirius_rec.data.slates import ExcludedItems
 from sirius_rec.data.sources.table import load
@@ -258,11 +257,6 @@ def test_options_that_name_no_impressions(tmp_path: Path, options: dict[str, Any
 def test_slates_of_impressions_need_a_source_that_has_them(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the source has no impressions; say which rows of the log they are"):
         made("table", log(tmp_path), tmp_path / "out", options={"where": OPTIONS["where"]})
-
-
-def test_shards_have_none(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"data.shards: impressions are read at once"):
-        made("table", log(tmp_path), tmp_path / "out", sharding=Sharding(2))
 
 
 def test_bad_impressions_are_refused_or_dropped_as_events_are(tmp_path: Path) -> None:

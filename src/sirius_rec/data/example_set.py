@@ -12,7 +12,7 @@ import polars as pl
 
 from sirius_rec.data.filtering import FilterStep, filter_events
 from sirius_rec.data.fingerprint import table_fingerprint
-from sirius_rec.data.impressions import Impressions
+from sirius_rec.data.impressions import Impressions, impression_report
 from sirius_rec.data.options import WindowOptions
 from sirius_rec.data.slates import ExcludedItems, interacted_items, past_items
 from sirius_rec.data.splitting import by_time, by_user, leave_last_out
@@ -116,7 +116,7 @@ def from_interactions(
     after = {"users": len(users), "items": statistics["n_items_seen"], "events": events.height}
     filters = filter_report(after, steps, rows.counts["repeats"])
     if shown is not None:
-        filters["impressions"] = {"kept": len(shown.item_N), "of_users_or_items_without_events_dropped": shown.dropped}
+        filters |= impression_report(len(shown.item_N), shown.dropped)
     return ExampleSet(items, rows.examples, rows.interacted, rows.past, statistics, filters, titles)
 
 

@@ -7,7 +7,7 @@ before their eyes when they chose. Times of one second (or day) that several eve
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -142,6 +142,17 @@ def filled_up(examples: pl.DataFrame, slates: pl.DataFrame) -> dict[str, int]:
     filled = pl.concat([slates, examples.select(TARGET, IMPRESSIONS)], how="horizontal").select(shown.list.len())
     count_R = filled.to_series()
     return {"rows": int((count_R > 0).sum()), "negatives": int(count_R.sum())}
+
+
+def impression_report(kept: int, dropped: int) -> dict[str, Any]:
+    """For `filters` of dataset.json."""
+    return {"impressions": {"kept": kept, "of_users_or_items_without_events_dropped": dropped}}
+
+
+def filled_in_words(name: SlateName, filled: dict[str, int], rows: int) -> str:
+    share = filled["negatives"] / (rows * (name.size - 1))
+    where = f"in {filled['rows']:,} of {rows:,} rows"
+    return f"slates {name}: {share:.1%} of the negatives, {where}, were not shown and are drawn uniformly"
 
 
 def _shown(lists: pl.Series, bitmap: npt.NDArray[np.bool_], local_R: Int) -> tuple[Int, Int]:

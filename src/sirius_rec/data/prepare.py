@@ -23,7 +23,7 @@ from sirius_rec.data.example_set import (
 from sirius_rec.data.fingerprint import combined_fingerprint, table_fingerprint
 from sirius_rec.data.freezing import description, excludes, freeze, slate_names, too_few_negatives
 from sirius_rec.data.holding_out import HeldOut, hold_out
-from sirius_rec.data.impressions import filled_up
+from sirius_rec.data.impressions import filled_in_words, filled_up
 from sirius_rec.data.intake import checked, content_fingerprint
 from sirius_rec.data.options import (
     FilterOptions,
@@ -52,6 +52,7 @@ from sirius_rec.remote import Place, fetched, is_address, located
 from sirius_rec.schema import (
     CANDIDATES,
     HISTORY,
+    IMPRESSIONS,
     ITEM_ID,
     ROW_ID,
     SPLIT,
@@ -230,9 +231,9 @@ def _prepare_whole(
     excluded = excludes(slates, asked.split.kind != "user" or _shares_users(example_set))
     if asked.unusable == "drop":
         example_set = _with_negatives(example_set, slates, excluded)
-    base = combined_fingerprint(
-        {"items": drawn_from(example_set.items), "examples": table_fingerprint(example_set.examples)}
-    )
+    # Without impressions, which other slates do not depend on.
+    drawn_for = table_fingerprint(example_set.examples.drop(IMPRESSIONS, strict=False))
+    base = combined_fingerprint({"items": drawn_from(example_set.items), "examples": drawn_for})
     held: HeldOut | None = None
     if held_out:  # behind the fingerprint: rows and slates of evaluation are those without it
         example_set, held = hold_out(example_set, held_out, window.min_history)
@@ -289,9 +290,7 @@ def _frozen_slates(
         described[str(name)] = description(name, exclude, frozen.height, table_fingerprint(frozen))
         if name.protocol == "impressions":
             filled = described[str(name)]["filled_up"] = filled_up(part.examples, frozen)
-            share = filled["negatives"] / (frozen.height * (name.size - 1))
-            where = f"in {filled['rows']:,} of {frozen.height:,} rows"
-            say(f"slates {name}: {share:.1%} of the negatives, {where}, were not shown and are drawn uniformly")
+            say(filled_in_words(name, filled, frozen.height))
         if name.protocol != "full":
             check_slates(f"slates {name}", frozen, part.examples, n_items)
         if world is not None:

@@ -61,8 +61,7 @@ def short_titles(loaded: Interactions | Examples, max_title: int | None, unusabl
     counts = long_title_notes(long, max_title, table, rows.height, left.height, items.height)
     notes = {**loaded.notes, "long_titles_dropped": counts}
     if isinstance(loaded, Interactions):
-        shown = None if loaded.impressions is None else loaded.impressions.filter(what)
-        return replace(loaded, items=items, notes=notes, events=left, impressions=shown)
+        return replace(loaded, items=items, notes=notes, events=left)
     return replace(loaded, items=items, notes=notes, rows=left)
 
 

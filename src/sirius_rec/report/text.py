@@ -80,8 +80,8 @@ def slates_in_words(name: str) -> str:
     leaky = "LEAKY, seeded by the target as published: " if slate.leaky else ""
     if slate.exclusion_leaks:
         leaky = "LEAKY, negatives leave out what users interacted with later: "
-    negatives = f"{slate.protocol} negatives, slate seed {slate.seed}"
-    return f"{leaky}{slate.split} split, {slate.size} candidates, {negatives}"
+    negatives = "what was shown and passed over" if slate.protocol == "impressions" else f"{slate.protocol} negatives"
+    return f"{leaky}{slate.split} split, {slate.size} candidates, {negatives}, slate seed {slate.seed}"
 
 
 def slate_size(name: str) -> int:

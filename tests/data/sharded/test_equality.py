@@ -6,6 +6,7 @@ import gzip
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -220,3 +221,52 @@ def test_what_is_refused_is_refused_in_the_same_words(tmp_path: Path, text: str,
     for sharding in (Sharding(3, block=40, rows=7, events=9), Sharding(2)):
         assert message(tmp_path, tmp_path / "out", sharding, **asked) == expected
         assert not work_folder(tmp_path / "out").exists()
+
+
+# --- impressions -----------------------------------------------------------------------------------------------------
+
+
+def shown_log(folder: Path, *more: str) -> Path:
+    """Clicks and impressions of 60 users in milliseconds, of some users who never click, of items that few take."""
+    rng = np.random.default_rng(5)
+    lines = ["user_id,item_id,timestamp,event"]
+    for user in range(75):
+        clock = 1_600_000_000_000 + int(rng.integers(0, 10**9))
+        for item in rng.permutation(40)[:9].tolist():
+            clock += int(rng.integers(0, 4)) * 40_000
+            others = rng.integers(0, 48, rng.integers(0, 7)).tolist()
+            lines += [f"u{user},{other},{clock - int(rng.integers(0, 9000))},impression" for other in others]
+            lines += [f"u{user},{item},{clock},{'click' if user < 60 else 'impression'}"]
+    (folder / "interactions.csv").write_text("\n".join([*lines, *more]) + "\n")
+    titles = (f"{i},{'long ' * 20 if i == 11 else ''}Title {i}" for i in range(50))
+    (folder / "items.csv").write_text("\n".join(["item_id,title", *titles]) + "\n")
+    return folder
+
+
+SHOWN = {"where": {"event": "click"}, "impressions": {"event": "impression"}}
+OF_SHOWN = (SlateOptions(protocol="impressions", size=4), SlateOptions(size=5, splits=("test",)))
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {},
+        {"split": SplitOptions(kind="time"), "limits": {"train": 40, "test": 9}, "unusable": "drop", "max_title": 60},
+        {"filter": FilterOptions(min_item=4, min_sequence=6), "split": SplitOptions(kind="leave_last_out")},
+    ],
+)
+def test_impressions_in_shards_are_those_in_memory(tmp_path: Path, asked: dict[str, Any]) -> None:
+    made = same(shown_log(tmp_path), tmp_path, options=SHOWN, slates=OF_SHOWN, **asked)
+    filled = [about["filled_up"]["negatives"] for about in made.info["slates"].values() if "filled_up" in about]
+    assert len(filled) == 3 and 0 < sum(filled) < 3 * sum(made.n_rows(split) for split in ("train", "val", "test"))
+    assert made.info["filters"]["impressions"]["of_users_or_items_without_events_dropped"] > 0
+
+
+def test_refused_impressions_are_told_alike(tmp_path: Path) -> None:
+    log = shown_log(tmp_path, "u1,3,soon,impression", "u2,4,later,impression")
+    said = []
+    for sharding in (None, small(3)):
+        with pytest.raises(DataError) as told:
+            prepare("table", log, tmp_path / "out", **options(options=SHOWN, slates=OF_SHOWN), sharding=sharding)
+        said.append(str(told.value))
+    assert said[0] == said[1] and "soon" in said[0] and "2 such rows" in said[0]

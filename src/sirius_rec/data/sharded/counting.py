@@ -15,6 +15,7 @@ import polars as pl
 from sirius_rec import atomic
 from sirius_rec.data.example_set import event_statistics, filter_report, no_windows, number_items
 from sirius_rec.data.filtering import FilterStep, nothing_left
+from sirius_rec.data.impressions import impression_report
 from sirius_rec.data.sharded.engine import Engine
 from sirius_rec.data.sharded.filters import Filtering, Left, Order, time_cuts
 from sirius_rec.data.sharded.parts import Global
@@ -47,6 +48,10 @@ class Counted:
 
     def filters(self, repeats: int) -> dict[str, Any]:
         return filter_report(self.left, self.steps, repeats)
+
+    def impressions(self, log: dict[str, Any], kept: int) -> dict[str, Any]:
+        """What became of impressions, for dataset.json. log: the notes of reading it. kept: by all parts."""
+        return impression_report(kept, log["impressions"]["kept"] - kept) if "impressions" in log else {}
 
 
 def count_all(engine: Engine, plan: Plan, catalogue: pl.DataFrame, say: Callable[[str], None]) -> Counted:

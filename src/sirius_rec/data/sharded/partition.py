@@ -1,6 +1,7 @@
 """Pass 1: the events of a piece of the log, cleaned, go to the shards of their users.
 
-A piece becomes one file in which the shards' events stand one after another, each in the order of the log.
+A piece becomes one file in which the shards' events stand one after another, each in the order of the log; and another
+one of impressions, where the log has such.
 """
 
 from __future__ import annotations
@@ -10,15 +11,14 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from sirius_rec import atomic
 from sirius_rec.data.sharded.plan import Plan, load_plan
-from sirius_rec.data.sources.cleaning import Tally
+from sirius_rec.data.sources.cleaning import Rules, Tally
 from sirius_rec.data.sources.lines import Account
 from sirius_rec.data.sources.span import TIME
 from sirius_rec.data.sources.timestamps import Evidence, Seen
@@ -26,6 +26,7 @@ from sirius_rec.errors import DataError
 from sirius_rec.schema import ITEM, ITEM_ID, USER_ID
 
 AT = "at"  # number of an event in its piece
+EVENTS, SHOWN = "events", "impressions"  # the files of a piece
 _FEW = 1 << 16  # bytes of the first look
 
 
@@ -33,13 +34,16 @@ _FEW = 1 << 16  # bytes of the first look
 class Partitioned:
     """What was found in a piece. broken: the message of what could not be read, if anything.
 
-    records, continued: of a delimited file, see `LogFile.format`. events: that are left.
+    records, continued: of a delimited file, see `LogFile.format`. events: that are left. shown: the tally of
+    impressions, of which `impressions` are left.
     """
 
     tally: Tally
+    shown: Tally
     records: int = 0
     continued: int = 0
     events: int = 0
+    impressions: int = 0
     broken: str | None = None
 
 
@@ -60,13 +64,16 @@ def partition(plan_file: Path, number: int, unit: str) -> Partitioned:
     target = plan.events(number, unit)
     if target.is_dir():
         return _found(json.loads((target / "found.json").read_text(encoding="utf-8")), plan)
-    found = Partitioned(Tally(Account(plan.folder)))
+    found = Partitioned(Tally(Account(plan.folder)), Tally(Account(plan.folder)))
     with suppress(_NotKept), atomic.replacing(target) as partial:
         partial.mkdir()
-        offsets = _write_events(partial / "events", plan, number, unit, found)
-        np.save(partial / "offsets.npy", offsets)
+        try:
+            with _Pile(partial, EVENTS, plan) as events, _Pile(partial, SHOWN, plan) as impressions:
+                _divide(plan, number, unit, found, events, impressions)
+        except DataError as error:
+            found.broken = str(error)
         (partial / "found.json").write_text(json.dumps(_saved(found), default=str), encoding="utf-8")
-        if found.broken or found.tally.faults:
+        if found.broken or found.tally.faults or found.shown.faults:
             raise _NotKept
     return found
 
@@ -75,28 +82,38 @@ class _NotKept(Exception):
     """What is not in order is told, and not kept."""
 
 
-def _write_events(target: Path, plan: Plan, number: int, unit: str, found: Partitioned) -> npt.NDArray[np.int64]:
-    """int64[frames, n_shards + 1]: where in the file each frame's events of each shard begin, and end."""
-    offsets: list[list[int]] = []
-    with target.open("wb") as file:
-        try:
-            for events in _cleaned(plan, number, unit, found):
-                offsets.append([file.tell()])
-                for part in _by_shard(events, plan.sharding.shards):
-                    if part.height:
-                        part.write_ipc_stream(file)
-                    offsets[-1].append(file.tell())
-        except DataError as error:
-            found.broken = str(error)
-    return np.array(offsets, dtype=np.int64).reshape(-1, plan.sharding.shards + 1)
+class _Pile:
+    """A file in which the shards' rows stand one after another, frame by frame, and where in it each one's begin."""
+
+    def __init__(self, folder: Path, name: str, plan: Plan) -> None:
+        self._folder, self._name, self._n_shards = folder, name, plan.sharding.shards
+        self._offsets: list[list[int]] = []
+
+    def __enter__(self) -> Self:
+        self._file = (self._folder / self._name).open("wb")
+        return self
+
+    def add(self, rows: pl.DataFrame) -> None:
+        offsets = [self._file.tell()]
+        for part in _by_shard(rows, self._n_shards):
+            if part.height:
+                part.write_ipc_stream(self._file)
+            offsets.append(self._file.tell())
+        self._offsets.append(offsets)
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+        offsets = np.array(self._offsets, dtype=np.int64).reshape(-1, self._n_shards + 1)
+        np.save(self._folder / f"{self._name}.npy", offsets)
 
 
-def events_of_shard(plan: Plan, shard: int, unit: str) -> Iterator[pl.DataFrame]:
-    """user_id, item (number), `TIME`, `AT` of a shard, piece by piece; `AT` counts on through the pieces."""
+def rows_of_shard(plan: Plan, shard: int, unit: str, name: str) -> Iterator[pl.DataFrame]:
+    """user_id, item (number), `TIME`, `AT` of a shard's events or impressions, piece by piece; `AT` counts on through
+    the pieces."""
     for number in range(len(plan.pieces)):
         folder = plan.events(number, unit)
-        offsets = np.load(folder / "offsets.npy", mmap_mode="r")
-        with (folder / "events").open("rb") as file:
+        offsets = np.load(folder / f"{name}.npy", mmap_mode="r")
+        with (folder / name).open("rb") as file:
             for start, stop in offsets[:, shard : shard + 2].tolist():
                 if start < stop:
                     file.seek(start)
@@ -104,24 +121,37 @@ def events_of_shard(plan: Plan, shard: int, unit: str) -> Iterator[pl.DataFrame]
                     yield part.with_columns(pl.col(AT).cast(pl.Int64) + (number << 40))
 
 
-def _cleaned(plan: Plan, number: int, unit: str, found: Partitioned) -> Iterator[pl.DataFrame]:
-    piece, rules, tally = plan.pieces[number], plan.rules, found.tally
+def _divide(plan: Plan, number: int, unit: str, found: Partitioned, events: _Pile, impressions: _Pile) -> None:
+    """Clean a piece, and put its rows on the piles."""
+    piece = plan.pieces[number]
     file = plan.files[piece.file]
     for frame, continued in file.read(piece.span, _columns(plan), plan.sharding.block):
         found.records += frame.height
         found.continued += continued
-        events = rules.events(rules.rows(frame, file.path, tally), file.path, unit, tally)
-        yield events.select(
-            USER_ID,
-            pl.col(ITEM_ID).cast(plan.item_ids, strict=False).to_physical().cast(pl.Int32).alias(ITEM),
-            TIME,
-            pl.int_range(found.events, found.events + events.height, dtype=pl.Int64).alias(AT),
-        )
-        found.events += events.height
+        cleaned = _cleaned(plan, plan.rules, frame, file.path, unit, found.tally, found.events)
+        events.add(cleaned)
+        found.events += cleaned.height
+        if plan.shown is not None:
+            cleaned = _cleaned(plan, plan.shown, frame, file.path, unit, found.shown, found.impressions)
+            impressions.add(cleaned)
+            found.impressions += cleaned.height
+
+
+def _cleaned(
+    plan: Plan, rules: Rules, frame: pl.DataFrame, path: Path, unit: str, tally: Tally, before: int
+) -> pl.DataFrame:
+    rows = rules.events(rules.rows(frame, path, tally), path, unit, tally)
+    return rows.select(
+        USER_ID,
+        pl.col(ITEM_ID).cast(plan.item_ids, strict=False).to_physical().cast(pl.Int32).alias(ITEM),
+        TIME,
+        pl.int_range(before, before + rows.height, dtype=pl.Int64).alias(AT),
+    )
 
 
 def _columns(plan: Plan) -> list[str]:
-    return list(dict.fromkeys([*plan.rules.names.values(), *plan.rules.where]))
+    shown = [] if plan.shown is None else plan.shown.where
+    return list(dict.fromkeys([*plan.rules.names.values(), *plan.rules.where, *shown]))
 
 
 def _by_shard(events: pl.DataFrame, n_shards: int) -> Iterator[pl.DataFrame]:
@@ -135,16 +165,24 @@ def _by_shard(events: pl.DataFrame, n_shards: int) -> Iterator[pl.DataFrame]:
 
 def _saved(found: Partitioned) -> dict[str, Any]:
     """For JSON; pieces with faults are not kept."""
-    account = {"read": found.tally.account.read, "dropped": dict(found.tally.account.dropped)}
-    counts = {name: getattr(found.tally, name) for name in ("below", "untitled", "unknown", "header")}
-    tally = {"account": account, **counts, "evidence": asdict(found.tally.evidence)}
-    return {"tally": tally, "records": found.records, "continued": found.continued, "events": found.events}
+    counts = {name: getattr(found, name) for name in ("records", "continued", "events", "impressions")}
+    return {"tally": _saved_tally(found.tally), "shown": _saved_tally(found.shown), **counts}
+
+
+def _saved_tally(tally: Tally) -> dict[str, Any]:
+    account = {"read": tally.account.read, "dropped": dict(tally.account.dropped)}
+    counts = {name: getattr(tally, name) for name in ("below", "untitled", "unknown", "header")}
+    return {"account": account, **counts, "evidence": asdict(tally.evidence)}
 
 
 def _found(saved: dict[str, Any], plan: Plan) -> Partitioned:
     """The inverse of `_saved`."""
+    tally, shown = (_found_tally(saved.pop(name), plan) for name in ("tally", "shown"))
+    return Partitioned(tally, shown, **saved)
+
+
+def _found_tally(about: dict[str, Any], plan: Plan) -> Tally:
     tally = Tally(Account(plan.folder))
-    about = saved["tally"]
     tally.account.read = about["account"]["read"]
     tally.account.dropped.update(about["account"]["dropped"])
     tally.below, tally.untitled, tally.unknown = about["below"], about["untitled"], about["unknown"]
@@ -156,4 +194,4 @@ def _found(saved: dict[str, Any], plan: Plan) -> Partitioned:
         {unit: Seen(Path(seen["path"]), seen["row"], seen["value"]) for unit, seen in evidence["firsts"].items()},
         evidence["counts"],
     )
-    return Partitioned(tally, saved["records"], saved["continued"], saved["events"])
+    return tally

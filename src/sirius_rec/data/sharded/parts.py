@@ -18,6 +18,7 @@ import polars as pl
 from sirius_rec import atomic
 from sirius_rec.data.example_set import Sequences, Windowed, windowed
 from sirius_rec.data.freezing import too_few_negatives
+from sirius_rec.data.impressions import Impressions
 from sirius_rec.data.protocols import train_counts
 from sirius_rec.data.sharded.filters import Order
 from sirius_rec.data.sharded.plan import Plan, load_plan
@@ -26,9 +27,9 @@ from sirius_rec.data.slates import ExcludedItems
 from sirius_rec.data.splitting import Labels, labels_at, leave_last_out
 from sirius_rec.data.statistics import row_counts
 from sirius_rec.data.store import write_table
-from sirius_rec.schema import SPLIT
+from sirius_rec.schema import IMPRESSIONS, SPLIT
 
-EXAMPLES = "examples.parquet"
+EXAMPLES, SHOWN = "examples.parquet", "impressions.parquet"
 
 
 @dataclass(frozen=True)
@@ -89,16 +90,27 @@ def make_part(plan_file: Path, number: int, drop_short: bool) -> dict[str, Any]:
             rows = Windowed(*selected(rows, ~short), rows.counts)
         else:
             short = short[:0]
-        counts = {**row_counts(rows.examples), "windows": rows.counts, "short": int(short.sum())}
+        shown = sequences.impressions
+        counts = {
+            **row_counts(rows.examples), "windows": rows.counts, "short": int(short.sum()),
+            "impressions": 0 if shown is None else len(shown.item_N),
+        }  # fmt: skip
         with atomic.replacing(target) as partial:
             partial.mkdir()
-            write_table(rows.examples, partial / EXAMPLES)
+            write_table(in_dataset(rows.examples), partial / EXAMPLES)
+            if shown is not None:
+                write_table(rows.examples.select(IMPRESSIONS), partial / SHOWN)
             _write_excluded(partial, rows)
             if any(option.protocol == "popularity" for option in plan.asked.slates):
                 train = rows.examples.filter(pl.col(SPLIT) == "train")
                 np.save(partial / "train.npy", train_counts(train, n_items))
             (partial / "counts.json").write_text(json.dumps(counts), encoding="utf-8")
     return dict(json.loads((target / "counts.json").read_text(encoding="utf-8")))
+
+
+def in_dataset(examples: pl.DataFrame) -> pl.DataFrame:
+    """Examples with the columns that the dataset has."""
+    return examples.drop(IMPRESSIONS, strict=False)
 
 
 def selected(rows: Windowed, chosen: npt.NDArray[np.bool_]) -> tuple[pl.DataFrame, ExcludedItems, ExcludedItems]:
@@ -111,6 +123,8 @@ def read_part(plan: Plan, number: int) -> Windowed:
     folder = plan.part(number)
     item, start, stop, past = (np.load(folder / f"{name}.npy").astype(np.int64) for name in _EXCLUDED)
     examples = pl.read_parquet(folder / EXAMPLES)
+    if (folder / SHOWN).is_file():
+        examples = examples.hstack(pl.read_parquet(folder / SHOWN))
     return Windowed(examples, ExcludedItems(item, start, stop), ExcludedItems(item, start, past), {})
 
 
@@ -129,7 +143,7 @@ def _sequences(plan: Plan, of_all: Global, number: int) -> Sequences:
     first, last = of_all.array("first")[number : number + 2].tolist()
     number_I = of_all.array("number")[:]
     pieces = [
-        _from_shard(Shard(plan.shard(shard)), of_all.array(f"rank-{shard:05d}")[start:stop], start, number_I)
+        _from_shard(plan, shard, of_all.array(f"rank-{shard:05d}")[start:stop], start, number_I)
         for shard, (start, stop) in enumerate(of_all.array("start")[number : number + 2].T.tolist())
         if start < stop
     ]
@@ -147,7 +161,11 @@ def _sequences(plan: Plan, of_all: Global, number: int) -> Sequences:
         label_E = of_all.array("labels")[first:last][user_E]
     else:
         label_E = leave_last_out(user_E) if split == "leave_last_out" else labels_at(of_all.cuts, time_E)
-    return Sequences(users.gather(order_U), user_E, item_E, time_E, label_E)
+    impressions = None
+    if plan.shown is not None:
+        rank_N, shown_N, at_N = (np.concatenate([piece.shown[k] for piece in pieces]) for k in range(3))
+        impressions = Impressions(rank_N - first, shown_N.astype(np.int64), at_N)
+    return Sequences(users.gather(order_U), user_E, item_E, time_E, label_E, impressions)
 
 
 @dataclass(frozen=True)
@@ -157,11 +175,12 @@ class _Piece:
     count_U: Int
     item_E: npt.NDArray[np.int32]
     time_E: Int
+    shown: tuple[Int, npt.NDArray[np.int32], Int]  # rank of the user, item and second of each impression
 
 
-def _from_shard(shard: Shard, rank_U: Int, start: int, number_I: npt.NDArray[np.int32]) -> _Piece:
-    """What is left of a shard's users number `start` and following, as many as there are ranks."""
-    stop = start + rank_U.size
+def _from_shard(plan: Plan, number: int, rank_U: Int, start: int, number_I: npt.NDArray[np.int32]) -> _Piece:
+    """What is left of the users number `start` and following of a shard, as many as there are ranks."""
+    shard, stop = Shard(plan.shard(number)), start + rank_U.size
     count_U = shard.count_U[start:stop]
     events = slice(int(shard.stop_U[start] - count_U[0]), int(shard.stop_U[stop - 1]))
     item_E, time_E = number_I[shard.item_E[events]], shard.time_E[events]
@@ -169,7 +188,19 @@ def _from_shard(shard: Shard, rank_U: Int, start: int, number_I: npt.NDArray[np.
     left_E = (item_E >= 0) & np.repeat(left_U, count_U)
     counts = np.add.reduceat(left_E, np.cumsum(count_U) - count_U, dtype=np.int64)
     users = shard.users(start, stop).filter(pl.Series(left_U))
-    return _Piece(users, rank_U[left_U], counts[left_U], item_E[left_E], time_E[left_E])
+    shown = _shown(shard, rank_U, start, number_I) if plan.shown is not None else (rank_U[:0], number_I[:0], rank_U[:0])
+    return _Piece(users, rank_U[left_U], counts[left_U], item_E[left_E], time_E[left_E], shown)
+
+
+def _shown(
+    shard: Shard, rank_U: Int, start: int, number_I: npt.NDArray[np.int32]
+) -> tuple[Int, npt.NDArray[np.int32], Int]:
+    """The impressions of those users, of items that are left."""
+    before, count_U = int(shard.shown_U[:start].sum()), shard.shown_U[start : start + rank_U.size]
+    of_users = slice(before, before + int(count_U.sum()))
+    rank_N, item_N = np.repeat(rank_U, count_U), number_I[shard.shown_item_N[of_users]]
+    left_N = (rank_N >= 0) & (item_N >= 0)
+    return rank_N[left_N].astype(np.int64), item_N[left_N], shard.shown_time_N[of_users][left_N]
 
 
 def _ragged_order(count_U: Int, order_U: Sequence[int] | Int) -> Int:

@@ -17,6 +17,7 @@ from sirius_rec import atomic
 from sirius_rec.data.example_set import drawn_from
 from sirius_rec.data.fingerprint import combined_fingerprint, files_fingerprint, table_fingerprint
 from sirius_rec.data.freezing import slate_names
+from sirius_rec.data.impressions import filled_in_words
 from sirius_rec.data.sharded.counting import Counted, count_all
 from sirius_rec.data.sharded.engine import Engine
 from sirius_rec.data.sharded.partition import Partitioned, first_look, partition
@@ -28,7 +29,7 @@ from sirius_rec.data.sources.cleaning import Tally
 from sirius_rec.data.sources.events import tie_notes
 from sirius_rec.data.sources.lines import Account
 from sirius_rec.data.sources.span import Days
-from sirius_rec.data.sources.table import OpenTable
+from sirius_rec.data.sources.table import OpenTable, impression_notes
 from sirius_rec.data.splitting import chosen
 from sirius_rec.data.store import ALL_TRAIN, parts_of, write_table
 from sirius_rec.errors import DataError
@@ -50,6 +51,13 @@ class Frozen:
 
     def rows(self, split: str) -> int:
         return sum(int(part["rows"][split]) for part in self.counts)
+
+    def filled_up(self, name: SlateName) -> dict[str, dict[str, int]]:
+        """Of slates of impressions, `filled_up` for dataset.json."""
+        if name.protocol != "impressions":
+            return {}
+        parts = [part["filled_up"][str(name)] for part in self.counts]
+        return {"filled_up": {key: sum(part[key] for part in parts) for key in ("rows", "negatives")}}
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,7 @@ class Passes:
             for part in found:
                 whole.add(part.tally)
             table.rules.check(whole, table.path, kept)
+            shown = self._impressions(table, found)  # before shards are made of what was refused
             self._map("ordering shards", sort_shard, [(shard, unit) for shard in range(self.plan.sharding.shards)])
             shards = [Shard(self.plan.shard(number)) for number in range(self.plan.sharding.shards)]
             sums = {name: sum(shard.notes[name] for shard in shards) for name in shards[0].notes}
@@ -94,10 +103,20 @@ class Passes:
             )
             notes["times"] = Days.joined(shard.days for shard in shards).notes()
             notes["ties"] = tie_notes(self.plan.ties, self.plan.asked.seed, sums["groups"], sums["rows"])
+            notes |= shown
             atomic.write_text(file, json.dumps(notes))
         for left in self.plan.folder.glob("events-*"):
             shutil.rmtree(left)
         return dict(json.loads(file.read_text(encoding="utf-8")))
+
+    def _impressions(self, table: OpenTable, found: Sequence[Partitioned]) -> dict[str, Any]:
+        """What was read of them, for the notes; a `DataError` for what is not in order."""
+        if table.shown is None:
+            return {}
+        whole = Tally(Account(table.path))
+        for part in found:
+            whole.add(part.shown)
+        return {"impressions": impression_notes(whole, table.path, sum(part.impressions for part in found))}
 
     def _partitioned(self) -> tuple[list[Partitioned], str]:
         """What was found in each piece, and the unit of the times: guessed, and done again should it be another."""
@@ -173,7 +192,11 @@ class Passes:
             before = {split: count + part["rows"][split] for split, count in before.items()}
         frozen = self._map("freezing slates of parts", freeze_part, calls)
         raise_first(frozen, names, n_items)
-        return Frozen(names, [one["counts"] for one in frozen], bool(limited), "train" in limited)
+        made = Frozen(names, [one["counts"] for one in frozen], bool(limited), "train" in limited)
+        for name in names:
+            if filled := made.filled_up(name):
+                self.say(filled_in_words(name, filled["filled_up"], made.rows(name.split)))
+        return made
 
     def assemble(self, items: pl.DataFrame, frozen: Frozen) -> dict[str, str]:
         """The tables of the dataset, and their fingerprints."""

@@ -28,7 +28,7 @@ class Piece:
 @dataclass(frozen=True)
 class Plan:
     """folder: the work folder. files, pieces: of the log, in its order. ties, keep_repeats: the source's options.
-    excluded: what each entry of slates excludes.
+    excluded: what each entry of slates excludes. shown: the rules of impressions, where the log has such.
 
     Where things are: `events/NNNNN` of a piece, `shards/NNNNN`, `parts/NNNNN`, and `final`, which becomes the dataset.
     """
@@ -42,6 +42,7 @@ class Plan:
     ties: Ties
     keep_repeats: bool
     excluded: list[str | None]
+    shown: Rules | None = None
 
     def save(self, name: str) -> Path:
         file = self.folder / name

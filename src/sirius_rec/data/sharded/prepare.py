@@ -56,8 +56,6 @@ def prepare_sharded(
     with engine(sharding.jobs, cluster) as calls:
         defaults = {name: p.default for name, p in inspect.signature(load).parameters.items()}
         options = {**defaults, **asked.options}
-        if options["impressions"] is not None:
-            raise ConfigError("data.shards: impressions are read at once; leave shards out, or option impressions")
         table = open_table(input, options)
         calls.reach(table.files, out)
         files = _look(calls, table, sharding, say)
@@ -75,6 +73,7 @@ def prepare_sharded(
                 ties=options["ties"],
                 keep_repeats=options["keep_repeats"],
                 excluded=excludes(asked.slates, asked.split.kind != "user"),
+                shown=table.shown,
             )
             plan_file = plan.save(f"plan-{os.getpid()}-{os.urandom(4).hex()}")
             _go(Passes(calls, plan, plan_file, say), table, recipe, notes)
@@ -92,6 +91,7 @@ def _go(passes: Passes, table: OpenTable, recipe: dict[str, Any], files: list[di
     fingerprints = passes.assemble(counted.items, frozen)
     windows = {name: sum(part["windows"][name] for part in parts) for name in parts[0]["windows"]}
     short = sum(part["short"] for part in parts)
+    impressions = counted.impressions(log, sum(part["impressions"] for part in parts))
     info = {
         "recipe": recipe,
         "source": {"name": "table", "notes": {**log, **counted.notes}},
@@ -99,10 +99,12 @@ def _go(passes: Passes, table: OpenTable, recipe: dict[str, Any], files: list[di
             **counted.statistics(windows), **joint_statistics(frozen.counts), **paper_statistics("table")
         },
         "filters": counted.filters(windows["repeats"])
+        | impressions
         | ({"rows_without_enough_negatives_dropped": short} if short else {}),
         "titles": counted.titles,
         "slates": {
             str(name): description(name, exclude, frozen.rows(name.split), fingerprints[f"slates/{name}"])
+            | frozen.filled_up(name)
             for name, exclude in frozen.names.items()
         },
     }  # fmt: skip
@@ -120,6 +122,8 @@ def _look(engine: Engine, table: OpenTable, sharding: Sharding, say: Say) -> lis
         if isinstance(file, str):
             raise DataError(file)
         table.rules.check_columns(file.empty, file.path)
+        if table.shown is not None:
+            table.shown.check_columns(file.empty, file.path)
     return [file for file in found if isinstance(file, LogFile)]
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import polars as pl
 
 from sirius_rec import atomic
-from sirius_rec.data.sharded.partition import AT, events_of_shard
+from sirius_rec.data.sharded.partition import AT, EVENTS, SHOWN, rows_of_shard
 from sirius_rec.data.sharded.plan import Plan, load_plan
 from sirius_rec.data.sources.events import Bits, Codes, count_ties, first_of_pairs, time_order, user_hashes
 from sirius_rec.data.sources.span import TIME, Days
@@ -28,7 +28,8 @@ class Shard:
     """A shard's folder, its arrays mapped into memory.
 
     count_U, first_U: how many events a user has, and the place in the log of the user's first one; users are in the
-    order of that. item_E: numbers in the whole catalogue. time_E: seconds.
+    order of that. item_E: numbers in the whole catalogue. time_E: seconds. shown_U, shown_item_N, shown_time_N: how
+    many impressions each user has, and the items and seconds of these, user by user.
     """
 
     folder: Path
@@ -53,6 +54,18 @@ class Shard:
     def stop_U(self) -> Int:
         """Behind each user's last event."""
         return self._array("stop")
+
+    @cached_property
+    def shown_U(self) -> Int:
+        return self._array("shown")
+
+    @cached_property
+    def shown_item_N(self) -> npt.NDArray[np.int32]:
+        return self._array("shown-item")
+
+    @cached_property
+    def shown_time_N(self) -> Int:
+        return self._array("shown-time")
 
     @property
     def notes(self) -> dict[str, Any]:
@@ -83,7 +96,7 @@ def sort_shard(plan_file: Path, number: int, unit: str) -> None:
     target = plan.shard(number)
     if target.is_dir():
         return
-    parts = list(events_of_shard(plan, number, unit))
+    parts = list(rows_of_shard(plan, number, unit, EVENTS))
     events = pl.concat(parts) if parts else _NOTHING
     del parts
     users = events[USER_ID].unique(maintain_order=True)
@@ -111,12 +124,24 @@ def sort_shard(plan_file: Path, number: int, unit: str) -> None:
         np.save(partial / "stop.npy", count_U.cumsum())
         np.save(partial / "item.npy", item)
         np.save(partial / "time.npy", np.floor(time).astype(np.int64))
+        if plan.shown is not None:
+            _write_impressions(partial, plan, number, unit, users)
         Days.of(time).table.write_ipc_stream(partial / "days")
         notes = {"events": item.size, "repeated": repeated, "groups": groups, "rows": rows}
         (partial / "notes.json").write_text(json.dumps(notes), encoding="utf-8")
 
 
 _NOTHING = pl.DataFrame(schema={USER_ID: pl.String, ITEM: pl.Int32, TIME: pl.Float64, AT: pl.Int64})
+
+
+def _write_impressions(folder: Path, plan: Plan, number: int, unit: str, users: pl.Series) -> None:
+    """Those of users who have events, user by user."""
+    rows = pl.concat([_NOTHING, *rows_of_shard(plan, number, unit, SHOWN)], how="vertical_relaxed")
+    rows = rows.with_columns(pl.col(USER_ID).cast(pl.Enum(users), strict=False).to_physical().cast(pl.Int64))
+    rows = rows.drop_nulls(USER_ID).sort(USER_ID, maintain_order=True)
+    np.save(folder / "shown.npy", np.bincount(rows[USER_ID].to_numpy(), minlength=len(users)))
+    np.save(folder / "shown-item.npy", rows[ITEM].to_numpy())
+    np.save(folder / "shown-time.npy", np.floor(rows[TIME].to_numpy()).astype(np.int64))
 
 
 def _luck(plan: Plan, users: pl.Series) -> Any:

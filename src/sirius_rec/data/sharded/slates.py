@@ -15,8 +15,9 @@ import polars as pl
 from sirius_rec import atomic
 from sirius_rec.data.example_set import Windowed
 from sirius_rec.data.freezing import excluded_by, freeze
+from sirius_rec.data.impressions import filled_up
 from sirius_rec.data.options import DRAWN
-from sirius_rec.data.sharded.parts import EXAMPLES, read_part, selected
+from sirius_rec.data.sharded.parts import EXAMPLES, in_dataset, read_part, selected
 from sirius_rec.data.sharded.plan import load_plan
 from sirius_rec.data.slates import Shortage, shortage
 from sirius_rec.data.statistics import row_counts
@@ -57,18 +58,22 @@ def freeze_part(
         with atomic.replacing(target) as partial:
             (partial / "slates").mkdir(parents=True)
             if all_train:
-                write_table(rows.examples.filter(pl.col(SPLIT) == "train"), partial / f"{ALL_TRAIN}.parquet")
+                every = in_dataset(rows.examples.filter(pl.col(SPLIT) == "train"))
+                write_table(every, partial / f"{ALL_TRAIN}.parquet")
             if limited:
                 kept = _within_limits(rows.examples, before, limited)
                 rows = Windowed(*selected(rows, kept), {})
-                write_table(rows.examples, partial / EXAMPLES)
+                write_table(in_dataset(rows.examples), partial / EXAMPLES)
             faults: dict[SlateName, Fault] = {}
+            filled: dict[str, dict[str, int]] = {}
             for name, exclude in names.items():
                 of_split = Windowed(*selected(rows, (rows.examples[SPLIT] == name.split).to_numpy()), {})
                 file = partial / "slates" / f"{name}.parquet"
                 if (fault := _freeze(of_split, name, exclude, n_items, fingerprint, count_I, file)) is not None:
                     faults[name] = fault
-            counts = row_counts(rows.examples)
+                elif name.protocol == "impressions":
+                    filled[str(name)] = filled_up(of_split.examples, pl.read_parquet(file))
+            counts = {**row_counts(rows.examples), "filled_up": filled}
             (partial / "counts.json").write_text(json.dumps(counts), encoding="utf-8")
             if faults:
                 raise _NotKept

@@ -96,7 +96,7 @@ def load(
     """
     table = open_table(path, dict(locals()))  # every option by its name
     rules, tally, formats, parts = table.rules, Tally(Account(table.path)), [], []
-    shown = None if impressions is None else _Shown(rules, impressions, table.path)
+    shown = None if table.shown is None else _Shown(table.shown, table.path)
     for file in table.files:
         read = read_table(file, table.dialect, rules.names.values())
         rules.check_columns(read.frame, file)
@@ -129,16 +129,10 @@ def load(
 
 
 class _Shown:
-    """The rows of a log that are impressions, by the rules of its events but for `where` and `min_rating`."""
+    """The rows of a log that are impressions."""
 
-    def __init__(self, rules: Rules, chosen: Where, path: Path) -> None:
-        if not rules.where:
-            raise ConfigError(
-                "impressions: without where every row is an event, impressions too: say which rows are events, as "
-                "where: {event: click}"
-            )
-        self._rules = replace(rules, where=chosen, min_rating=None)
-        self._tally, self._path, self._chosen = Tally(Account(path)), path, chosen
+    def __init__(self, rules: Rules, path: Path) -> None:
+        self._rules, self._tally, self._path = rules, Tally(Account(path)), path
         self._parts: list[tuple[Path, pl.DataFrame]] = []
 
     def read(self, frame: pl.DataFrame, file: Path) -> None:
@@ -150,18 +144,20 @@ class _Shown:
         """user_id, item_id, timestamp of the impressions; and what was read and dropped, for the notes."""
         self._tally.check()
         frames = [self._rules.events(rows, file, unit, self._tally) for file, rows in self._parts]
-        self._tally.check()
-        frame = pl.concat(
-            [one.select(USER_ID, ITEM_ID, pl.col(TIME).floor().cast(pl.Int64).alias(TIMESTAMP)) for one in frames]
-        )
-        account = self._tally.account
-        if not frame.height:
-            dropped = "; ".join(f"{reason}: {n:,}" for reason, n in sorted(account.dropped.items()))
-            raise DataError(
-                f"{self._path}: option impressions: none of {account.read:,} rows is left; dropped: {dropped}"
-            )
-        account.kept = frame.height
-        return frame, account.note()
+        seconds = pl.col(TIME).floor().cast(pl.Int64).alias(TIMESTAMP)
+        frame = pl.concat([one.select(USER_ID, ITEM_ID, seconds) for one in frames])
+        return frame, impression_notes(self._tally, self._path, frame.height)
+
+
+def impression_notes(tally: Tally, path: Path, left: int) -> dict[str, Any]:
+    """What was read of a log as impressions, and dropped. DataError for what is refused, or where none is left."""
+    tally.check()
+    account = tally.account
+    if not left:
+        dropped = "; ".join(f"{reason}: {n:,}" for reason, n in sorted(account.dropped.items()))
+        raise DataError(f"{path}: option impressions: none of {account.read:,} rows is left; dropped: {dropped}")
+    account.kept = left
+    return account.note()
 
 
 @dataclass(frozen=True)
@@ -169,6 +165,7 @@ class OpenTable:
     """A log whose files are found and whose catalogue is read, before any event is.
 
     path: the events as they are named: a file, or the folder of the files. item_notes: of reading the catalogue.
+    shown: the rules of impressions, those of events but for `where` and `min_rating`; None where there are none.
     """
 
     path: Path
@@ -178,6 +175,7 @@ class OpenTable:
     items: pl.DataFrame
     items_path: Path
     item_notes: dict[str, Any]
+    shown: Rules | None
 
     def notes(
         self,
@@ -262,4 +260,12 @@ def open_table(path: Path, options: Mapping[str, Any]) -> OpenTable:
         items_path=items_path,
         first_id=item_columns.get(ITEM_ID),
     )
-    return OpenTable(events_path, files, of_events, rules, catalogue, items_path, notes)
+    shown = None
+    if (chosen := options["impressions"]) is not None:
+        if not rules.where:
+            raise ConfigError(
+                "impressions: without where every row is an event, impressions too: say which rows are events, as "
+                "where: {event: click}"
+            )
+        shown = replace(rules, where=dict(chosen), min_rating=None)
+    return OpenTable(events_path, files, of_events, rules, catalogue, items_path, notes, shown)
