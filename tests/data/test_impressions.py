@@ -213,12 +213,14 @@ def test_a_log_of_clicks_and_impressions(tmp_path: Path) -> None:
 
 
 def test_slates_of_other_protocols_are_what_they_are_without_impressions(tmp_path: Path) -> None:
-    """Impressions are no events: histories, targets and ids are those of the clicks."""
+    """Impressions are no events: histories, targets and ids are those of the clicks, and so are uniform slates."""
     folder = log(tmp_path)
     both = made("table", folder, tmp_path / "both", slates=[{"size": 5}])
     plain = made("table", folder, tmp_path / "plain", slates=[{"size": 5}], options={"where": OPTIONS["where"]})
     assert both.examples("train").equals(plain.examples("train"))
     assert both.examples("train").columns == plain.examples("train").columns
+    for name in plain.slate_names:
+        assert both.slates(name).equals(plain.slates(name))
 
 
 def test_larger_slates_are_filled_up_and_it_is_said(tmp_path: Path) -> None:
@@ -243,9 +245,18 @@ def test_impressions_that_stay_after_filters_and_long_titles(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"impressions": {"event": "impression"}}, "without where every row is an event"),
+        ({"impressions": {"event": "impression"}}, "without a column in where events and impressions cannot be told"),
+        ({**OPTIONS, "impressions": {}}, "without a column in impressions events and impressions cannot be told"),
+        (
+            {**OPTIONS, "impressions": OPTIONS["where"]},
+            "is an event by where and an impression by impressions; 60",
+        ),
+        (
+            {**OPTIONS, "impressions": {"event": ["impression", "click"]}},
+            "line 4: is an event by where and an",
+        ),
         ({**OPTIONS, "impressions": {"event": "view"}}, "none of 180 rows is left; dropped: event is not view: 180"),
-        ({**OPTIONS, "impressions": {"kind": "view"}}, "has no column 'kind'"),
+        ({**OPTIONS, "impressions": {"kind": "view"}}, "^impressions: .* has no column 'kind'"),
         ({**OPTIONS, "impressions": 5}, "option impressions=5"),
     ],
 )
@@ -315,3 +326,48 @@ def test_a_check_takes_what_was_shown_for_no_event(
     assert (table.events.height, table.impressions.height) == (60, 120)  # type: ignore[union-attr]
     again, problem = check_lines("table", folder, read)
     assert not problem, again
+
+
+def test_what_is_shown_after_a_click_in_its_second_is_none_of_its_negatives(tmp_path: Path) -> None:
+    """A log of milliseconds: 20 and 21 answer the click at 10.2 s, and belong to the next; 5 was shown with it."""
+    start = 1_600_000_000_000
+    rows = [(1, 0, "click"), (2, 5_000, "click"), (5, 10_200, "impression"), (3, 10_200, "click"),
+            (20, 10_900, "impression"), (21, 10_900, "impression"), (4, 60_000, "click")]  # fmt: skip
+    lines = [f"u,{item},{start + time},{event}" for item, time, event in rows]
+    (tmp_path / "interactions.csv").write_text("\n".join(["user_id,item_id,timestamp,event", *lines]) + "\n")
+    (tmp_path / "items.csv").write_text(ITEMS)
+    table = load(tmp_path, **OPTIONS)
+    assert table.impressions is not None
+    stamps = dict(table.impressions.select("item_id", "timestamp").rows())
+    assert stamps == {"5": start // 1000 + 10, "20": start // 1000 + 11, "21": start // 1000 + 11}
+    users, times = np.zeros(4, dtype=np.int64), table.events["timestamp"].to_numpy()
+    shown = Impressions.of(table.impressions, pl.Series(["u"]), table.items)
+    assert shown.before(users, times, np.arange(4)).to_list() == [[], [], [5], [20, 21]]
+
+
+@pytest.mark.parametrize("kind", ["time", "leave_last_out"])
+def test_with_users_in_several_splits_past_items_alone_are_excluded(tmp_path: Path, kind: str) -> None:
+    folder = log(tmp_path)
+    with (folder / "interactions.csv").open("a") as file:  # of one later event each, so that time can be cut
+        file.writelines(f"u{user},{29 - user},{9_000 + user},click,\n" for user in range(12))
+    unusable = {"unusable": "drop"} if kind == "time" else {}
+    data = made("table", folder, tmp_path / "out", split={"kind": kind}, **unusable)
+    assert data.slate_names
+    for name in data.slate_names:
+        assert data.info["slates"][name]["exclude"] == "past"
+        assert data.info["slates"][name]["filled_up"]["negatives"] < 2 * data.slates(name).height
+
+
+def test_ratings_choose_among_events_alone(tmp_path: Path) -> None:
+    """Impressions have no stars, and are not dropped for it."""
+    table = load(log(tmp_path), **OPTIONS, min_rating=4, columns={"rating": "stars"})
+    assert table.impressions is not None and table.impressions.height == 120
+    early = load(tmp_path, **OPTIONS, max_time=255)  # of the impressions at 50, 150, 250 … the first three pages
+    assert early.impressions is not None and early.impressions.height == 12 * 3 * 2
+
+
+def test_one_page_of_many_events_is_held_once() -> None:
+    """1,000 events of one moment, 1,000 items shown: a million entries are never written out to be told apart."""
+    shown_at = Impressions(np.zeros(1000, np.int64), np.arange(1000), np.full(1000, 5))
+    lists = shown_at.before(np.zeros(1000, np.int64), np.full(1000, 5), np.arange(1000))
+    assert lists.list.len().to_list() == [1000] * 1000 and lists[999].to_list() == list(range(1000))

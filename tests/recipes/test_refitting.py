@@ -66,18 +66,27 @@ def test_killed_behind_its_last_epoch_it_trains_no_further(
 ) -> None:
     config = mini("sft.epochs=3", "sft.stop_after=1")
 
-    def killed(*args: Any) -> None:
-        raise TrainingError("killed")
+    keep = training._keep_weights
+
+    def killed(trainer: Any, folder: Path) -> None:
+        if "sft" in folder.parts:
+            raise TrainingError("killed")
+        keep(trainer, folder)
 
     with monkeypatch.context() as patch:
         patch.setattr(training, "_keep_weights", killed)
         with pytest.raises(TrainingError, match="killed"):
             made(config, tmp_path / "run", ("sft",))
+    state = next((tmp_path / "run" / "sft").glob("s0/checkpoints/*/trainer_state.json"))
+    kept = json.loads(state.read_text())
+    kept["stateful_callbacks"]["Clock"]["attributes"]["seconds"] = 500.0
+    state.write_text(json.dumps(kept))
     stopped = made(config, tmp_path / "run", ("sft",))
     assert lines(stopped.folder.sft(0)) == [line for line in lines(whole.folder.sft(0)) if line["epoch"] <= 1]
     done = json.loads((stopped.folder.sft(0) / "done.json").read_text())
     whole_steps = json.loads((whole.folder.sft(0) / "done.json").read_text())["steps"]
     assert (done["steps"], done["best_step"]) == (whole_steps / 3, whole_steps / 3)
+    assert 500 <= done["seconds"] < 510
 
 
 def test_a_stage_cannot_stop_behind_its_end(mini: Mini) -> None:
@@ -100,7 +109,7 @@ def test_the_best_epoch_is_read_from_its_step() -> None:
 def run(mini: Mini, tmp_path_factory: pytest.TempPathFactory) -> Run:
     sasrec = "{method: sasrec, options: {epochs: 4, patience: 2, dimension: 8, heads: 1, layers: 1}}"
     config = mini(
-        "backbone.pretrain.epochs=2", "sft.epochs=2", "arms=[dpo]", f"methods=[ease, {sasrec}, tallrec]",
+        "backbone.pretrain.epochs=2", "sft.epochs=2", "arms=[dpo]", f"methods=[ease, {sasrec}, tallrec, llara]",
         "evaluation.baseline=dpo", "prompts.slate=false", "evaluation.generation_rows=0",
     )  # fmt: skip
     opened = made(config, tmp_path_factory.mktemp("chosen") / "run")
@@ -142,7 +151,7 @@ def test_it_is_what_ranks_and_what_is_exported(run: Run, fitted: Run, tmp_path: 
     assert sorted(answer["candidates"]) == sorted(ids[3:8])
     export(Run.open(fitted.folder.path), tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "trained on all of the data, test rows too: nothing is left to measure it on" in card
+    assert "trained on rows of all of the data, test rows too: nothing is left to measure it on" in card
     hit = next(row for row in json.loads(run.folder.results.read_text())["summary"] if row["method"] == "dpo")["hr@1"]
     assert f"| HR@1 | {hit:.3f} |" in card
 
@@ -160,9 +169,14 @@ def test_called_again_it_does_nothing_and_another_recipe_is_refused(run: Run, fi
 def test_a_run_trained_anew_is_another_origin(run: Run, fitted: Run, tmp_path: Path) -> None:
     live = tmp_path / "live"
     shutil.copytree(fitted.folder.path, live)
-    shutil.copytree(run.folder.path, tmp_path / "moved")
+    moved = tmp_path / "moved"
+    shutil.copytree(run.folder.path, moved)
+    (moved / "results.json").unlink()  # where it lies, and what was measured since, does not matter
+    assert refit(Run.open(moved), live, method="dpo", log=silent).folder.origin()["measured"] == []  # type: ignore[index]
+    done = moved / "align" / "dpo" / "s0" / "done.json"
+    done.write_text(json.dumps({**json.loads(done.read_text()), "seconds": 1e6}))
     with pytest.raises(RunError, match="was fitted from another run"):
-        refit(Run.open(tmp_path / "moved"), live, method="dpo", log=silent)
+        refit(Run.open(moved), live, method="dpo", log=silent)
 
 
 def test_networks_stop_at_their_best_epoch_without_slates_to_stop_by(run: Run, tmp_path: Path) -> None:
@@ -199,11 +213,20 @@ def test_a_newer_log_takes_the_same_recipe(run: Run, tmp_path: Path) -> None:
     assert fitted.config.sft.stop_after is not None and not fitted.config.arms
 
 
+@pytest.mark.parametrize(
+    "override",
+    ["data.split.ratios=[8, 1, 1]", "data.hold_out.cold_items=0.3", "methods=[markov]", "arms=[dpo]", "seeds=[5]"],
+)
+def test_overrides_leave_it_the_methods_fit_on_all_of_the_data(run: Run, tmp_path: Path, override: str) -> None:
+    key = override.partition("=")[0].removesuffix(".ratios").removesuffix(".cold_items")
+    with pytest.raises(ConfigError, match=f"^{key}: sirius refit trains one method"):
+        refit(run, tmp_path / "live", method="ease", overrides=[override], log=silent)
+    assert not (tmp_path / "live").exists()
+
+
 def test_what_cannot_be_fitted_again_is_said(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="popularity: is not trained from data by itself"):
+    with pytest.raises(RunError, match=r"popularity cannot be fitted again; trained and able to: .*ease"):
         refit(run, tmp_path / "live", method="popularity", log=silent)
-    with pytest.raises(ConfigError, match=r"data.split: sirius refit trains on all"):
-        refit(run, tmp_path / "live", method="ease", overrides=["data.split.ratios=[8, 1, 1]"], log=silent)
     with pytest.raises(RunError, match="dpoo"):
         refit(run, tmp_path / "live", method="dpoo", log=silent)
     with pytest.raises(ConfigError, match=r"data.source.*nowhere"):
@@ -218,3 +241,60 @@ def test_negatives_keep_their_rule(mini: Mini, tmp_path: Path) -> None:
     build_methods(config)["ease"].fit(chosen, 0)
     fitted = refit(chosen, tmp_path / "live", method="ease", log=silent)
     assert fitted.dataset.info["slates"]["train-uniform-6-s0"]["exclude"] == "past"
+
+
+def test_a_network_that_never_stops_is_fitted_to_the_epoch_that_was_kept(mini: Mini, tmp_path: Path) -> None:
+    options = "{epochs: 6, patience: null, dimension: 8, heads: 1, layers: 1, learning_rate: 0.5}"
+    config = mini("arms=[]", f"methods=[{{method: sasrec, name: mine, options: {options}}}]")
+    chosen = made(config, tmp_path / "run", ())
+    build_methods(config)["mine"].fit(chosen, 0)
+    history = json.loads((build_methods(config)["mine"].folder(chosen, 0) / "ranker.json").read_text())["history"]
+    best = int(max(history, key=lambda point: point["ndcg@10"])["epoch"])
+    assert len(history) == 6 and best < 6  # at that rate later epochs are worse
+    fitted = refit(chosen, tmp_path / "live", method="mine", log=silent)
+    assert fitted.config.methods[0].options["epochs"] == best
+
+
+def test_llara_takes_its_sasrec_with_it(run: Run, tmp_path: Path) -> None:
+    fitted = refit(run, tmp_path / "live", method="llara", log=silent)
+    assert [entry.key for entry in fitted.config.methods] == ["sasrec", "llara"]
+    assert fitted.config.methods[0].options["patience"] is None
+    assert load_run_ranker(Run.open(tmp_path / "live")).recipe["method"] == "llara"
+
+
+def test_what_was_held_out_or_limited_to_measure_is_trained_on(mini: Mini, tmp_path: Path) -> None:
+    config = mini("data.hold_out={cold_items: 0.2}", "data.limits={test: 5}", "arms=[]", "methods=[ease]")
+    chosen = made(config, tmp_path / "run", ())
+    build_methods(config)["ease"].fit(chosen, 0)
+    fitted = refit(chosen, tmp_path / "live", method="ease", log=silent)
+    whole = made(mini("arms=[]", "methods=[ease]"), tmp_path / "whole", ())
+    rows = sum(whole.dataset.n_rows(split) for split in ("train", "val", "test"))
+    assert fitted.dataset.n_rows("train") == rows > chosen.dataset.n_rows("train") + 5
+
+
+def test_a_fit_of_a_fit_keeps_where_it_was_chosen(run: Run, fitted: Run, tmp_path: Path) -> None:
+    again = refit(Run.open(fitted.folder.path), tmp_path / "again", log=silent)
+    first, second = fitted.folder.origin(), again.folder.origin()
+    assert first is not None and second is not None
+    assert (second["run"], second["measured"]) == (first["run"], first["measured"]) and first["measured"]
+    assert again.config.name == "mini-refit"
+    with pytest.raises(ConfigError, match=f"is a final fit, of which nothing is left to measure: see {first['run']}"):
+        _ = again.test_slates
+
+
+def test_a_warm_start_begins_where_the_run_did_whatever_the_link_says_now(
+    run: Run, mini: Mini, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = tmp_path / "current"
+    link.symlink_to(run.folder.path)
+    warm = mini("backbone.pretrain.epochs=2", "sft.epochs=2", "arms=[]", "prompts.slate=false", f"sft.from={link}")
+    night = made(warm, tmp_path / "night", ("sft",))
+    link.unlink()
+    link.symlink_to(night.folder.path)  # as every night's script does
+    fitted = refit(night, tmp_path / "live", method="sft", log=silent)
+    began = [json.loads((one.folder.start(0) / "start.json").read_text()) for one in (night, fitted)]
+    assert began[0]["sha256"] == began[1]["sha256"] and began[1]["run"] == str(run.folder.path)
+    assert began[1]["trained_on"]["test"]["seen"] == 0
+    assert (fitted.folder.backbone / "tokenizer.json").read_bytes() == (
+        run.folder.backbone / "tokenizer.json"
+    ).read_bytes()

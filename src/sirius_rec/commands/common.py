@@ -36,7 +36,7 @@ def _show_version(asked: bool) -> None:
 
 
 # Commands that several processes of a launcher go through together.
-_TOGETHER = ("demo", "run", "compare", "sft", "align", "evaluate")
+_TOGETHER = ("demo", "run", "compare", "sft", "align", "refit", "evaluate")
 
 
 @app.callback()

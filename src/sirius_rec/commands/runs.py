@@ -190,21 +190,24 @@ def refit(
     Each stage stops behind the epoch that was best there. Nothing is left to measure it on: its figures are the run's.
     `sirius rank`, `recommend`, `serve` and `export` take the folder as any run.
 
-    Example: sirius refit runs/mine --out runs/live
+    Example: sirius refit runs/mine --out runs/final
 
-    Example: sirius refit runs/mine --method dpo_sirius data.input=logs/today --out runs/live
+    Example: sirius refit runs/mine --method dpo_sirius data.input=logs/today --out runs/final
     """
     from sirius_rec.extras import require
 
     require("train")
+    from sirius_rec.recipes.methods import build_methods
     from sirius_rec.recipes.refitting import refit as fit_again
     from sirius_rec.recipes.run import Run
 
     fitted = fit_again(Run.open(run), out, method=method, seed=seed, overrides=overrides or (), log=log)
     origin = fitted.folder.origin()
     assert origin is not None
-    rows = fitted.dataset.n_all_train
-    say(f"done: {out} ({origin['method']} of seed {origin['seed']}, {rows:,} rows); its figures are those of {run}")
+    every = fitted.dataset.n_all_train
+    read = build_methods(fitted.config)[origin["method"]].train_rows(fitted) or 0
+    rows = f"{every:,} rows" if read >= every else f"{read:,} of {every:,} rows, as many as its stages and limits take"
+    say(f"done: {out} ({origin['method']} of seed {origin['seed']}, {rows}); its figures are those of {origin['run']}")
 
 
 @app.command(name="export", short_help="A model that others can open.")

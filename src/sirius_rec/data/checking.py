@@ -267,6 +267,8 @@ def _kinds(check: Check, path: Path, frame: pl.DataFrame, options: Mapping[str, 
         if plain in _CLICKED:
             shown = [value for value in counts if value.lower() in ("0", "0.0", "false")]
         events = [value for value in counts if value not in shown]
+        if shown and not events and not options.get("where"):
+            check.problems.append(f"{path}: column {name!r} has {values}: only what was shown, and no events")
         if not shown or not events or options.get("where"):
             if plain in _KINDS and events:
                 check.remarks.append(

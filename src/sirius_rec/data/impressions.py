@@ -86,7 +86,12 @@ class Impressions:
 
 
 def _lists(item_N: Int, start_R: Int, stop_R: Int) -> pl.Series:
-    """list[int32] of R ranges, each item of a range once, ascending."""
+    """list[int32] of R ranges, each item of a range once, ascending. Many rows may have one range."""
+    ranges, of_R = np.unique(np.stack([start_R, stop_R], axis=1), axis=0, return_inverse=True)
+    return _distinct(item_N, ranges[:, 0], ranges[:, 1]).gather(of_R.reshape(-1))
+
+
+def _distinct(item_N: Int, start_R: Int, stop_R: Int) -> pl.Series:
     length_R = stop_R - start_R
     row = np.repeat(np.arange(len(length_R)), length_R)
     within = np.arange(length_R.sum()) - np.repeat(length_R.cumsum() - length_R, length_R)

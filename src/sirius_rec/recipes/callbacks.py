@@ -76,7 +76,8 @@ class StopAfter(TrainerCallback):
         self._epochs = epochs
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        control.should_training_stop = round(state.epoch) >= self._epochs
+        if round(state.epoch) >= self._epochs:
+            control.should_training_stop = True
         return control
 
 

@@ -250,7 +250,7 @@ def _table(run: Run, method: Method) -> str:
 
 def _table_of_origin(origin: dict[str, Any]) -> str:
     """What was measured of the recipe before it was trained on all of the data, as Markdown."""
-    said = "This model was trained on all of the data, test rows too: nothing is left to measure it on."
+    said = "This model was trained on rows of all of the data, test rows too: nothing is left to measure it on."
     if not origin["measured"]:
         return f"{said} Its recipe was not evaluated."
     lines = ["| slates | metric | the recipe, before | 95 % |", "|---|---|---|---|"]

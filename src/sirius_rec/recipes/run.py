@@ -176,6 +176,8 @@ class Run:
         return pl.read_parquet(file)
 
     def _why_nothing_is_tested(self) -> str:
+        if (origin := self.folder.origin()) is not None:
+            return f"{self.folder.path}: is a final fit, of which nothing is left to measure: see {origin['run']}"
         if not any("test" in slate.splits for slate in self.config.data.slates):
             return "data.slates: no slates cover the test split, so nothing can be evaluated"
         split = self.config.data.split

@@ -126,8 +126,8 @@ class RunFolder:
         return self.path / "generation"
 
     def origin(self) -> dict[str, Any] | None:
-        """Of a final fit (`refitting`) the `run`, `method` and `seed` that it was chosen in, that run's `data`, and
-        what was `measured` there on test slates; None of any other run."""
+        """Of a final fit (`refitting`) the `run`, `method`, `seed` and training (`trained`) that it was chosen in, that
+        run's `data`, and what was `measured` there on test slates; None of any other run."""
         return dict(json.loads(self.refit.read_text())) if self.refit.is_file() else None
 
     def config(self) -> Config:
@@ -152,7 +152,14 @@ class RunFolder:
 
     def is_new(self) -> bool:
         """Whether the folder holds nothing but what it was made with."""
-        made = {self.config_file.name, self.refit.name, ENVIRONMENT, LOCK}
+        made = {
+            self.config_file.name,
+            self.refit.name,
+            ENVIRONMENT,
+            LOCK,
+            self.backbone.name,
+            self.start(0).parent.name,
+        }
         return {entry.name for entry in self.path.iterdir()} <= made
 
     def discard_if_untrained(self) -> None:

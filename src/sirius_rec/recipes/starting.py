@@ -92,6 +92,24 @@ def take_over(run: Run, log: Callable[[str], None]) -> None:
         log(line)
 
 
+def hand_on(old: Run, run: Run, seed: int) -> None:
+    """Let a run begin with the very checkpoint that `old` began with, wherever its configuration's link points by now.
+
+    For runs that have no rows to test on, so that none of them can have been seen.
+    """
+    if begins_at(run.config) != begins_at(old.config) or not (source := old.folder.start(seed)).is_dir():
+        return
+    if not run.folder.start(seed).exists():
+        none = {"rows": 0, "seen": 0, "unknown": 0}
+        with atomic.replacing(run.folder.start(seed)) as partial:
+            shutil.copytree(source, partial)
+            about = json.loads((partial / _START).read_text())
+            atomic.write_json(partial / _START, {**about, "trained_on": {"val": none, "test": none}})
+    if old.folder.backbone.is_dir() and not run.folder.backbone.exists():
+        with atomic.replacing(run.folder.backbone) as partial:
+            shutil.copytree(old.folder.backbone, partial)
+
+
 def _renamed(old: Run, run: Run) -> Iterator[str]:
     """Equal titles are numbered in the order of the catalogue, so that a new twin may take an older item's name."""
     theirs, ours = (one.dataset.items.select(pl.col(ITEM_ID).cast(pl.String), TITLE) for one in (old, run))

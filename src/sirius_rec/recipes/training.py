@@ -155,7 +155,7 @@ def train_stage(
     log(f"{name}: {trainer.estimate_memory().line()}")
     try:
         with stopping.after_a_checkpoint():
-            if not _ended(trainer, stage):
+            if not _ended(trainer, stage, clock):
                 trainer.train(resume_from_checkpoint=True)
     finally:  # also after a failure: the next training of this process is not a part of this one's record
         trackers.close(run.config.training.report_to)
@@ -170,7 +170,7 @@ def train_stage(
     trainer.accelerator.wait_for_everyone()
 
 
-def _ended(trainer: Any, stage: StageOptions) -> bool:
+def _ended(trainer: Any, stage: StageOptions, clock: Any) -> bool:
     """Whether all that was left of a training that stops before its schedule does is to keep its weights."""
     from transformers import TrainerState
 
@@ -183,6 +183,7 @@ def _ended(trainer: Any, stage: StageOptions) -> bool:
     if (state.epoch or 0.0) < stage.stop_after:
         return False
     trainer.state = state
+    clock.on_train_begin(trainer.args, state, trainer.control)
     return True
 
 

@@ -132,6 +132,7 @@ def _divide(plan: Plan, number: int, unit: str, found: Partitioned, events: _Pil
         events.add(cleaned)
         found.events += cleaned.height
         if plan.shown is not None:
+            plan.shown.check_apart(plan.rules, frame, file.path)
             cleaned = _cleaned(plan, plan.shown, frame, file.path, unit, found.shown, found.impressions)
             impressions.add(cleaned)
             found.impressions += cleaned.height

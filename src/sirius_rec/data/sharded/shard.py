@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,9 +16,9 @@ import polars as pl
 from sirius_rec import atomic
 from sirius_rec.data.sharded.partition import AT, EVENTS, SHOWN, rows_of_shard
 from sirius_rec.data.sharded.plan import Plan, load_plan
-from sirius_rec.data.sources.events import Bits, Codes, count_ties, first_of_pairs, time_order, user_hashes
+from sirius_rec.data.sources.events import Bits, Codes, count_ties, first_of_pairs, in_seconds, time_order, user_hashes
 from sirius_rec.data.sources.span import TIME, Days
-from sirius_rec.schema import ITEM, USER_ID
+from sirius_rec.schema import ITEM, TIMESTAMP, USER_ID
 
 Int = npt.NDArray[np.int64]
 _USERS = 1 << 13  # whose ids stand together in a shard's file of users
@@ -105,6 +106,7 @@ def sort_shard(plan_file: Path, number: int, unit: str) -> None:
     time = events[TIME].to_numpy()
     newest = np.maximum.accumulate(user) if user.size else user
     first_U = events[AT].to_numpy()[np.flatnonzero(np.diff(newest, prepend=-1))]
+    moments = events.select(USER_ID, TIME) if plan.shown is not None else _NOTHING
     del events, newest
 
     order = time_order(user, item, time, None if plan.ties == "file" else _luck(plan, users))
@@ -125,7 +127,7 @@ def sort_shard(plan_file: Path, number: int, unit: str) -> None:
         np.save(partial / "item.npy", item)
         np.save(partial / "time.npy", np.floor(time).astype(np.int64))
         if plan.shown is not None:
-            _write_impressions(partial, plan, number, unit, users)
+            _write_impressions(partial, rows_of_shard(plan, number, unit, SHOWN), users, moments)
         Days.of(time).table.write_ipc_stream(partial / "days")
         notes = {"events": item.size, "repeated": repeated, "groups": groups, "rows": rows}
         (partial / "notes.json").write_text(json.dumps(notes), encoding="utf-8")
@@ -134,14 +136,14 @@ def sort_shard(plan_file: Path, number: int, unit: str) -> None:
 _NOTHING = pl.DataFrame(schema={USER_ID: pl.String, ITEM: pl.Int32, TIME: pl.Float64, AT: pl.Int64})
 
 
-def _write_impressions(folder: Path, plan: Plan, number: int, unit: str, users: pl.Series) -> None:
-    """Those of users who have events, user by user."""
-    rows = pl.concat([_NOTHING, *rows_of_shard(plan, number, unit, SHOWN)], how="vertical_relaxed")
+def _write_impressions(folder: Path, parts: Iterable[pl.DataFrame], users: pl.Series, moments: pl.DataFrame) -> None:
+    """Those of users who have events, user by user. moments: user_id, `TIME` of these events."""
+    rows = in_seconds(pl.concat([_NOTHING.cast({TIME: moments.schema[TIME]}), *parts], how="vertical_relaxed"), moments)
     rows = rows.with_columns(pl.col(USER_ID).cast(pl.Enum(users), strict=False).to_physical().cast(pl.Int64))
     rows = rows.drop_nulls(USER_ID).sort(USER_ID, maintain_order=True)
     np.save(folder / "shown.npy", np.bincount(rows[USER_ID].to_numpy(), minlength=len(users)))
     np.save(folder / "shown-item.npy", rows[ITEM].to_numpy())
-    np.save(folder / "shown-time.npy", np.floor(rows[TIME].to_numpy()).astype(np.int64))
+    np.save(folder / "shown-time.npy", rows[TIMESTAMP].to_numpy())
 
 
 def _luck(plan: Plan, users: pl.Series) -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 import polars as pl
 
 from sirius_rec.data.sources.csv_records import ROW
-from sirius_rec.data.sources.files import OnFault, bad_row, id_text, require_columns
+from sirius_rec.data.sources.files import OnFault, bad_row, id_text, place, require_columns
 from sirius_rec.data.sources.lines import Account, keep
 from sirius_rec.data.sources.span import OUTSIDE, TIME, TimeSpan
 from sirius_rec.data.sources.timestamps import Evidence, Unit, evidence, parsed
@@ -92,7 +92,8 @@ class Rules:
     """The options of source `table` that say which rows are events, with what they refer to.
 
     columns: ours → the file's. listed, untitled: ids of the catalogue's items, and of those dropped for want of a
-    title. items_path: the catalogue; its column of ids is `first_id`, if one is named.
+    title. items_path: the catalogue; its column of ids is `first_id`, if one is named. chosen_by: the option that
+    `where` was given as.
     """
 
     columns: dict[str, str]
@@ -106,6 +107,7 @@ class Rules:
     untitled: Sequence[str]
     items_path: Path
     first_id: str | None = None
+    chosen_by: str = "where"
 
     @property
     def names(self) -> dict[str, str]:
@@ -123,18 +125,13 @@ class Rules:
         for column in self.where:
             if column not in frame.columns:
                 has = ", ".join(name for name in frame.columns if name != ROW)
-                raise ConfigError(f"where: {path} has no column {column!r} (has: {has})")
+                raise ConfigError(f"{self.chosen_by}: {path} has no column {column!r} (has: {has})")
 
     def rows(self, frame: pl.DataFrame, path: Path, tally: Tally) -> pl.DataFrame:
         """`ROW`, user_id, item_id, timestamp[, rating] of the rows that are events unless their time is bad."""
         tally.account.read += frame.height
-        for column, value in self.where.items():
-            values = value if isinstance(value, list) else [value]
-            wanted = [_as_text(one) for one in values]
-            texts = pl.col(column).cast(pl.String).str.strip_chars()
-            numbers = [float(one) for one in values if _is_number(one)]  # 5, 5.0 and "5.0" are one number
-            meant = texts.is_in(wanted) | texts.cast(pl.Float64, strict=False).is_in(numbers).fill_null(False)
-            frame = keep(frame, meant, f"{column} is not {' or '.join(wanted)}", tally.account)
+        for column, (meant, wanted) in self._chosen().items():
+            frame = keep(frame, meant, f"{column} is not {wanted}", tally.account)
         frame = frame.select(ROW, *(pl.col(theirs).alias(ours) for ours, theirs in self.names.items()))
         frame = frame.with_columns(id_text(frame[USER_ID]), id_text(frame[ITEM_ID]))
         for number, column in enumerate((USER_ID, ITEM_ID, TIMESTAMP)):
@@ -151,6 +148,28 @@ class Rules:
             frame = frame.with_columns(pl.col("__rating__").alias(RATING)).drop("__rating__")
         tally.evidence += evidence(frame, path, self.unit, self.bad_times)
         return frame
+
+    def _chosen(self) -> dict[str, tuple[pl.Expr, str]]:
+        """For each column of `where` the rows that are meant, and the values in words."""
+        found = {}
+        for column, value in self.where.items():
+            values = value if isinstance(value, list) else [value]
+            wanted = [_as_text(one) for one in values]
+            texts = pl.col(column).cast(pl.String).str.strip_chars()
+            numbers = [float(one) for one in values if _is_number(one)]  # 5, 5.0 and "5.0" are one number
+            meant = texts.is_in(wanted) | texts.cast(pl.Float64, strict=False).is_in(numbers).fill_null(False)
+            found[column] = (meant, " or ".join(wanted))
+        return found
+
+    def check_apart(self, others: Rules, frame: pl.DataFrame, path: Path) -> None:
+        """DataError for a row that these rules choose and others too."""
+        chosen = [meant for rules in (self, others) for meant, _ in rules._chosen().values()]
+        if (both := frame.filter(pl.all_horizontal(chosen))).height:
+            more = f"; {both.height} such rows" if both.height > 1 else ""
+            raise DataError(
+                f"{place(path, both[ROW][0])}: is an event by {others.chosen_by} and an impression by {self.chosen_by}"
+                f"{more}; let each name rows of its own"
+            )
 
     def events(self, frame: pl.DataFrame, path: Path, unit: str, tally: Tally) -> pl.DataFrame:
         """`ROW`, user_id, item_id and `TIME` of the events among the rows of `rows`.

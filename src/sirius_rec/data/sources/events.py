@@ -216,3 +216,22 @@ def tie_notes(ties: Ties, seed: int, groups: int, rows: int) -> dict[str, Any]:
     """For dataset.json."""
     by = f"seeded shuffle, seed {seed}" if ties == "shuffle" else "order in the file"
     return {"broken_by": by, "groups": groups, "rows": rows}
+
+
+def in_seconds(impressions: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:
+    """Impressions (user_id, `TIME`, …) with their timestamp, whole seconds as events have them.
+
+    What was shown after an event, but in the same second, is put into the next one: it may be the answer to that event,
+    and is none of what was passed over for it.
+
+    events: user_id, `TIME` of the same log.
+    """
+    second = pl.col(TIME).floor().cast(pl.Int64)
+    if not (impressions.schema[TIME].is_float() or events.schema[TIME].is_float()):
+        return impressions.with_columns(second.alias(TIMESTAMP))
+    before = events.select(USER_ID, pl.col(TIME).cast(pl.Float64), second.alias("second of the event")).sort(TIME)
+    joined = impressions.with_columns(pl.col(TIME).cast(pl.Float64)).sort(TIME).join_asof(
+        before, on=TIME, by=USER_ID, strategy="backward", allow_exact_matches=False, check_sortedness=False
+    )  # fmt: skip
+    after = (second == pl.col("second of the event")).fill_null(False)
+    return joined.with_columns((second + after.cast(pl.Int64)).alias(TIMESTAMP)).drop("second of the event")

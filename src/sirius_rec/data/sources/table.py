@@ -11,7 +11,7 @@ import polars as pl
 
 from sirius_rec.data.sources.cleaning import Rules, Tally, Where
 from sirius_rec.data.sources.csv_records import Dialect
-from sirius_rec.data.sources.events import EventLog, Ties
+from sirius_rec.data.sources.events import EventLog, Ties, in_seconds
 from sirius_rec.data.sources.files import (
     OnFault,
     check_choice,
@@ -103,14 +103,17 @@ def load(
         formats.append(read.notes)
         parts.append((file, rules.rows(read.frame, file, tally)))
         if shown is not None:
-            shown.read(read.frame, file)
+            shown.read(read.frame, file, rules)
         del read
     unit = tally.unit(rules)
     log = EventLog()
     while parts:
         file, rows = parts.pop(0)
-        log.add(rules.events(rows, file, unit, tally))
-        del rows
+        events = rules.events(rows, file, unit, tally)
+        log.add(events)
+        if shown is not None:
+            shown.note(events)
+        del rows, events
     rules.check(tally, table.path, len(log))
     ordered = log.finish(ties=ties, seed=seed, keep_repeats=keep_repeats)
     notes = table.notes(
@@ -133,20 +136,27 @@ class _Shown:
 
     def __init__(self, rules: Rules, path: Path) -> None:
         self._rules, self._tally, self._path = rules, Tally(Account(path)), path
+        self._events: list[pl.DataFrame] = []
         self._parts: list[tuple[Path, pl.DataFrame]] = []
 
-    def read(self, frame: pl.DataFrame, file: Path) -> None:
-        """Take the rows of a file."""
+    def read(self, frame: pl.DataFrame, file: Path, events: Rules) -> None:
+        """Take the rows of a file. events: their rules."""
         self._rules.check_columns(frame, file)
+        self._rules.check_apart(events, frame, file)
         self._parts.append((file, self._rules.rows(frame, file, self._tally)))
+
+    def note(self, events: pl.DataFrame) -> None:
+        """Events of the log, in whose seconds impressions are told apart."""
+        self._events.append(events.select(USER_ID, TIME))
 
     def finish(self, unit: str) -> tuple[pl.DataFrame, dict[str, Any]]:
         """user_id, item_id, timestamp of the impressions; and what was read and dropped, for the notes."""
         self._tally.check()
         frames = [self._rules.events(rows, file, unit, self._tally) for file, rows in self._parts]
-        seconds = pl.col(TIME).floor().cast(pl.Int64).alias(TIMESTAMP)
-        frame = pl.concat([one.select(USER_ID, ITEM_ID, seconds) for one in frames])
-        return frame, impression_notes(self._tally, self._path, frame.height)
+        frame = pl.concat([one.select(USER_ID, ITEM_ID, TIME) for one in frames], how="vertical_relaxed")
+        notes = impression_notes(self._tally, self._path, frame.height)
+        frame = in_seconds(frame, pl.concat(self._events, how="vertical_relaxed"))
+        return frame.select(USER_ID, ITEM_ID, TIMESTAMP), notes
 
 
 def impression_notes(tally: Tally, path: Path, left: int) -> dict[str, Any]:
@@ -262,10 +272,11 @@ def open_table(path: Path, options: Mapping[str, Any]) -> OpenTable:
     )
     shown = None
     if (chosen := options["impressions"]) is not None:
-        if not rules.where:
+        if not rules.where or not chosen:
+            empty = "where" if not rules.where else "impressions"
             raise ConfigError(
-                "impressions: without where every row is an event, impressions too: say which rows are events, as "
-                "where: {event: click}"
+                f"impressions: without a column in {empty} events and impressions cannot be told apart: name one, as "
+                "where: {event: click}, impressions: {event: impression}"
             )
-        shown = replace(rules, where=dict(chosen), min_rating=None)
+        shown = replace(rules, where=dict(chosen), min_rating=None, chosen_by="impressions")
     return OpenTable(events_path, files, of_events, rules, catalogue, items_path, notes, shown)

@@ -26,7 +26,7 @@ class SequentialOptions(Options):
         state of a chunk; a batch then counts windows. Caser always does.
     shuffle: read every training history in a new random order in each epoch, for data whose order is mostly ties.
     epochs at most; patience: stop after so many epochs without a better validation NDCG@10 (the best is kept); null
-        trains all epochs, and needs no validation slates to stop by.
+        trains all epochs and needs no validation slates (where there are any, the best is kept all the same).
     """
 
     network: Literal["sasrec", "gru4rec", "caser", "esasrec", "hstu", "sasrec_rectools"] = "sasrec"

@@ -194,8 +194,13 @@ class Method(ABC):
 
     def settled(self, run: Run, seed: int) -> Config:
         """The run's configuration with this trained method alone, and what it chose on validation slates (when to stop,
-        an L2) written into it, so that it can be trained without them. ConfigError for what cannot."""
-        raise ConfigError(f"{self.key}: is not trained from data by itself, so there is nothing to fit again")
+        an L2) written into it, so that it can be trained without them. ConfigError for what does not say that."""
+        raise ConfigError(f"{self.key}: does not say how it is fitted again (Method.settled)")
+
+    @property
+    def settles(self) -> bool:
+        """Whether it has a `settled` of its own, and is none of the baselines that every table has."""
+        return self.role != "trivial" and type(self).settled is not Method.settled
 
 
 def alone(config: Config, entry: MethodSection | None = None, **changes: Any) -> Config:

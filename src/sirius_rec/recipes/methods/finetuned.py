@@ -302,7 +302,7 @@ class FinetunedBaseline(Finetuned):
         paper = _PAPER_STAGE if entry.preset == "paper" else {}
         try:
             stage = StageOptions.model_validate(
-                {**config.sft.model_dump(include=set(StageOptions.model_fields)), **paper, **changes}
+                {**config.sft.model_dump(include=set(StageOptions.model_fields) - {"stop_after"}), **paper, **changes}
             )
         except ValidationError as error:
             raise ConfigError(in_one_line(error, StageOptions)) from None

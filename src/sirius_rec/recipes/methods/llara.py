@@ -62,6 +62,11 @@ class Llara(FinetunedBaseline):
         done = self.sasrec_folder(run, seed) / DONE
         return hash_of(super().trained_as(run, seed), done.read_text() if done.is_file() else "")
 
+    def settled(self, run: Run, seed: int) -> Config:
+        """With its SASRec, which is then the run's own."""
+        config = super().settled(run, seed)
+        return config.changed(methods=(self.sasrec.settled_entry(self.sasrec_folder(run, seed)), *config.methods))
+
     def template(self, run: Run) -> Template:
         return with_slate(run, self.options.slate)
 
@@ -81,7 +86,8 @@ class Llara(FinetunedBaseline):
 
         if processes.split_weights():
             raise ConfigError(f"methods: {self.key} saves the whole model of one process: no FSDP, no DeepSpeed")
-        require_validation(run)
+        if self.sasrec.chooses:
+            require_validation(run)
         encoder, template, name = self.encoder(run), self.template(run), run.train_slates
         shown = marked_titles(run.dataset.titles, np.ones(len(run.dataset.titles), dtype=bool))
         histories = run.dataset.examples(name.split)[HISTORY].head(1).to_list()

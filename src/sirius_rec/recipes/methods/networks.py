@@ -44,22 +44,24 @@ class NetworkMethod(Method):
         return True
 
     def check(self, run: Run) -> None:
-        if self._chooses:
+        if self.chooses:
             require_validation(run)
 
     @property
-    def _chooses(self) -> bool:
+    def chooses(self) -> bool:
         """Whether validation slates say where it stops, or which of a grid it is."""
         return self.options.patience is not None or bool(self.options.weight_decays)
 
     def settled(self, run: Run, seed: int) -> Config:
-        history = self._history(run, seed)
-        best = self._best(history) if self._chooses else {}
-        epochs = int(best.get("epoch", len(history)))
-        done = read_done(self.folder(run, seed))
+        return alone(run.config, self.settled_entry(self.folder(run, seed)))
+
+    def settled_entry(self, folder: Path) -> MethodSection:
+        """Its entry, with what the training in `folder` chose: the epoch whose weights it kept, and a weight decay."""
+        history = _history(folder)
         given = {name: value for name, value in self.entry.options.items() if name != "weight_decays"}
-        chosen = {"epochs": epochs, "patience": None, "weight_decay": done["weight_decay"]}
-        return alone(run.config, self.entry.changed(options={**given, **chosen}))
+        best = _best(history) if any("ndcg@10" in point for point in history) else history[-1]
+        chosen = {"epochs": int(best["epoch"]), "patience": None, "weight_decay": read_done(folder)["weight_decay"]}
+        return self.entry.changed(options={**given, **chosen}, seeds=None)
 
     def _new(self, run: Run, seed: int) -> SequentialRanker:
         from sirius_rec.rankers.sequential.ranker import SequentialRanker
@@ -74,17 +76,8 @@ class NetworkMethod(Method):
         return self.trained(run, seed, self.folder(run, seed))
 
     def validation_hit(self, run: Run, seed: int) -> float | None:
-        hit = self._best(self._history(run, seed)).get("hr@1")
+        hit = _best(_history(self.folder(run, seed))).get("hr@1")
         return None if hit is None else float(hit)
-
-    def _history(self, run: Run, seed: int) -> list[dict[str, float]]:
-        """Loss and, with validation slates, metrics of every epoch."""
-        return list(json.loads((self.folder(run, seed) / "ranker.json").read_text())["history"])
-
-    @staticmethod
-    def _best(history: list[dict[str, float]]) -> dict[str, float]:
-        """The epoch whose weights are kept: that with the best NDCG@10."""
-        return max(history, key=lambda point: point.get("ndcg@10", -1.0), default={})
 
     def trained(self, run: Run, seed: int, folder: Path) -> SequentialRanker:
         """The ranker in `folder`, trained and saved there first if need be."""
@@ -96,7 +89,7 @@ class NetworkMethod(Method):
         ranker = self._new(run, seed).fit(
             run.dataset.train_sequences(),
             run.dataset.n_items,
-            validation(run) if self._chooses or run.validation_slates else None,
+            validation(run) if self.chooses or run.validation_slates else None,
             progress=lambda line: log(f"{self.key} s{seed}  {line}"),
             keep=unfinished,
         )
@@ -113,6 +106,16 @@ class NetworkMethod(Method):
         for file in folder.glob(f"{unfinished.stem}*{unfinished.suffix}"):  # one for each value of a grid
             file.unlink()
         return ranker
+
+
+def _history(folder: Path) -> list[dict[str, float]]:
+    """Loss and, with validation slates, metrics of every epoch of the training in a folder."""
+    return list(json.loads((folder / "ranker.json").read_text())["history"])
+
+
+def _best(history: list[dict[str, float]]) -> dict[str, float]:
+    """The epoch whose weights are kept: that with the best NDCG@10."""
+    return max(history, key=lambda point: point.get("ndcg@10", -1.0), default={})
 
 
 class Gru4Rec(NetworkMethod):

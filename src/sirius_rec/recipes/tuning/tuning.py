@@ -19,6 +19,7 @@ from sirius_rec.recipes.environment import versions
 from sirius_rec.recipes.job import log
 from sirius_rec.recipes.methods import build_methods
 from sirius_rec.recipes.methods.fusion import Fusion
+from sirius_rec.recipes.methods.networks import require_validation
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.run_folder import RunFolder
 from sirius_rec.recipes.schedule import Job, run_jobs
@@ -52,6 +53,7 @@ def _tune(config: Config, keys: Sequence[str], out: Path, cluster: Cluster | Non
     one_seed = config.changed(seeds=config.seeds[:1], methods=[entry.changed(seeds=None) for entry in config.methods])
     trials = Run(open_run(out / "trials", one_seed), one_seed)
     run_stages(trials, ("sft",), log, cluster)
+    require_validation(trials)
     needed = {key: method.prerequisites() for key, method in build_methods(one_seed).items()}
     first = {p.name: p for several in needed.values() for p in several}.values()
     jobs = [Job(p.name, p.run, (str(trials.folder.path), config.seeds[0]), frozenset(p.after)) for p in first]
