@@ -49,7 +49,7 @@ def test_every_prompt_shows_the_fields_and_no_answer_does(mini: Callable[..., Co
     assert run.shown[5] == "Title 5" and run.shown[7] == "Title 7 (genre 1)"
     sft = build_methods(config)["sft"]
     given = sft.training_set(run, 0, np.arange(4))
-    for record in (*given["records"], *given["validation"]["records"]):
+    for record in (*given["records"], *given["validation"].records):
         lines = record["prompt"].split("\n")
         assert record["chosen"] in run.dataset.titles and set(record["rejected"]) <= set(run.dataset.titles)
         listed = [line for line in lines if line.startswith("Title")]

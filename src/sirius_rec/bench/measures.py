@@ -230,7 +230,7 @@ def bench_score(
                 f"score {slate}: {row['ratio']:.2f}× [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}] "
                 f"{row['baseline']}"
             )
-        out += found
+        out += ratios
     return out
 
 
