@@ -121,6 +121,7 @@ def diagnose_run(run: Run, *, influence_rows: int = 0, log: Callable[[str], None
     with influence_rows > 0 "influence", the probe on so many validation slates of every method's last checkpoint; with
     0 what an earlier probe of the same trainings found is kept.
     """
+    run.check_measured()
     results = read_results(run.folder.results)
     diagnostics = diagnose(results)
     studied, slates = _studied(run), _held_out_slates(run)

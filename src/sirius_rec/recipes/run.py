@@ -135,6 +135,13 @@ class Run:
         chosen = np.random.default_rng([0, 1]).permutation(len(groups)) < len(groups) // 2
         return np.asarray(chosen[codes.reshape(-1)])
 
+    def check_measured(self) -> None:
+        """ConfigError for a final fit (`refitting`), whose data is all for training."""
+        if (origin := self.folder.origin()) is not None:
+            raise ConfigError(
+                f"{self.folder.path}: is a final fit, of which nothing is left to measure: see {origin['run']}"
+            )
+
     @property
     def has_tests(self) -> bool:
         """Whether the data holds anything to test on: a final fit has taken all of it for training."""
@@ -151,6 +158,7 @@ class Run:
                     have = ", ".join(prepared) or "none"
                     raise ConfigError(f"evaluation.{key}: no test slates '{name}'; there are {have}")
         if chosen is None and not prepared:
+            self.check_measured()
             raise ConfigError(self._why_nothing_is_tested())
         return [*(prepared if chosen is None else chosen), *self.retrieved_slates]
 
@@ -176,8 +184,6 @@ class Run:
         return pl.read_parquet(file)
 
     def _why_nothing_is_tested(self) -> str:
-        if (origin := self.folder.origin()) is not None:
-            return f"{self.folder.path}: is a final fit, of which nothing is left to measure: see {origin['run']}"
         if not any("test" in slate.splits for slate in self.config.data.slates):
             return "data.slates: no slates cover the test split, so nothing can be evaluated"
         split = self.config.data.split

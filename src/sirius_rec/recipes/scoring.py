@@ -72,6 +72,7 @@ def check_trained(run: Run, *, formulas: bool = True) -> None:
 
 def current_results(run: Run) -> dict[str, Any]:
     """results.json; RunError where it is of another `evaluation` than the folder's, of one that was stopped, say."""
+    run.check_measured()
     results = read_results(run.folder.results)
     if (key := measured_otherwise(results, run.config)) is not None:
         made, now = results["config"]["evaluation"][key], run.config.evaluation.model_dump(mode="json")[key]
