@@ -249,7 +249,7 @@ def test_impressions_that_stay_after_filters_and_long_titles(tmp_path: Path) -> 
         ({**OPTIONS, "impressions": {}}, "without a column in impressions events and impressions cannot be told"),
         (
             {**OPTIONS, "impressions": OPTIONS["where"]},
-            "is an event by where and an impression by impressions; 60",
+            "is an event by where and an impression by impressions; let",
         ),
         (
             {**OPTIONS, "impressions": {"event": ["impression", "click"]}},
@@ -371,3 +371,15 @@ def test_one_page_of_many_events_is_held_once() -> None:
     shown_at = Impressions(np.zeros(1000, np.int64), np.arange(1000), np.full(1000, 5))
     lists = shown_at.before(np.zeros(1000, np.int64), np.full(1000, 5), np.arange(1000))
     assert lists.list.len().to_list() == [1000] * 1000 and lists[999].to_list() == list(range(1000))
+
+
+def test_a_repeated_click_that_is_dropped_takes_no_page_away(tmp_path: Path) -> None:
+    """The second click on 1, at 10.1 s, is no event: what is shown at 10.5 s goes with the click at 10.9 s."""
+    start = 1_600_000_000_000
+    rows = [(1, 0, "click"), (1, 10_100, "click"), (7, 10_500, "impression"), (2, 10_900, "click")]
+    lines = [f"u,{item},{start + time},{event}" for item, time, event in rows]
+    (tmp_path / "interactions.csv").write_text("\n".join(["user_id,item_id,timestamp,event", *lines]) + "\n")
+    (tmp_path / "items.csv").write_text(ITEMS)
+    table = load(tmp_path, **OPTIONS)
+    assert table.events.height == 2 and table.impressions is not None
+    assert table.impressions["timestamp"].to_list() == [start // 1000 + 10]

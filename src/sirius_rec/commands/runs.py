@@ -205,8 +205,10 @@ def refit(
     origin = fitted.folder.origin()
     assert origin is not None
     every = fitted.dataset.n_all_train
-    read = build_methods(fitted.config)[origin["method"]].train_rows(fitted) or 0
-    rows = f"{every:,} rows" if read >= every else f"{read:,} of {every:,} rows, as many as its stages and limits take"
+    read = build_methods(fitted.config)[origin["method"]].train_rows(fitted)
+    rows = f"{every:,} rows"
+    if read is not None and read < every:
+        rows = f"{read:,} of {every:,} rows, as many as its stages and limits take"
     say(f"done: {out} ({origin['method']} of seed {origin['seed']}, {rows}); its figures are those of {origin['run']}")
 
 

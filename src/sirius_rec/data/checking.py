@@ -36,7 +36,7 @@ _ALIASES: dict[str, tuple[str, ...]] = {
     TITLE: ("title", "name", "itemname", "productname", "producttitle", "movietitle", "booktitle", "label"),
 }  # fmt: skip
 _KINDS = ("event", "eventtype", "action", "behavior", "behaviour", "type", "interaction", "status")
-_PASSED_OVER = ("impression", "impressions", "impress", "exposure", "exposed", "shown", "show", "displayed")
+_PASSED_OVER = ("impression", "impressions", "exposure", "exposures")
 _CLICKED = ("clicked", "click", "isclick", "isclicked")  # columns of 0 and 1
 _LONG_TITLE = 300  # characters; the longest honest ones, of products, stay below
 _ZONE = r"(?:[Zz]|[+-]\d\d:?\d\d)$"

@@ -112,6 +112,7 @@ def probe_memory(
     ConfigError for the tiny backbone, which has read nothing.
     """
     quiet()
+    run.check_measured()
     if run.config.backbone.name == "tiny":
         raise ConfigError("the tiny backbone has read nothing before this data: probe a pretrained one")
     model, encoder = place(initial_model(run.config, run.tokenizer, 0), run.config), run.encoder_of(run.tokenizer)

@@ -53,8 +53,8 @@ def pretrain(path: str, seed: int) -> None:
     stage = options.changed(examples_per_epoch=-(-len(records) // options.epochs))
     validation, name = validation_set(run), run.validation_slates
     if validation and name:
-        records_of = continuation_records(run.dataset, name, run.template, run.validation_rows)
-        validation = replace(validation, records=records_of)
+        continued = continuation_records(run.dataset, name, run.template, run.validation_rows)
+        validation = replace(validation, records=continued)
     train_stage(
         run,
         stage,
@@ -180,7 +180,7 @@ def _ended(trainer: Any, stage: StageOptions, clock: Any) -> bool:
     if stage.stop_after is None or not checkpoints:
         return False
     state = TrainerState.load_from_json(str(checkpoints[-1] / "trainer_state.json"))
-    if (state.epoch or 0.0) < stage.stop_after:
+    if (state.epoch or 0.0) + 1e-6 < stage.stop_after:
         return False
     trainer.state = state
     clock.on_train_begin(trainer.args, state, trainer.control)

@@ -106,7 +106,6 @@ def sort_shard(plan_file: Path, number: int, unit: str) -> None:
     time = events[TIME].to_numpy()
     newest = np.maximum.accumulate(user) if user.size else user
     first_U = events[AT].to_numpy()[np.flatnonzero(np.diff(newest, prepend=-1))]
-    moments = events.select(USER_ID, TIME) if plan.shown is not None else _NOTHING
     del events, newest
 
     order = time_order(user, item, time, None if plan.ties == "file" else _luck(plan, users))
@@ -127,6 +126,7 @@ def sort_shard(plan_file: Path, number: int, unit: str) -> None:
         np.save(partial / "item.npy", item)
         np.save(partial / "time.npy", np.floor(time).astype(np.int64))
         if plan.shown is not None:
+            moments = pl.DataFrame({USER_ID: users.gather(user), TIME: time}, schema_overrides={TIME: pl.Float64})
             _write_impressions(partial, rows_of_shard(plan, number, unit, SHOWN), users, moments)
         Days.of(time).table.write_ipc_stream(partial / "days")
         notes = {"events": item.size, "repeated": repeated, "groups": groups, "rows": rows}
@@ -138,7 +138,7 @@ _NOTHING = pl.DataFrame(schema={USER_ID: pl.String, ITEM: pl.Int32, TIME: pl.Flo
 
 def _write_impressions(folder: Path, parts: Iterable[pl.DataFrame], users: pl.Series, moments: pl.DataFrame) -> None:
     """Those of users who have events, user by user. moments: user_id, `TIME` of these events."""
-    rows = in_seconds(pl.concat([_NOTHING.cast({TIME: moments.schema[TIME]}), *parts], how="vertical_relaxed"), moments)
+    rows = in_seconds(pl.concat([_NOTHING, *parts]), moments)
     rows = rows.with_columns(pl.col(USER_ID).cast(pl.Enum(users), strict=False).to_physical().cast(pl.Int64))
     rows = rows.drop_nulls(USER_ID).sort(USER_ID, maintain_order=True)
     np.save(folder / "shown.npy", np.bincount(rows[USER_ID].to_numpy(), minlength=len(users)))

@@ -165,10 +165,10 @@ class Rules:
         """DataError for a row that these rules choose and others too."""
         chosen = [meant for rules in (self, others) for meant, _ in rules._chosen().values()]
         if (both := frame.filter(pl.all_horizontal(chosen))).height:
-            more = f"; {both.height} such rows" if both.height > 1 else ""
+            at = place(path, both[ROW][0])
             raise DataError(
-                f"{place(path, both[ROW][0])}: is an event by {others.chosen_by} and an impression by {self.chosen_by}"
-                f"{more}; let each name rows of its own"
+                f"{at}: is an event by {others.chosen_by} and an impression by {self.chosen_by}; let each name rows of "
+                "its own"
             )
 
     def events(self, frame: pl.DataFrame, path: Path, unit: str, tally: Tally) -> pl.DataFrame:

@@ -79,7 +79,7 @@ class Ordered:
     """events: user_id, item_id, timestamp, as `schema.Interactions` wants them.
 
     repeated: events dropped because the user had the item before. of_short_users: of users with too few events.
-    ties, times: for the notes.
+    ties, times: for the notes. exact: float64 seconds of the events, not rounded down.
     """
 
     events: pl.DataFrame
@@ -87,6 +87,7 @@ class Ordered:
     of_short_users: int
     ties: dict[str, Any]
     times: dict[str, Any]
+    exact: npt.NDArray[np.float64]
 
 
 class EventLog:
@@ -151,7 +152,8 @@ class EventLog:
             }
         )
         repeated, short = int((~first).sum()), int(first.sum() - selected.sum())
-        return Ordered(events, repeated, short, tie_notes(ties, seed, *count_ties(user, time)), time_notes(time))
+        ties_found = tie_notes(ties, seed, *count_ties(user, time))
+        return Ordered(events, repeated, short, ties_found, time_notes(time), time)
 
     def _gathered(self) -> tuple[Codes, Codes, npt.NDArray[Any]]:
         """user, item and time of all events in the file's order."""
@@ -224,14 +226,14 @@ def in_seconds(impressions: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:
     What was shown after an event, but in the same second, is put into the next one: it may be the answer to that event,
     and is none of what was passed over for it.
 
-    events: user_id, `TIME` of the same log.
+    events: user_id, `TIME` of the same log, without what was dropped of it.
     """
     second = pl.col(TIME).floor().cast(pl.Int64)
-    if not (impressions.schema[TIME].is_float() or events.schema[TIME].is_float()):
+    if (impressions[TIME] == impressions[TIME].floor()).all():  # so none comes after an event in its second
         return impressions.with_columns(second.alias(TIMESTAMP))
-    before = events.select(USER_ID, pl.col(TIME).cast(pl.Float64), second.alias("second of the event")).sort(TIME)
-    joined = impressions.with_columns(pl.col(TIME).cast(pl.Float64)).sort(TIME).join_asof(
+    before = events.select(USER_ID, TIME, second.alias("second of the event")).sort(TIME)
+    joined = impressions.sort(TIME).join_asof(
         before, on=TIME, by=USER_ID, strategy="backward", allow_exact_matches=False, check_sortedness=False
-    )  # fmt: skip
+    )
     after = (second == pl.col("second of the event")).fill_null(False)
     return joined.with_columns((second + after.cast(pl.Int64)).alias(TIMESTAMP)).drop("second of the event")

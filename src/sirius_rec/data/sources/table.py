@@ -11,7 +11,7 @@ import polars as pl
 
 from sirius_rec.data.sources.cleaning import Rules, Tally, Where
 from sirius_rec.data.sources.csv_records import Dialect
-from sirius_rec.data.sources.events import EventLog, Ties, in_seconds
+from sirius_rec.data.sources.events import EventLog, Ordered, Ties, in_seconds
 from sirius_rec.data.sources.files import (
     OnFault,
     check_choice,
@@ -88,7 +88,7 @@ def load(
         impressions: rows, chosen as with `where`, that are no events but what a user was shown and passed over (or did
             not like), from which slates of protocol `impressions` take their negatives: `{event: impression}` beside
             `where: {event: click}`, `{clicked: 0}` beside `{clicked: 1}`. An impression goes with the user's first
-            event at or after its time.
+            event at or after its time (docs/protocol.md).
 
     Raises:
         ConfigError: an option holds what it may not.
@@ -109,11 +109,8 @@ def load(
     log = EventLog()
     while parts:
         file, rows = parts.pop(0)
-        events = rules.events(rows, file, unit, tally)
-        log.add(events)
-        if shown is not None:
-            shown.note(events)
-        del rows, events
+        log.add(rules.events(rows, file, unit, tally))
+        del rows
     rules.check(tally, table.path, len(log))
     ordered = log.finish(ties=ties, seed=seed, keep_repeats=keep_repeats)
     notes = table.notes(
@@ -127,7 +124,7 @@ def load(
     notes |= {"times": ordered.times, "ties": ordered.ties}
     if shown is None:
         return Interactions(ordered.events, table.items, notes)
-    frame, notes["impressions"] = shown.finish(unit)
+    frame, notes["impressions"] = shown.finish(unit, ordered)
     return Interactions(ordered.events, table.items, notes, impressions=frame)
 
 
@@ -136,7 +133,6 @@ class _Shown:
 
     def __init__(self, rules: Rules, path: Path) -> None:
         self._rules, self._tally, self._path = rules, Tally(Account(path)), path
-        self._events: list[pl.DataFrame] = []
         self._parts: list[tuple[Path, pl.DataFrame]] = []
 
     def read(self, frame: pl.DataFrame, file: Path, events: Rules) -> None:
@@ -145,18 +141,14 @@ class _Shown:
         self._rules.check_apart(events, frame, file)
         self._parts.append((file, self._rules.rows(frame, file, self._tally)))
 
-    def note(self, events: pl.DataFrame) -> None:
-        """Events of the log, in whose seconds impressions are told apart."""
-        self._events.append(events.select(USER_ID, TIME))
-
-    def finish(self, unit: str) -> tuple[pl.DataFrame, dict[str, Any]]:
+    def finish(self, unit: str, events: Ordered) -> tuple[pl.DataFrame, dict[str, Any]]:
         """user_id, item_id, timestamp of the impressions; and what was read and dropped, for the notes."""
         self._tally.check()
         frames = [self._rules.events(rows, file, unit, self._tally) for file, rows in self._parts]
-        frame = pl.concat([one.select(USER_ID, ITEM_ID, TIME) for one in frames], how="vertical_relaxed")
+        frame = pl.concat([one.select(USER_ID, ITEM_ID, TIME) for one in frames])
         notes = impression_notes(self._tally, self._path, frame.height)
-        frame = in_seconds(frame, pl.concat(self._events, how="vertical_relaxed"))
-        return frame.select(USER_ID, ITEM_ID, TIMESTAMP), notes
+        moments = events.events.select(USER_ID, pl.Series(TIME, events.exact, dtype=pl.Float64))
+        return in_seconds(frame, moments).select(USER_ID, ITEM_ID, TIMESTAMP), notes
 
 
 def impression_notes(tally: Tally, path: Path, left: int) -> dict[str, Any]:

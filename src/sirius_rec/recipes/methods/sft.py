@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from sirius_rec.atomic import write_json
 from sirius_rec.config import Config, MethodSection
@@ -19,9 +19,6 @@ from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.run_folder import DONE
 from sirius_rec.recipes.streamed import Rows
 from sirius_rec.schema import CANDIDATES, HISTORY, TARGET
-
-if TYPE_CHECKING:
-    pass
 
 
 class Sft(Finetuned):

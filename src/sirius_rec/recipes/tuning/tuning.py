@@ -52,8 +52,9 @@ def tune(config: Config, out: Path, cluster: Cluster | None = None) -> dict[str,
 def _tune(config: Config, keys: Sequence[str], out: Path, cluster: Cluster | None) -> dict[str, Any]:
     one_seed = config.changed(seeds=config.seeds[:1], methods=[entry.changed(seeds=None) for entry in config.methods])
     trials = Run(open_run(out / "trials", one_seed), one_seed)
-    run_stages(trials, ("sft",), log, cluster)
+    run_stages(trials, (), log, cluster)  # the data, to see whether there is something to choose by
     require_validation(trials)
+    run_stages(trials, ("sft",), log, cluster)
     needed = {key: method.prerequisites() for key, method in build_methods(one_seed).items()}
     first = {p.name: p for several in needed.values() for p in several}.values()
     jobs = [Job(p.name, p.run, (str(trials.folder.path), config.seeds[0]), frozenset(p.after)) for p in first]
