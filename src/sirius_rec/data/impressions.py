@@ -1,7 +1,8 @@
 """Impressions: what users were shown and passed over, as the negatives of what they took next.
 
 An impression belongs to the first event at or after it: what a user was shown since the event before is what they had
-before their eyes when they chose. Times of one second (or day) that several events share are one moment.
+before their eyes when they chose. Times of one second (or day) that several events share are one moment; in a log of
+milliseconds what is shown after an event, in its second, counts from the next second on (`sources.events.in_seconds`).
 """
 
 from __future__ import annotations
@@ -92,6 +93,7 @@ def _lists(item_N: Int, start_R: Int, stop_R: Int) -> pl.Series:
 
 
 def _distinct(item_N: Int, start_R: Int, stop_R: Int) -> pl.Series:
+    """`_lists` of ranges that are few enough to be written out one behind the other."""
     length_R = stop_R - start_R
     row = np.repeat(np.arange(len(length_R)), length_R)
     within = np.arange(length_R.sum()) - np.repeat(length_R.cumsum() - length_R, length_R)
@@ -155,6 +157,7 @@ def impression_report(kept: int, dropped: int) -> dict[str, Any]:
 
 
 def filled_in_words(name: SlateName, filled: dict[str, int], rows: int) -> str:
+    """A line for people. filled: as `filled_up` counts it. rows: of the slates."""
     share = filled["negatives"] / (rows * (name.size - 1))
     where = f"in {filled['rows']:,} of {rows:,} rows"
     return f"slates {name}: {share:.1%} of the negatives, {where}, were not shown and are drawn uniformly"

@@ -223,8 +223,8 @@ def tie_notes(ties: Ties, seed: int, groups: int, rows: int) -> dict[str, Any]:
 def in_seconds(impressions: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:
     """Impressions (user_id, `TIME`, …) with their timestamp, whole seconds as events have them.
 
-    What was shown after an event, but in the same second, is put into the next one: it may be the answer to that event,
-    and is none of what was passed over for it.
+    What was shown after an event, but in the same second, is put into the next second: it may be the answer to that
+    event, and is none of what was passed over for it.
 
     events: user_id, `TIME` of the same log, without what was dropped of it.
     """
