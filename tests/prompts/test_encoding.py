@@ -255,3 +255,20 @@ def test_real_tokenizers(shared_models: Path, name: str) -> None:
         assert real.bos_token_id not in completion[:-1]
         assert real.decode(completion[:-1]).strip() == title.strip()
     assert all(encoder.prompt(prompt) == ids for _ in titles)
+
+
+def test_many_prompts_are_read_in_parts_that_somebody_sees_pass(tokenizer: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr("sirius_rec.prompts.encoding._AT_ONCE", 3)
+    seen: list[int] = []
+
+    def progress_of(total: int) -> Any:
+        seen.append(total)
+        return seen.append
+
+    texts = [f"Air {n}\n" for n in range(7)]
+    watched = Encoder(tokenizer, progress_of=progress_of)
+    assert watched.prompts(texts) == [Encoder(tokenizer).prompt(text) for text in texts]
+    assert seen == [7, 3, 3, 1]
+    texts[4] = ""
+    with pytest.raises(PromptError, match="prompt 4 is empty"):
+        watched.prompts(texts)

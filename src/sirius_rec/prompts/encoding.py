@@ -6,13 +6,14 @@ of y after exactly that prompt.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 from sirius_rec.errors import PromptError
 
 _ANSWER = "an answer of the assistant"
+_AT_ONCE = 4096  # prompts, a second or so, where somebody wants to see them pass
 
 
 class Encoder:
@@ -20,16 +21,20 @@ class Encoder:
 
     chat: wrap the prompt in the tokenizer's chat template as one user turn; completions then begin and end as its
     assistant's turns do (`turn`), and templates that know `enable_thinking` open no thoughts before the answer.
+    progress_of: number of prompts → what is told how many more are done.
     Raises PromptError if the tokenizer has no end-of-sequence token, or no chat template where one is asked for.
     """
 
-    def __init__(self, tokenizer: Any, *, chat: bool = False) -> None:
+    def __init__(
+        self, tokenizer: Any, *, chat: bool = False, progress_of: Callable[[int], Callable[[int], None]] | None = None
+    ) -> None:
         if tokenizer.eos_token_id is None:
             raise PromptError("the tokenizer has no end-of-sequence token: set tokenizer.eos_token")
         if chat and not tokenizer.chat_template:
             raise PromptError("prompts.chat is on, but the tokenizer has no chat template: turn it off")
         self.tokenizer = tokenizer
         self.chat = chat
+        self.progress_of = progress_of
         self.eos_id: int = tokenizer.eos_token_id
         # Padding is masked everywhere; a tokenizer's own pad token may lie outside the embeddings (added, not resized).
         self.pad_id: int = tokenizer.eos_token_id
@@ -87,9 +92,15 @@ class Encoder:
 
     def prompts(self, texts: Sequence[str]) -> list[list[int]]:
         """`prompt` of many texts at once. An empty prompt is a PromptError naming its number."""
-        if not texts:
-            return []
-        return self._begun(self.tokenizer(self._whole(texts), add_special_tokens=False)["input_ids"])
+        progress = None if self.progress_of is None else self.progress_of(len(texts))
+        rows: list[list[int]] = []
+        for start in range(0, len(texts), _AT_ONCE):
+            some = texts[start : start + _AT_ONCE]
+            ids = self.tokenizer(self._whole(some), add_special_tokens=False)["input_ids"]
+            rows += self._begun(ids, start)
+            if progress is not None:
+                progress(len(some))
+        return rows
 
     def plain(self, text: str) -> tuple[str, list[int], tuple[str, str]]:
         """What code without this class needs to write a prompt's ids and a completion's: the text to tokenise without
@@ -104,11 +115,11 @@ class Encoder:
             return list(texts)
         return [self._rendered([{"role": "user", "content": text}], add_generation_prompt=True) for text in texts]
 
-    def _begun(self, ids: Sequence[list[int]]) -> list[list[int]]:
+    def _begun(self, ids: Sequence[list[int]], first: int = 0) -> list[list[int]]:
         """Ids with the beginning of sequence. An empty prompt is a PromptError naming its number."""
         # A chat template writes its own beginning of sequence.
         rows = list(ids) if self.chat else [self._prefix + row for row in ids]
-        for number, row in enumerate(rows):
+        for number, row in enumerate(rows, first):
             if not row:
                 raise PromptError(f"prompt {number} is empty: a completion needs at least one token before it")
         return rows

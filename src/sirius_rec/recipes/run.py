@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from sirius_rec.config import Config
 from sirius_rec.data.options import INTERACTED_LEAKY
 from sirius_rec.errors import ConfigError, RunError
 from sirius_rec.evaluation.tables import user_groups
+from sirius_rec.recipes.job import Ticker
 from sirius_rec.recipes.run_folder import RunFolder
 from sirius_rec.schema import CANDIDATES, HISTORY, RETRIEVED, ROW_ID, SPLITS, USER_ID, SlateName
 from sirius_rec.training.batching import spread
@@ -75,7 +76,7 @@ class Run:
         """The same with another tokenizer."""
         from sirius_rec.prompts.encoding import Encoder
 
-        return Encoder(tokenizer, chat=self.config.prompts.chat)
+        return Encoder(tokenizer, chat=self.config.prompts.chat, progress_of=partial(Ticker, "tokenising prompts"))
 
     @property
     def template(self) -> Template:

@@ -132,6 +132,7 @@ def train_stage(
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     ends = [] if stage.stop_after is None else [StopAfter(stage.stop_after)]
     tracking = trackers.callbacks(run.config.training.report_to, run.folder.path / "tensorboard" / name)
+    further.setdefault("encoder", run.encoder_of(tokenizer))
     trainer = (trainer_class or SiriusTrainer)(
         model,
         args,
