@@ -20,6 +20,7 @@ from sirius_rec.recipes.methods import build_methods
 from sirius_rec.recipes.methods.finetuned import best_epoch
 from sirius_rec.recipes.ranking import load_run_ranker
 from sirius_rec.recipes.refitting import refit
+from sirius_rec.recipes.reranking import load_run_reranker
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.story import STAGES, finish, run_stages
 from sirius_rec.training.metrics_log import read_metrics
@@ -260,6 +261,29 @@ def test_llara_takes_its_sasrec_with_it(run: Run, tmp_path: Path) -> None:
     assert [entry.key for entry in fitted.config.methods] == ["sasrec", "llara"]
     assert fitted.config.methods[0].options["patience"] is None
     assert load_run_ranker(Run.open(tmp_path / "live")).recipe["method"] == "llara"
+
+
+@pytest.mark.parametrize("finder", ["sasrec", "item_knn"])
+def test_what_finds_its_candidates_is_fitted_beside_it(run: Run, tmp_path: Path, finder: str) -> None:
+    fitted = refit(run, tmp_path / "live", method="ease", retriever=finder, log=silent)
+    assert [entry.key for entry in fitted.config.methods] == ["ease", *([finder] if finder == "sasrec" else [])]
+    if finder == "sasrec":
+        assert fitted.config.methods[1].options["patience"] is None
+    opened = Run.open(tmp_path / "live")
+    asked = {"seed": None, "checkpoint": "best", "titles": False, "top": 3, "exclude_seen": True}
+    served = load_run_reranker(opened, retriever=finder, retrieve=10, method=None, **asked)  # type: ignore[arg-type]
+    assert (served.recipe["ranker"]["method"], served.recipe["retriever"]["method"]) == ("ease", finder)
+    history = tuple(run.dataset.items["item_id"].to_list()[:3])
+    answer = served.answers([Request(1, history=history, candidates=())])[0]
+    assert len(answer["items"]) == 3
+    with pytest.raises(RunError, match="popularity is not trained"):
+        load_run_reranker(opened, retriever="popularity", retrieve=10, method=None, **asked)  # type: ignore[arg-type]
+
+
+def test_what_finds_candidates_scores_the_whole_catalogue(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--retriever dpo: does not score the whole catalogue"):
+        refit(run, tmp_path / "live", method="ease", retriever="dpo", log=silent)
+    assert not (tmp_path / "live").exists()
 
 
 def test_what_was_held_out_or_limited_to_measure_is_trained_on(mini: Mini, tmp_path: Path) -> None:

@@ -184,6 +184,9 @@ def refit(
     overrides: OverridesArg = None,
     method: Annotated[str | None, typer.Option("--method", help="Any of the run's. Default: best on val.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of the run. Default: the best on val.")] = None,
+    retriever: Annotated[
+        str | None, typer.Option("--retriever", help="Another of its methods, fitted too, to find candidates for it.")
+    ] = None,
 ) -> None:
     """Train what a run chose on validation slates once more, on all of its data, validation and test rows too.
 
@@ -192,7 +195,7 @@ def refit(
 
     Example: sirius refit runs/mine --out runs/final
 
-    Example: sirius refit runs/mine --method dpo_sirius data.input=logs/today --out runs/final
+    Example: sirius refit runs/mine --method dpo_sirius --retriever sasrec data.input=logs/today --out runs/final
     """
     from sirius_rec.extras import require
 
@@ -201,7 +204,9 @@ def refit(
     from sirius_rec.recipes.refitting import refit as fit_again
     from sirius_rec.recipes.run import Run
 
-    fitted = fit_again(Run.open(run), out, method=method, seed=seed, overrides=overrides or (), log=log)
+    fitted = fit_again(
+        Run.open(run), out, method=method, seed=seed, retriever=retriever, overrides=overrides or (), log=log
+    )
     origin = fitted.folder.origin()
     assert origin is not None
     every = fitted.dataset.n_all_train
@@ -209,7 +214,11 @@ def refit(
     rows = f"{every:,} rows"
     if read is not None and read < every:
         rows = f"{read:,} of {every:,} rows, as many as its stages and limits take"
-    say(f"done: {out} ({origin['method']} of seed {origin['seed']}, {rows}); its figures are those of {origin['run']}")
+    found = "" if retriever is None else f", with {retriever} to find its candidates"
+    say(
+        f"done: {out} ({origin['method']} of seed {origin['seed']}{found}, {rows}); its figures are those of "
+        f"{origin['run']}"
+    )
 
 
 @app.command(name="export", short_help="A model that others can open.")

@@ -24,6 +24,7 @@ from sirius_rec.recipes.adoption import open_run
 from sirius_rec.recipes.configuration import parse_config
 from sirius_rec.recipes.methods import Method
 from sirius_rec.recipes.ranking import chosen_method
+from sirius_rec.recipes.reranking import retriever_of
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.run_folder import RunFolder
 from sirius_rec.recipes.scoring import measured_otherwise
@@ -38,20 +39,24 @@ def refit(
     *,
     method: str | None = None,
     seed: int | None = None,
+    retriever: str | None = None,
     overrides: Sequence[str] = (),
     log: Log,
 ) -> Run:
     """Train a method of a finished run on all of its data; by default what had the highest HR@1 on validation slates.
 
-    Every stage ends where it was best in that run, by the schedule that it had there. overrides: of the configuration,
-    a newer log for example. Killed and called again it goes on.
+    Every stage ends where it was best in that run, by the schedule that it had there. retriever: another method of the
+    run, fitted beside it, that will find candidates for it. overrides: of the configuration, a newer log for example.
+    Killed and called again it goes on.
 
     Raises:
-        ConfigError: for rows that come with their split, and a bad override.
+        ConfigError: for rows that come with their split, a retriever that is none, and a bad override.
         RunError: where nothing of that name is trained and can be fitted again, or `out` holds something else.
     """
     chosen, seed = chosen_method(run, method, seed, lambda one: one.settles, "be fitted again")
     settled = _settled(run, chosen, seed)
+    if retriever is not None:
+        settled = _with_retriever(settled, run, retriever)
     config = parse_config(apply_overrides(json.loads(settled.model_dump_json()), list(overrides)), "sirius refit")
     _check_whole(config, settled)
     processes.join(cpu=config.compute.device == "cpu")
@@ -59,7 +64,7 @@ def refit(
         folder = open_run(out, config) if processes.is_main() else RunFolder(out)
         fitted = Run(folder, config)
         if processes.is_main():
-            _write_origin(fitted, run, chosen, seed)
+            _write_origin(fitted, run, chosen, seed, retriever)
             starting.hand_on(run, fitted, seed)
     run_stages(fitted, ("sft", "align", FIT), log)
     if _files(fitted) != _files(run):
@@ -86,7 +91,16 @@ def _check_whole(config: Config, settled: Config) -> None:
         raise ConfigError("data.slates: sirius refit has train slates alone: set splits: [train]")
 
 
-def _write_origin(fitted: Run, run: Run, method: Method, seed: int) -> None:
+def _with_retriever(settled: Config, run: Run, key: str) -> Config:
+    """With another method of the run, settled as well; baselines that every table has need no entry."""
+    finder, seed = chosen_method(run, retriever_of(run, key).key, None)
+    if finder.role == "trivial" or key in (entry.key for entry in settled.methods):
+        return settled
+    entries = [entry.changed(seeds=(seed,)) for entry in finder.settled(run, seed).methods]
+    return settled.changed(methods=(*settled.methods, *entries))
+
+
+def _write_origin(fitted: Run, run: Run, method: Method, seed: int, retriever: str | None) -> None:
     """refit.json. RunError where the folder was fitted from another training."""
     earlier = run.folder.origin()  # of a final fit's final fit: what was chosen, and measured, before
     origin = {
@@ -94,6 +108,7 @@ def _write_origin(fitted: Run, run: Run, method: Method, seed: int) -> None:
         "data": run.dataset.fingerprint,
         "method": method.key,
         "seed": seed,
+        "retriever": retriever,
         "trained": method.trained_as(run, seed),
         "measured": _measured(run, method) if earlier is None else earlier["measured"],
     }

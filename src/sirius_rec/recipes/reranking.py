@@ -11,7 +11,7 @@ import numpy as np
 from sirius_rec.errors import ConfigError
 from sirius_rec.rankers.requests import Request
 from sirius_rec.recipes.listing import listing_of
-from sirius_rec.recipes.methods import build_methods
+from sirius_rec.recipes.methods import Method, build_methods
 from sirius_rec.recipes.ranking import Served, chosen_method, described, load_run_ranker
 from sirius_rec.recipes.recommending import Shelf, best_first, unknown_to_shelf
 from sirius_rec.recipes.run import Run
@@ -55,6 +55,14 @@ class Reranked:
         return [np.sort(items[best_first(request, scores)[: self.size]]) for request, items, scores in scored]
 
 
+def retriever_of(run: Run, key: str) -> Method:
+    """The method of a run that finds candidates. ConfigError where it cannot score the whole catalogue."""
+    able = {m.key: m for m in build_methods(run.config).values() if m.ranks_catalogue and not m.uses_backbone}
+    if key not in able:
+        raise ConfigError(f"--retriever {key}: does not score the whole catalogue: name one of {', '.join(able)}")
+    return able[key]
+
+
 def load_run_reranker(
     run: Run,
     *,
@@ -73,9 +81,7 @@ def load_run_reranker(
     ConfigError where the retriever cannot score the whole catalogue, or finds fewer than `top`; RunError if one of the
     methods is not trained.
     """
-    able = [m.key for m in build_methods(run.config).values() if m.ranks_catalogue and not m.uses_backbone]
-    if retriever not in able:
-        raise ConfigError(f"--retriever {retriever}: does not score the whole catalogue: name one of {', '.join(able)}")
+    retriever_of(run, retriever)
     if retrieve < top:
         raise ConfigError(f"--retrieve {retrieve}: fewer candidates than --top {top}: ask for more")
     ranker = load_run_ranker(run, method=method, seed=seed, checkpoint=checkpoint, titles=titles)

@@ -127,7 +127,8 @@ class RunFolder:
 
     def origin(self) -> dict[str, Any] | None:
         """Of a final fit (`refitting`) the `run`, `method`, `seed` and training (`trained`) that it was chosen in, that
-        run's `data`, and what was `measured` there on test slates; None of any other run."""
+        run's `data`, what was `measured` there on test slates, and the `retriever` fitted beside it; None of any other
+        run."""
         return dict(json.loads(self.refit.read_text())) if self.refit.is_file() else None
 
     def config(self) -> Config:

@@ -90,9 +90,10 @@ def stage_jobs(run: Run, stages: Iterable[str]) -> list[Job]:
         retrieved = _retrievals(run)
         jobs += retrieved
         first = frozenset(job.name for job in retrieved)
+    finder = (run.folder.origin() or {}).get("retriever")  # of a final fit, also where every table has it
     for method in methods:
         trains_alone = method.stage != "evaluate" or FIT in wanted
-        if method.stage not in wanted and not (FIT in wanted and method.role == "baseline"):
+        if method.stage not in wanted and not (FIT in wanted and (method.role == "baseline" or method.key == finder)):
             continue
         for seed in method.seeds:
             job = scoring.fit if trains_alone else scoring.fit_and_score
