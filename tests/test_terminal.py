@@ -116,7 +116,7 @@ def test_the_wide_table_of_a_comparison() -> None:
 
 def test_sirius_against_its_base_and_the_legend_stand_below_the_table() -> None:
     lines = printed(print_results, RESULTS)
-    start = next(n for n, line in enumerate(lines) if line.startswith("+ SIRIUS against its base"))
+    start = next(n for n, line in enumerate(lines) if line.startswith("With the anchor against without"))
     assert lines[start + 1 :] == [
         "DPO                 -0.050  [-0.080, -0.020]  p < 0.001  worse",
         "S-DPO (softmax, 3)  -0.010  [-0.030, +0.010]  p = 0.210  no clear difference",
@@ -125,6 +125,25 @@ def test_sirius_against_its_base_and_the_legend_stand_below_the_table() -> None:
         "learned from 90 train rows: DPO, DPO + SIRIUS",
         "learned from 1,200 train rows: Item-kNN (cosine)\u00a0°",
     ]
+
+
+def test_seeds_are_those_of_each_method_and_a_baseline_that_was_not_scored_is_named() -> None:
+    few = {**row("ease", "EASE", 0.4), "role": "baseline", "seeds": [7]}
+    note = "No tests against sft_continued on test-uniform-20-s0: it was not scored there."
+    content = {**RESULTS, "methods": {**METHODS, "ease": METHODS["item_knn"]}, "notes": ["Ties count.", note]}
+    lines = printed(print_results, {**content, "summary": [*RESULTS["summary"], few]})
+    assert lines[1] == "test-uniform-20-s0, best epoch, 2,495 rows, 1 to 2 seeds"
+    assert note in lines and "Ties count." not in lines
+
+
+def test_of_several_anchors_on_one_base_each_has_its_name() -> None:
+    more = [row("dpo_c1", "dpo_c1", 0.4)]
+    tests = [*RESULTS["paired"], {**pair("dpo_c1", "dpo", -0.1, 0.0001, -0.15, -0.05), "against_base": True}]
+    methods = {**METHODS, "dpo_c1": METHODS["dpo"]}
+    content = {**RESULTS, "methods": methods, "summary": RESULTS["summary"] + more, "paired": tests}
+    lines = printed(print_results, content)
+    names = [line.partition("  ")[0] for line in lines if re.search(r" p [<=] 0", line)]
+    assert names == ["DPO + SIRIUS", "S-DPO (softmax, 3)", "dpo_c1 − DPO"]
 
 
 def test_where_no_method_has_a_language_model_none_is_marked() -> None:
@@ -146,7 +165,7 @@ def test_diagnostics_are_blocks() -> None:
     moved = {"first": 0.1, "last": 0.9, "peak": 0.95}
     shares = ("insensitive@0.1", "insensitive@0.5", "misordered")
     mean = {"hr@1": moved, "reward_margin": moved, **dict.fromkeys(shares, moved)}
-    entry = {"label": "DPO", "seeds": {"0": {"hr@1": {"best_epoch": 2}}}, "mean": mean, "margin_trained": True}
+    entry = {"label": "DPO", "seeds": {"0": {"hr@1": {"peak_epoch": 2}}}, "mean": mean, "margin_trained": True}
     onset = {"step": None, "peak_step": 8, "fall": 0.01, "p": 0.3, "margin_rise": 0.1, "looks": 4}
     content = {"methods": {"dpo": entry}, "onset": {"dpo": {"all": onset, "seeds": {}}}, "notes": []}
     lines = printed(print_diagnostics, content)

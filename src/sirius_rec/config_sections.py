@@ -293,13 +293,15 @@ class RetrievedSection(Options):
 
 
 class EvaluationSection(Options):
-    """checkpoints: the best epoch by held-out HR@1, the last, or both. slates: null means all test slates.
-
+    """checkpoints: the best epoch by held-out HR@1 (never the start), the last, or both. slates: null means all test
+        slates.
     generation_rows: how many test prompts are answered by greedy generation (ValidRatio); 0 for none.
     validation_rows: how many validation rows are ranked after each epoch; null for all. Those of half the users choose
         SFT's best epoch, and the onset of hacking is looked for on the others.
     test_rows: how many rows of which test slates are ranked, by every method: the same share of every
         user's, drawn once. Others: all. full_rows: the same for slates of protocol full and for what is retrieved.
+    baseline: the method that every other one is tested against; null is SFT continued, and under `sirius compare` the
+        strongest baseline. batch_tokens: how many tokens are scored at once.
     retrieved: test slates that the run makes itself, the best of the whole catalogue by a method of this run.
     """
 
@@ -316,7 +318,7 @@ class EvaluationSection(Options):
     full_rows: Positive | None = None
     retrieved: tuple[RetrievedSection, ...] = ()
     batch_tokens: Positive = BATCH_TOKENS
-    baseline: str = "sft_continued"
+    baseline: str | None = None
 
 
 class Range(Options):

@@ -12,9 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from sirius_rec.evaluation.generated import VALID
-from sirius_rec.evaluation.results import TRIVIAL, TRUE_REWARD, decision
+from sirius_rec.evaluation.results import TRIVIAL, TRUE_REWARD, UNTESTED, decision
 from sirius_rec.progress import duration
-from sirius_rec.report.answer import answer
+from sirius_rec.report.answer import answer, pair_names
 from sirius_rec.report.text import NO_MODEL, marked_labels
 from sirius_rec.schema import RETRIEVED, SlateName
 
@@ -77,6 +77,9 @@ def _print_legend(console: Console, results: Mapping[str, Any], words: str) -> N
     if any(NO_MODEL in row["label"] for row in results["summary"]):
         words += f"; {NO_MODEL} no language model"
     console.print(f"\n{words}", markup=False)
+    for note in results.get("notes", ()):
+        if note.startswith(UNTESTED):
+            console.print(note, markup=False)
     seen: dict[int, list[str]] = {}
     for method, label in {row["method"]: row["label"] for row in results["summary"]}.items():
         rows = results["methods"][method].get("train_rows")
@@ -143,24 +146,29 @@ def print_results(results: Mapping[str, Any], console: Console | None = None) ->
 
 
 def _print_part(console: Console, slates: str, checkpoint: str, rows: Sequence[Row], tests: Sequence[Row]) -> None:
-    seeds = sorted({seed for row in rows if row["role"] != TRIVIAL for seed in row["seeds"]})
-    many = "" if len(seeds) == 1 else "s"
-    title = f"\n{slates}, {checkpoint} epoch, {rows[0]['n']:,} rows, {len(seeds)} seed{many}"
+    title = f"\n{slates}, {checkpoint} epoch, {rows[0]['n']:,} rows, {_seeds(rows)}"
     console.print(f"{title}{_ceiling(rows[0])}\n", markup=False, soft_wrap=True)
     _print(console, _summary(rows))
     labels = {row["method"]: row["label"] for row in rows}
     pairs = [test for test in tests if test["against_base"]]
     if not pairs:
         return
-    console.print("\n+ SIRIUS against its base, HR@1 on the same rows (paired test, p by Holm)")
-    table = _table(["base", "difference", "95 %", "p", "decision"], ("base", "95 %", "p", "decision"))
+    console.print("\nWith the anchor against without, HR@1 on the same rows (paired test, p by Holm)")
+    table = _table(["which", "difference", "95 %", "p", "decision"], ("which", "95 %", "p", "decision"))
     table.show_header = False
-    for test in pairs:
+    for test, name in zip(pairs, pair_names(pairs, labels), strict=True):
         p = "p < 0.001" if test["p_holm"] < 0.001 else f"p = {test['p_holm']:.3f}"
         interval = _interval(test["low"], test["high"], "+")
         cells = (f"{test['difference']:+.3f}", interval, p, decision(test))
-        table.add_row(_label(labels[test["against"]]), *map(Text, cells))
+        table.add_row(_label(name), *map(Text, cells))
     _print(console, table)
+
+
+def _seeds(rows: Sequence[Row]) -> str:
+    """How many seeds there are of what is trained: `3 seeds`, `1 to 3 seeds`."""
+    counts = sorted({len(row["seeds"]) for row in rows if row["role"] != TRIVIAL}) or [0]
+    span = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return f"{span} seed{'' if counts == [1] else 's'}"
 
 
 def _ceiling(row: Row) -> str:

@@ -30,7 +30,7 @@ def test_one_seed_by_hand():
     points = curve([0.3, 0.5, 0.4], [0.0, 1.0, 3.0], **{"insensitive@0.1": [0.01, 0.02, 0.05]})
     found = diagnose(results(dpo={"0": points[::-1]}))["methods"]["dpo"]
     seed = found["seeds"]["0"]
-    assert seed["hr@1"] == {"first": 0.3, "peak": 0.5, "last": 0.4, "best_epoch": 1}
+    assert seed["hr@1"] == {"first": 0.3, "peak": 0.5, "last": 0.4, "peak_epoch": 1}
     assert seed["reward_margin"] == {"first": 0.0, "last": 3.0, "change": 3.0}
     assert seed["insensitive@0.1"]["change"] == pytest.approx(0.04)
     assert seed["misordered"] is None

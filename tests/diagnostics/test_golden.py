@@ -48,8 +48,10 @@ def test_intervals_cover() -> None:
 def test_a_curve_without_a_peak_says_so() -> None:
     rising = fit_golden(D, curve(D, 0.05, -0.02))
     assert rising.beta < 0 and rising.peak_d is None and rising.peak_inside is None
-    beyond = fit_golden(D, curve(D, 0.05, 0.01))
-    assert beyond.peak_d == pytest.approx(np.exp(4.0)) and beyond.peak_inside is False
+    beyond = fit_golden(D, curve(D, 0.05, 0.05 / (1 + np.log(5 * D.max()))))
+    assert beyond.peak_d == pytest.approx(5 * D.max()) and beyond.peak_inside is False
+    far = fit_golden(D, curve(D, 0.05, 0.05 / (1 + np.log(20 * D.max()))))
+    assert far.beta > 0 and far.peak_d is None and far.peak_gain is None  # a peak of the fit, not of the data
 
 
 @pytest.mark.parametrize(

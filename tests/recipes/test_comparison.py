@@ -135,10 +135,10 @@ def test_tests_are_against_the_strongest_baseline(compared: tuple[Path, dict[str
 
 
 def test_a_folder_has_one_baseline(compared: tuple[Path, dict[str, Any], str], tmp_path: Path) -> None:
-    """results.json, the page and a later evaluation test against what the comparison chose, not what is configured."""
+    """results.json, the page and a later evaluation test against what the comparison chose; none is configured."""
     run, found, _ = compared
     folder = RunFolder(Path(shutil.copytree(run, tmp_path / "run")))
-    assert Run.open(run).config.evaluation.baseline != found["baseline"]
+    assert Run.open(run).config.evaluation.baseline is None
 
     def check() -> None:
         results = read_results(folder.results)
@@ -156,7 +156,7 @@ def test_a_folder_has_one_baseline(compared: tuple[Path, dict[str, Any], str], t
     gone = {"chosen": {**choice, "baseline": "gone"}}
     for text in ("{", "[]", '{"chosen": null}', json.dumps(gone)):
         folder.comparison.write_text(text)
-        assert collect(Run.open(folder.path))["baseline"] == Run.open(run).config.evaluation.baseline
+        assert collect(Run.open(folder.path))["baseline"] == "sft_continued"
 
 
 def test_the_data_are_audited_once_and_the_answer_ends_the_output(
@@ -365,9 +365,10 @@ def test_a_network_stopped_in_mid_training_goes_on(
 
 
 def test_the_chosen_baseline_yields_to_a_configured_one_and_to_other_slates(tmp_path: Path) -> None:
-    """Its note names the slates that it was chosen on, whatever is measured now."""
+    """Its note names the slates that it was chosen on, whatever is measured now. A baseline that is configured counts,
+    under `compare` too."""
     content = {
-        "name": "chosen", "arms": [], "methods": ["ease", "markov"], "evaluation": {"baseline": "ease"},
+        "name": "chosen", "arms": [], "methods": ["ease", "markov"],
         "data": {"source": "simulated", "options": {"n_items": 80, "n_users": 40, "events_per_user": 12},
                  "window": {"max_history": 5, "min_history": 5},
                  "slates": [{"size": 6}, {"size": 9, "splits": ["test"]}]},
@@ -378,7 +379,7 @@ def test_the_chosen_baseline_yields_to_a_configured_one_and_to_other_slates(tmp_
     run_stages(run, STAGES, lambda line: None)
     chosen = compare(run)["baseline"]
     assert json.loads(run.folder.comparison.read_text())["chosen"] == {
-        "baseline": chosen, "slates": run.test_slates[0], "configured": "ease",
+        "baseline": chosen, "slates": run.test_slates[0],
     }  # fmt: skip
 
     def evaluated(**changes: Any) -> dict[str, Any]:
@@ -397,7 +398,18 @@ def test_the_chosen_baseline_yields_to_a_configured_one_and_to_other_slates(tmp_
     configured = "markov" if chosen != "markov" else "popularity"
     results = evaluated(baseline=configured)
     assert results["baseline"] == configured and not any("chosen for its HR@1" in note for note in results["notes"])
-    assert evaluated()["baseline"] == chosen, "as it was configured, so it was chosen"
+    assert evaluated()["baseline"] == chosen, "as nothing is configured"
+    again = Run(run.folder, config.changed(evaluation=config.evaluation.changed(baseline="ease")))
+    results = compare(again)
+    assert results["baseline"] == "ease" and not any("chosen for its HR@1" in note for note in results["notes"])
+    assert evaluated()["baseline"] == "sft_continued", "nothing was chosen"
+    # as older versions wrote it, which had one configured everywhere
+    written = json.loads(run.folder.comparison.read_text())
+    old = {"baseline": chosen, "slates": first, "configured": "sft_continued"}
+    run.folder.comparison.write_text(json.dumps({**written, "chosen": old}))
+    assert evaluated(baseline="sft_continued")["baseline"] == chosen
+    assert evaluated(baseline="ease")["baseline"] == "ease"
+    assert evaluated()["baseline"] == chosen
     for table in run.folder.scores.glob(f"{chosen}-s*{other}*"):
         table.unlink()
-    assert evaluated(slates=(other,))["baseline"] == "ease"
+    assert evaluated(slates=(other,))["baseline"] == "sft_continued"

@@ -84,11 +84,13 @@ def test_what_is_no_table_of_this_run_is_refused(run: Run) -> None:
         "19 rows of scores for 20 rows that are tested": good[1:],
         rf"row_id {first}: scores of shape \(1,\) for 6 candidates": [np.zeros(1), *good[1:]],
         f"row_id {first}: the score of candidate 2 is NaN": [np.array([0, 0, np.nan, 0, 0, 0]), *good[1:]],
+        f"row_id {first}: scores whose highest is inf have no softmax": [np.array([0, 0, np.inf, 0, 0, 0]), *good[1:]],
+        f"row_id {first}: scores whose highest is -inf have no": [np.full(6, -np.inf), *good[1:]],
         "a row of scores is no list of numbers": [["a"] * 6, *good[1:]],
     }
     for message, scores in bad.items():
         with pytest.raises(DataError, match=message):
-            write_scores(run, "mine", "Mine", {slates: scores})
+            write_scores(run, "mine", "Mine", {slates: scores}, probabilities=True)
     assert not list(run.folder.scores.glob("mine*"))
 
 

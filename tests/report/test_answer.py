@@ -17,7 +17,8 @@ def facts(role, base=None, random=True):
 METHODS = {
     "random": facts("trivial", random=False), "popularity": facts("trivial", random=False),
     "item_knn": facts("trivial", random=False), "ease": facts("baseline", random=False), "sft": facts("sft"),
-    "dpo": facts("arm"), "dpo_sirius": facts("arm", "dpo"), "sdpo": facts("arm"), "sdpo_sirius": facts("arm", "sdpo"),
+    "dpo": facts("arm"), "dpo_sirius": facts("arm", "dpo"),
+    "dpo_c1": facts("arm", "dpo"), "sdpo": facts("arm"), "sdpo_sirius": facts("arm", "sdpo"),
 }  # fmt: skip
 LABELS = {"item_knn": "Item-kNN", "dpo": "DPO", "dpo_sirius": "DPO + SIRIUS", "sdpo": "S-DPO", "sft": "SFT"}
 
@@ -127,6 +128,12 @@ def test_the_anchor():
         "for S-DPO (+0.010)."
     )
     # a test of the anchored method against something else is not about the anchor
+    # of two anchors on one base each has its own name
+    rows = [row("dpo", 0.5), row("dpo_sirius", 0.55), row("dpo_c1", 0.45)]
+    assert said(rows, [pair(*up), pair("dpo_c1", "dpo", *WORSE)])[1] == (
+        "The SIRIUS anchor helped HR@1 in 1 of 2 comparisons: better for DPO + SIRIUS (+0.050); worse for dpo_c1 − DPO "
+        "(−0.050)."
+    )
     assert "was not tested" in anchor(pair("dpo_sirius", "sft", *BETTER)) and "was not tested" in anchor()
 
 

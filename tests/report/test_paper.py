@@ -103,6 +103,9 @@ def test_the_command(tmp_path: Path) -> None:
     result = run(f"lastfm={tmp_path}", "--table", 2, "--format", "csv", "--out", tmp_path / "t.csv")
     assert result.exit_code == 0 and "1,220" in (tmp_path / "t.csv").read_text()
     assert "0.6393" in run(f"lastfm={tmp_path / 'results.json'}", "--table", 1).output
+    for table in (1, 2):
+        output = " ".join(run(f"lastfm={tmp_path}", "--table", table).output.split())
+        assert "Ours, lastfm (named so; data.source windows)" in output
     with pytest.raises(ConfigError, match=r"nothing of it in these runs \(data: windows; NAME=RUN"):
         run(tmp_path, "--table", 1)
     with pytest.raises(ConfigError, match="name one of --table"):

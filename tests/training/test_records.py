@@ -60,6 +60,7 @@ def test_chat_messages(tokenizer: Any) -> None:
         ({"chosen": ""}, "record 1: 'chosen' must be a text that is not empty, got ''"),
         ({"chosen": None}, "record 1: 'chosen' must be a text"),
         ({"chosen": 7}, "record 1: 'chosen' must be a text"),
+        ({"chosen": "Bj\ud800rk"}, "record 1: 'chosen' holds half a character (a lone surrogate): 'Bj\\ud800rk'"),
         ({"chosen": ["Red", "Blur"]}, "record 1: 'chosen' must be a text"),
         ({"rejected": ["Blur", ""]}, "record 1: 'rejected' must be a text"),
         ({"rejected": ["Blur", None]}, "record 1: 'rejected' must be a text"),

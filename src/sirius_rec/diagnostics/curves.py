@@ -16,8 +16,9 @@ HIT: Final = "hr@1"
 SHARES: Final = ("insensitive@0.1", "insensitive@0.5", "misordered")
 
 NOTE: Final = (
-    "First, peak and last are descriptive: the best epoch is chosen from the same rows, so every curve falls a little "
-    "after it. Whether HR@1 fell while the margin rose is what the onset tests. A method whose loss compares no pairs "
+    "First, peak and last are descriptive: they are of all validation rows, and the peak is chosen from the same rows, "
+    "so every curve falls a little after it. Whether HR@1 fell while the margin rose is what the onset tests, on the "
+    "rows of the users that did not choose SFT's epoch, where there are such users. A method whose loss compares no pairs "
     "(continued SFT) has a margin that nothing pushes up, and is not tested."
 )
 
@@ -75,7 +76,7 @@ def _one_seed(points: Sequence[Point], where: str) -> dict[str, Any]:
     peak = int(np.argmax(hits))  # the earliest, where several epochs tie
     return {
         "epochs": [epochs[0], epochs[-1]],
-        HIT: {"first": hits[0], "peak": hits[peak], "last": hits[-1], "best_epoch": epochs[peak]},
+        HIT: {"first": hits[0], "peak": hits[peak], "last": hits[-1], "peak_epoch": epochs[peak]},
         MARGIN: _ends(margin),
         **{share: _ends(series(points, share, where)) for share in SHARES},
     }
@@ -94,7 +95,7 @@ def diagnose(results: Mapping[str, Any]) -> dict[str, Any]:
     Returns {"methods": {method: {"label", "margin_trained", "seeds": {seed: evidence}, "mean": evidence averaged over
     seeds}}, "notes": [...]}. `margin_trained` is False where the objective's comparison is "none". Evidence holds
     `reward_margin`, `insensitive@0.1`, `insensitive@0.5`, `misordered` as {first, last, change} and `hr@1` as {first,
-    peak, last, best_epoch}; a key that was not logged is None.
+    peak, last, peak_epoch}; a key that was not logged is None.
 
     Raises DataError, in one line, when there are no curves, a curve of rewards has one epoch only, or a value is NaN.
     """
@@ -133,7 +134,7 @@ HEADER: Final = (
     "method",
     "margin first → last",
     "HR@1 first / peak / last",
-    "best epoch",
+    "peak at epoch",
     "Ω_0.1",
     "Ω_0.5",
     "misordered",
@@ -149,7 +150,7 @@ def lines(diagnostics: Mapping[str, Any]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for entry in diagnostics["methods"].values():
         mean, hits = entry["mean"], entry["mean"][HIT]
-        best = [f"{seed[HIT]['best_epoch']:g}" for seed in entry["seeds"].values()]
+        best = [f"{seed[HIT]['peak_epoch']:g}" for seed in entry["seeds"].values()]
         rows.append((
             entry["label"], _arrow(mean[MARGIN], 2),
             f"{hits['first']:.3f} / {hits['peak']:.3f} / {hits['last']:.3f}", ", ".join(best),

@@ -12,6 +12,7 @@ from scipy import stats
 
 LEVEL = 0.95
 _NEAREST = 1e-4  # √nats: the distance between two scorings of one model in float32 is smaller
+_REACH = 10.0  # times the largest distance: beyond it a peak is the fit's own
 _LEAST = 4  # two parameters, and at least two degrees of freedom for their intervals
 
 
@@ -19,7 +20,8 @@ _LEAST = 4  # two parameters, and at least two degrees of freedom for their inte
 class GoldenFit:
     """R(d) − R(0) = d (α − β log d), d = √KL in √nats. Intervals are t intervals of the least-squares fit.
 
-    peak_d = exp(α/β − 1) and peak_gain = β·peak_d where β > 0, None otherwise; peak_inside: whether the data reach it.
+    peak_d = exp(α/β − 1) and peak_gain = β·peak_d where β > 0 and the peak is within ten times the largest distance,
+    None otherwise; peak_inside: whether the data reach it.
     r2: share of the variance of the gains around their mean that the curve explains (negative: worse than the mean).
     residual: root mean square deviation. failed: why nothing was fitted, else None.
     """
@@ -85,7 +87,7 @@ def fit_golden(d: npt.ArrayLike, gain: npt.ArrayLike, level: float = LEVEL) -> G
     reach = float(stats.t.ppf((1 + level) / 2, n - 2)) * spread
     total = float(((y - y.mean()) ** 2).sum())
     peak_d = peak_gain = inside = None
-    if beta > 0 and alpha / beta < 100:
+    if beta > 0 and alpha / beta - 1 <= math.log(_REACH * x.max()):
         peak_d = math.exp(alpha / beta - 1)
         peak_gain, inside = float(beta * peak_d), bool(x.min() <= peak_d <= x.max())
     return GoldenFit(

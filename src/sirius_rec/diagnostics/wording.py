@@ -23,7 +23,8 @@ def onset_found(diagnostics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 def onset_line(onset: Mapping[str, Any]) -> str:
     """`onset_over_seeds` in words."""
     whole, seeds = onset["all"], onset["seeds"]
-    fell = f"HR@1 {max(whole['fall'], 0.0):.3f} below its peak at step {whole['peak_step']}, p {_p(whole['p'])}"
+    side = "below" if whole["fall"] >= 0 else "above"
+    fell = f"HR@1 {abs(whole['fall']):.3f} {side} its peak at step {whole['peak_step']}, p {_p(whole['p'])}"
     each = [f"{seed}: {entry['step']}" for seed, entry in seeds.items() if entry["step"] is not None]
     if whole["step"] is None:
         text = f"none in {whole['looks']} evaluations ({fell})"
@@ -44,7 +45,7 @@ def golden_line(fit: Mapping[str, Any]) -> str:
              for name, key in (("α", "alpha"), ("β", "beta"))]  # fmt: skip
     r2 = "–" if fit["r2"] is None else f"{fit['r2']:.2f}"
     if fit["peak_d"] is None:
-        peak = "no peak"
+        peak = "no peak in reach"
     else:
         where = "inside" if fit["peak_inside"] else "outside"
         peak = f"peak {fit['peak_gain']:+.3f} at d = {fit['peak_d']:.3g}, {where} the data"

@@ -27,6 +27,7 @@ from sirius_rec.schema import CANDIDATES, RETRIEVED, ROW_ID, TARGET, USER_ID, UT
 
 FORMAT: Final = 3  # 1: methods told apart by their names; 2: intervals and p-values that held for few seeds only
 TRIVIAL: Final = "trivial"
+UNTESTED: Final = "No tests against"  # begins the note of a baseline that was not scored
 TRUE_REWARD: Final = "true_reward"
 ALL_METRICS: Final = (*METRICS, TRUE_REWARD, VALID, GENERATED)
 PAIRED_METRIC: Final = "hr@1"
@@ -275,7 +276,7 @@ def _notes(examples: pl.DataFrame, baseline: str, missing: list[str]) -> list[st
             f"{examples[USER_ID].null_count():,} examples carry no user id and were resampled one by one; "
             "their intervals are too narrow if rows of one user overlap."
         )
-    return notes + [f"No tests against {baseline} on {where}: it was not scored there." for where in missing]
+    return notes + [f"{UNTESTED} {baseline} on {where}: it was not scored there." for where in missing]
 
 
 def _check_examples(examples: pl.DataFrame) -> None:

@@ -21,7 +21,7 @@ from sirius_rec.objectives.boundary import boundary_negatives, pair_scale
 from sirius_rec.objectives.parts import ANCHORS, COMPARISONS, LINKS, REWARDS, Anchor, Link, LinkFn, Reward
 
 # Each part's table, and what its entries are.
-_PARTS: dict[str, tuple[Mapping[str, object], type | None]] = {
+PARTS: dict[str, tuple[Mapping[str, object], type | None]] = {
     "reward": (REWARDS, Reward),
     "link": (LINKS, Link),
     "comparison": (COMPARISONS, None),
@@ -100,7 +100,7 @@ class Objective:
 
     def parts(self) -> dict[str, str]:
         """The names of what it is composed of."""
-        return {part: getattr(self, part) for part in _PARTS}
+        return {part: getattr(self, part) for part in PARTS}
 
     def base(self) -> Objective | None:
         """The same objective without the anchor; None where nothing else is trained on."""
@@ -114,7 +114,7 @@ class Objective:
 
 
 def _unknown_parts(objective: Objective) -> Iterator[str]:
-    for name, (table, kind) in _PARTS.items():
+    for name, (table, kind) in PARTS.items():
         value = getattr(objective, name)
         if value not in table:
             yield f"unknown {name} '{value}': choose one of {', '.join(table)}"
@@ -128,8 +128,8 @@ def _bad_numbers(objective: Objective) -> Iterator[str]:
     hints = get_type_hints(Objective)
     numbers = {name: value for name, value in values.items() if float in (hints[name], *get_args(hints[name]))}
     for name, value in numbers.items():
-        if value is not None and not math.isfinite(value):
-            yield f"{name} must be a finite number, got {value}"
+        if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
+            yield f"{name} must be a finite number, got {value!r}"
     for name in ("beta", "reward_temperature"):
         if numbers[name] is not None and not numbers[name] > 0:
             yield f"{name} must be positive, got {numbers[name]}"

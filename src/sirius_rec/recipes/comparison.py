@@ -1,14 +1,16 @@
-"""`sirius compare`: every method × seed on the same slates, with paired tests against the strongest baseline."""
+"""`sirius compare`: every method × seed on the same slates, with paired tests against the strongest baseline, or the
+configured one."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sirius_rec.evaluation.results import write_results
 from sirius_rec.rankers.chat.ranker import SPENT
 from sirius_rec.recipes.methods import build_methods
-from sirius_rec.recipes.results import chosen_note, collect, gather, read_choice
+from sirius_rec.recipes.results import SFT_CONTINUED, chosen_note, collect, gather, read_choice
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.run_folder import DONE, read_done
 
@@ -29,19 +31,20 @@ def strongest_baseline(results: dict[str, Any], slates: str) -> str:
 
 
 def compare(run: Run) -> dict[str, Any]:
-    """comparison.json: results.json without curves, tests against the strongest baseline, and per row
-    `parameters`, `trainable_parameters` and `training_seconds`, null where nothing is trained (pretraining and SFT
+    """comparison.json: results.json without curves, tests against the configured baseline, else the strongest, and per
+    row `parameters`, `trainable_parameters` and `training_seconds`, null where nothing is trained (pretraining and SFT
     count for every arm, and what a method builds on for that method); of a remote one what was spent (`SPENT`).
     results.json is written too, with the same tests: a folder has one baseline."""
-    slates = run.test_slates
-    results = gather(run, run.config.evaluation.baseline)
+    slates, configured = run.test_slates, run.config.evaluation.baseline
+    results = gather(run, configured or SFT_CONTINUED)
+    if configured is not None:
+        write_results(results, run.folder.results)
+        return _write(run, results, None)
     baseline = strongest_baseline(results, slates[0])
-    if baseline != results["baseline"]:
-        results = gather(run, baseline)
+    results = gather(run, baseline)
     results["notes"].append(chosen_note(results["methods"][baseline]["label"], slates[0]))
     write_results(results, run.folder.results)
-    choice = {"baseline": baseline, "slates": slates[0], "configured": run.config.evaluation.baseline}
-    return _write(run, results, choice)
+    return _write(run, results, {"baseline": baseline, "slates": slates[0]})
 
 
 def remeasure(run: Run) -> dict[str, Any]:
@@ -53,7 +56,7 @@ def remeasure(run: Run) -> dict[str, Any]:
     return results
 
 
-def _write(run: Run, results: dict[str, Any], choice: dict[str, str] | None) -> dict[str, Any]:
+def _write(run: Run, results: dict[str, Any], choice: Mapping[str, Any] | None) -> dict[str, Any]:
     """comparison.json. choice: `read_choice`."""
     costs = _costs(run)
     rows = [row | dict.fromkeys(_COSTS) | costs.get((row["method"], row["seed"]), {}) for row in results["rows"]]

@@ -258,5 +258,5 @@ def _baseline(config: Config) -> Iterator[str]:
         return
     keys = [*(arm.key for arm in config.arms), *(entry.key for entry in config.methods), *reserved_keys(), *LOSSES]
     baseline = config.evaluation.baseline
-    if baseline not in keys:
+    if baseline is not None and baseline not in keys:
         yield f"evaluation.baseline: no method is called '{baseline}'{nearest(baseline, dict.fromkeys(keys))}"

@@ -44,7 +44,8 @@ def write_scores(
 
     Raises:
         ConfigError: the key is one of the run's own methods, or the slates are none that it tests.
-        DataError: a row is missing or too much, has another number of scores than candidates, or a score is NaN.
+        DataError: a row is missing or too much, has another number of scores than candidates, a score is NaN, or with
+            probabilities the highest of a row is infinite.
     """
     taken = dict.fromkeys([*build_methods(run.config), *reserved_keys()])
     if method in taken:
@@ -55,13 +56,15 @@ def write_scores(
             raise ConfigError(
                 f"{run.folder.path}: tests no slates '{slates}'{nearest(slates, dict.fromkeys(run.test_slates))}"
             )
-        frame = score_frame(run, method, slates, rows)
+        frame = score_frame(run, method, slates, rows, probabilities=probabilities)
         facts = {"random": random, "language_model": language_model, "probabilities": probabilities}
         tables += [ScoreTable(method, label, seed, slates, c, frame, facts) for c in run.config.evaluation.checkpoints]
     return [write_table(table, run.folder.scores) for table in tables]
 
 
-def score_frame(run: Run, method: str, slates: str, scores: Sequence[Any]) -> pl.DataFrame:
+def score_frame(
+    run: Run, method: str, slates: str, scores: Sequence[Any], *, probabilities: bool = False
+) -> pl.DataFrame:
     """row_id, candidates and scores of the rows of these slates that are tested. Raises DataError, see `write_scores`.
 
     Scores are as precise as they were computed: in float32 seconds, say, would tie.
@@ -82,5 +85,10 @@ def score_frame(run: Run, method: str, slates: str, scores: Sequence[Any]) -> pl
         if np.isnan(row).any():
             where = int(np.isnan(row).argmax())
             raise DataError(f"{method} on {slates}, row_id {row_id}: the score of candidate {where} is NaN")
+        if probabilities and not np.isfinite(row.max()):
+            raise DataError(
+                f"{method} on {slates}, row_id {row_id}: scores whose highest is {row.max()} have no softmax: give "
+                "finite log-probabilities, or leave probabilities=True out"
+            )
     kind = pl.Float32 if single else pl.Float64
     return ranked.with_columns(pl.Series(SCORES, [row.tolist() for row in rows], dtype=pl.List(kind)))

@@ -23,7 +23,8 @@ FIGURES = {
 
 
 def read(named: str) -> dict[str, Any]:
-    """Results of a run folder or of a file; `goodreads=PATH` says which of the paper's data sets they stand for.
+    """Results of a run folder or of a file; `goodreads=PATH` says which of the paper's data sets they stand for
+    (`data.source`; `data.read_by` is then the source that read them).
 
     RunError for what holds no results, or those of another evaluation than the folder is configured for.
     """
@@ -39,7 +40,7 @@ def read(named: str) -> dict[str, Any]:
     if path.is_dir() and RunFolder(path).config_file.is_file():
         current_results(Run.open(path))
     if dataset is not None:
-        results["data"] = {**results["data"], "source": dataset}
+        results["data"] = {**results["data"], "source": dataset, "read_by": results["data"].get("source")}
     return dict(results)
 
 

@@ -24,12 +24,14 @@ from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.scoring import answers_of, tables_of
 from sirius_rec.schema import HISTORY, ROW_ID, TARGET, USER_ID, SlateName
 
+SFT_CONTINUED = "sft_continued"  # what tests are against where nothing is configured
+
 
 def collect(run: Run) -> dict[str, Any]:
-    """Write results.json, with paired tests against the folder's baseline: the one that `sirius compare` chose here
-    before, as long as it is scored, else the configured one."""
-    configured, chosen = run.config.evaluation.baseline, _chosen(run)
-    results = gather(run, chosen[0] if chosen else configured)
+    """Write results.json, with paired tests against the folder's baseline: the configured one, else the one that
+    `sirius compare` chose here before, as long as it is scored, else SFT continued."""
+    chosen = _chosen(run)
+    results = gather(run, chosen[0] if chosen else run.config.evaluation.baseline or SFT_CONTINUED)
     if chosen is not None:
         results["notes"].append(chosen_note(results["methods"][chosen[0]]["label"], chosen[1]))
     write_results(results, run.folder.results)
@@ -39,21 +41,23 @@ def collect(run: Run) -> dict[str, Any]:
 def _chosen(run: Run) -> tuple[str, str] | None:
     """The baseline that was chosen for comparison.json, and the slates that it was chosen on.
 
-    None where none was, where another was configured since, and where it has no scores of what is measured now.
+    None where none was, where one is configured, and where it has no scores of what is measured now. Older versions had
+    one configured in every run, and `sirius compare` chose all the same: it counts once it is another than then.
     """
-    choice = read_choice(run)
-    if choice is None or choice["configured"] != run.config.evaluation.baseline:
+    choice, configured = read_choice(run), run.config.evaluation.baseline
+    if choice is None or configured not in (None, choice["configured"]):
         return None
     scored = {table.method for table in tables_of(run)}
     return (choice["baseline"], choice["slates"]) if choice["baseline"] in scored else None
 
 
-def read_choice(run: Run) -> dict[str, str] | None:
+def read_choice(run: Run) -> dict[str, Any] | None:
     """What `sirius compare` chose in this folder: the baseline, the slates that it was chosen on, and the one that was
-    configured then; None where it never did, or its file cannot be read."""
+    configured then, in a folder of an older version; None where it never did, or its file cannot be read."""
     try:
         choice = json.loads(run.folder.comparison.read_text())["chosen"]
-        return {key: str(choice[key]) for key in ("baseline", "slates", "configured")}
+        return {"baseline": str(choice["baseline"]), "slates": str(choice["slates"]),
+                "configured": choice.get("configured")}  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -189,7 +189,11 @@ def score(run: Run, method: Method, seed: int) -> None:
             if scores:
                 ranker.progress = Ticker(f"{method.key} s{seed} on {slates}", len(run.tested_rows(slates)))
                 ranker.kept = kept = _kept(run, method, seed, slates, checkpoint)
-                rows = method.scores(run, ranker, slates, seed, checkpoint)
+                try:
+                    rows = method.scores(run, ranker, slates, seed, checkpoint)
+                except Exception as error:  # with a traceback, of code that is not ours
+                    error.add_note(f"{method.key} s{seed} was scoring {slates}")
+                    raise
                 if is_main():
                     _write(run, method, seed, slates, checkpoint, rows)
                 kept.drop()
@@ -235,7 +239,7 @@ def _has_answers(run: Run, method: Method, seed: int, slates: str, checkpoint: s
 
 
 def _write(run: Run, method: Method, seed: int, slates: str, checkpoint: str, scores: Any) -> None:
-    frame = score_frame(run, method.key, slates, scores)
+    frame = score_frame(run, method.key, slates, scores, probabilities=method.probabilities)
     training = method.trained_as(run, seed)
     write_table(ScoreTable(method.key, method.label, seed, slates, checkpoint, frame, {}, training), run.folder.scores)
 

@@ -145,9 +145,8 @@ def anchor_sentence(tests: Sequence[Row], labels: Mapping[str, str]) -> str:
     if not pairs:
         return "The SIRIUS anchor was not tested: no method was scored both with it and without."
     groups: dict[str, list[str]] = {}
-    for test in pairs:
-        base = labels.get(test["against"], test["against"])
-        groups.setdefault(decision(test), []).append(f"{base} ({number(test['difference'], signed=True)})")
+    for test, name in zip(pairs, pair_names(pairs, labels), strict=True):
+        groups.setdefault(decision(test), []).append(f"{name} ({number(test['difference'], signed=True)})")
     better, worse = (len(groups.get(word, ())) for word in ("better", "worse"))
     if better == len(pairs):
         lead = "The SIRIUS anchor helped HR@1"
@@ -158,6 +157,16 @@ def anchor_sentence(tests: Sequence[Row], labels: Mapping[str, str]) -> str:
     else:
         lead = "The SIRIUS anchor showed no clear effect on HR@1"
     return f"{lead}: {'; '.join(f'{word} for {_listed(groups[word])}' for word in DECISIONS if word in groups)}."
+
+
+def pair_names(pairs: Sequence[Row], labels: Mapping[str, str]) -> list[str]:
+    """What tests of anchored methods against their bases are called: by the base, or by both where it has several."""
+    names = []
+    for test in pairs:
+        variant, base = (labels.get(test[key], test[key]) for key in ("method", "against"))
+        several = sum(other["against"] == test["against"] for other in pairs) > 1
+        names.append(base if not several else variant if variant.startswith(base) else f"{variant} − {base}")
+    return names
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -179,7 +179,7 @@ def _fit_name(label: str, fit: Mapping[str, Any]) -> str:
         return f"{label}: cannot be fitted"
     r2 = "–" if fit["r2"] is None else f"{fit['r2']:.2f}".replace("-", "−")
     if fit["peak_d"] is None:
-        return f"{label}: no peak, R² {r2}"
+        return f"{label}: no peak in reach, R² {r2}"
     gain = f"{fit['peak_gain']:+.3f}".replace("-", "−")
     where = "" if fit["peak_inside"] else ", outside the data"
     return f"{label}: R² {r2},\npeak {gain} at d = {fit['peak_d']:.3g}{where}"

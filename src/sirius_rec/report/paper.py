@@ -89,6 +89,12 @@ def _of(runs: Sequence[Results], dataset: str) -> list[Results]:
     return [run for run in runs if run["data"].get("source") == dataset]
 
 
+def _whose(run: Results) -> str:
+    """What stands for one of the paper's data sets, and where it was read."""
+    source, read_by = run["data"].get("source"), run["data"].get("read_by")
+    return str(source) if read_by in (None, source) else f"{source} (named so; data.source {read_by})"
+
+
 def _first(runs: Sequence[Results], dataset: str, name: str, size: int) -> Mapping[str, Any] | None:
     found = (_row(run, find(run, name), size) for run in _of(runs, dataset))
     return next((row for row in found if row is not None), None)
@@ -107,7 +113,7 @@ def _about(runs: Sequence[Results], size: int, needs: str) -> list[str]:
         words = f"backbone {backbone}, {slates_in_words(row['slates'])}, {row['n']:,} rows"
         many = f"{seeds} seeds" if seeds > 1 else "one seed"
         intervals = "95 % intervals" if _has_intervals(run) else "no intervals: the file's are too narrow over seeds"
-        notes.append(f"Ours, {run['data'].get('source')}: {words}, {many}; {intervals}.")
+        notes.append(f"Ours, {_whose(run)}: {words}, {many}; {intervals}.")
     keys = {(key, name) for run in runs for name in ROWS.values() if (key := find(run, name)) not in (None, name)}
     if keys:
         notes.append(f"Ours are {', '.join(sorted(f'{key} for {name}' for key, name in keys))}.")
@@ -151,7 +157,7 @@ def _table_2(runs: Sequence[Results]) -> Table:
         "Table 2: Statistics of the data sets",
         headings,
         rows,
-        [_DASHES],
+        [*(f"Ours, {_whose(run)}." for run in runs if run["data"].get("read_by")), _DASHES],
     )
 
 

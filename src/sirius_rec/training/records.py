@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from sirius_rec.objectives.losses import Objective
     from sirius_rec.training.mining import Miner
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
 
 def _text(value: Any, column: str, number: int) -> str:
     """A completion as text; TRL's chat form is a list with one assistant message."""
@@ -37,6 +40,8 @@ def _text(value: Any, column: str, number: int) -> str:
         value = value[0].get("content")
     if not isinstance(value, str) or not value:
         raise DataError(f"record {number}: '{column}' must be a text that is not empty, got {value!r}")
+    if not value.isascii() and _SURROGATE.search(value):
+        raise DataError(f"record {number}: '{column}' holds half a character (a lone surrogate): {value!r}")
     return value
 
 

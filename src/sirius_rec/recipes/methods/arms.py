@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sirius_rec import processes
+from sirius_rec import atomic, processes
 from sirius_rec.config import ArmSection, Config, MethodSection
-from sirius_rec.errors import ConfigError
+from sirius_rec.errors import ConfigError, RunError
 from sirius_rec.rankers.catalogue.trie import catalogue_trie
 from sirius_rec.recipes import starting
 from sirius_rec.recipes.methods.base import Prerequisite, Role, alone
@@ -23,6 +24,8 @@ from sirius_rec.recipes.training import train_stage
 
 if TYPE_CHECKING:
     from sirius_rec.objectives.losses import Objective
+
+_OBJECTIVE = "objective.json"  # what it is trained with, written before it is
 
 
 class Arm(Finetuned):
@@ -57,6 +60,9 @@ class Arm(Finetuned):
         return next((other.key for other in others if self.config.objective(other).is_base_of(own)), None)
 
     def facts(self, run: Run) -> dict[str, Any]:
+        """RunError where it was trained with another objective than it has now."""
+        for seed in self.seeds:
+            self._check_objective(run, seed)
         return {**super().facts(run), **self.objective.parts()}
 
     def prerequisites(self) -> tuple[Prerequisite, ...]:
@@ -73,9 +79,11 @@ class Arm(Finetuned):
     def check(self, run: Run) -> None:
         """Its prompts are SFT's, which are checked.
 
-        ConfigError for negatives from a policy whose weights are split over processes, or which could be items that a
-        user had in rows that training is denied.
+        RunError where a seed was begun with another objective. ConfigError for negatives from a policy whose weights
+        are split over processes, or which could be items that a user had in rows that training is denied.
         """
+        for seed in self.seeds:
+            self._check_objective(run, seed)
         if self.arm.negatives_from != "on_policy":
             return
         if processes.split_weights():
@@ -89,9 +97,26 @@ class Arm(Finetuned):
     def folder(self, run: Run, seed: int) -> Path:
         return run.folder.arm(self.key, seed)
 
+    def _check_objective(self, run: Run, seed: int) -> None:
+        """A preset's numbers, and the code of parts of one's own, are in no configuration: RunError where they are not
+        those that this seed was begun with."""
+        from sirius_rec.objectives.identity import difference
+
+        file = self.folder(run, seed) / _OBJECTIVE
+        if file.is_file() and (changed := difference(json.loads(file.read_text()), self.objective)):
+            raise RunError(
+                f"{file.parent}: was begun with another objective ({changed}): delete {file.parent.parent} and "
+                f"{run.folder.scores / self.key}-s* to train it anew, or give the new one a name of its own"
+            )
+
     def fit(self, run: Run, seed: int) -> None:
+        from sirius_rec.objectives.identity import identity
+
+        self._check_objective(run, seed)
         if self.is_done(run, seed):
             return
+        if processes.is_main():
+            atomic.write_json(self.folder(run, seed) / _OBJECTIVE, identity(self.objective))
         rows = training_rows(run, self.training, seed, ALIGN_STREAM)
         ref = read_reference(run, seed) if self.objective.needs_reference else {}
         train_stage(
