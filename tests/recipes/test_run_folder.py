@@ -12,7 +12,9 @@ import pytest
 from sirius_rec.atomic import write_json
 from sirius_rec.config import Config
 from sirius_rec.errors import ConfigError, RunError
+from sirius_rec.recipes import environment
 from sirius_rec.recipes.adoption import adopt, open_run
+from sirius_rec.recipes.environment import note_start
 
 Mini = Callable[..., Config]
 
@@ -25,6 +27,25 @@ def test_the_same_configuration_goes_on(mini: Mini, tmp_path: Path) -> None:
     before = run.config_file.read_bytes()
     assert open_run(run.path, mini()).path == run.path
     assert run.config_file.read_bytes() == before
+
+
+def test_what_a_folder_is_gone_on_with_is_written_down(
+    mini: Mini, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run may be resumed on another machine, or by another version: its numbers come from both."""
+    file = open_run(tmp_path / "run", mini()).path / "environment.json"
+    first = json.loads(file.read_text())
+    assert note_start(file, mini()) is None and json.loads(file.read_text()) == first
+    monkeypatch.setattr(environment, "versions", lambda: {**first["versions"], "numpy": "9.9", "torch": "8.8"})
+    monkeypatch.setattr(environment, "processor", lambda: "abacus")
+    said = note_start(file, mini("seeds=[0, 1]"))
+    assert said is not None and f"numpy {first['versions']['numpy']} → 9.9" in said and "→ abacus" in said
+    assert note_start(file, mini()) is None
+    now = json.loads(file.read_text())
+    assert {key: now[key] for key in first} == first
+    assert [(one["versions"]["numpy"], one["processor"], one["seeds"]) for one in now["later"]] == [
+        ("9.9", "abacus", [0, 1])
+    ]
 
 
 @pytest.mark.parametrize(

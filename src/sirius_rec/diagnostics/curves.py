@@ -18,8 +18,8 @@ SHARES: Final = ("insensitive@0.1", "insensitive@0.5", "misordered")
 NOTE: Final = (
     "First, peak and last are descriptive: they are of all validation rows, and the peak is chosen from the same rows, "
     "so every curve falls a little after it. Whether HR@1 fell while the margin rose is what the onset tests, on the "
-    "rows of the users that did not choose SFT's epoch, where there are such users. A method whose loss compares no pairs "
-    "(continued SFT) has a margin that nothing pushes up, and is not tested."
+    "rows of the users that did not choose SFT's epoch, where there are such users. A method whose loss compares no "
+    "pairs (continued SFT) has a margin that nothing pushes up, and is not tested."
 )
 
 Point = Mapping[str, Any]

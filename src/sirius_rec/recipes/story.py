@@ -13,10 +13,11 @@ from sirius_rec.errors import DataError, SiriusError
 from sirius_rec.extras import missing
 from sirius_rec.recipes import comparison, diagnosis, models, retrieving, scoring, starting, trackers
 from sirius_rec.recipes.adoption import adopt
+from sirius_rec.recipes.environment import note_start
 from sirius_rec.recipes.methods import build_methods, in_order_of_check
 from sirius_rec.recipes.reporting import report_run
 from sirius_rec.recipes.run import Run
-from sirius_rec.recipes.run_folder import RunFolder
+from sirius_rec.recipes.run_folder import ENVIRONMENT, RunFolder
 from sirius_rec.recipes.schedule import Job, run_jobs
 from sirius_rec.schema import SlateName
 
@@ -145,6 +146,8 @@ def run_stages(run: Run, stages: Iterable[str], log: Log, cluster: Cluster | Non
                     starting.take_over(run, log)
                     _check(run, stages)
                     adopt(folder, config)
+                    if changed := note_start(folder.path / ENVIRONMENT, config):
+                        log(f"{folder.path}: goes on with {changed} (environment.json)")
                 except SiriusError:
                     if new:  # what an earlier command prepared is not this one's to remove
                         folder.discard_if_untrained()
