@@ -55,8 +55,8 @@ def test_names_of_jobs_and_of_what_is_always_there_are_taken() -> None:
 
 
 def test_all_problems_come_at_once() -> None:
-    assert problem("sft: {epochs: 0}\nalign: {batch_size: many}\nfoo: 1\narms: [{los: dpo}, 5]").split("; ") == [
-        "sft.epochs: must be at least 1, got 0",
+    assert problem("sft: {epochs: -1}\nalign: {batch_size: many}\nfoo: 1\narms: [{los: dpo}, 5]").split("; ") == [
+        "sft.epochs: must be at least 0, got -1",
         "align.batch_size: must be a whole number, got 'many'",
         "'arms.0.loss' is missing",
         "unknown key 'arms.0.los', did you mean 'arms.0.loss'?",
@@ -204,9 +204,9 @@ def test_contradictions(text: str, message: str) -> None:
 
 
 def test_a_section_shared_by_an_alias_is_faulty_in_both_places() -> None:
-    assert problem("sft: &stage {epochs: 0}\nalign: *stage").split("; ") == [
-        "sft.epochs: must be at least 1, got 0",
-        "align.epochs: must be at least 1, got 0",
+    assert problem("sft: &stage {batch_size: 0}\nalign: *stage").split("; ") == [
+        "sft.batch_size: must be at least 1, got 0",
+        "align.batch_size: must be at least 1, got 0",
     ]
 
 

@@ -173,7 +173,8 @@ class StartableOptions(_Startable):
 
 class SftSection(StartableOptions):
     """SFT. from: begins at another run's checkpoint instead of the backbone, each seed at its twin's. Baselines
-    that are trained as SFT is begin at the backbone all the same. always: SFT beside `methods` also where `arms` is
+    that are trained as SFT is begin at the backbone all the same. epochs: 0 trains nothing: what `from` names is
+    measured as it is, on this run's data, and arms begin there. always: SFT beside `methods` also where `arms` is
     empty; without either there is SFT anyway.
 
     targets: next trains on the target of each train row; all reads the training histories themselves, every title of
@@ -186,6 +187,7 @@ class SftSection(StartableOptions):
 
     HOW: ClassVar[frozenset[str]] = StartableOptions.HOW | {"always"}
 
+    epochs: Count = 5
     always: Flag = False
     targets: Literal["next", "all"] = "next"
     order: Literal["time", "random"] = "time"

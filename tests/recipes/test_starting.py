@@ -126,6 +126,24 @@ def test_alignment_begins_at_an_arm_and_is_compared_with_its_sft(yesterday: Run,
     assert results["methods"]["sft"]["train_rows"] is None
 
 
+def test_without_epochs_what_it_begins_from_is_measured_as_it_is(yesterday: Run, mini: Mini, tmp_path: Path) -> None:
+    """Yesterday's arm on today's rows, with no training; an arm may begin there too, and is compared with it."""
+    begun = f"sft.from={{run: {yesterday.folder.path}, method: dpo_sirius}}"
+    config = mini(*NEWER, begun, "sft.epochs=0", "arms=[dpo]", "evaluation.baseline=sft")
+    run = begin(config, tmp_path / "run", "sft", "align", "evaluate")
+    old_arm = yesterday.folder.arm("dpo_sirius", 0) / "best"
+    assert same(run.folder.sft(0) / "best", old_arm) and same(run.folder.sft(0) / "last", old_arm)
+    assert not (run.folder.sft(0) / "metrics.jsonl").exists()
+    hits = [float(row[0] > row[1:].max()) for row in naive_validation(run, old_arm)]
+    assert Sft(run.config).validation_hit(run, 0) == pytest.approx(np.mean(hits))
+    for row, by_hand in zip(read_reference(run, 0)["val"], naive_validation(run, old_arm), strict=True):
+        np.testing.assert_allclose(row, by_hand, atol=1e-4)
+    results = collect(run)
+    assert results["methods"]["sft"]["train_rows"] is None and results["methods"]["dpo"]["train_rows"] is not None
+    assert {row["method"] for row in results["rows"]} >= {"sft", "dpo", "popularity"}
+    assert results["begun_from"]["0"]["method"] == "dpo_sirius"
+
+
 def test_from_a_folder_alone_is_its_sft(yesterday: Run, mini: Mini, tmp_path: Path) -> None:
     run = begin(mini(*NEWER, f"align.from={yesterday.folder.path}"), tmp_path / "run", "sft", "align")
     assert same(starting.policy(run, 0), yesterday.folder.sft(0) / "best")
@@ -191,6 +209,8 @@ def test_seeds_trained_apart_keep_what_they_began_from(mini: Mini, tmp_path: Pat
          r"sft\.from: .* was made with backbone\.tiny: .*'hidden_size': 16, .* this run has .*'hidden_size': 20"),
         ("align.from={old} prompts.slate=false", ConfigError,
          r"align\.from: .* was made with prompts\.slate: True, this run has False: set the same"),
+        ("sft.from={old} sft.epochs=0 prompts.slate=false", ConfigError,
+         r"sft\.from: .* was made with prompts\.slate: True, this run has False: set the same"),
         ("sft.from={{run: {old}, method: simpo}}", RunError, r"sft\.from: .* has no simpo of seed 0"),
         ("sft.from={old}/data", RunError, r"sft\.from: .*/data: not a run folder"),
         ("sft.from=run", ConfigError, r"sft\.from: .*/run is this run itself"),
@@ -203,8 +223,8 @@ def test_what_cannot_be_begun_from(
     """And leaves no folder."""
     monkeypatch.chdir(tmp_path)
     place = override.format(old=yesterday.folder.path)
-    first, _, rest = place.rpartition(" ") if "backbone" in place or "prompts" in place else (place, "", "")
-    config = mini(*NEWER, *(part for part in (first, rest) if part))
+    parts = place.split(" ") if "backbone" in place or "prompts" in place else [place]
+    config = mini(*NEWER, *parts)
     with pytest.raises(error, match=message) as caught:
         begin(config, tmp_path / "run")
     assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
@@ -222,6 +242,7 @@ def test_sft_may_learn_other_prompts(yesterday: Run, mini: Mini, tmp_path: Path)
         (("align.from={run: a, method: dpo}", "prompts.slate=false", "arms=[{loss: dpo, negatives_from: on_policy}]"),
          r"arms\.0 \(dpo\): negatives_from on_policy is compared with where its training begins"),
         (("sft.from={run: a, methods: dpo}",), r"unknown key 'sft\.from\.methods', did you mean 'sft\.from\.method'"),
+        (("sft.epochs=0",), r"sft\.epochs: 0 measures what sft\.from names, and nothing is named"),
         (("backbone.pretrain.from=a",), r"unknown key 'backbone\.pretrain\.from'"),
     ],
 )  # fmt: skip

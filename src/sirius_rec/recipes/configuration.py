@@ -121,6 +121,8 @@ def _starts(config: Config) -> Iterator[str]:
             "sft.from, align.from: alignment begins at the SFT that is trained, or at another run's: leave one of them "
             "out"
         )
+    if sft is None and not config.sft.epochs:
+        yield "sft.epochs: 0 measures what sft.from names, and nothing is named: name a run, or train an epoch at least"
     for name, start in (("sft", sft), ("align", align)):
         if start is not None and not config.trains_language_model:
             yield f"{name}.from: with arms: [] and methods nothing begins there: leave it out, or add an arm"

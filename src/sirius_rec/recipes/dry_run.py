@@ -209,7 +209,7 @@ def _stages(run: Run, size: Size) -> Iterator[tuple[Stage, _Sample]]:
     """Trainings and scorings of one seed, in their order."""
     config, seed, again, scored = run.config, run.config.seeds[0], dict[int, _Sample](), False
     for method in build_methods(config).values():
-        if not isinstance(method, Sft | Arm) or (isinstance(method, Sft) and config.align.start is not None):
+        if not isinstance(method, Sft | Arm) or (isinstance(method, Sft) and method.takes_over):
             continue
         stream = SFT_STREAM if isinstance(method, Sft) else ALIGN_STREAM
         loss = {"loss": "sft", "score_unsampled": 0} if isinstance(method, Sft) else method.loss_options()
@@ -242,7 +242,7 @@ def _looks(run: Run) -> int:
     """How often trainings rank the validation rows: after each epoch, and before the first where nobody has yet."""
     config, count = run.config, 0
     for method in build_methods(config).values():
-        if isinstance(method, Sft) and config.align.start is None:
+        if isinstance(method, Sft) and not method.takes_over:
             count += config.sft.trained_epochs + 1
         elif isinstance(method, Arm):
             count += config.align.trained_epochs + (not method.objective.needs_reference)

@@ -135,7 +135,7 @@ def _opened(path: str, run: Run, stage: str) -> Run:
 def _check_fit(stage: str, old: Run, run: Run) -> None:
     """ConfigError naming the first option in which another value would make other weights, or other words, of it."""
     sections = [("backbone", key) for key in (*_BACKBONE, *(("tiny",) if run.config.backbone.name == "tiny" else ()))]
-    if stage == "align":  # SFT would learn other prompts; here nobody does
+    if stage == "align" or not run.config.sft.epochs:  # SFT would learn other prompts; here nobody does
         sections += [("prompts", key) for key in type(run.config.prompts).model_fields]
     for section, key in sections:
         theirs, ours = (getattr(getattr(config, section), key) for config in (old.config, run.config))

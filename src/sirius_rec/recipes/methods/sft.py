@@ -43,6 +43,12 @@ class Sft(Finetuned):
     def _warm(self) -> bool:
         return starting.begins_at(self.config) is not None
 
+    @property
+    def takes_over(self) -> bool:
+        """Whether nothing is trained: with `align.from` it is what the other run's alignment was compared with, with
+        `sft.epochs: 0` what `sft.from` names."""
+        return self.config.align.start is not None or not self.config.sft.epochs
+
     def prerequisites(self) -> tuple[Prerequisite, ...]:
         return () if self._warm else super().prerequisites()
 
@@ -55,18 +61,19 @@ class Sft(Finetuned):
         return load_stage_model(run.config, starting.policy(run, seed))
 
     def fit(self, run: Run, seed: int) -> None:
-        """Train; with `align.from` take over what the other run's alignment was compared with."""
-        if self.config.align.start is None:
+        """Train, or take over another run's model (`takes_over`)."""
+        if not self.takes_over:
             super().fit(run, seed)
         elif not self.is_done(run, seed):
             self._take_over(run, seed)
 
     def _take_over(self, run: Run, seed: int) -> None:
         """best/ and last/ are the one checkpoint; its HR@1 is measured on this run's validation rows."""
-        folder = self.folder(run, seed)
+        folder, begin = self.folder(run, seed), self.config.align.start is None
+        source = starting.policy(run, seed) if begin else starting.reference_folder(run, seed)
         if is_main():
             for name in ("best", "last"):
-                shutil.copytree(starting.reference_folder(run, seed), folder / name, dirs_exist_ok=True)
+                shutil.copytree(source, folder / name, dirs_exist_ok=True)
         wait()
         model = self.load(run, seed, "best")
         taken = starting.begun_from(run)[seed]["sha256"]  # tells it from what another run would have given
@@ -91,7 +98,7 @@ class Sft(Finetuned):
         return float(per_example(scores, positions)["hr@1"].mean())  # type: ignore[arg-type]
 
     def train_rows(self, run: Run) -> int | None:
-        return super().train_rows(run) if self.config.align.start is None else None
+        return None if self.takes_over else super().train_rows(run)
 
     def settled(self, run: Run, seed: int) -> Config:
         return alone(run.config, **self.stopped(run, seed))
