@@ -172,6 +172,13 @@ def test_diagnostics_are_blocks() -> None:
     assert lines[1] == "DPO: onset: none in 4 evaluations (HR@1 0.010 below its peak at step 8, p 0.300)"
     assert "  margin first → last       0.10 → 0.90" in lines
     assert "  HR@1 first / peak / last  0.100 / 0.950 / 0.900" in lines
+    assert "  peak at epoch             2" in lines
+    # as older versions called it, and with a rise that the test must not call a fall
+    entry["seeds"] = {"0": {"hr@1": {"best_epoch": 3}}}
+    risen = {**onset, "fall": -0.029}
+    lines = printed(print_diagnostics, {**content, "onset": {"dpo": {"all": risen, "seeds": {}}}})
+    assert lines[1] == "DPO: onset: none in 4 evaluations (HR@1 0.029 above its peak at step 8, p 0.300)"
+    assert "  peak at epoch             3" in lines
 
 
 def test_short_numbers() -> None:

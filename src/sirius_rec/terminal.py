@@ -59,7 +59,7 @@ def print_comparison(results: Mapping[str, Any], console: Console | None = None)
             for part in ("summary", "rows", "paired")
         )
         title = f"{slates}, {checkpoint} epoch, {summary[0]['n']:,} rows{_ceiling(summary[0])}"
-        against = labels[results["baseline"]]
+        against = labels.get(results["baseline"], results["baseline"])
         console.print(Text(f"\n{title}; tests: HR@1 against {against}, p by Holm\n"), soft_wrap=True)
         verdicts = {test["method"]: test for test in tests if test["against"] == results["baseline"]}
         _print(console, _comparison(summary, rows, verdicts))

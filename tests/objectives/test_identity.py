@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import sys
@@ -13,7 +14,7 @@ import pytest
 from sirius_rec.errors import ConfigError
 from sirius_rec.objectives.identity import difference, identity
 from sirius_rec.objectives.losses import Objective
-from sirius_rec.objectives.parts import ANCHORS, COMPARISONS, LINKS, REWARDS
+from sirius_rec.objectives.parts import LINKS, Link
 from sirius_rec.objectives.presets import LOSSES, build_objective
 
 LINK = """import torch
@@ -53,7 +54,7 @@ def test_the_same_objective_is_the_same_after_it_was_written() -> None:
     for name in LOSSES:
         objective = build_objective(name)
         assert difference(saved(objective), objective) is None
-        assert not saved(objective)["code"]  # this package's parts go by their names
+        assert set(saved(objective)["code"].values()) == {"sirius_rec"}  # whose parts go by their names
 
 
 def test_numbers_and_parts_that_changed_are_named() -> None:
@@ -71,20 +72,79 @@ def test_an_option_that_came_later_had_its_default() -> None:
 
 def test_code_of_ones_own_counts_but_not_its_layout(own: Any) -> None:
     before = saved(own(LINK))
-    assert (
-        difference(before, own("\n" + LINK.replace("  # a comment", "").replace("exp(-margin)", "exp( -margin )")))
-        is None
-    )
+    said = LINK.replace("objective):", 'objective):\n    """exp(−z)."""')
+    for same in ("\n" + LINK.replace("  # a comment", ""), LINK.replace("(-margin)", "( -margin )"), said):
+        assert difference(before, own(same)) is None
     other = own(LINK.replace("-margin", "-3 * margin"))
     assert difference(before, other) == "the code of link own_exp has changed"
+    # another version of Python compiles it otherwise
+    assert difference({**before, "python": "3.0"}, other) is None
 
 
-def test_code_that_has_no_source_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    space: dict[str, Any] = {"__name__": "typed"}
-    exec("def typed(reward_BC, kept_BC, gamma, link):\n    return reward_BC.sum(1)", space)
-    monkeypatch.setitem(COMPARISONS, "typed", space["typed"])
-    assert identity(build_objective("dpo", comparison="typed"))["code"] == {}
-    assert "typed" not in REWARDS | ANCHORS
+def test_code_counts_as_it_is_loaded_whatever_the_file_says_by_now(own: Any, tmp_path: Path) -> None:
+    objective = own(LINK)
+    before = saved(objective)
+    (tmp_path / "own_link_0.py").write_text(LINK.replace("-margin", "-3 * margin"))
+    assert difference(before, objective) is None
+
+
+class Steep:
+    def __init__(self, times: float) -> None:
+        self.times = times
+
+    def __call__(self, margin: Any, objective: Any) -> Any:
+        return -self.times * margin
+
+
+def closed(times: float) -> Any:
+    def link(margin: Any, objective: Any) -> Any:
+        return -times * margin
+
+    return link
+
+
+def scaled(margin: Any, objective: Any, times: float = 1.0) -> Any:
+    return -times * margin
+
+
+def again(margin: Any, objective: Any) -> Any:
+    """Calls itself, and a closure that holds itself would too."""
+    return again(margin - 1, objective) if margin > 1 else margin
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (Link(Steep(1.0)), Link(Steep(3.0))),
+        (Link(closed(1.0)), Link(closed(3.0))),
+        (Link(functools.partial(scaled, times=1.0)), Link(functools.partial(scaled, times=3.0))),
+        (Link(scaled), Link(again)),
+        (Link(scaled), Link(scaled, anchor=scaled)),
+        (Link(scaled), Link(scaled, takes_smoothing=True)),
+        (Link(lambda margin, objective: -margin), Link(lambda margin, objective: -2 * margin)),
+        (LINKS["hinge"], Link(scaled)),
+    ],
+)
+def test_what_changes_a_part(one: Link, other: Link, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LINKS, "logistic", one)  # under a name of the package's, too
+    objective = build_objective("dpo")
+    before = saved(objective)
+    assert difference(before, objective) is None
+    monkeypatch.setitem(LINKS, "logistic", other)
+    assert difference(before, objective) == "the code of link logistic has changed"
+    monkeypatch.setitem(LINKS, "logistic", one)
+    assert difference(before, objective) is None
+
+
+def test_a_closure_that_holds_itself_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    def outer() -> Any:
+        def inner(margin: Any, objective: Any) -> Any:
+            return inner(margin, objective)
+
+        return inner
+
+    monkeypatch.setitem(LINKS, "logistic", Link(outer()))
+    assert len(saved(build_objective("dpo"))["code"]["link logistic"]) == 64
 
 
 @pytest.mark.parametrize("value", ["1", [1.0]])

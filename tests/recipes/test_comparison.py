@@ -403,6 +403,10 @@ def test_the_chosen_baseline_yields_to_a_configured_one_and_to_other_slates(tmp_
     results = compare(again)
     assert results["baseline"] == "ease" and not any("chosen for its HR@1" in note for note in results["notes"])
     assert evaluated()["baseline"] == "sft_continued", "nothing was chosen"
+    unscored = Run(run.folder, config.changed(evaluation=config.evaluation.changed(baseline="dpo")))
+    results = compare(unscored)
+    assert results["baseline"] == chosen
+    assert "No tests against dpo, which is configured: it was not scored." in results["notes"]
     # as older versions wrote it, which had one configured everywhere
     written = json.loads(run.folder.comparison.read_text())
     old = {"baseline": chosen, "slates": first, "configured": "sft_continued"}
@@ -410,6 +414,10 @@ def test_the_chosen_baseline_yields_to_a_configured_one_and_to_other_slates(tmp_
     assert evaluated(baseline="sft_continued")["baseline"] == chosen
     assert evaluated(baseline="ease")["baseline"] == "ease"
     assert evaluated()["baseline"] == chosen
+    # the same command with the configuration that an older version wrote
+    run.folder.comparison.write_text(json.dumps({**written, "chosen": old}))
+    dumped = Run(run.folder, config.changed(evaluation=config.evaluation.changed(baseline="sft_continued")))
+    assert compare(dumped)["baseline"] == chosen
     for table in run.folder.scores.glob(f"{chosen}-s*{other}*"):
         table.unlink()
     assert evaluated(slates=(other,))["baseline"] == "sft_continued"

@@ -119,6 +119,16 @@ def test_a_method_that_fails_leaves_no_table_and_a_change_of_its_code_is_asked_a
     with pytest.raises(DataError, match=r"own on test-uniform-6-s0, row_id \d+: the score of candidate 0 is NaN"):
         run_stages(again, STAGES, lambda line: None)
     assert not list(run.folder.scores.glob("own*"))
+    with monkeypatch.context() as patch:  # a score that no softmax can take, of one that says it gives probabilities
+        patch.setattr(Broken, "value", float("inf"))
+        patch.setattr(Own, "probabilities", True)
+        with pytest.raises(DataError, match="scores whose highest is inf have no softmax"):
+            run_stages(again, STAGES, lambda line: None)
+    with monkeypatch.context() as patch:
+        patch.delattr(Broken, "value")
+        with pytest.raises(AttributeError) as failed:
+            run_stages(again, STAGES, lambda line: None)
+        assert "own s0 was scoring test-uniform-6-s0" in failed.value.__notes__
     monkeypatch.setattr(Broken, "value", 1.0)
     capsys.readouterr()
     run_stages(again, STAGES, lambda line: None)

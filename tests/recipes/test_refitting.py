@@ -280,6 +280,29 @@ def test_what_finds_its_candidates_is_fitted_beside_it(run: Run, tmp_path: Path,
         load_run_reranker(opened, retriever="popularity", retrieve=10, method=None, **asked)  # type: ignore[arg-type]
 
 
+def test_what_finds_candidates_may_have_been_best_with_another_seed(mini: Mini, tmp_path: Path) -> None:
+    """And may be a formula: of neither are there seeds of its own."""
+    sasrec = "{method: sasrec, options: {epochs: 1, dimension: 8, heads: 1, layers: 1}}"
+    config = mini("arms=[]", f"methods=[ease, {sasrec}]", "seeds=[0, 1]")
+    chosen = made(config, tmp_path / "run", ())
+    methods = build_methods(config)
+    methods["ease"].fit(chosen, 0)
+    methods["sasrec"].fit(chosen, 1)
+    fitted = refit(chosen, tmp_path / "a", method="ease", retriever="sasrec", log=silent)
+    assert fitted.config.seeds == (0,) and build_methods(fitted.config)["sasrec"].is_done(fitted, 0)
+    fitted = refit(chosen, tmp_path / "b", method="sasrec", retriever="ease", log=silent)
+    assert fitted.config.seeds == (1,)
+    asked = {"method": None, "seed": None, "checkpoint": "best", "titles": False, "top": 3, "exclude_seen": True}
+    served = load_run_reranker(Run.open(tmp_path / "b"), retriever="ease", retrieve=10, **asked)  # type: ignore[arg-type]
+    assert served.recipe["retriever"]["method"] == "ease"
+
+
+def test_what_finds_candidates_is_remembered(run: Run, tmp_path: Path) -> None:
+    refit(run, tmp_path / "live", method="ease", retriever="item_knn", log=silent)
+    again = refit(run, tmp_path / "live", method="ease", log=silent).folder.origin()
+    assert again is not None and again["retriever"] == "item_knn"
+
+
 def test_what_finds_candidates_scores_the_whole_catalogue(run: Run, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--retriever dpo: does not score the whole catalogue"):
         refit(run, tmp_path / "live", method="ease", retriever="dpo", log=silent)

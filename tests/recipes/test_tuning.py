@@ -347,3 +347,13 @@ def test_tuning_may_change_in_a_run_folder(mini: Callable[..., Config], tmp_path
 
     open_run(tmp_path / "run", mini())
     open_run(tmp_path / "run", mini("tune.trials=20"))
+
+
+def test_trials_of_another_objective_are_not_added(tuned: tuple[Path, str], tmp_path: Path) -> None:
+    """What is tuned may differ between trials; a preset or its code may not."""
+    shutil.copytree(tuned[0] / "out", tmp_path / "out")
+    studies.tune_one(str(tmp_path / "out"), "dpo")  # nothing is left to do
+    file = next((tmp_path / "out" / "trials" / "align").glob("dpo.t001/s0/objective.json"))
+    file.write_text(file.read_text().replace('"pairwise"', '"softmax"'))
+    with pytest.raises(RunError, match=r"dpo\.t001/s0: trained with another objective \(comparison: then 'softmax'"):
+        studies.tune_one(str(tmp_path / "out"), "dpo")

@@ -132,7 +132,8 @@ def compare(
     engine: EngineOption = "local",
     address: AddressOption = None,
 ) -> None:
-    """Train and score every method and arm × seed on the same slates; tests against the strongest baseline.
+    """Train and score every method and arm × seed on the same slates; tests against evaluation.baseline, where it is
+    set, else the strongest baseline.
 
     Does what is missing of `sirius run` and goes on where it stopped.
 

@@ -150,7 +150,8 @@ def lines(diagnostics: Mapping[str, Any]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for entry in diagnostics["methods"].values():
         mean, hits = entry["mean"], entry["mean"][HIT]
-        best = [f"{seed[HIT]['peak_epoch']:g}" for seed in entry["seeds"].values()]
+        # Older versions called it best_epoch.
+        best = [f"{seed[HIT].get('peak_epoch', seed[HIT].get('best_epoch')):g}" for seed in entry["seeds"].values()]
         rows.append((
             entry["label"], _arrow(mean[MARGIN], 2),
             f"{hits['first']:.3f} / {hits['peak']:.3f} / {hits['last']:.3f}", ", ".join(best),

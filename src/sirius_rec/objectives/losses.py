@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from itertools import chain
+from numbers import Real
 from typing import get_args, get_type_hints
 
 import torch
@@ -128,7 +129,7 @@ def _bad_numbers(objective: Objective) -> Iterator[str]:
     hints = get_type_hints(Objective)
     numbers = {name: value for name, value in values.items() if float in (hints[name], *get_args(hints[name]))}
     for name, value in numbers.items():
-        if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
+        if value is not None and not (isinstance(value, Real) and math.isfinite(value)):
             yield f"{name} must be a finite number, got {value!r}"
     for name in ("beta", "reward_temperature"):
         if numbers[name] is not None and not numbers[name] > 0:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sirius_rec.evaluation.results import write_results
+from sirius_rec.evaluation.results import UNTESTED, write_results
 from sirius_rec.rankers.chat.ranker import SPENT
 from sirius_rec.recipes.methods import build_methods
 from sirius_rec.recipes.results import SFT_CONTINUED, chosen_note, collect, gather, read_choice
@@ -35,13 +35,17 @@ def compare(run: Run) -> dict[str, Any]:
     row `parameters`, `trainable_parameters` and `training_seconds`, null where nothing is trained (pretraining and SFT
     count for every arm, and what a method builds on for that method); of a remote one what was spent (`SPENT`).
     results.json is written too, with the same tests: a folder has one baseline."""
-    slates, configured = run.test_slates, run.config.evaluation.baseline
+    slates, configured, before = run.test_slates, run.config.evaluation.baseline, read_choice(run)
+    if before is not None and configured == before["configured"]:  # by an older version, which chose all the same
+        configured = None
     results = gather(run, configured or SFT_CONTINUED)
-    if configured is not None:
+    if configured in results["methods"]:
         write_results(results, run.folder.results)
         return _write(run, results, None)
     baseline = strongest_baseline(results, slates[0])
     results = gather(run, baseline)
+    if configured is not None:
+        results["notes"].append(f"{UNTESTED} {configured}, which is configured: it was not scored.")
     results["notes"].append(chosen_note(results["methods"][baseline]["label"], slates[0]))
     write_results(results, run.folder.results)
     return _write(run, results, {"baseline": baseline, "slates": slates[0]})

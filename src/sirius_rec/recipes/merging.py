@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -12,6 +13,7 @@ from sirius_rec.config import Config, MethodSection
 from sirius_rec.config_sections import EvaluationSection
 from sirius_rec.errors import RunError
 from sirius_rec.recipes.adoption import first_difference
+from sirius_rec.recipes.methods.arms import OBJECTIVE
 from sirius_rec.recipes.models import ATTENTION, gguf_file_of
 from sirius_rec.recipes.run import Run
 from sirius_rec.recipes.run_folder import ENVIRONMENT, RunFolder
@@ -48,6 +50,11 @@ def merge_runs(paths: Sequence[Path], out: Path) -> RunFolder:
             raise RunError(f"{where} have different configurations ({words}{same})")
         if (one.arms, _named(one)) != (two.arms, _named(two)):
             raise RunError(f"{where} have different arms or methods: train the missing ones first")
+        for arm in one.arms:
+            trained = [run.folder.path / "align" / arm.key for run in (first, other)]
+            saved = [json.loads(file.read_text()) for path in trained for file in path.glob(f"s[0-9]*/{OBJECTIVE}")]
+            if any(earlier != saved[0] for earlier in saved):
+                raise RunError(f"{where} trained {arm.key} with different objectives, though it is called the same")
     seeds = [seed for run in runs for seed in run.config.seeds]
     if len(set(seeds)) < len(seeds):
         twice = next(seed for n, seed in enumerate(seeds) if seed in seeds[:n])

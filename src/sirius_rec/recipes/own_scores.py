@@ -88,7 +88,7 @@ def score_frame(
         if probabilities and not np.isfinite(row.max()):
             raise DataError(
                 f"{method} on {slates}, row_id {row_id}: scores whose highest is {row.max()} have no softmax: give "
-                "finite log-probabilities, or leave probabilities=True out"
+                "finite log-probabilities, or do not call them probabilities"
             )
     kind = pl.Float32 if single else pl.Float64
     return ranked.with_columns(pl.Series(SCORES, [row.tolist() for row in rows], dtype=pl.List(kind)))

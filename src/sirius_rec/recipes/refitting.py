@@ -93,26 +93,25 @@ def _check_whole(config: Config, settled: Config) -> None:
 
 def _with_retriever(settled: Config, run: Run, key: str) -> Config:
     """With another method of the run, settled as well; baselines that every table has need no entry."""
-    finder, seed = chosen_method(run, retriever_of(run, key).key, None)
+    finder, seed = chosen_method(run, retriever_of(run, key).key, None)  # its own best; fitted with the other's seed
     if finder.role == "trivial" or key in (entry.key for entry in settled.methods):
         return settled
-    entries = [entry.changed(seeds=(seed,)) for entry in finder.settled(run, seed).methods]
-    return settled.changed(methods=(*settled.methods, *entries))
+    return settled.changed(methods=(*settled.methods, *finder.settled(run, seed).methods))
 
 
 def _write_origin(fitted: Run, run: Run, method: Method, seed: int, retriever: str | None) -> None:
     """refit.json. RunError where the folder was fitted from another training."""
+    before = fitted.folder.origin()
     earlier = run.folder.origin()  # of a final fit's final fit: what was chosen, and measured, before
     origin = {
         "run": str(run.folder.path.resolve()) if earlier is None else earlier["run"],
         "data": run.dataset.fingerprint,
         "method": method.key,
         "seed": seed,
-        "retriever": retriever,
+        "retriever": retriever or (before or {}).get("retriever"),
         "trained": method.trained_as(run, seed),
         "measured": _measured(run, method) if earlier is None else earlier["measured"],
     }
-    before = fitted.folder.origin()
     if before is not None and any(before[key] != origin[key] for key in ("data", "method", "seed", "trained")):
         raise RunError(
             f"{fitted.folder.path}: was fitted from another run, or before that was trained anew: choose another --out"

@@ -12,6 +12,7 @@ from sirius_rec.config import ArmSection, Config, MethodSection
 from sirius_rec.errors import ConfigError, RunError
 from sirius_rec.rankers.catalogue.trie import catalogue_trie
 from sirius_rec.recipes import starting
+from sirius_rec.recipes.job import log
 from sirius_rec.recipes.methods.base import Prerequisite, Role, alone
 from sirius_rec.recipes.methods.finetuned import Finetuned
 from sirius_rec.recipes.methods.sft import Sft
@@ -25,7 +26,7 @@ from sirius_rec.recipes.training import train_stage
 if TYPE_CHECKING:
     from sirius_rec.objectives.losses import Objective
 
-_OBJECTIVE = "objective.json"  # what it is trained with, written before it is
+OBJECTIVE = "objective.json"  # what it is trained with, written before it is
 
 
 class Arm(Finetuned):
@@ -60,10 +61,10 @@ class Arm(Finetuned):
         return next((other.key for other in others if self.config.objective(other).is_base_of(own)), None)
 
     def facts(self, run: Run) -> dict[str, Any]:
-        """RunError where it was trained with another objective than it has now."""
-        for seed in self.seeds:
-            self._check_objective(run, seed)
-        return {**super().facts(run), **self.objective.parts()}
+        """With the parts of the objective that it was trained with, whatever its name stands for now."""
+        saved = next((one for seed in self.seeds if (one := self._trained_with(run, seed))), {})
+        parts = self.objective.parts()
+        return {**super().facts(run), **{part: saved.get(part, now) for part, now in parts.items()}}
 
     def prerequisites(self) -> tuple[Prerequisite, ...]:
         if not self.objective.needs_reference:
@@ -83,7 +84,8 @@ class Arm(Finetuned):
         are split over processes, or which could be items that a user had in rows that training is denied.
         """
         for seed in self.seeds:
-            self._check_objective(run, seed)
+            if changed := self.other_objective(run, seed):
+                raise RunError(changed)
         if self.arm.negatives_from != "on_policy":
             return
         if processes.split_weights():
@@ -97,26 +99,38 @@ class Arm(Finetuned):
     def folder(self, run: Run, seed: int) -> Path:
         return run.folder.arm(self.key, seed)
 
-    def _check_objective(self, run: Run, seed: int) -> None:
-        """A preset's numbers, and the code of parts of one's own, are in no configuration: RunError where they are not
-        those that this seed was begun with."""
+    def _trained_with(self, run: Run, seed: int) -> dict[str, Any] | None:
+        """The identity of the objective that a seed has trained with; None before its first checkpoint."""
+        folder = self.folder(run, seed)
+        begun = self.is_done(run, seed) or any((folder / "checkpoints").glob("*"))
+        file = folder / OBJECTIVE
+        return dict(json.loads(file.read_text())) if begun and file.is_file() else None
+
+    def other_objective(self, run: Run, seed: int) -> str | None:
+        """In words, where a seed was begun with another objective than the name stands for now: a preset's numbers, and
+        the code of parts of one's own, are in no configuration."""
         from sirius_rec.objectives.identity import difference
 
-        file = self.folder(run, seed) / _OBJECTIVE
-        if file.is_file() and (changed := difference(json.loads(file.read_text()), self.objective)):
-            raise RunError(
-                f"{file.parent}: was begun with another objective ({changed}): delete {file.parent.parent} and "
-                f"{run.folder.scores / self.key}-s* to train it anew, or give the new one a name of its own"
-            )
+        saved = self._trained_with(run, seed)
+        changed = difference(saved, self.objective) if saved else None
+        return changed and (
+            f"{self.folder(run, seed)}: was begun with another objective ({changed}): delete "
+            f"{self.folder(run, seed).parent} and {run.folder.scores / self.key}-s[0-9]* to train it anew, or give the "
+            "new one a name of its own"
+        )
 
     def fit(self, run: Run, seed: int) -> None:
         from sirius_rec.objectives.identity import identity
 
-        self._check_objective(run, seed)
+        changed = self.other_objective(run, seed)
         if self.is_done(run, seed):
+            if changed:
+                log(f"warning: {changed}; its results are of the old one")
             return
+        if changed:
+            raise RunError(changed)
         if processes.is_main():
-            atomic.write_json(self.folder(run, seed) / _OBJECTIVE, identity(self.objective))
+            atomic.write_json(self.folder(run, seed) / OBJECTIVE, identity(self.objective))
         rows = training_rows(run, self.training, seed, ALIGN_STREAM)
         ref = read_reference(run, seed) if self.objective.needs_reference else {}
         train_stage(
@@ -138,6 +152,9 @@ class Arm(Finetuned):
         )
 
     def settled(self, run: Run, seed: int) -> Config:
+        """RunError where it would be fitted with another objective than it was measured with."""
+        if changed := self.other_objective(run, seed):
+            raise RunError(changed)
         align = self.config.align.changed(stop_after=self._stop(run, seed))
         return alone(run.config, arms=(self.arm,), align=align, **Sft(self.config).stopped(run, seed))
 

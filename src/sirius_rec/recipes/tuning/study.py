@@ -17,11 +17,11 @@ import numpy as np
 
 from sirius_rec.atomic import write_json
 from sirius_rec.config import ArmSection, Config, MethodSection
-from sirius_rec.errors import TrainingError
+from sirius_rec.errors import RunError, TrainingError
 from sirius_rec.evaluation.metrics import per_example
 from sirius_rec.recipes.job import log
 from sirius_rec.recipes.methods import METHODS, Method
-from sirius_rec.recipes.methods.arms import Arm
+from sirius_rec.recipes.methods.arms import OBJECTIVE, Arm
 from sirius_rec.recipes.methods.networks import validation
 from sirius_rec.recipes.run import Run, quiet
 from sirius_rec.recipes.tuning.spaces import configured, spaces, suggest, with_values
@@ -78,6 +78,8 @@ def tune_one(path: str, key: str) -> None:
     entries: tuple[ArmSection | MethodSection, ...] = (*config.arms, *config.methods)
     entry = next(entry for entry in entries if entry.key == key)
     space = spaces(config)[key]
+    if isinstance(entry, ArmSection):
+        _require_one_objective(run, entry, space)
     study = open_study(folder, config, key)
     own = configured(config, entry, space)
     if not study.trials and own is not None:
@@ -111,6 +113,18 @@ def tune_one(path: str, key: str) -> None:
         shown = ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
         rest = "" if best is None else f"; best {best:.4f}"
         log(f"{key} trial {trial.number + 1}/{wanted}: {said} ({shown or 'as configured'}){rest}")
+
+
+def _require_one_objective(run: Run, entry: ArmSection, space: Mapping[str, Any]) -> None:
+    """RunError where earlier trials trained with another objective, beyond what is tuned."""
+    from sirius_rec.objectives.identity import difference
+
+    for file in sorted((run.folder.path / "align").glob(f"{entry.key}.t*/s[0-9]*/{OBJECTIVE}")):
+        if changed := difference(json.loads(file.read_text()), run.config.objective(entry), but=tuple(space)):
+            raise RunError(
+                f"{file.parent}: trained with another objective ({changed}): trials of two cannot be compared: choose "
+                "another --out"
+            )
 
 
 def _values(trial: Any, space: Mapping[str, Any], own: Mapping[str, Any] | None) -> dict[str, Any]:
