@@ -175,6 +175,9 @@ def test_diagnostics_are_blocks() -> None:
     assert "  peak at epoch             2" in lines
     # as older versions called it, and with a rise that the test must not call a fall
     entry["seeds"] = {"0": {"hr@1": {"best_epoch": 3}}}
+    level = {**onset, "fall": -1e-16}
+    lines = printed(print_diagnostics, {**content, "onset": {"dpo": {"all": level, "seeds": {}}}})
+    assert "(HR@1 0.000 below its peak at step 8" in lines[1]
     risen = {**onset, "fall": -0.029}
     lines = printed(print_diagnostics, {**content, "onset": {"dpo": {"all": risen, "seeds": {}}}})
     assert lines[1] == "DPO: onset: none in 4 evaluations (HR@1 0.029 above its peak at step 8, p 0.300)"

@@ -23,7 +23,7 @@ def onset_found(diagnostics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 def onset_line(onset: Mapping[str, Any]) -> str:
     """`onset_over_seeds` in words."""
     whole, seeds = onset["all"], onset["seeds"]
-    side = "below" if whole["fall"] >= 0 else "above"
+    side = "above" if whole["fall"] < -0.0005 else "below"  # what is shown as 0.000 is no rise
     fell = f"HR@1 {abs(whole['fall']):.3f} {side} its peak at step {whole['peak_step']}, p {_p(whole['p'])}"
     each = [f"{seed}: {entry['step']}" for seed, entry in seeds.items() if entry["step"] is not None]
     if whole["step"] is None:

@@ -143,7 +143,7 @@ def anchor_sentence(tests: Sequence[Row], labels: Mapping[str, str]) -> str:
     """Whether SIRIUS helped its base methods, by the paired tests of one section."""
     pairs = [test for test in tests if test["against_base"]]
     if not pairs:
-        return "The SIRIUS anchor was not tested: no method was scored both with it and without."
+        return "The SIRIUS anchor was not tested: no method was scored both with it and without, all else being equal."
     groups: dict[str, list[str]] = {}
     for test, name in zip(pairs, pair_names(pairs, labels), strict=True):
         groups.setdefault(decision(test), []).append(f"{name} ({number(test['difference'], signed=True)})")
