@@ -107,6 +107,12 @@ def scaled(margin: Any, objective: Any, times: float = 1.0) -> Any:
     return -times * margin
 
 
+def keyed(default: float) -> Any:
+    space: dict[str, Any] = {"__name__": "keyed", "times": default}
+    exec("def link(margin, objective, *, by=times):\n    return -by * margin", space)
+    return space["link"]
+
+
 def again(margin: Any, objective: Any) -> Any:
     """Calls itself, and a closure that holds itself would too."""
     return again(margin - 1, objective) if margin > 1 else margin
@@ -119,6 +125,7 @@ def again(margin: Any, objective: Any) -> Any:
         (Link(closed(1.0)), Link(closed(3.0))),
         (Link(functools.partial(scaled, times=1.0)), Link(functools.partial(scaled, times=3.0))),
         (Link(scaled), Link(again)),
+        (Link(keyed(1.0)), Link(keyed(3.0))),
         (Link(scaled), Link(scaled, anchor=scaled)),
         (Link(scaled), Link(scaled, takes_smoothing=True)),
         (Link(lambda margin, objective: -margin), Link(lambda margin, objective: -2 * margin)),

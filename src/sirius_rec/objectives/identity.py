@@ -75,7 +75,8 @@ def _words(value: Any, depth: int = 8) -> Iterator[str]:
     elif isinstance(value, frozenset):
         inside = sorted(value, key=repr)
     elif hasattr(value, "__code__"):
-        inside = (_without_docstring(value), value.__defaults__, _held(value))
+        named = sorted((value.__kwdefaults__ or {}).items())
+        inside = (_without_docstring(value), value.__defaults__, named, _held(value))
     elif isinstance(value, functools.partial):
         inside = (value.func, value.args, sorted(value.keywords.items()))
     elif is_dataclass(value) and not isinstance(value, type):
